@@ -1,0 +1,155 @@
+"""The constellation: a task-DAG as an immutable value.
+
+`dag.document` reads and writes it as YAML and JSON, `dag.builder` makes it from Python, and
+`dag.validate` finds everything that is wrong with it. Nothing here runs.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.ids import StageId
+from starloom.dag.values import Port
+
+API_VERSION = "starloom/v1"
+
+
+class Tier(StrEnum):
+    """Where a node stands: at the sensor, near it, or in a data centre."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+    CLOUD = "cloud"
+
+
+class Requirements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a node must have to run a stage. Empty fields require nothing.
+
+    `tiers`: one of these. `target`: such a target (`cpu`, `gpu`, `npu`, `fpga`). `labels`: all of
+    these node labels, equal. `memory_bytes`: at least this much memory. `node`: this very node.
+    """
+
+    tiers: tuple[Tier, ...] = ()
+    target: str = ""
+    labels: dict[str, str] = {}
+    memory_bytes: int = 0
+    node: str = ""
+
+
+class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How often a failed stage is tried again, and after how long: first, times factor, at most last."""
+
+    times: int = limits.RETRIES_DEFAULT
+    first_seconds: float = limits.BACKOFF_FIRST_SECONDS
+    factor: float = limits.BACKOFF_FACTOR
+    last_seconds: float = limits.BACKOFF_LAST_SECONDS
+
+
+class OnFailure(StrEnum):
+    """What a stage's final failure does: fail the job, skip what needs the stage, or use defaults."""
+
+    FAIL = "fail"
+    SKIP = "skip"
+    DEFAULT = "default"
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How one stage meets trouble. `timeout_seconds` bounds one attempt's run; 0 is no bound.
+
+    `defaults` gives each output port's value, as plain JSON, for `on_failure: default`.
+    """
+
+    retry: Retry = Retry()
+    timeout_seconds: float = 0.0
+    on_failure: OnFailure = OnFailure.FAIL
+    defaults: dict[str, Any] = {}
+
+
+class Join(StrEnum):
+    """Whether a stage waits for all its upstreams, or starts once one of them is satisfied."""
+
+    ALL = "all"
+    ANY = "any"
+
+
+class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A vertex: a registered kind with its parameters, requirements and policy."""
+
+    id: StageId
+    kind: str
+    params: dict[str, Any] = {}
+    requires: Requirements = Requirements()
+    policy: Policy = Policy()
+    join: Join = Join.ALL
+
+
+class On(StrEnum):
+    """When a dependency lets its downstream stage start.
+
+    SUCCESS: the upstream succeeded (if it was skipped, so is the downstream). COMPLETION: it ended
+    in any way. COMPARISON: it succeeded and a comparison of one of its outputs holds.
+    """
+
+    SUCCESS = "success"
+    COMPLETION = "completion"
+    COMPARISON = "comparison"
+
+
+Operator = Literal["==", "!=", "<", "<=", ">", ">=", "contains"]
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Compares a TEXT or JSON output with a constant; `path` walks into JSON, as `faces.0.score`."""
+
+    output: str
+    operator: Operator
+    value: Any
+    path: str = ""
+
+
+class Dependency(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An arc from `upstream` to `downstream`: carries `output` to `input`, or only order if both are empty."""
+
+    upstream: StageId
+    downstream: StageId
+    output: str = ""
+    input: str = ""
+    on: On = On.SUCCESS
+    comparison: Comparison | None = None
+
+    @property
+    def carries_data(self) -> bool:
+        return bool(self.output)
+
+
+class InputBinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Feeds a job input, by its name, to a stage's input port."""
+
+    source: str
+    downstream: StageId
+    input: str
+
+
+class OutputBinding(msgspec.Struct, frozen=True, kw_only=True):
+    """Makes a stage's output port an output of the job."""
+
+    upstream: StageId
+    output: str
+
+
+class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A task-DAG: stages by id, dependencies, typed job inputs and their bindings, job outputs by name."""
+
+    name: str
+    stages: dict[StageId, StageSpec]
+    dependencies: tuple[Dependency, ...] = ()
+    inputs: dict[str, Port] = {}
+    bindings: tuple[InputBinding, ...] = ()
+    outputs: dict[str, OutputBinding] = {}
+    labels: dict[str, str] = {}
+    api_version: str = API_VERSION
+
+    def __repr__(self) -> str:
+        return f"<Constellation {self.name!r}: {len(self.stages)} stages, {len(self.dependencies)} dependencies>"

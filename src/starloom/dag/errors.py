@@ -1,0 +1,145 @@
+"""Every error a user of Starloom can meet, on one screen.
+
+Each class names the gRPC status that carries it across the wire; the border maps by that name and
+rebuilds the class on the other side. A message says what was wrong, where, and what to do.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong with an input: `place` is a path such as `stages.detect.require.tier`."""
+
+    place: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}" if self.place else self.what
+
+
+class StarloomError(Exception):
+    """The root; `retryable` says whether the same call may succeed later without a change."""
+
+    status: ClassVar[str] = "INTERNAL"
+    retryable: ClassVar[bool] = False
+
+
+class InvalidInput(StarloomError):
+    """The input is wrong; `problems` holds everything that is, not only the first."""
+
+    status = "INVALID_ARGUMENT"
+
+    def __init__(self, problems: Iterable[Problem] | str, what: str = "invalid input") -> None:
+        found = (Problem("", problems),) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[Problem, ...] = found
+        self.what = what
+        super().__init__("\n".join([f"{what}:", *(f"  {problem}" for problem in found)]))
+
+    def __reduce__(self) -> tuple[type, tuple[tuple[Problem, ...], str]]:
+        return type(self), (self.problems, self.what)
+
+
+class InvalidConstellation(InvalidInput):
+    """A constellation is malformed, cyclic, badly typed, or names an unknown kind."""
+
+
+class Infeasible(InvalidInput):
+    """No node meets a stage's requirements; a problem per stage gives the reason per node."""
+
+    status = "FAILED_PRECONDITION"
+
+
+class NotFound(StarloomError):
+    """No such job, stage, port, model or value."""
+
+    status = "NOT_FOUND"
+
+
+class Conflict(StarloomError):
+    """The key is taken by a different job, or the state moved on."""
+
+    status = "ALREADY_EXISTS"
+
+
+class Overloaded(StarloomError):
+    """A limit was reached; nothing was accepted. Try again after `retry_after_seconds`."""
+
+    status = "RESOURCE_EXHAUSTED"
+    retryable = True
+
+    def __init__(self, message: str, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(StarloomError):
+    """The orchestrator or an agent cannot be reached."""
+
+    status = "UNAVAILABLE"
+    retryable = True
+
+
+class Fenced(StarloomError):
+    """The sender's epoch, or its lease, is over: somebody else has taken its place."""
+
+    status = "FAILED_PRECONDITION"
+
+
+class DeadlineExceeded(StarloomError, TimeoutError):
+    """Time ran out; the message says which limit, and where."""
+
+    status = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(StarloomError):
+    """The job or the attempt was cancelled."""
+
+    status = "CANCELLED"
+
+
+class JobFailed(StarloomError):
+    """A job ended without success; the message carries the failing stages' errors."""
+
+    status = "ABORTED"
+
+
+class StageError(StarloomError):
+    """A stage's own failure on its input; raise it from a stage. `transient` asks for a retry."""
+
+    status = "ABORTED"
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class InputUnavailable(StarloomError):
+    """A value could not be had from its holder. Costs no retry: it is made again or moved."""
+
+    status = "UNAVAILABLE"
+    retryable = True
+
+
+class DigestMismatch(StarloomError):
+    """Bytes are not those that were named: a damaged transfer, or a model that was swapped."""
+
+    status = "DATA_LOSS"
+
+
+class ModelMissing(StarloomError):
+    """A model is not in the model store; `starloom models pull` gets it."""
+
+    status = "FAILED_PRECONDITION"
+
+
+class JournalDamaged(StarloomError):
+    """The journal holds something other than what was written; the message names the record."""
+
+    status = "DATA_LOSS"
+
+
+class InvalidTransition(StarloomError):
+    """A fact does not fit the state: a defect. The message carries the stage's story."""

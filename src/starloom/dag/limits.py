@@ -1,0 +1,62 @@
+"""Every limit of Starloom: sizes, counts and times, each with its unit in its name.
+
+A limit that is reached is an error that quotes the name and the number from here.
+"""
+
+from typing import Final
+
+# Constellations
+STAGES_PER_JOB_MAX: Final = 20_000
+DEPENDENCIES_PER_JOB_MAX: Final = 100_000
+NAME_CHARACTERS_MAX: Final = 128
+PARAMS_BYTES_MAX: Final = 256 * 1024
+DOCUMENT_BYTES_MAX: Final = 16 * 1024 * 1024
+DOCUMENT_DEPTH_MAX: Final = 32
+
+# Values and transfer
+INLINE_VALUE_BYTES_MAX: Final = 16 * 1024
+CHUNK_BYTES: Final = 512 * 1024
+MESSAGE_BYTES_MAX: Final = 4 * 1024 * 1024
+VALUE_BYTES_MAX: Final = 1024 * 1024 * 1024
+TENSOR_DIMENSIONS_MAX: Final = 16
+IMAGE_PIXELS_MAX: Final = 64 * 1024 * 1024
+AUDIO_SECONDS_MAX: Final = 600.0
+AGENT_HELD_BYTES_MAX: Final = 2 * 1024 * 1024 * 1024
+
+# Jobs and admission
+OPEN_JOBS_MAX: Final = 1_000
+OPEN_STAGES_MAX: Final = 200_000
+JOB_KEY_CHARACTERS_MAX: Final = 128
+JOB_PARALLEL_MAX: Final = 10_000
+OVERLOADED_RETRY_SECONDS: Final = 1.0
+JOB_INPUT_BYTES_MAX: Final = 256 * 1024 * 1024
+FINISHED_JOBS_KEPT: Final = 1_000
+
+# Attempts
+RETRIES_DEFAULT: Final = 2
+BACKOFF_FIRST_SECONDS: Final = 0.1
+BACKOFF_FACTOR: Final = 2.0
+BACKOFF_LAST_SECONDS: Final = 30.0
+AGENT_DEATHS_PER_STAGE_MAX: Final = 3
+INPUT_LOSSES_PER_STAGE_MAX: Final = 20
+
+# Sessions and leases
+LEASE_SECONDS: Final = 3.0
+HEARTBEAT_SECONDS: Final = 0.5
+LOST_AFTER_SUSPECT_SECONDS: Final = 3.0
+RECONNECT_FIRST_SECONDS: Final = 0.05
+RECONNECT_LAST_SECONDS: Final = 1.0
+SESSION_CREDITS: Final = 4_096
+SESSION_FRAME_MESSAGES_MAX: Final = 512
+CANCEL_GRACE_SECONDS: Final = 30.0
+
+# The orchestrator's loop
+BATCH_INPUTS_MAX: Final = 512
+BATCH_WAIT_SECONDS: Final = 0.001
+AGENT_BACKLOG_STAGES: Final = 64
+JOURNAL_RESERVED_BYTES: Final = 1024 * 1024
+EVENTS_PER_READ_MAX: Final = 1_000
+
+# Clients
+RPC_DEADLINE_SECONDS: Final = 30.0
+CONNECT_SECONDS: Final = 5.0

@@ -1,0 +1,48 @@
+"""Port types, and references to values. A reference travels; the bytes stay where they were made."""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class PortType(StrEnum):
+    """What a port carries. `agents.values` gives the Python object and the bytes of each."""
+
+    TENSOR = "tensor"
+    TEXT = "text"
+    BYTES = "bytes"
+    IMAGE = "image"
+    AUDIO = "audio"
+    JSON = "json"
+
+
+class Port(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A typed input or output; `stream` means a sequence of that type, `optional` may stay unbound."""
+
+    type: PortType
+    stream: bool = False
+    optional: bool = False
+
+    def __str__(self) -> str:
+        return f"stream of {self.type}" if self.stream else str(self.type)
+
+
+JOB_STORE = ""
+"""The holder of values that lie in the orchestrator's job store."""
+
+
+class ValueRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Names one value: its type, size, content digest, and where its bytes are.
+
+    `digest` is BLAKE3 of the bytes, in hex. `meta` is what is needed to read them: dtype and shape
+    of a tensor or image, sample_rate_hz of audio. `inline` holds the bytes of a small value;
+    otherwise they are with the agent named `holder`, or in the job store where that is empty.
+    """
+
+    type: PortType
+    bytes: int
+    digest: str
+    meta: dict[str, Any] = {}
+    inline: bytes | None = None
+    holder: str = JOB_STORE
