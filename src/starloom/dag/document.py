@@ -1,0 +1,297 @@
+"""Constellations as text: YAML, and JSON, which is YAML as well.
+
+    api_version: starloom/v1
+    name: spoken-question
+    labels: {team: demo}
+    inputs:
+      audio: {type: bytes}                      # or short: `audio: bytes`
+      words: {type: text, stream: true, optional: true}
+    stages:
+      hear:
+        kind: audio.decode
+        in: {data: $audio}                      # a job input; `stage.port` is an upstream's output
+        params: {sample_rate_hz: 16000}
+        require: {tier: [device, edge], target: npu, labels: {sensor: microphone}, memory: 512MiB, node: cam-1}
+        retry: {times: 2, first: 100ms, factor: 2, last: 30s}       # or short: `retry: 2`
+        timeout: 30s
+        on_failure: default                     # fail | skip | default
+        defaults: {text: ""}
+        join: all                               # all | any
+        after: [other, {stage: another, on: completion}]            # order only
+      pick:
+        kind: x
+        in:
+          text: {from: hear.text, on: completion}
+          more: {from: hear.more, when: {output: score, is: ">=", value: 0.5, path: faces.0.score}}
+    outputs:
+      answer: pick.text
+
+Scalars are read as YAML 1.2 reads them: `on`, `yes` and `no` are text. Keys are always text. Tags are
+refused; anchors and aliases may be used as long as the document stays small when they are written out.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from math import isfinite
+from typing import Any
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.checks import name_fault
+from starloom.dag.constellation import (
+    Comparison,
+    Constellation,
+    Dependency,
+    Join,
+    On,
+    OnFailure,
+    Requirements,
+    Retry,
+    StageSpec,
+)
+from starloom.dag.errors import InvalidConstellation, Problem
+from starloom.dag.ids import StageId
+from starloom.dag.schema import BYTES_PER_UNIT, SECONDS_PER_UNIT, from_json
+from starloom.dag.values import Port
+from starloom.dag.yamltext import read_yaml, write_yaml
+
+__all__ = ["canonical", "dump", "from_json", "load", "to_json"]
+
+
+def load(text: str | bytes, *, place: str = "") -> Constellation:
+    """Reads a constellation from YAML or JSON. `place` names the source, such as a file, in the error.
+
+    Raises InvalidConstellation: for text that cannot be read, with line and column; else with every
+    structural problem. What the parts mean together is for `dag.validate`.
+    """
+    return from_json(_read(text, place), _what(place))
+
+
+def dump(constellation: Constellation) -> str:
+    """A constellation as YAML; `load` gives back an equal one, up to the order that `canonical` sets.
+
+    Raises InvalidConstellation as `to_json` does.
+    """
+    return write_yaml(to_json(constellation))
+
+
+def canonical(constellation: Constellation) -> Constellation:
+    """The same constellation with bindings and dependencies in the order that documents give them.
+
+    That is the order of the stages they lead to; for each stage those with data first.
+    """
+    position = {stage: index for index, stage in enumerate(constellation.stages)}
+    last = len(position)
+    return msgspec.structs.replace(
+        constellation,
+        bindings=tuple(sorted(constellation.bindings, key=lambda binding: position.get(binding.downstream, last))),
+        dependencies=tuple(
+            sorted(constellation.dependencies, key=lambda d: (position.get(d.downstream, last), not d.carries_data))
+        ),
+    )
+
+
+def to_json(constellation: Constellation) -> dict[str, Any]:
+    """The document form as plain mappings and lists, ready for JSON or YAML.
+
+    Raises InvalidConstellation for what this form cannot say: a dependency into a stage that is not
+    there, two that feed one port, data without both ports, a comparison without its condition, a
+    stage name that is none. `dag.validate` finds these as well; the binary form holds anything.
+    """
+    if unsayable := list(_unsayable(constellation)):
+        raise InvalidConstellation(unsayable, "the constellation cannot be written as a document")
+    feeds: dict[StageId, dict[str, Any]] = {stage: {} for stage in constellation.stages}
+    after: dict[StageId, list[Any]] = {stage: [] for stage in constellation.stages}
+    for binding in constellation.bindings:
+        feeds[binding.downstream][binding.input] = f"${binding.source}"
+    for dependency in constellation.dependencies:
+        if dependency.carries_data:
+            feeds[dependency.downstream][dependency.input] = _source(dependency)
+        else:
+            after[dependency.downstream].append(_order(dependency))
+    return _without_empty(
+        {
+            "api_version": constellation.api_version,
+            "name": constellation.name,
+            "labels": constellation.labels,
+            "inputs": {name: _port(port) for name, port in constellation.inputs.items()},
+            "stages": {name: _stage(stage, feeds[name], after[name]) for name, stage in constellation.stages.items()},
+            "outputs": {name: f"{out.upstream}.{out.output}" for name, out in constellation.outputs.items()},
+        },
+        keep=("api_version", "name", "stages"),
+    )
+
+
+def _what(place: str) -> str:
+    return f"{place or 'the document'} is no constellation"
+
+
+def _read(text: str | bytes, place: str) -> Any:
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if len(data) > limits.DOCUMENT_BYTES_MAX:
+        size = f"{len(data)} bytes are over DOCUMENT_BYTES_MAX = {limits.DOCUMENT_BYTES_MAX}"
+        raise InvalidConstellation([Problem("", size)], _what(place))
+    try:
+        decoded = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        fault = f"byte {error.start} is not UTF-8; save the document as UTF-8"
+        raise InvalidConstellation([Problem("", fault)], _what(place)) from error
+    try:
+        found = _read_json(decoded) if decoded.lstrip()[:1] == "{" else None
+        return read_yaml(decoded) if found is None else found
+    except InvalidConstellation as error:
+        raise InvalidConstellation(error.problems, _what(place)) from error
+
+
+def _read_json(text: str) -> Any:
+    """JSON, some ten times as fast as YAML; None where the text is not JSON and may be YAML."""
+    twice: list[Problem] = []
+
+    def mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            times = Counter(key for key, _ in pairs)
+            what = "the key {!r} is given twice in one mapping; keep one"
+            twice.extend(Problem("", what.format(key)) for key, count in times.items() if count > 1)
+        return found
+
+    try:
+        document = json.loads(text, object_pairs_hook=mapping)
+    except RecursionError as error:
+        what = f"is nested deeper than DOCUMENT_DEPTH_MAX = {limits.DOCUMENT_DEPTH_MAX}; flatten it"
+        raise InvalidConstellation([Problem("", what)]) from error
+    except ValueError:
+        return None
+    if twice:
+        raise InvalidConstellation(twice)
+    return document
+
+
+def _unsayable(constellation: Constellation) -> Iterator[Problem]:
+    for stage_id, stage in constellation.stages.items():
+        fault = name_fault(stage_id) or ("" if stage.id == stage_id else "its id is not the name it is listed under")
+        if fault:
+            yield Problem(f"stages.{stage_id}", fault)
+    fed: set[tuple[StageId, str]] = set()
+    for index, dependency in enumerate(constellation.dependencies):
+        place = f"dependencies[{index}]"
+        for stage_id in (dependency.upstream, dependency.downstream):
+            if name_fault(stage_id):
+                yield Problem(place, name_fault(stage_id))
+        if dependency.downstream not in constellation.stages:
+            yield Problem(place, f"no stage is called {dependency.downstream!r}")
+        if bool(dependency.output) != bool(dependency.input):
+            yield Problem(place, "names only one of output and input")
+        if (dependency.on == On.COMPARISON) != (dependency.comparison is not None):
+            yield Problem(place, "has a comparison without on: comparison, or the other way round")
+        if dependency.carries_data:
+            yield from _fed_twice(fed, dependency.downstream, dependency.input)
+    for binding in constellation.bindings:
+        if binding.downstream not in constellation.stages:
+            yield Problem(f"inputs.{binding.source}", f"no stage is called {binding.downstream!r}")
+        yield from _fed_twice(fed, binding.downstream, binding.input)
+    for name, output in constellation.outputs.items():
+        if name_fault(output.upstream) or not output.output:
+            yield Problem(f"outputs.{name}", f"{output.upstream!r}.{output.output!r} cannot be written as stage.port")
+
+
+def _fed_twice(fed: set[tuple[StageId, str]], stage: StageId, port: str) -> Iterator[Problem]:
+    if (stage, port) in fed:
+        yield Problem(f"stages.{stage}.in.{port}", "is fed twice")
+    fed.add((stage, port))
+
+
+def _without_empty(part: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str, Any]:
+    return {key: value for key, value in part.items() if key in keep or value not in ("", 0, None, {}, [], ())}
+
+
+def _port(port: Port) -> str | dict[str, Any]:
+    short = _without_empty({"type": str(port.type), "stream": port.stream, "optional": port.optional})
+    return str(port.type) if len(short) == 1 else short
+
+
+def _condition(dependency: Dependency) -> dict[str, Any]:
+    if dependency.comparison is not None:
+        return {"when": _comparison(dependency.comparison, dependency.output)}
+    return {} if dependency.on == On.SUCCESS else {"on": str(dependency.on)}
+
+
+def _comparison(comparison: Comparison, carried: str) -> dict[str, Any]:
+    when = {"is": comparison.operator, "value": comparison.value}
+    if comparison.output != carried:
+        when = {"output": comparison.output, **when}
+    return {**when, "path": comparison.path} if comparison.path else when
+
+
+def _source(dependency: Dependency) -> str | dict[str, Any]:
+    name = f"{dependency.upstream}.{dependency.output}"
+    condition = _condition(dependency)
+    return {"from": name, **condition} if condition else name
+
+
+def _order(dependency: Dependency) -> str | dict[str, Any]:
+    condition = _condition(dependency)
+    return {"stage": str(dependency.upstream), **condition} if condition else str(dependency.upstream)
+
+
+def _stage(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> dict[str, Any]:
+    policy = stage.policy
+    return _without_empty(
+        {
+            "kind": stage.kind,
+            "in": feeds,
+            "params": msgspec.to_builtins(stage.params),
+            "require": _requirements(stage.requires),
+            "retry": _retry(policy.retry),
+            "timeout": _seconds_text(policy.timeout_seconds) if policy.timeout_seconds else None,
+            "on_failure": str(policy.on_failure) if policy.on_failure != OnFailure.FAIL else None,
+            "defaults": msgspec.to_builtins(policy.defaults),
+            "join": str(stage.join) if stage.join != Join.ALL else None,
+            "after": after,
+        },
+        keep=("kind",),
+    )
+
+
+def _requirements(requires: Requirements) -> dict[str, Any]:
+    tiers = [str(tier) for tier in requires.tiers]
+    return _without_empty(
+        {
+            "tier": tiers[0] if len(tiers) == 1 else tiers,
+            "target": requires.target,
+            "labels": requires.labels,
+            "memory": _bytes_text(requires.memory_bytes),
+            "node": requires.node,
+        }
+    )
+
+
+def _retry(retry: Retry) -> int | dict[str, Any] | None:
+    usual = Retry()
+    if retry == usual:
+        return None
+    changed: dict[str, Any] = {
+        "first": _seconds_text(retry.first_seconds) if retry.first_seconds != usual.first_seconds else None,
+        "factor": retry.factor if retry.factor != usual.factor else None,
+        "last": _seconds_text(retry.last_seconds) if retry.last_seconds != usual.last_seconds else None,
+    }
+    return {"times": retry.times, **{key: value for key, value in changed.items() if value is not None}}
+
+
+def _seconds_text(seconds: float) -> str | float:
+    """The shortest text that reads back as exactly this number; what is no duration stays a number."""
+    if not isfinite(seconds) or seconds < 0:
+        return seconds
+    if seconds == int(seconds):
+        return f"{int(seconds)}s"
+    milliseconds = round(seconds * 1_000)
+    return f"{milliseconds}ms" if milliseconds * SECONDS_PER_UNIT["ms"] == seconds else f"{seconds!r}s"
+
+
+def _bytes_text(count: int) -> str | int:
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        if count and count % BYTES_PER_UNIT[unit] == 0:
+            return f"{count // BYTES_PER_UNIT[unit]}{unit}"
+    return count

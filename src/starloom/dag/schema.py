@@ -1,0 +1,331 @@
+"""A constellation's document form, as plain mappings and lists, read and checked.
+
+`from_json` takes what a YAML or JSON reader gives and collects every structural problem: unknown
+keys, missing ones, wrong types, unreadable durations and sizes. What the parts mean together is
+`dag.validate`'s to judge. `dag.document` has the text forms, and writes.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from enum import StrEnum
+from typing import Any, TypeVar, get_args
+
+from starloom.dag import limits
+from starloom.dag.checks import kind_of, number_fault, plain_fault, suggestion
+from starloom.dag.constellation import (
+    API_VERSION,
+    Comparison,
+    Constellation,
+    Dependency,
+    InputBinding,
+    Join,
+    On,
+    OnFailure,
+    Operator,
+    OutputBinding,
+    Policy,
+    Requirements,
+    Retry,
+    StageSpec,
+    Tier,
+)
+from starloom.dag.errors import InvalidConstellation, Problem
+from starloom.dag.ids import StageId
+from starloom.dag.values import Port, PortType
+
+SECONDS_PER_UNIT: Mapping[str, float] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+BYTES_PER_UNIT: Mapping[str, int] = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+}
+_QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{0,24})?(?:[eE][-+]?\d{1,2})?)\s*([A-Za-z]+)")
+
+E = TypeVar("E", bound=StrEnum)
+T = TypeVar("T")
+
+
+def from_json(document: Any, what: str = "the document is no constellation") -> Constellation:
+    """The constellation that a document's plain form describes.
+
+    Raises InvalidConstellation, headed by `what`, with every structural problem.
+    """
+    reader = _Reader()
+    constellation = reader.constellation(document)
+    if reader.problems:
+        raise InvalidConstellation(reader.problems, what)
+    return constellation
+
+
+class _Reader:
+    """Reads parts; notes what is wrong and goes on with a stand-in, so that one pass finds everything."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def constellation(self, value: Any) -> Constellation:
+        known = ("api_version", "name", "labels", "inputs", "stages", "outputs")
+        part = self._mapping("", value, known, needed=("api_version", "name", "stages"))
+        version = self._text("api_version", part.get("api_version", API_VERSION))
+        if version != API_VERSION:
+            self._problem("api_version", f"{version!r} is not known here; this version reads {API_VERSION!r}")
+        stages: dict[StageId, StageSpec] = {}
+        bindings: list[InputBinding] = []
+        dependencies: list[Dependency] = []
+        for name, stage in self._mapping("stages", part.get("stages", {})).items():
+            stages[StageId(name)] = self._stage(StageId(name), stage, bindings, dependencies)
+        inputs = self._mapping("inputs", part.get("inputs", {}))
+        outputs = self._mapping("outputs", part.get("outputs", {}))
+        return Constellation(
+            name=self._text("name", part.get("name", "")),
+            stages=stages,
+            dependencies=tuple(dependencies),
+            inputs={name: self._port(f"inputs.{name}", port) for name, port in inputs.items()},
+            bindings=tuple(bindings),
+            outputs={name: self._output(f"outputs.{name}", output) for name, output in outputs.items()},
+            labels=self._labels("labels", part.get("labels", {})),
+            api_version=version,
+        )
+
+    def _problem(self, place: str, what: str) -> None:
+        self.problems.append(Problem(place, what))
+
+    def _mapping(
+        self, place: str, value: Any, known: Iterable[str] | None = None, *, needed: Iterable[str] = ()
+    ) -> dict[str, Any]:
+        """`value` as a mapping, without its unknown keys; an empty one where it is something else."""
+        if not isinstance(value, dict):
+            self._problem(place, f"is {kind_of(value)}; write a mapping, key: value")
+            return {}
+        prefix = f"{place}." if place else ""
+        for key in value:
+            if not isinstance(key, str):
+                self._problem(f"{prefix}{key}", f"the key {key!r} is {kind_of(key)}; write it as text")
+            elif known is not None and key not in known:
+                self._problem(f"{prefix}{key}", f"there is no such key here{suggestion(key, known)}")
+        for key in needed:
+            if key not in value:
+                self._problem(f"{prefix}{key}", "is missing; add it")
+        return {key: item for key, item in value.items() if isinstance(key, str) and (known is None or key in known)}
+
+    def _text(self, place: str, value: Any) -> str:
+        if isinstance(value, str):
+            return value
+        self._problem(place, f"is {kind_of(value)} ({value!r}); write text{_quoted(value)}")
+        return ""
+
+    def _flag(self, place: str, value: Any) -> bool:
+        if not isinstance(value, bool):
+            self._problem(place, f"is {kind_of(value)} ({value!r}); write true or false")
+        return value is True
+
+    def _choice(self, place: str, value: Any, choices: type[E], otherwise: E) -> E:
+        if isinstance(value, str) and value in tuple(choices):
+            return choices(value)
+        self._problem(place, f"is {value!r}; use {_listed(choices)}")
+        return otherwise
+
+    def _labels(self, place: str, value: Any) -> dict[str, str]:
+        return {key: self._text(f"{place}.{key}", text) for key, text in self._mapping(place, value).items()}
+
+    def _plain(self, place: str, value: Any) -> dict[str, Any]:
+        part = self._mapping(place, value)
+        for key, item in part.items():
+            if fault := plain_fault(item):
+                self._problem(f"{place}.{key}", fault)
+        return part
+
+    def _number(self, place: str, value: Any, otherwise: T, *, whole: bool = False, at_least: float = 0.0) -> T:
+        if fault := number_fault(value, whole=whole, at_least=at_least):
+            self._problem(place, fault)
+            return otherwise
+        return type(otherwise)(value)  # type: ignore[call-arg]
+
+    def _quantity(self, place: str, value: Any, otherwise: T, read: Callable[[Any], T]) -> T:
+        try:
+            return read(value)
+        except ValueError as error:
+            self._problem(place, str(error))
+            return otherwise
+
+    def _port(self, place: str, value: Any) -> Port:
+        if isinstance(value, str):
+            value = {"type": value}
+        part = self._mapping(place, value, ("type", "stream", "optional"), needed=("type",))
+        return Port(
+            type=self._choice(f"{place}.type", part.get("type", PortType.BYTES), PortType, PortType.BYTES),
+            stream=self._flag(f"{place}.stream", part.get("stream", False)),
+            optional=self._flag(f"{place}.optional", part.get("optional", False)),
+        )
+
+    def _output(self, place: str, value: Any) -> OutputBinding:
+        stage, port = self._reference(place, value)
+        return OutputBinding(upstream=stage, output=port)
+
+    def _reference(self, place: str, value: Any) -> tuple[StageId, str]:
+        stage, dot, port = self._text(place, value).partition(".")
+        if isinstance(value, str) and not (stage and dot and port and not stage.startswith("$")):
+            self._problem(place, f"is {value!r}; name an upstream's output as stage.port")
+        return StageId(stage), port
+
+    def _stage(
+        self, name: StageId, value: Any, bindings: list[InputBinding], dependencies: list[Dependency]
+    ) -> StageSpec:
+        place = f"stages.{name}"
+        known = ("kind", "in", "params", "require", "retry", "timeout", "on_failure", "defaults", "join", "after")
+        part = self._mapping(place, value, known, needed=("kind",))
+        for port, source in self._mapping(f"{place}.in", part.get("in", {})).items():
+            self._feed(name, port, source, bindings, dependencies)
+        after = part.get("after", [])
+        if isinstance(after, str | dict):
+            after = [after]
+        if not isinstance(after, list | tuple):
+            self._problem(f"{place}.after", f"is {kind_of(after)}; write a list of stages")
+            after = []
+        dependencies.extend(self._after(name, f"{place}.after[{index}]", item) for index, item in enumerate(after))
+        return StageSpec(
+            id=name,
+            kind=self._text(f"{place}.kind", part.get("kind", "")),
+            params=self._plain(f"{place}.params", part.get("params", {})),
+            requires=self._requirements(f"{place}.require", part.get("require", {})),
+            policy=self._policy(place, part),
+            join=self._choice(f"{place}.join", part.get("join", Join.ALL), Join, Join.ALL),
+        )
+
+    def _feed(
+        self, stage: StageId, port: str, value: Any, bindings: list[InputBinding], dependencies: list[Dependency]
+    ) -> None:
+        place = f"stages.{stage}.in.{port}"
+        part = {"from": value}
+        if isinstance(value, dict):
+            part = self._mapping(place, value, ("from", "on", "when"), needed=("from",))
+            if "from" not in part:
+                return
+        if not isinstance(part["from"], str):
+            what = f"is {kind_of(part['from'])}; name a job input ($name) or an upstream's output (stage.port)"
+            self._problem(place, what)
+            return
+        if part["from"].startswith("$"):
+            bindings.append(InputBinding(source=part["from"][1:], downstream=stage, input=port))
+            if len(part) > 1:
+                self._problem(place, "a job input is always there; leave on and when out")
+            return
+        upstream, output = self._reference(place, part["from"])
+        on, comparison = self._condition(place, part, output)
+        dependencies.append(
+            Dependency(upstream=upstream, downstream=stage, output=output, input=port, on=on, comparison=comparison)
+        )
+
+    def _after(self, stage: StageId, place: str, value: Any) -> Dependency:
+        if isinstance(value, str):
+            return Dependency(upstream=StageId(value), downstream=stage)
+        part = self._mapping(place, value, ("stage", "on", "when"), needed=("stage",))
+        on, comparison = self._condition(place, part, "")
+        upstream = StageId(self._text(f"{place}.stage", part.get("stage", "")))
+        return Dependency(upstream=upstream, downstream=stage, on=on, comparison=comparison)
+
+    def _condition(self, place: str, part: Mapping[str, Any], output: str) -> tuple[On, Comparison | None]:
+        if "when" not in part:
+            on = self._choice(f"{place}.on", part.get("on", On.SUCCESS), On, On.SUCCESS)
+            if on == On.COMPARISON:
+                self._problem(f"{place}.on", "a comparison needs a when; write when: {is: '>=', value: 0.5}")
+            return on, None
+        if part.get("on", On.COMPARISON) != On.COMPARISON:
+            self._problem(f"{place}.on", "when already says on what; leave on out")
+        place = f"{place}.when"
+        needed = ("is", "value") if output else ("output", "is", "value")
+        when = self._mapping(place, part["when"], ("output", "is", "value", "path"), needed=needed)
+        operator = when.get("is", "==")
+        if operator not in get_args(Operator):
+            self._problem(f"{place}.is", f"is {operator!r}; use one of {' '.join(get_args(Operator))}")
+        if fault := plain_fault(when.get("value")):
+            self._problem(f"{place}.value", fault)
+        return On.COMPARISON, Comparison(
+            output=self._text(f"{place}.output", when.get("output", output)),
+            operator=operator,
+            value=when.get("value"),
+            path=self._text(f"{place}.path", when.get("path", "")),
+        )
+
+    def _requirements(self, place: str, value: Any) -> Requirements:
+        part = self._mapping(place, value, ("tier", "target", "labels", "memory", "node"))
+        tiers = part.get("tier", [])
+        if not isinstance(tiers, list | tuple):
+            tiers = [tiers]
+        return Requirements(
+            tiers=tuple(self._choice(f"{place}.tier", tier, Tier, Tier.DEVICE) for tier in tiers),
+            target=self._text(f"{place}.target", part.get("target", "")),
+            labels=self._labels(f"{place}.labels", part.get("labels", {})),
+            memory_bytes=self._quantity(f"{place}.memory", part.get("memory", 0), 0, read_bytes),
+            node=self._text(f"{place}.node", part.get("node", "")),
+        )
+
+    def _policy(self, place: str, stage: Mapping[str, Any]) -> Policy:
+        usual = Policy()
+        return Policy(
+            retry=self._retry(f"{place}.retry", stage["retry"]) if "retry" in stage else usual.retry,
+            timeout_seconds=self._quantity(f"{place}.timeout", stage.get("timeout", 0.0), 0.0, read_seconds),
+            on_failure=self._choice(
+                f"{place}.on_failure", stage.get("on_failure", usual.on_failure), OnFailure, usual.on_failure
+            ),
+            defaults=self._plain(f"{place}.defaults", stage.get("defaults", {})),
+        )
+
+    def _retry(self, place: str, value: Any) -> Retry:
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = {"times": value}
+        part = self._mapping(place, value, ("times", "first", "factor", "last"))
+        usual = Retry()
+        first = part.get("first", usual.first_seconds)
+        last = part.get("last", usual.last_seconds)
+        return Retry(
+            times=self._number(f"{place}.times", part.get("times", usual.times), usual.times, whole=True),
+            first_seconds=self._quantity(f"{place}.first", first, usual.first_seconds, read_seconds),
+            factor=self._number(f"{place}.factor", part.get("factor", usual.factor), usual.factor, at_least=1.0),
+            last_seconds=self._quantity(f"{place}.last", last, usual.last_seconds, read_seconds),
+        )
+
+
+def read_seconds(value: Any) -> float:
+    """Seconds from a number of them, or from text such as `100ms`, `5s`, `2m`, `1h`. Raises ValueError."""
+    how = "write a number of seconds, or text such as 100ms, 5s, 2m or 1h"
+    if isinstance(value, str):
+        found = _QUANTITY.fullmatch(value.strip())
+        if not found or found[2] not in SECONDS_PER_UNIT:
+            raise ValueError(f"is {value!r}; {how}")
+        value = float(found[1]) * SECONDS_PER_UNIT[found[2]]
+    if number_fault(value, at_most=limits.DURATION_SECONDS_MAX):
+        most = f"at most DURATION_SECONDS_MAX = {limits.DURATION_SECONDS_MAX:g}"
+        raise ValueError(f"is {value!r}; {how}, not negative and {most}")
+    return float(value)
+
+
+def read_bytes(value: Any) -> int:
+    """Bytes from a number of them, or from text such as `512MiB` or `2GB`. Raises ValueError."""
+    how = f"write a number of bytes, or text such as 512MiB or 2GB (units: {', '.join(BYTES_PER_UNIT)})"
+    if isinstance(value, str):
+        found = _QUANTITY.fullmatch(value.strip())
+        if not found or found[2] not in BYTES_PER_UNIT:
+            raise ValueError(f"is {value!r}; {how}")
+        unit = BYTES_PER_UNIT[found[2]]
+        value = int(found[1]) * unit if found[1].isdigit() else float(found[1]) * unit
+        if value != int(value):
+            raise ValueError(f"is {value} bytes; {how}, that comes to whole bytes")
+        value = int(value)
+    if fault := number_fault(value, whole=True, unit="bytes"):
+        raise ValueError(fault)
+    return int(value)
+
+
+def _quoted(value: Any) -> str:
+    return f", with quotes: '{value}'" if isinstance(value, bool | int | float) else ""
+
+
+def _listed(choices: type[E]) -> str:
+    return " or ".join([", ".join(list(choices)[:-1]), list(choices)[-1]])

@@ -1,0 +1,266 @@
+"""Finds everything that is wrong with a constellation, each with its place.
+
+Places are those of the document form (`dag.document`), whatever the constellation was made from:
+`stages.detect.in.image`, `stages.detect.require.tier`, `outputs.answer`; a dependency whose
+downstream stage does not exist is `dependencies[3]`.
+
+    validate(constellation, kinds)        # raises InvalidConstellation with all problems
+    problems(constellation, kinds)        # the same as a list, empty if there are none
+    warnings(constellation, kinds)        # what is allowed, but seldom meant
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from starloom.dag import limits
+from starloom.dag.checks import kind_of, name_fault, plain_fault, suggestion
+from starloom.dag.constellation import API_VERSION, Comparison, Constellation, Dependency, InputBinding, Join, On
+from starloom.dag.errors import InvalidConstellation, Problem
+from starloom.dag.ids import StageId
+from starloom.dag.kinds import KindSpec
+from starloom.dag.order import cycle_text, find_cycles
+from starloom.dag.validate_stage import PLAIN_TYPES, label_problems, stage_problems
+from starloom.dag.values import Port, PortType
+
+_ORDERED = ("<", "<=", ">", ">=")
+_OPERATORS = ("==", "!=", *_ORDERED, "contains")
+
+
+def validate(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> None:
+    """Raises InvalidConstellation with all problems, if there are any. Linear in the constellation's size."""
+    found = problems(constellation, kinds)
+    if found:
+        raise InvalidConstellation(found, f"constellation {constellation.name!r} is not valid")
+
+
+def problems(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> list[Problem]:
+    """Everything that is wrong with a constellation, in the order of its document; empty if nothing is."""
+    return list(_Validator(constellation, kinds).problems())
+
+
+def warnings(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> list[Problem]:
+    """What a valid constellation may say but seldom means: unused job inputs, and inputs that may stay without a value."""
+    used = {binding.source for binding in constellation.bindings}
+    found = [Problem(f"inputs.{name}", "no stage uses this input") for name in constellation.inputs if name not in used]
+    for dependency in constellation.dependencies:
+        stage = constellation.stages.get(dependency.downstream)
+        kind = kinds.get(stage.kind) if stage else None
+        port = kind.input_port(dependency.input) if kind and dependency.carries_data else None
+        if stage is None or port is None or port.optional:
+            continue
+        place = f"stages.{dependency.downstream}.in.{dependency.input}"
+        if dependency.on == On.COMPLETION:
+            found.append(Problem(place, f"has no value when {dependency.upstream} fails, but {stage.kind} requires it"))
+        elif stage.join == Join.ANY:
+            found.append(Problem(place, f"may have no value yet when the stage starts, but {stage.kind} requires it"))
+    return found
+
+
+class _Validator:
+    """One pass over one constellation."""
+
+    def __init__(self, constellation: Constellation, kinds: Mapping[str, KindSpec]) -> None:
+        self._c = constellation
+        self._kinds = kinds
+        self._feeds: dict[tuple[StageId, str], list[str]] = {}
+
+    def problems(self) -> Iterator[Problem]:
+        yield from self._head_problems()
+        for name, port in self._c.inputs.items():
+            if fault := name_fault(name):
+                yield Problem(f"inputs.{name}", fault)
+            if port.type not in tuple(PortType):
+                yield Problem(f"inputs.{name}.type", f"no port type is called {port.type!r}; use {', '.join(PortType)}")
+        for stage_name, stage in self._c.stages.items():
+            yield from stage_problems(stage_name, stage, self._kinds)
+        for binding in self._c.bindings:
+            yield from self._binding_problems(binding)
+        for index, dependency in enumerate(self._c.dependencies):
+            yield from self._dependency_problems(self._dependency_place(index, dependency), dependency)
+        yield from self._duplicate_problems()
+        yield from self._feed_problems()
+        yield from self._cycle_problems()
+        yield from self._output_problems()
+
+    def _head_problems(self) -> Iterator[Problem]:
+        if self._c.api_version != API_VERSION:
+            yield Problem(
+                "api_version", f"{self._c.api_version!r} is not known here; this version reads {API_VERSION!r}"
+            )
+        if fault := name_fault(self._c.name, dotted=True):
+            yield Problem("name", fault)
+        yield from label_problems("labels", self._c.labels)
+        if not self._c.stages:
+            yield Problem("stages", "there are none; a constellation needs at least one stage")
+        sizes = (
+            ("stages", len(self._c.stages), "STAGES_PER_JOB_MAX", limits.STAGES_PER_JOB_MAX),
+            ("dependencies", len(self._c.dependencies), "DEPENDENCIES_PER_JOB_MAX", limits.DEPENDENCIES_PER_JOB_MAX),
+        )
+        for place, count, limit_name, limit in sizes:
+            if count > limit:
+                yield Problem(place, f"{count} are over {limit_name} = {limit}; split the job")
+
+    def _dependency_place(self, index: int, dependency: Dependency) -> str:
+        if dependency.downstream not in self._c.stages:
+            return f"dependencies[{index}]"
+        stage = f"stages.{dependency.downstream}"
+        return f"{stage}.in.{dependency.input}" if dependency.input else f"{stage}.after"
+
+    def _stage_fault(self, stage: StageId) -> str:
+        if stage in self._c.stages:
+            return ""
+        return f"no stage is called {stage!r}{suggestion(stage, self._c.stages)}"
+
+    def _output_port(self, stage: StageId, name: str) -> tuple[Port | None, str]:
+        """The port, or what is wrong with the name; neither where the stage or its kind is unknown."""
+        spec = self._c.stages.get(stage)
+        kind = self._kinds.get(spec.kind) if spec else None
+        if kind is None:
+            return None, ""
+        port = kind.outputs.get(name)
+        fault = f"{stage} ({kind.name}) has no output {name!r}{suggestion(name, kind.outputs)}"
+        return port, "" if port else fault
+
+    def _input_port(self, stage: StageId, name: str) -> tuple[Port | None, str]:
+        spec = self._c.stages.get(stage)
+        kind = self._kinds.get(spec.kind) if spec else None
+        if kind is None:
+            return None, ""
+        port = kind.input_port(name)
+        if port is None:
+            return None, f"{kind.name} has no input {name!r}{suggestion(name, kind.inputs)}"
+        return port, "" if name in kind.inputs else name_fault(name)
+
+    def _binding_problems(self, binding: InputBinding) -> Iterator[Problem]:
+        if fault := self._stage_fault(binding.downstream):
+            yield Problem(f"inputs.{binding.source}", fault)
+            return
+        place = f"stages.{binding.downstream}.in.{binding.input}"
+        self._feeds.setdefault((binding.downstream, binding.input), []).append(f"${binding.source}")
+        source = self._c.inputs.get(binding.source)
+        if source is None:
+            known = suggestion(binding.source, self._c.inputs) or "; the constellation has no inputs"
+            yield Problem(place, f"the job has no input {binding.source!r}{known}")
+        port, fault = self._input_port(binding.downstream, binding.input)
+        if fault:
+            yield Problem(place, fault)
+        if source and port:
+            yield from _match_problems(place, f"${binding.source}", source, port)
+            if source.optional and not port.optional:
+                yield Problem(place, f"${binding.source} is optional, but this input needs a value; make both the same")
+
+    def _dependency_problems(self, place: str, dependency: Dependency) -> Iterator[Problem]:
+        for stage in (dependency.upstream, dependency.downstream):
+            if fault := self._stage_fault(stage):
+                yield Problem(place, fault)
+        if dependency.upstream == dependency.downstream:
+            yield Problem(place, f"{dependency.upstream} depends on itself; remove that dependency")
+        if bool(dependency.output) != bool(dependency.input):
+            there, missing = ("an output", "input") if dependency.output else ("an input", "output")
+            yield Problem(place, f"the dependency names {there} but no {missing}; give both, or neither for order only")
+        source, sink = None, None
+        if dependency.output:
+            source, fault = self._output_port(dependency.upstream, dependency.output)
+            if fault:
+                yield Problem(place, fault)
+        if dependency.input and dependency.downstream in self._c.stages:
+            feed = f"{dependency.upstream}.{dependency.output}"
+            self._feeds.setdefault((dependency.downstream, dependency.input), []).append(feed)
+            sink, fault = self._input_port(dependency.downstream, dependency.input)
+            if fault:
+                yield Problem(place, fault)
+        if source and sink:
+            yield from _match_problems(place, f"{dependency.upstream}.{dependency.output}", source, sink)
+        yield from self._condition_problems(place, dependency)
+
+    def _condition_problems(self, place: str, dependency: Dependency) -> Iterator[Problem]:
+        comparison = dependency.comparison
+        if (dependency.on == On.COMPARISON) != (comparison is not None):
+            what = "a comparison is given, but" if comparison else "no comparison is given, but"
+            yield Problem(place, f"{what} the dependency is on {dependency.on}; give both, or neither")
+        if comparison is None:
+            return
+        port, fault = self._output_port(dependency.upstream, comparison.output)
+        if fault:
+            yield Problem(f"{place}.when.output", fault)
+        if port is not None and (port.stream or port.type not in PLAIN_TYPES):
+            yield Problem(
+                f"{place}.when.output", f"{comparison.output!r} is {_a(port)}; only text and JSON can be compared"
+            )
+            port = None
+        if comparison.operator not in _OPERATORS:
+            yield Problem(f"{place}.when.is", f"no operator {comparison.operator!r}; use {' '.join(_OPERATORS)}")
+        elif fault := _value_fault(comparison, port):
+            yield Problem(f"{place}.when.value", fault)
+        if comparison.path and port is not None and port.type == PortType.TEXT:
+            yield Problem(
+                f"{place}.when.path", f"{comparison.output!r} is text, which has no parts; leave the path out"
+            )
+        elif comparison.path and not all(comparison.path.split(".")):
+            yield Problem(f"{place}.when.path", f"{comparison.path!r} has an empty part; write it as faces.0.score")
+
+    def _duplicate_problems(self) -> Iterator[Problem]:
+        """Order-only dependencies given twice; of those with data, a port fed twice tells."""
+        groups: dict[tuple[StageId, StageId], list[Dependency]] = {}
+        for index, dependency in enumerate(self._c.dependencies):
+            if dependency.input or dependency.output:
+                continue
+            group = groups.setdefault((dependency.upstream, dependency.downstream), [])
+            if dependency in group:
+                what = f"the dependency on {dependency.upstream} is given twice; remove one"
+                yield Problem(self._dependency_place(index, dependency), what)
+            group.append(dependency)
+
+    def _feed_problems(self) -> Iterator[Problem]:
+        for (stage, name), sources in self._feeds.items():
+            if len(sources) > 1:
+                given = "twice" if len(sources) == 2 else f"{len(sources)} times"
+                yield Problem(f"stages.{stage}.in.{name}", f"is fed {given}, by {' and '.join(sources)}; keep one")
+        for stage, spec in self._c.stages.items():
+            kind = self._kinds.get(spec.kind)
+            for name, port in kind.inputs.items() if kind else ():
+                if not port.optional and (stage, name) not in self._feeds:
+                    what = f"{spec.kind} needs {_a(port)} here; name a job input ($name) or an output (stage.port)"
+                    yield Problem(f"stages.{stage}.in.{name}", what)
+
+    def _cycle_problems(self) -> Iterator[Problem]:
+        downstreams: dict[StageId, list[StageId]] = {stage: [] for stage in self._c.stages}
+        for dependency in self._c.dependencies:
+            known = dependency.upstream in downstreams and dependency.downstream in downstreams
+            if known and dependency.upstream != dependency.downstream:
+                downstreams[dependency.upstream].append(dependency.downstream)
+        for cycle in find_cycles(downstreams):
+            place = f"stages.{cycle[1]}"
+            yield Problem(place, f"waits for itself: {cycle_text(cycle)}; remove one of these dependencies")
+
+    def _output_problems(self) -> Iterator[Problem]:
+        for name, binding in self._c.outputs.items():
+            faults = (
+                name_fault(name),
+                self._stage_fault(binding.upstream),
+                self._output_port(binding.upstream, binding.output)[1],
+            )
+            yield from (Problem(f"outputs.{name}", fault) for fault in faults if fault)
+
+
+def _a(port: Port) -> str:
+    text = str(port)
+    return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+
+
+def _match_problems(place: str, name: str, source: Port, sink: Port) -> Iterator[Problem]:
+    if (source.type, source.stream) != (sink.type, sink.stream):
+        yield Problem(place, f"{name} is {_a(source)}, but this input takes {_a(sink)}")
+
+
+def _value_fault(comparison: Comparison, port: Port | None) -> str:
+    value: Any = comparison.value
+    if fault := plain_fault(value):
+        return fault
+    if port is not None and port.type == PortType.TEXT and not isinstance(value, str):
+        return f"is {kind_of(value)}, but {comparison.output!r} is text; compare it with text"
+    if comparison.operator in _ORDERED and (isinstance(value, bool) or not isinstance(value, int | float | str)):
+        return f"is {kind_of(value)}, which has no order; compare with a number or text, or use == or !="
+    if comparison.operator == "contains" and isinstance(value, dict | list | tuple):
+        return f"is {kind_of(value)}; contains looks for one text, number, true, false or null"
+    return ""

@@ -1,0 +1,130 @@
+"""What can be wrong with one stage by itself: its name, kind, parameters, requirements and policy."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion
+from starloom.dag.constellation import OnFailure, Policy, Requirements, StageSpec, Tier
+from starloom.dag.errors import Problem
+from starloom.dag.kinds import PARAM_TYPES, KindSpec, Param
+from starloom.dag.values import Port, PortType
+
+PLAIN_TYPES = (PortType.TEXT, PortType.JSON)
+"""The port types whose values a document can hold, as defaults and in comparisons."""
+
+
+def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
+    """Everything wrong with one stage, apart from its dependencies. `name` is its key in the constellation."""
+    place = f"stages.{name}"
+    fault = name_fault(name)
+    if fault:
+        yield Problem(place, fault)
+    if stage.id != name:
+        yield Problem(place, f"the stage calls itself {stage.id!r}; its id must be the name it is listed under")
+    kind = kinds.get(stage.kind)
+    if kind is None:
+        yield Problem(f"{place}.kind", f"no kind is called {stage.kind!r}{suggestion(stage.kind, kinds)}")
+    yield from _params_problems(f"{place}.params", stage.params, kind)
+    yield from _requirement_problems(f"{place}.require", stage.requires, kind)
+    yield from _policy_problems(place, stage.policy, kind)
+
+
+def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | None) -> Iterator[Problem]:
+    fault = plain_fault(dict(params))
+    if fault:
+        yield Problem(place, fault)
+    elif (size := len(msgspec.json.encode(params))) > limits.PARAMS_BYTES_MAX:
+        yield Problem(
+            place, f"{size} bytes as JSON are over PARAMS_BYTES_MAX = {limits.PARAMS_BYTES_MAX}; use an input"
+        )
+    if kind is None:
+        return
+    for name, value in params.items():
+        param = kind.params.get(name)
+        if param is None:
+            known = suggestion(str(name), kind.params) or f"; {kind.name} has no parameters"
+            yield Problem(f"{place}.{name}", f"{kind.name} has no such parameter{known}")
+        elif fault := param_fault(param, value):
+            yield Problem(f"{place}.{name}", fault)
+    for name, param in kind.params.items():
+        if param.required and name not in params:
+            yield Problem(f"{place}.{name}", f"{kind.name} needs this parameter, of type {param.type}; give a value")
+
+
+def param_fault(param: Param, value: Any) -> str:
+    """Why a value does not suit a parameter; empty if it does. None suits one that is not required and has no default."""
+    if value is None and param.default is None and not param.required:
+        return ""
+    fits = isinstance(value, PARAM_TYPES[param.type])
+    if not fits or (isinstance(value, bool) and param.type != "boolean"):
+        return f"is {kind_of(value)} ({value!r}), but the parameter is of type {param.type}"
+    if param.choices and value not in param.choices:
+        return f"is {value!r}; choose one of {', '.join(repr(choice) for choice in param.choices)}"
+    return ""
+
+
+def _requirement_problems(place: str, requires: Requirements, kind: KindSpec | None) -> Iterator[Problem]:
+    if kind is not None and requires.target and requires.target not in kind.targets:
+        can = ", ".join(kind.targets)
+        yield Problem(f"{place}.target", f"{kind.name} cannot compute on {requires.target!r}; it can on {can}")
+    for tier in requires.tiers:
+        if tier not in tuple(Tier):
+            yield Problem(f"{place}.tier", f"no tier is called {tier!r}; use device, edge or cloud")
+    if fault := number_fault(requires.memory_bytes, whole=True, unit="bytes"):
+        yield Problem(f"{place}.memory", fault)
+    yield from label_problems(f"{place}.labels", requires.labels)
+
+
+def label_problems(place: str, labels: Mapping[str, str]) -> Iterator[Problem]:
+    """Everything wrong with labels: both keys and values are text of at most NAME_CHARACTERS_MAX characters."""
+    for key, value in labels.items():
+        for what, text in (("key", key), ("value", value)):
+            if not isinstance(text, str):
+                yield Problem(f"{place}.{key}", f"the {what} is {kind_of(text)}; write it as text, {str(text)!r}")
+            elif len(text) > limits.NAME_CHARACTERS_MAX:
+                over = f"over NAME_CHARACTERS_MAX = {limits.NAME_CHARACTERS_MAX}"
+                yield Problem(f"{place}.{key[:32]}", f"the {what} has {len(text)} characters, {over}")
+
+
+def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Iterator[Problem]:
+    retry, longest = policy.retry, limits.DURATION_SECONDS_MAX
+    numbers = (
+        ("retry.times", number_fault(retry.times, at_most=limits.RETRIES_MAX, whole=True)),
+        ("retry.first", number_fault(retry.first_seconds, at_most=longest, unit="seconds")),
+        ("retry.factor", number_fault(retry.factor, at_least=1.0, at_most=limits.BACKOFF_FACTOR_MAX)),
+        ("retry.last", number_fault(retry.last_seconds, at_most=longest, unit="seconds")),
+        ("timeout", number_fault(policy.timeout_seconds, at_most=longest, unit="seconds, 0 for no bound")),
+    )
+    faulty = [Problem(f"{place}.{part}", fault) for part, fault in numbers if fault]
+    yield from faulty
+    if not faulty and retry.times and retry.first_seconds > retry.last_seconds:
+        wait = f"the first wait of {retry.first_seconds:g} s is longer than the last, {retry.last_seconds:g} s"
+        yield Problem(f"{place}.retry", f"{wait}; let first be at most last")
+    if policy.on_failure == OnFailure.DEFAULT:
+        if kind is not None:
+            yield from _default_problems(f"{place}.defaults", policy.defaults, kind)
+    elif policy.defaults:
+        yield Problem(f"{place}.defaults", f"defaults are given, but on_failure is {policy.on_failure}; say default")
+
+
+def _default_problems(place: str, defaults: Mapping[str, Any], kind: KindSpec) -> Iterator[Problem]:
+    for name, port in kind.outputs.items():
+        if port.stream or port.type not in PLAIN_TYPES:
+            yield Problem(f"{place}.{name}", f"a {port} output can have no default; let on_failure be fail or skip")
+        elif name not in defaults:
+            yield Problem(f"{place}.{name}", f"on_failure is default, so this {port} output needs a value; add one")
+        elif fault := _default_fault(port, defaults[name]):
+            yield Problem(f"{place}.{name}", fault)
+    for name in defaults:
+        if name not in kind.outputs:
+            hint = suggestion(str(name), kind.outputs)
+            yield Problem(f"{place}.{name}", f"{kind.name} has no such output{hint}")
+
+
+def _default_fault(port: Port, value: Any) -> str:
+    if port.type == PortType.TEXT and not isinstance(value, str):
+        return f"is {kind_of(value)} ({value!r}), but the output is text"
+    return plain_fault(value)
