@@ -1,6 +1,5 @@
 """The model store and the pull: only right bytes get in, only right bytes come out."""
 
-import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -9,6 +8,7 @@ import sys
 import threading
 import types
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -278,21 +278,27 @@ def test_what_a_killed_pull_left_is_swept_away(simple: ModelStore) -> None:
 
 
 def test_second_pull_waits_for_the_first_and_finds_its_models(simple: ModelStore) -> None:
-    simple.root.mkdir()
-    waiting, done = threading.Event(), []
+    first_reads, second_waits = threading.Event(), threading.Event()
+    results: dict[str, list[str]] = {}
 
-    def progress(name: str, what: str) -> None:
+    def first(name: str, what: str) -> None:
+        if what.startswith("reading"):
+            first_reads.set()
+            assert second_waits.wait(30)
+
+    def second(name: str, what: str) -> None:
         if "waiting" in what:
-            waiting.set()
+            second_waits.set()
 
-    with (simple.root / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        other = threading.Thread(target=lambda: done.append(pull(simple, None, progress)))
-        other.start()
-        assert waiting.wait(30)
-        assert done == []
-    other.join()
-    assert done == [["tiny"]]
+    def run(which: str, progress: Callable[[str, str], None]) -> None:
+        results[which] = pull(simple, None, progress)
+
+    holder = threading.Thread(target=run, args=("first", first))
+    holder.start()
+    assert first_reads.wait(30)
+    run("second", second)
+    holder.join()
+    assert results == {"first": ["tiny"], "second": []}
 
 
 def wheel(folder: Path, name: str, **members: bytes) -> None:
