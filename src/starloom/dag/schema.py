@@ -45,7 +45,7 @@ BYTES_PER_UNIT: Mapping[str, int] = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
-_QUANTITY = re.compile(r"(\d{1,18}(?:\.\d{0,24})?(?:[eE][-+]?\d{1,2})?)\s*([A-Za-z]+)")
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)\s*([A-Za-z]+)")
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -315,7 +315,7 @@ def read_bytes(value: Any) -> int:
             raise ValueError(f"is {value!r}; {how}")
         unit = BYTES_PER_UNIT[found[2]]
         value = int(found[1]) * unit if found[1].isdigit() else float(found[1]) * unit
-        if value != int(value):
+        if value % 1:
             raise ValueError(f"is {value} bytes; {how}, that comes to whole bytes")
         value = int(value)
     if fault := number_fault(value, whole=True, unit="bytes"):

@@ -19,7 +19,7 @@ from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.order import cycle_text, find_cycles
-from starloom.dag.validate_stage import PLAIN_TYPES, label_problems, stage_problems
+from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, stage_problems
 from starloom.dag.values import Port, PortType
 
 _ORDERED = ("<", "<=", ">", ">=")
@@ -185,7 +185,7 @@ class _Validator:
             yield Problem(f"{place}.when.output", fault)
         if port is not None and (port.stream or port.type not in PLAIN_TYPES):
             yield Problem(
-                f"{place}.when.output", f"{comparison.output!r} is {_a(port)}; only text and JSON can be compared"
+                f"{place}.when.output", f"{comparison.output!r} is {a_port(port)}; only text and JSON can be compared"
             )
             port = None
         if comparison.operator not in _OPERATORS:
@@ -220,7 +220,7 @@ class _Validator:
             kind = self._kinds.get(spec.kind)
             for name, port in kind.inputs.items() if kind else ():
                 if not port.optional and (stage, name) not in self._feeds:
-                    what = f"{spec.kind} needs {_a(port)} here; name a job input ($name) or an output (stage.port)"
+                    what = f"{spec.kind} needs {a_port(port)} here; name a job input ($name) or an output (stage.port)"
                     yield Problem(f"stages.{stage}.in.{name}", what)
 
     def _cycle_problems(self) -> Iterator[Problem]:
@@ -243,14 +243,9 @@ class _Validator:
             yield from (Problem(f"outputs.{name}", fault) for fault in faults if fault)
 
 
-def _a(port: Port) -> str:
-    text = str(port)
-    return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
-
-
 def _match_problems(place: str, name: str, source: Port, sink: Port) -> Iterator[Problem]:
     if (source.type, source.stream) != (sink.type, sink.stream):
-        yield Problem(place, f"{name} is {_a(source)}, but this input takes {_a(sink)}")
+        yield Problem(place, f"{name} is {a_port(source)}, but this input takes {a_port(sink)}")
 
 
 def _value_fault(comparison: Comparison, port: Port | None) -> str:

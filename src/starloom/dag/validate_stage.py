@@ -78,6 +78,12 @@ def _requirement_problems(place: str, requires: Requirements, kind: KindSpec | N
     yield from label_problems(f"{place}.labels", requires.labels)
 
 
+def a_port(port: Port) -> str:
+    """The port's type with its article, for messages."""
+    text = str(port)
+    return f"{'an' if text[0] in 'aeiou' else 'a'} {text}"
+
+
 def label_problems(place: str, labels: Mapping[str, str]) -> Iterator[Problem]:
     """Everything wrong with labels: both keys and values are text of at most NAME_CHARACTERS_MAX characters."""
     for key, value in labels.items():
@@ -113,7 +119,9 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
 def _default_problems(place: str, defaults: Mapping[str, Any], kind: KindSpec) -> Iterator[Problem]:
     for name, port in kind.outputs.items():
         if port.stream or port.type not in PLAIN_TYPES:
-            yield Problem(f"{place}.{name}", f"a {port} output can have no default; let on_failure be fail or skip")
+            yield Problem(
+                f"{place}.{name}", f"{a_port(port)} output can have no default; let on_failure be fail or skip"
+            )
         elif name not in defaults:
             yield Problem(f"{place}.{name}", f"on_failure is default, so this {port} output needs a value; add one")
         elif fault := _default_fault(port, defaults[name]):
