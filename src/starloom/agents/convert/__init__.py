@@ -1,0 +1,1 @@
+"""Makes ONNX models from other formats, without the frameworks that wrote them."""
