@@ -41,7 +41,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
         close = get_close_matches(name, names, n=1)
         if close:
             return f"; did you mean {close[0]!r}?"
-    return f"; known: {', '.join(sorted(names))}" if len(names) <= limits.CYCLE_NAMES_SHOWN else ""
+    return f"; known: {', '.join(sorted(names))}" if len(names) <= limits.SUGGESTION_NAMES_SHOWN else ""
 
 
 def kind_of(value: Any) -> str:
