@@ -7,7 +7,7 @@ the question's words that they contain. A language model takes this kind's place
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starloom.agents.stage import Models, Outputs, Stage, StageCall
@@ -21,6 +21,8 @@ OVERLAP_WEIGHT = 0.2
 """How much a candidate gains that contains every word of the question, in units of cosine."""
 POINTED_WEIGHT = 0.1
 """How much what was read gains when the question speaks of the page, sign or picture."""
+TITLE_WEIGHT = 0.15
+"""How far a definition moves up whose title is all that the question asks for. It ranks, and does not count as score."""
 SENTENCES_PER_PASSAGE = 2
 FULL_LINE = 0.7
 """A line shorter than this share of the longest one ends its paragraph."""
@@ -93,7 +95,7 @@ def read_sentences(text: str) -> list[str]:
         else:
             blocks[-1] += " " + line
         # A short line is a heading, the end of a paragraph, or the lone word of a sign.
-        open_block = len(line) > FULL_LINE * longest and not line.endswith(":")
+        open_block = line.endswith("-") or (len(line) > FULL_LINE * longest and not line.endswith(":"))
     return [sentence for block in blocks for sentence in sentences(block)]
 
 
@@ -116,15 +118,17 @@ def scored(models: Models, question: str, found: Sequence[Candidate]) -> list[Ca
     """The candidates with their scores, best first; equal ones stay in order."""
     asked, target = stems(question), embed(models, question)
     content, pointed = asked - _POINTERS - _READING_WORDS, bool(asked & _POINTERS)
-    result = []
+    result: list[tuple[float, Candidate]] = []
     for candidate in found:
         text = f"{candidate.title}: {candidate.sentence}" if candidate.title else candidate.sentence
         cosine = float(embed(models, text) @ target)
         overlap = len(content & stems(text)) / len(content) if content else 0.0
         bonus = POINTED_WEIGHT if pointed and candidate.source == "read" else 0.0
         score = cosine + OVERLAP_WEIGHT * overlap + bonus
-        result.append(Candidate(candidate.source, candidate.sentence, candidate.title, candidate.leads, score))
-    return sorted(result, key=lambda candidate: -candidate.score)
+        term = stems(candidate.title) if candidate.leads else frozenset()
+        named = len(term) / len(content) if term and term <= content else 0.0
+        result.append((score + TITLE_WEIGHT * named, replace(candidate, score=score)))
+    return [candidate for _, candidate in sorted(result, key=lambda pair: -pair[0])]
 
 
 def companion(question: str, best: Candidate, ranked: Sequence[Candidate], score_min: float) -> Candidate | None:
@@ -194,7 +198,7 @@ class Answer(Stage):
             "passages": Port(PortType.JSON, optional=True),
         },
         outputs={"answer": Port(PortType.TEXT), "details": Port(PortType.JSON)},
-        params={"score_min": Param(type="number", default=0.45, about="The least score of a sentence that answers.")},
+        params={"score_min": Param(type="number", default=0.55, about="The least score of a sentence that answers.")},
         models=(MODEL,),
         tier=Tier.CLOUD,
         cost=Cost(run_seconds=0.05, load_seconds=0.4, memory_bytes=80 * 1024 * 1024),
