@@ -201,7 +201,7 @@ class Answer(Stage):
         params={"score_min": Param(type="number", default=0.55, about="The least score of a sentence that answers.")},
         models=(MODEL,),
         tier=Tier.CLOUD,
-        cost=Cost(run_seconds=0.05, load_seconds=0.4, memory_bytes=80 * 1024 * 1024),
+        cost=Cost(run_seconds=0.03, load_seconds=0.25, memory_bytes=80 * 1024 * 1024),
     )
 
     def load(self, models: Models, target: str) -> None:

@@ -59,7 +59,7 @@ class Embed(Stage):
         outputs={"embedding": Port(PortType.TENSOR)},
         models=(MODEL,),
         tier=Tier.CLOUD,
-        cost=Cost(run_seconds=0.005, load_seconds=0.4, memory_bytes=80 * 1024 * 1024),
+        cost=Cost(run_seconds=0.003, load_seconds=0.25, memory_bytes=80 * 1024 * 1024),
     )
 
     def load(self, models: Models, target: str) -> None:

@@ -93,7 +93,7 @@ class Retrieve(Stage):
         },
         models=(MODEL,),
         tier=Tier.CLOUD,
-        cost=Cost(run_seconds=0.002, load_seconds=0.2, memory_bytes=32 * 1024 * 1024),
+        cost=Cost(run_seconds=0.002, load_seconds=0.1, memory_bytes=32 * 1024 * 1024),
     )
 
     def load(self, models: Models, target: str) -> None:
