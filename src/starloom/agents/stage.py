@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from threading import Event
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-import numpy as np
 from numpy.typing import NDArray
 
 from starloom.dag.errors import Cancelled
@@ -153,7 +152,3 @@ class StreamStage(ABC):
 
 
 StageClass = type[Stage] | type[StreamStage]
-
-__all__ = [
-    "CancelToken", "Chunk", "Grown", "Model", "Models", "Outputs", "Stage", "StageCall", "StageClass", "StreamStage",
-]

@@ -81,7 +81,11 @@ class KindCatalog(Mapping[str, KindSpec]):
         known = self._kinds.setdefault(kind.name, kind)
         if known != kind:
             raise InvalidInput(
-                [Problem(f"kinds.{kind.name}", "two different signatures under one name; rename one, or run one version")]
+                [
+                    Problem(
+                        f"kinds.{kind.name}", "two different signatures under one name; rename one, or run one version"
+                    )
+                ]
             )
 
     def __getitem__(self, name: str) -> KindSpec:

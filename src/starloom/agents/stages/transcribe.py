@@ -140,7 +140,7 @@ class Transcribe(Stage):
         outputs={"text": Port(PortType.TEXT), "segments": Port(PortType.JSON)},
         models=(MODEL,),
         tier=Tier.EDGE,
-        cost=Cost(run_seconds=0.25, load_seconds=0.4, memory_bytes=220 * 1024 * 1024),
+        cost=Cost(run_seconds=0.25, load_seconds=0.3, memory_bytes=350 * 1024 * 1024),
     )
 
     def load(self, models: Models, target: str) -> None:

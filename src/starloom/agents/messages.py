@@ -1,0 +1,137 @@
+"""What the orchestrator and an agent say to each other, as values; `agents.wire` puts them on the wire."""
+
+from typing import Any
+
+import msgspec
+
+from starloom.dag.facts import Consumed, ErrorInfo, Timing
+from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
+from starloom.dag.kinds import KindSpec
+from starloom.dag.values import ValueRef
+from starloom.devices.node import NodeProfile
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """What one input port is fed with, and whose result it is.
+
+    `address` is the data service of the value's holder, `host:port`; unused for an inline value.
+    """
+
+    port: str
+    ref: ValueRef
+    consumed: Consumed
+    address: str = ""
+
+
+class Assign(msgspec.Struct, frozen=True, kw_only=True):
+    """The right to run one attempt. `publish` names the ports whose bytes also go to the job store."""
+
+    task: TaskToken
+    kind: str
+    params: dict[str, Any] = {}
+    inputs: tuple[Input, ...] = ()
+    target: str = "cpu"
+    timeout_seconds: float = 0.0
+    priority: int = 0
+    publish: tuple[str, ...] = ()
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True):
+    """Stop an attempt, wherever it is; answered by Ended with `cancelled`, or with what it had become."""
+
+    task: TaskToken
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A job has ended: forget its attempts, outputs and tombstones."""
+
+    job: JobId
+
+
+Command = Assign | Cancel | Release
+
+
+class Started(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt left the queue."""
+
+    task: TaskToken
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt gave a result. `published` names the ports whose bytes are in the job store."""
+
+    task: TaskToken
+    outputs: dict[str, ValueRef]
+    consumed: dict[str, Consumed]
+    timing: Timing
+    models: tuple[str, ...] = ()
+    target: str = "cpu"
+    published: tuple[str, ...] = ()
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt failed by itself."""
+
+    task: TaskToken
+    error: ErrorInfo
+
+
+class InputLost(msgspec.Struct, frozen=True, kw_only=True):
+    """Inputs could not be fetched; costs no retry. `upstreams` are the stages whose values are missing."""
+
+    task: TaskToken
+    upstreams: tuple[StageId, ...]
+    reason: str
+
+
+class WasCancelled(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt was cancelled and nothing of it runs any more."""
+
+    task: TaskToken
+
+
+Report = Started | Finished | Failed | InputLost | WasCancelled
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What a heartbeat carries: measured load of the agent's process and queues."""
+
+    queued: int = 0
+    running: int = 0
+    held_bytes: int = 0
+    cpu_fraction: float = 0.0
+    memory_bytes: int = 0
+    file_handles: int = 0
+    stale_refused: int = 0
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's first message on a stream.
+
+    `incarnation` is new with each start of the agent's process. `session` is the one to resume, or
+    empty. `received` is the last sequence number that the agent had from the orchestrator in it.
+    `held` are attempts that have not ended; `jobs` those that something is kept for.
+    """
+
+    agent: AgentId
+    incarnation: str
+    profile: NodeProfile
+    kinds: tuple[KindSpec, ...] = ()
+    session: str = ""
+    received: int = 0
+    held: tuple[TaskToken, ...] = ()
+    jobs: tuple[JobId, ...] = ()
+
+
+class Welcome(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to Hello. Where `resumed`, both go on from the other's `received`, else from 1.
+
+    `drop` are held attempts that the orchestrator knows nothing of. Durations are in seconds.
+    """
+
+    session: str
+    epoch: Epoch
+    resumed: bool
+    received: int = 0
+    lease_seconds: float
+    heartbeat_seconds: float

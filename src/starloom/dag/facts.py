@@ -1,0 +1,222 @@
+"""Facts: what was decided. They are the journal, the only way state changes, and the events clients see.
+
+A fact is self-contained: replaying facts asks no clock, no planner and no newer code. A field is
+only ever added, with a default, so that a journal of today replays for ever.
+"""
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from starloom.dag.constellation import Constellation
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, Revision, StageId
+from starloom.dag.values import ValueRef
+
+
+class JobStatus(StrEnum):
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a job is run: a greater `priority` first; at most `max_parallel` stages at once, 0 for no bound."""
+
+    priority: int = 0
+    max_parallel: int = 0
+    labels: dict[str, str] = {}
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Why an attempt failed. `cause` is the error's class; `trace` the end of its traceback, as text."""
+
+    message: str
+    cause: str = "StageError"
+    transient: bool = False
+    node: str = ""
+    trace: str = ""
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where an attempt's time went, in seconds, by the agent's monotonic clock.
+
+    queue: from acceptance to the start, less transfer. transfer: fetching inputs and publishing
+    outputs. load: models. run: the rest of the stage's own time.
+    """
+
+    queue: float = 0.0
+    transfer: float = 0.0
+    load: float = 0.0
+    run: float = 0.0
+
+
+class Consumed(msgspec.Struct, frozen=True, array_like=True):
+    """One link of a result's lineage: what an input port was fed with.
+
+    `upstream` is empty for a job input; `token` is the upstream's attempt; `digest` is what was read.
+    """
+
+    upstream: StageId
+    token: FencingToken | None
+    digest: str
+
+
+class Fact(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="fact"):
+    """The base of all facts."""
+
+
+class EpochStarted(Fact, frozen=True, tag="epoch-started"):
+    """An orchestrator took over the journal."""
+
+    epoch: Epoch
+
+
+class AgentJoined(Fact, frozen=True, tag="agent-joined"):
+    """An agent's process said hello for the first time; a new incarnation holds nothing of the old one's."""
+
+    agent: AgentId
+    incarnation: str
+    profile: dict[str, Any] = {}
+
+
+class AgentLost(Fact, frozen=True, tag="agent-lost"):
+    """An agent's lease lapsed, or it left: what it holds is gone."""
+
+    agent: AgentId
+    incarnation: str
+    reason: str
+
+
+class JobSubmitted(Fact, frozen=True, tag="job-submitted"):
+    """A job was accepted. Its inputs are in the job store, or inline."""
+
+    job: JobId
+    constellation: Constellation
+    inputs: dict[str, ValueRef] = {}
+    key: str = ""
+    principal: str = ""
+    options: JobOptions = JobOptions()
+    revision: Revision = Revision(1)
+
+
+class StageFact(Fact, frozen=True):
+    """The base of facts about one attempt of one stage."""
+
+    job: JobId
+    stage: StageId
+    token: FencingToken
+
+
+class StagePlaced(StageFact, frozen=True, tag="stage-placed"):
+    """An attempt was given to an agent; its token is live from here on."""
+
+    agent: AgentId
+    target: str = "cpu"
+
+
+class StageStarted(StageFact, frozen=True, tag="stage-started"):
+    """The agent took the attempt out of its queue."""
+
+
+class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
+    """The stage's result: the first report of a live token whose lineage holds."""
+
+    outputs: dict[str, ValueRef] = {}
+    consumed: dict[str, Consumed] = {}
+    published: tuple[str, ...] = ()
+    timing: Timing = Timing()
+    models: tuple[str, ...] = ()
+    target: str = "cpu"
+
+
+class StageFailed(StageFact, frozen=True, tag="stage-failed"):
+    """An attempt failed. With `retry_seconds` another follows after that long; without, it was the last."""
+
+    error: ErrorInfo
+    retry_seconds: float | None = None
+
+
+class StageDefaulted(StageFact, frozen=True, tag="stage-defaulted"):
+    """The stage failed for good and its policy's defaults stand in for its outputs."""
+
+    outputs: dict[str, ValueRef]
+
+
+class StageSkipped(StageFact, frozen=True, tag="stage-skipped"):
+    """The stage will not run: an upstream was skipped or failed, or a comparison does not hold."""
+
+    reason: str
+
+
+class StageSuperseded(StageFact, frozen=True, tag="stage-superseded"):
+    """A live token died without a result of its own: its agent was lost, its input was, or its lineage broke.
+
+    `death` counts against the stage (poison); `input_lost` against its inputs.
+    """
+
+    reason: str
+    death: bool = False
+    input_lost: bool = False
+
+
+class StageReopened(StageFact, frozen=True, tag="stage-reopened"):
+    """A committed result is gone, or rests on one that changed, and is needed: the stage runs again."""
+
+    reason: str
+
+
+class StageCancelled(Fact, frozen=True, tag="stage-cancelled"):
+    """The stage will not run, or its attempt was stopped and the agent said so."""
+
+    job: JobId
+    stage: StageId
+
+
+class JobCancelRequested(Fact, frozen=True, tag="job-cancel-requested"):
+    job: JobId
+    principal: str = ""
+    reason: str = ""
+
+
+class JobEnded(Fact, frozen=True, tag="job-ended"):
+    """The job reached its last status; its declared outputs are in the job store, or inline."""
+
+    job: JobId
+    status: JobStatus
+    outputs: dict[str, ValueRef] = {}
+    error: str = ""
+
+
+AnyFact = (
+    EpochStarted
+    | AgentJoined
+    | AgentLost
+    | JobSubmitted
+    | StagePlaced
+    | StageStarted
+    | StageCommitted
+    | StageFailed
+    | StageDefaulted
+    | StageSkipped
+    | StageSuperseded
+    | StageReopened
+    | StageCancelled
+    | JobCancelRequested
+    | JobEnded
+)
+
+_encoder = msgspec.json.Encoder()
+_decoder: msgspec.json.Decoder[AnyFact] = msgspec.json.Decoder(AnyFact)
+
+
+def encode_fact(fact: Fact) -> bytes:
+    """A fact as one line of JSON."""
+    return _encoder.encode(fact)
+
+
+def decode_fact(data: bytes | str) -> AnyFact:
+    """The fact in a line of JSON; raises msgspec.ValidationError if there is none."""
+    return _decoder.decode(data)

@@ -1,0 +1,42 @@
+"""What a node is and has, as its agent probed it."""
+
+from typing import Any
+
+import msgspec
+
+from starloom.dag.constellation import Tier
+from starloom.dag.ids import AgentId
+
+
+class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What computes on a node. An `emulated` one computes elsewhere and says so in `note`."""
+
+    name: str
+    emulated: bool = False
+    note: str = ""
+
+
+class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One node: its place, and what was measured of it.
+
+    `cores`: usable ones, counting cgroup limits. `memory_bytes`: likewise. `slots`: stages that run
+    at once. `providers`: ONNX Runtime's execution providers. `kinds`: stage kinds that its agent
+    can run, by name. `address`: where its data service listens, `host:port`. `pid`: of its agent.
+    """
+
+    name: AgentId
+    tier: Tier
+    targets: tuple[Target, ...] = (Target(name="cpu"),)
+    cores: float = 1.0
+    memory_bytes: int = 0
+    slots: int = 1
+    providers: tuple[str, ...] = ()
+    labels: dict[str, str] = {}
+    kinds: tuple[str, ...] = ()
+    address: str = ""
+    pid: int = 0
+    details: dict[str, Any] = {}
+
+    def target(self, name: str) -> Target | None:
+        """The target of that name, or None."""
+        return next((target for target in self.targets if target.name == name), None)
