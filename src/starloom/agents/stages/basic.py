@@ -1,0 +1,165 @@
+"""Kinds that need no model: for benchmarks, tests, faults on purpose, and glue between other kinds."""
+
+import threading
+
+import numpy as np
+
+from starloom.agents.stage import Outputs, Stage, StageCall
+from starloom.dag import limits
+from starloom.dag.errors import StageError
+from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.values import Port, PortType
+
+_FREE = Cost(run_seconds=0.0)
+_VALUE = Port(PortType.JSON)
+_BLOCK_WORDS = 128 * 1024
+
+
+class Noop(Stage):
+    """Gives its input `value` back, or null where it has none; further inputs only order it behind others."""
+
+    spec = KindSpec(
+        name="basic.noop",
+        about="Does nothing; passes `value` on.",
+        inputs={"value": Port(PortType.JSON, optional=True)},
+        outputs={"value": _VALUE},
+        variadic_input=_VALUE,
+        cost=_FREE,
+    )
+
+    def run(self, call: StageCall) -> Outputs:
+        return {"value": call.inputs.get("value")}
+
+
+class Echo(Stage):
+    """Gives its bytes back."""
+
+    spec = KindSpec(
+        name="basic.echo",
+        about="Passes bytes on.",
+        inputs={"data": Port(PortType.BYTES)},
+        outputs={"data": Port(PortType.BYTES)},
+        cost=_FREE,
+    )
+
+    def run(self, call: StageCall) -> Outputs:
+        return {"data": bytes(call.inputs["data"])}
+
+
+class Add(Stage):
+    """The sum of its inputs, all numbers, in the order of their names; 0 without inputs.
+
+    Raises StageError for anything else, a truth value included.
+    """
+
+    spec = KindSpec(
+        name="basic.add",
+        about="Adds numbers.",
+        outputs={"value": _VALUE},
+        variadic_input=_VALUE,
+        cost=_FREE,
+    )
+
+    def run(self, call: StageCall) -> Outputs:
+        numbers = sorted(call.inputs.items())
+        for name, number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int | float):
+                raise StageError(f"basic.add: input {name!r} is {type(number).__name__}, not a number; bind a number")
+        return {"value": sum(number for _, number in numbers)}
+
+
+class Sleep(Stage):
+    """Waits `seconds`, then passes `value` on; a cancel ends the wait at once."""
+
+    spec = KindSpec(
+        name="basic.sleep",
+        about="Waits, then passes `value` on.",
+        inputs={"value": Port(PortType.JSON, optional=True)},
+        outputs={"value": _VALUE},
+        params={
+            "seconds": Param(type="number", default=1.0, about=f"0 to {limits.SLEEP_SECONDS_MAX:g} seconds"),
+        },
+        variadic_input=_VALUE,
+        cost=Cost(run_seconds=1.0),
+    )
+
+    def run(self, call: StageCall) -> Outputs:
+        seconds = call.params["seconds"]
+        if not 0 <= seconds <= limits.SLEEP_SECONDS_MAX:
+            raise StageError(
+                f"basic.sleep: seconds is {seconds}, not from 0 to SLEEP_SECONDS_MAX = {limits.SLEEP_SECONDS_MAX:g}"
+            )
+        woken = threading.Event()
+        forget = call.cancel.on_cancel(woken.set)
+        try:
+            woken.wait(seconds)
+        finally:
+            forget()
+        call.cancel.raise_if_cancelled()
+        return {"value": call.inputs.get("value")}
+
+
+class Fail(Stage):
+    """Fails in attempts up to `times`, then passes `value` on.
+
+    Not deterministic: what it gives depends on the attempt.
+    """
+
+    spec = KindSpec(
+        name="basic.fail",
+        about="Fails on purpose, for as many attempts as `times` says.",
+        inputs={"value": Port(PortType.JSON, optional=True)},
+        outputs={"value": _VALUE},
+        params={
+            "message": Param(type="string", default="failed on purpose"),
+            "transient": Param(type="boolean", default=False, about="whether the failure asks for a retry"),
+            "times": Param(
+                type="integer", default=limits.RETRIES_MAX + 1, about="attempts that fail; without it, every one"
+            ),
+        },
+        variadic_input=_VALUE,
+        deterministic=False,
+        cost=_FREE,
+    )
+
+    def run(self, call: StageCall) -> Outputs:
+        if call.attempt <= call.params["times"]:
+            raise StageError(call.params["message"], transient=call.params["transient"])
+        return {"value": call.inputs.get("value")}
+
+
+class MakeBytes(Stage):
+    """`size` pseudo-random bytes, the same for the same `seed` on every machine; they do not compress."""
+
+    spec = KindSpec(
+        name="basic.make_bytes",
+        about="Makes bytes, for transfer to be measured.",
+        outputs={"data": Port(PortType.BYTES)},
+        params={
+            "size": Param(type="integer", default=1024, about="bytes"),
+            "seed": Param(type="integer", default=0, about="at least 0"),
+        },
+        variadic_input=_VALUE,
+        cost=Cost(run_seconds=0.001),
+    )
+
+    def run(self, call: StageCall) -> Outputs:
+        size, seed = call.params["size"], call.params["seed"]
+        if not 0 <= size <= limits.VALUE_BYTES_MAX:
+            raise StageError(
+                f"basic.make_bytes: size is {size} bytes, not from 0 to VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}"
+            )
+        if seed < 0:
+            raise StageError(f"basic.make_bytes: seed is {seed}; give one of at least 0")
+        return {"data": _random_bytes(call, size, seed)}
+
+
+def _random_bytes(call: StageCall, size: int, seed: int) -> bytes:
+    """PCG64's raw output, which numpy keeps the same across versions and machines, little-endian."""
+    generator = np.random.PCG64(seed)
+    made = bytearray()
+    while len(made) < size:
+        call.cancel.raise_if_cancelled()
+        words = np.asarray(generator.random_raw(_BLOCK_WORDS), "<u8")
+        made += words.tobytes()[: size - len(made)]
+    return bytes(made)
