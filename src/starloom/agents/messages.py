@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from starloom.dag.constellation import Comparison
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
@@ -14,7 +15,8 @@ from starloom.devices.node import NodeProfile
 class Input(msgspec.Struct, frozen=True, kw_only=True):
     """What one input port is fed with, and whose result it is.
 
-    `address` is the data service of the value's holder, `host:port`; unused for an inline value.
+    `address` is the data service of the value's holder, `host:port`; empty for the orchestrator's own,
+    and unused for an inline value.
     """
 
     port: str
@@ -24,7 +26,11 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Assign(msgspec.Struct, frozen=True, kw_only=True):
-    """The right to run one attempt. `publish` names the ports whose bytes also go to the job store."""
+    """The right to run one attempt.
+
+    `publish` names the ports whose bytes also go to the job store. `comparisons`, of this stage's
+    outputs, are evaluated where the values are.
+    """
 
     task: TaskToken
     kind: str
@@ -34,6 +40,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 0.0
     priority: int = 0
     publish: tuple[str, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +65,11 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
-    """The attempt gave a result. `published` names the ports whose bytes are in the job store."""
+    """The attempt gave a result.
+
+    `published` names the ports whose bytes are in the job store; `holds` says of each comparison of the
+    assignment whether it holds, in its order. `emulated`: the target computed elsewhere.
+    """
 
     task: TaskToken
     outputs: dict[str, ValueRef]
@@ -66,7 +77,9 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     timing: Timing
     models: tuple[str, ...] = ()
     target: str = "cpu"
+    emulated: bool = False
     published: tuple[str, ...] = ()
+    holds: tuple[bool, ...] = ()
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,11 +90,16 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InputLost(msgspec.Struct, frozen=True, kw_only=True):
-    """Inputs could not be fetched; costs no retry. `upstreams` are the stages whose values are missing."""
+    """Inputs could not be fetched; costs no retry.
+
+    `upstreams` are the stages whose values are missing, an empty name a job input. `gone`: the holder
+    answered and does not have them; otherwise it could not be reached.
+    """
 
     task: TaskToken
     upstreams: tuple[StageId, ...]
     reason: str
+    gone: bool = False
 
 
 class WasCancelled(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,7 +128,8 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
 
     `incarnation` is new with each start of the agent's process. `session` is the one to resume, or
     empty. `received` is the last sequence number that the agent had from the orchestrator in it.
-    `held` are attempts that have not ended; `jobs` those that something is kept for.
+    `held` are attempts accepted whose last report is not acknowledged; `jobs` those that something is
+    kept for; `epoch_seen` the highest epoch that the agent has obeyed.
     """
 
     agent: AgentId
@@ -121,12 +140,13 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     received: int = 0
     held: tuple[TaskToken, ...] = ()
     jobs: tuple[JobId, ...] = ()
+    epoch_seen: Epoch = Epoch(0)
 
 
 class Welcome(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to Hello. Where `resumed`, both go on from the other's `received`, else from 1.
 
-    `drop` are held attempts that the orchestrator knows nothing of. Durations are in seconds.
+    What the agent holds in vain is cancelled or released by commands. Durations are in seconds.
     """
 
     session: str

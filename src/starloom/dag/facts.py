@@ -122,7 +122,11 @@ class StageStarted(StageFact, frozen=True, tag="stage-started"):
 
 
 class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
-    """The stage's result: the first report of a live token whose lineage holds."""
+    """The stage's result: the first report of a live token whose lineage holds.
+
+    `published` outputs are in the job store. `holds` answers the comparisons that dependencies make of
+    the outputs, by `dag.conditions.comparison_key`. `emulated`: the target computed elsewhere.
+    """
 
     outputs: dict[str, ValueRef] = {}
     consumed: dict[str, Consumed] = {}
@@ -130,6 +134,8 @@ class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
     timing: Timing = Timing()
     models: tuple[str, ...] = ()
     target: str = "cpu"
+    emulated: bool = False
+    holds: dict[str, bool] = {}
 
 
 class StageFailed(StageFact, frozen=True, tag="stage-failed"):
@@ -143,6 +149,7 @@ class StageDefaulted(StageFact, frozen=True, tag="stage-defaulted"):
     """The stage failed for good and its policy's defaults stand in for its outputs."""
 
     outputs: dict[str, ValueRef]
+    holds: dict[str, bool] = {}
 
 
 class StageSkipped(StageFact, frozen=True, tag="stage-skipped"):

@@ -26,6 +26,7 @@ _INTEGER = re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _INFINITE_OR_NAN = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 _INTEGER_DIGITS_MAX = 40
+_TOO_DEEP = f"is nested deeper than DOCUMENT_DEPTH_MAX = {limits.DOCUMENT_DEPTH_MAX}; flatten it"
 _BASES = {"0o": 8, "0x": 16}
 
 
@@ -40,7 +41,9 @@ def read_yaml(text: str) -> Any:
         for event in yaml.parse(text, Loader=_LOADER):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
-        reader.stop(error.problem_mark or error.context_mark, f"{error.problem or error.context}; correct the syntax")
+        mark, what = error.problem_mark or error.context_mark, error.problem or error.context or ""
+        # libyaml looks ahead, and may refuse great depth before its first event.
+        reader.stop(mark, _TOO_DEEP if "nesting depth" in what else f"{what}; correct the syntax")
     except yaml.YAMLError as error:
         reader.stop(None, f"{' '.join(str(error).split())}; correct the text")
     if reader.problems:
@@ -138,7 +141,7 @@ class _Reader:
 
     def _check_depth(self, mark: Any, depth: int) -> None:
         if depth > limits.DOCUMENT_DEPTH_MAX:
-            self.stop(mark, f"is nested deeper than DOCUMENT_DEPTH_MAX = {limits.DOCUMENT_DEPTH_MAX}; flatten it")
+            self.stop(mark, _TOO_DEEP)
 
     def _refuse_tag(self, event: Any) -> None:
         if event.tag is not None:

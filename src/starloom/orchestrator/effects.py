@@ -1,0 +1,51 @@
+"""What the coordinator decides: facts, and the effects that follow from them."""
+
+from dataclasses import dataclass, field
+
+import msgspec
+
+from starloom.agents.messages import Command
+from starloom.dag.errors import StarloomError
+from starloom.dag.facts import Fact, JobStatus
+from starloom.dag.ids import AgentId, JobId, Revision
+
+
+class Submitted(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to Submit. `existing`: the key was there before, with the same content."""
+
+    job: JobId
+    revision: Revision
+    existing: bool = False
+
+
+class Stopped(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to CancelJob: what the job ended as, and the seconds from the request to the last acknowledgement."""
+
+    job: JobId
+    status: JobStatus
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What to tell the client of a request: a result, or an error."""
+
+    request: int
+    result: Submitted | Stopped | StarloomError
+
+
+@dataclass(slots=True)
+class Decision:
+    """What follows from a batch of inputs. The shell carries it out in this order, and no other:
+
+    1. `facts` are appended to the journal, in one transaction, and fsynced;
+    2. then reports that the inputs carried are acknowledged to their agents;
+    3. `answers` go to clients, and the facts are published as events;
+    4. `commands` are sent to agents, in order.
+
+    If 1 fails, the process ends, and nothing below has happened.
+    """
+
+    facts: list[Fact] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    commands: list[tuple[AgentId, Command]] = field(default_factory=list)

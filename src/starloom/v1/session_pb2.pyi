@@ -1,0 +1,294 @@
+from starloom.v1 import value_pb2 as _value_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ConnectRequest(_message.Message):
+    __slots__ = ("hello", "reports", "heartbeat", "goodbye")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    reports: Reports
+    heartbeat: Heartbeat
+    goodbye: Goodbye
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., reports: _Optional[_Union[Reports, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+
+class ConnectResponse(_message.Message):
+    __slots__ = ("welcome", "commands", "heartbeat")
+    WELCOME_FIELD_NUMBER: _ClassVar[int]
+    COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    welcome: Welcome
+    commands: Commands
+    heartbeat: HeartbeatReply
+    def __init__(self, welcome: _Optional[_Union[Welcome, _Mapping]] = ..., commands: _Optional[_Union[Commands, _Mapping]] = ..., heartbeat: _Optional[_Union[HeartbeatReply, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("agent", "incarnation", "profile_json", "kinds_json", "session", "received", "held", "job_ids", "epoch_seen")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    PROFILE_JSON_FIELD_NUMBER: _ClassVar[int]
+    KINDS_JSON_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    JOB_IDS_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_SEEN_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    incarnation: str
+    profile_json: bytes
+    kinds_json: _containers.RepeatedScalarFieldContainer[bytes]
+    session: str
+    received: int
+    held: _containers.RepeatedCompositeFieldContainer[Task]
+    job_ids: _containers.RepeatedScalarFieldContainer[str]
+    epoch_seen: int
+    def __init__(self, agent: _Optional[str] = ..., incarnation: _Optional[str] = ..., profile_json: _Optional[bytes] = ..., kinds_json: _Optional[_Iterable[bytes]] = ..., session: _Optional[str] = ..., received: _Optional[int] = ..., held: _Optional[_Iterable[_Union[Task, _Mapping]]] = ..., job_ids: _Optional[_Iterable[str]] = ..., epoch_seen: _Optional[int] = ...) -> None: ...
+
+class Welcome(_message.Message):
+    __slots__ = ("session", "epoch", "resumed", "received", "lease_seconds", "heartbeat_seconds")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    RESUMED_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    LEASE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    session: str
+    epoch: int
+    resumed: bool
+    received: int
+    lease_seconds: float
+    heartbeat_seconds: float
+    def __init__(self, session: _Optional[str] = ..., epoch: _Optional[int] = ..., resumed: _Optional[bool] = ..., received: _Optional[int] = ..., lease_seconds: _Optional[float] = ..., heartbeat_seconds: _Optional[float] = ...) -> None: ...
+
+class Goodbye(_message.Message):
+    __slots__ = ("reason",)
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ("sent_nanos", "load_json", "acknowledged")
+    SENT_NANOS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_JSON_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    sent_nanos: int
+    load_json: bytes
+    acknowledged: int
+    def __init__(self, sent_nanos: _Optional[int] = ..., load_json: _Optional[bytes] = ..., acknowledged: _Optional[int] = ...) -> None: ...
+
+class HeartbeatReply(_message.Message):
+    __slots__ = ("sent_nanos", "unix_nanos", "acknowledged")
+    SENT_NANOS_FIELD_NUMBER: _ClassVar[int]
+    UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    sent_nanos: int
+    unix_nanos: int
+    acknowledged: int
+    def __init__(self, sent_nanos: _Optional[int] = ..., unix_nanos: _Optional[int] = ..., acknowledged: _Optional[int] = ...) -> None: ...
+
+class Task(_message.Message):
+    __slots__ = ("job_id", "stage", "epoch", "attempt")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    stage: str
+    epoch: int
+    attempt: int
+    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+
+class Reports(_message.Message):
+    __slots__ = ("sequence", "acknowledged", "reports")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    acknowledged: int
+    reports: _containers.RepeatedCompositeFieldContainer[Report]
+    def __init__(self, sequence: _Optional[int] = ..., acknowledged: _Optional[int] = ..., reports: _Optional[_Iterable[_Union[Report, _Mapping]]] = ...) -> None: ...
+
+class Commands(_message.Message):
+    __slots__ = ("sequence", "acknowledged", "commands", "sender_epoch")
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    SENDER_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    acknowledged: int
+    commands: _containers.RepeatedCompositeFieldContainer[Command]
+    sender_epoch: int
+    def __init__(self, sequence: _Optional[int] = ..., acknowledged: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., sender_epoch: _Optional[int] = ...) -> None: ...
+
+class Command(_message.Message):
+    __slots__ = ("assign", "cancel", "release")
+    ASSIGN_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    assign: Assign
+    cancel: Cancel
+    release: Release
+    def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+
+class Assign(_message.Message):
+    __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_JSON_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_FIELD_NUMBER: _ClassVar[int]
+    COMPARISONS_JSON_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    kind: str
+    params_json: bytes
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    target: str
+    timeout_seconds: float
+    priority: int
+    publish: _containers.RepeatedScalarFieldContainer[str]
+    comparisons_json: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., kind: _Optional[str] = ..., params_json: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., priority: _Optional[int] = ..., publish: _Optional[_Iterable[str]] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Input(_message.Message):
+    __slots__ = ("port", "ref", "upstream", "epoch", "attempt", "address")
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    REF_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    port: str
+    ref: _value_pb2.ValueRef
+    upstream: str
+    epoch: int
+    attempt: int
+    address: str
+    def __init__(self, port: _Optional[str] = ..., ref: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ..., upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+
+class Cancel(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class Release(_message.Message):
+    __slots__ = ("job_id",)
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("started", "finished", "failed", "input_lost", "was_cancelled")
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    INPUT_LOST_FIELD_NUMBER: _ClassVar[int]
+    WAS_CANCELLED_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    finished: Finished
+    failed: Failed
+    input_lost: InputLost
+    was_cancelled: WasCancelled
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., input_lost: _Optional[_Union[InputLost, _Mapping]] = ..., was_cancelled: _Optional[_Union[WasCancelled, _Mapping]] = ...) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ("task", "outputs", "consumed", "queue_seconds", "transfer_seconds", "load_seconds", "run_seconds", "models", "target", "target_emulated", "published", "holds")
+    class OutputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _value_pb2.ValueRef
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ...) -> None: ...
+    class ConsumedEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Consumed
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Consumed, _Mapping]] = ...) -> None: ...
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    CONSUMED_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RUN_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    TARGET_EMULATED_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    outputs: _containers.MessageMap[str, _value_pb2.ValueRef]
+    consumed: _containers.MessageMap[str, Consumed]
+    queue_seconds: float
+    transfer_seconds: float
+    load_seconds: float
+    run_seconds: float
+    models: _containers.RepeatedScalarFieldContainer[str]
+    target: str
+    target_emulated: bool
+    published: _containers.RepeatedScalarFieldContainer[str]
+    holds: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., consumed: _Optional[_Mapping[str, Consumed]] = ..., queue_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., published: _Optional[_Iterable[str]] = ..., holds: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class Consumed(_message.Message):
+    __slots__ = ("upstream", "epoch", "attempt", "digest")
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    upstream: str
+    epoch: int
+    attempt: int
+    digest: str
+    def __init__(self, upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+
+class Failed(_message.Message):
+    __slots__ = ("task", "message", "cause", "transient", "trace")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    TRANSIENT_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    message: str
+    cause: str
+    transient: bool
+    trace: str
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., message: _Optional[str] = ..., cause: _Optional[str] = ..., transient: _Optional[bool] = ..., trace: _Optional[str] = ...) -> None: ...
+
+class InputLost(_message.Message):
+    __slots__ = ("task", "upstreams", "reason", "gone")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAMS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    upstreams: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    gone: bool
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., upstreams: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., gone: _Optional[bool] = ...) -> None: ...
+
+class WasCancelled(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
