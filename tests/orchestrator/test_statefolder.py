@@ -1,0 +1,104 @@
+"""The state folder: where it lies, who may read it, and who holds it."""
+
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from starloom.dag.errors import Conflict, Unavailable
+from starloom.orchestrator.statefolder import (
+    CLUSTER_NAME,
+    ClusterRecord,
+    FolderLock,
+    forget_cluster,
+    held,
+    make_token,
+    prepare,
+    read_cluster,
+    state_folder,
+    write_cluster,
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "state" / "cluster"
+    prepare(made)
+    return made
+
+
+def record(folder: Path) -> ClusterRecord:
+    return ClusterRecord(
+        address="127.0.0.1:5", token_file=str(folder / "token"), pid=7, orchestrator_pid=8, nodes=("a",)
+    )
+
+
+def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert state_folder({"STARLOOM_HOME": "/h", "XDG_STATE_HOME": "/x"}) == Path("/h/cluster")
+    assert state_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/starloom/cluster")
+    assert state_folder({"XDG_STATE_HOME": "relative"}) == tmp_path / ".local/state/starloom/cluster"
+    assert state_folder({}) == tmp_path / ".local/state/starloom/cluster"
+
+
+def test_only_the_user_can_read_it(folder: Path) -> None:
+    make_token(folder)
+    write_cluster(folder, record(folder))
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE((folder / name).stat().st_mode) for name in ("token", CLUSTER_NAME)} == {0o600}
+
+
+def test_a_record_is_read_while_its_holder_lives(folder: Path) -> None:
+    token = make_token(folder)
+    assert read_cluster(folder) is None
+    lock = FolderLock(folder)
+    write_cluster(folder, record(folder))
+    found = read_cluster(folder)
+    assert found == record(folder)
+    assert found.token() == token
+    lock.release()
+    assert read_cluster(folder) is None
+
+
+def test_a_damaged_record_counts_as_none(folder: Path) -> None:
+    lock = FolderLock(folder)
+    (folder / CLUSTER_NAME).write_text("{")
+    assert read_cluster(folder) is None
+    lock.release()
+
+
+def test_a_second_holder_is_refused_and_told_what_to_do(folder: Path) -> None:
+    lock = FolderLock(folder)
+    write_cluster(folder, record(folder))
+    with pytest.raises(Conflict, match=r"process 7, at 127\.0\.0\.1:5.*starloom down"):
+        FolderLock(folder)
+    lock.release()
+    FolderLock(folder).release()
+
+
+def test_the_lock_ends_with_its_process(folder: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from starloom.orchestrator.statefolder import FolderLock\n"
+        "lock = FolderLock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "held\n"
+        assert held(folder)
+        child.kill()
+    assert not held(folder)
+
+
+def test_a_forgotten_cluster_leaves_no_token(folder: Path) -> None:
+    make_token(folder)
+    lock = FolderLock(folder)
+    write_cluster(folder, record(folder))
+    forget_cluster(folder)
+    forget_cluster(folder)
+    assert read_cluster(folder) is None
+    with pytest.raises(Unavailable, match="starloom up"):
+        record(folder).token()
+    lock.release()
