@@ -1,4 +1,4 @@
-"""YAML text to plain values and back, safely. `dag.document` alone uses it, and it alone imports yaml.
+"""YAML text to plain values and back, safely. `dag.document` and cluster files use it, and it alone imports yaml.
 
 Reading goes by the parser's events and never recurses. It differs from yaml.safe_load: scalars follow
 the core schema of YAML 1.2, so that `on` and `no` are text; keys are always text; a key given twice is

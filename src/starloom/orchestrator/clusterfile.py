@@ -1,0 +1,171 @@
+"""CLUSTER.yaml: the nodes of a cluster on one machine.
+
+    nodes:
+      - {name: camera, tier: device, targets: [cpu, npu], labels: {sensor: camera}}
+      - {name: edge-1, tier: edge, slots: 2}
+
+`targets` is [cpu] unless given; `slots`, the stages that run at once, is taken from the cores.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.checks import kind_of, name_fault, number_fault, suggestion
+from starloom.dag.constellation import Tier
+from starloom.dag.errors import InvalidConstellation, InvalidInput, Problem
+from starloom.dag.validate_stage import label_problems
+from starloom.dag.yamltext import read_yaml
+
+TARGETS: Final = ("cpu", "gpu", "npu", "fpga")
+
+
+class NodeSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A node to start: its name, place, targets and labels. `slots` of 0 goes by the cores."""
+
+    name: str
+    tier: Tier
+    targets: tuple[str, ...] = ("cpu",)
+    labels: dict[str, str] = {}
+    slots: int = 0
+
+
+class ClusterSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A cluster to start: its nodes, each with a name of its own."""
+
+    nodes: tuple[NodeSpec, ...]
+
+
+DEFAULT: Final = ClusterSpec(
+    nodes=(
+        NodeSpec(name="mic-speaker", tier=Tier.DEVICE, labels={"sensor": "microphone", "actuator": "speaker"}),
+        NodeSpec(name="camera", tier=Tier.DEVICE, targets=("cpu", "npu"), labels={"sensor": "camera"}),
+        NodeSpec(name="edge-1", tier=Tier.EDGE),
+        NodeSpec(name="edge-2", tier=Tier.EDGE),
+        NodeSpec(name="cloud", tier=Tier.CLOUD),
+    )
+)
+"""Two devices, two edge nodes, one cloud node."""
+
+
+def read_file(path: Path) -> ClusterSpec:
+    """The cluster that a file describes. Raises InvalidInput with all problems, also if there is no such file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInput([Problem(str(path), f"cannot be read: {error.strerror}")], "bad cluster file") from error
+    return parse(data, str(path))
+
+
+def parse(data: bytes, place: str = "the cluster file") -> ClusterSpec:
+    """The cluster in a YAML text; `place` names it in errors. Raises InvalidInput with all problems."""
+    what = f"{place} describes no cluster"
+    if len(data) > limits.DOCUMENT_BYTES_MAX:
+        over = f"has {len(data)} bytes, over DOCUMENT_BYTES_MAX = {limits.DOCUMENT_BYTES_MAX}"
+        raise InvalidInput([Problem("", over)], what)
+    try:
+        document = read_yaml(data.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidInput([Problem("", f"is no UTF-8 text: {error}")], what) from error
+    except InvalidConstellation as error:
+        raise InvalidInput(error.problems, what) from error
+    reader = _Reader()
+    spec = reader.cluster(document)
+    if reader.problems:
+        raise InvalidInput(reader.problems, what)
+    return spec
+
+
+def read_node(form: dict[str, Any]) -> NodeSpec:
+    """The node in the plain form of one line of `nodes`. Raises InvalidInput with all problems."""
+    reader = _Reader()
+    spec = reader.node("", form)
+    if reader.problems:
+        raise InvalidInput(reader.problems, "bad node")
+    return spec
+
+
+class _Reader:
+    """Reads the plain form, and collects what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def cluster(self, document: Any) -> ClusterSpec:
+        """The cluster of a whole document."""
+        part = self._mapping("", document, ("nodes",))
+        nodes = part.get("nodes")
+        if not isinstance(nodes, list) or not nodes:
+            self._add("nodes", "list at least one node, such as {name: edge-1, tier: edge}")
+            return ClusterSpec(nodes=())
+        if len(nodes) > limits.CLUSTER_NODES_MAX:
+            self._add("nodes", f"are {len(nodes)}, over CLUSTER_NODES_MAX = {limits.CLUSTER_NODES_MAX}")
+        specs = tuple(self.node(f"nodes.{index}", node) for index, node in enumerate(nodes))
+        for name, count in Counter(spec.name for spec in specs if spec.name).items():
+            if count > 1:
+                self._add("nodes", f"the name {name!r} is given {count} times; give each node its own")
+        return ClusterSpec(nodes=specs)
+
+    def node(self, place: str, value: Any) -> NodeSpec:
+        """The node of one list entry at `place`."""
+        part = self._mapping(place, value, ("name", "tier", "targets", "labels", "slots"))
+        if not isinstance(value, dict):
+            return NodeSpec(name="", tier=Tier.DEVICE)
+        prefix = f"{place}." if place else ""
+        return NodeSpec(
+            name=self._checked(f"{prefix}name", part.get("name"), _name_fault, ""),
+            tier=Tier(self._checked(f"{prefix}tier", part.get("tier"), _tier_fault, Tier.DEVICE)),
+            targets=self._targets(f"{prefix}targets", part.get("targets", ["cpu"])),
+            labels=self._labels(f"{prefix}labels", part.get("labels", {})),
+            slots=self._checked(f"{prefix}slots", part.get("slots", 0), _slots_fault, 0),
+        )
+
+    def _targets(self, place: str, value: Any) -> tuple[str, ...]:
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list) or not given:
+            self._add(place, f"is {kind_of(value)}; list targets, such as [cpu, npu]")
+            return ()
+        for name in given:
+            if name not in TARGETS:
+                self._add(place, f"there is no target {name!r}{suggestion(str(name), TARGETS)}")
+        # In their order, each once.
+        return tuple(dict.fromkeys(map(str, given)))
+
+    def _labels(self, place: str, value: Any) -> dict[str, str]:
+        labels: dict[str, str] = self._mapping(place, value, None)
+        self.problems.extend(label_problems(place, labels))
+        return labels
+
+    def _mapping(self, place: str, value: Any, known: tuple[str, ...] | None) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            self._add(place, f"is {kind_of(value)}, not a mapping")
+            return {}
+        for key in value:
+            if known is not None and key not in known:
+                self._add(f"{place}.{key}".lstrip("."), f"is no known key{suggestion(key, known)}")
+        return value
+
+    def _checked(self, place: str, value: Any, fault_of: Callable[[Any], str], otherwise: Any) -> Any:
+        if fault := fault_of(value):
+            self._add(place, fault)
+            return otherwise
+        return value
+
+    def _add(self, place: str, what: str) -> None:
+        self.problems.append(Problem(place, what))
+
+
+def _name_fault(value: Any) -> str:
+    return name_fault(value, dotted=True)
+
+
+def _tier_fault(value: Any) -> str:
+    return "" if value in tuple(Tier) else f"is {value!r}; give one of {', '.join(Tier)}"
+
+
+def _slots_fault(value: Any) -> str:
+    return number_fault(value, at_most=limits.NODE_SLOTS_MAX, whole=True)
