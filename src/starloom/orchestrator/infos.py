@@ -1,0 +1,85 @@
+"""What clients are told of jobs, stages, nodes and events; `orchestrator.wire` puts these on the wire."""
+
+import msgspec
+
+from starloom.agents.messages import Load
+from starloom.dag.constellation import Constellation
+from starloom.dag.facts import AnyFact, JobStatus, Timing
+from starloom.dag.ids import AgentId, Epoch, JobId, Revision, StageId
+from starloom.dag.job import JOB_ENDED, StageStatus
+from starloom.dag.values import ValueRef
+from starloom.devices.node import NodeProfile
+
+
+class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage as it stands.
+
+    `node`, `tier` and `target` are where its last attempt is or was, empty before the first; `emulated`:
+    the target computes elsewhere. `models` are `name@version`. `reason`: the last error, why it was
+    skipped, or what it waits for. `seconds` are those of the attempt that gave the result.
+    """
+
+    name: StageId
+    kind: str
+    status: StageStatus
+    node: str = ""
+    tier: str = ""
+    target: str = ""
+    emulated: bool = False
+    models: tuple[str, ...] = ()
+    attempts: int = 0
+    reason: str = ""
+    seconds: Timing = Timing()
+
+
+class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One job as it stands.
+
+    `error` says why it failed, or is empty. `outputs` are the declared ones that are there so far.
+    Times are unix nanoseconds; `ended_unix_nanos` is 0 while it runs. A list of jobs leaves out
+    `stages` and `constellation`.
+    """
+
+    id: JobId
+    key: str = ""
+    name: str = ""
+    status: JobStatus
+    revision: Revision = Revision(1)
+    error: str = ""
+    outputs: dict[str, ValueRef] = {}
+    stages: tuple[StageInfo, ...] = ()
+    submitted_unix_nanos: int = 0
+    ended_unix_nanos: int = 0
+    constellation: Constellation | None = None
+    labels: dict[str, str] = {}
+
+    @property
+    def ended(self) -> bool:
+        return self.status in JOB_ENDED
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One node: `state` is online, suspect or lost; `heard_seconds` is how long ago its last heartbeat was."""
+
+    name: AgentId
+    state: str
+    profile: NodeProfile
+    load: Load = Load()
+    heard_seconds: float = 0.0
+    incarnation: str = ""
+
+
+class ClusterInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """All nodes, and the orchestrator that told of them: its process and how many starts the journal has seen."""
+
+    nodes: tuple[NodeInfo, ...]
+    epoch: Epoch
+    pid: int
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One fact of the journal. `offset` grows, with gaps; `unix_nanos` is for people only."""
+
+    offset: int
+    unix_nanos: int
+    fact: AnyFact
