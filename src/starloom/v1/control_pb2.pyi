@@ -152,14 +152,16 @@ class StageTiming(_message.Message):
     def __init__(self, queue_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ...) -> None: ...
 
 class StreamEventsRequest(_message.Message):
-    __slots__ = ("job_id", "after_offset", "follow")
+    __slots__ = ("job_id", "after_offset", "follow", "kinds")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     AFTER_OFFSET_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_FIELD_NUMBER: _ClassVar[int]
+    KINDS_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     after_offset: int
     follow: bool
-    def __init__(self, job_id: _Optional[str] = ..., after_offset: _Optional[int] = ..., follow: _Optional[bool] = ...) -> None: ...
+    kinds: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job_id: _Optional[str] = ..., after_offset: _Optional[int] = ..., follow: _Optional[bool] = ..., kinds: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StreamEventsResponse(_message.Message):
     __slots__ = ("events",)
