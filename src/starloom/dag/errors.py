@@ -82,6 +82,12 @@ class Unavailable(StarloomError):
     retryable = True
 
 
+class Unauthenticated(StarloomError):
+    """The call has no valid token."""
+
+    status = "UNAUTHENTICATED"
+
+
 class Fenced(StarloomError):
     """The sender's epoch, or its lease, is over: somebody else has taken its place."""
 
@@ -101,9 +107,17 @@ class Cancelled(StarloomError):
 
 
 class JobFailed(StarloomError):
-    """A job ended without success; the message carries the failing stages' errors."""
+    """A job ended without success; `problems` has each failed stage's error, at the place `stages.NAME`."""
 
     status = "ABORTED"
+
+    def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
+        self.problems: tuple[Problem, ...] = tuple(problems)
+        super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
+        self.message = message
+
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[Problem, ...]]]:
+        return type(self), (self.message, self.problems)
 
 
 class StageError(StarloomError):
