@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from starloom.agents.stage import Models, Outputs, Stage, StageCall
 from starloom.agents.stages.image import Image, resize
+from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
 from starloom.dag.kinds import Cost, KindSpec, Param
@@ -32,7 +33,9 @@ class DetectFaces(Stage):
         inputs={"image": Port(PortType.IMAGE)},
         outputs={"faces": Port(PortType.JSON)},
         params={
-            "score_min": Param(type="number", default=0.5, about="faces with a lower score are left out; 0 to 1"),
+            "score_min": Param(
+                type="number", default=0.5, about="faces with a lower score are left out; above 0, at most 1"
+            ),
             "max_side": Param(
                 type="integer",
                 default=640,
@@ -50,9 +53,10 @@ class DetectFaces(Stage):
 
     def run(self, call: StageCall) -> Outputs:
         score_min, max_side = call.params["score_min"], call.params["max_side"]
-        if not 0 < score_min <= 1 or max_side < SIZE_MULTIPLE:
+        if not 0 < score_min <= 1 or not SIZE_MULTIPLE <= max_side <= limits.VISION_SIDE_PIXELS_MAX:
             raise StageError(
-                f"vision.faces: score_min {score_min} must be above 0 and at most 1, max_side {max_side} at least {SIZE_MULTIPLE}"
+                f"vision.faces: score_min {score_min} must be above 0 and at most 1, max_side {max_side} from "
+                f"{SIZE_MULTIPLE} to VISION_SIDE_PIXELS_MAX = {limits.VISION_SIDE_PIXELS_MAX}"
             )
         image: Image = call.inputs["image"]
         if 0 in image.shape:
@@ -81,7 +85,7 @@ def network_input(image: Image, max_side: int) -> tuple[NDArray[np.float32], flo
 def decode_faces(
     maps: list[NDArray[Any]], scale: float, size: tuple[int, ...], score_min: float
 ) -> list[dict[str, Any]]:
-    """Faces, best first, in pixels of an image of `size` (height, width).
+    """Faces, best first, in pixels of an image of `size` (height, width), out of the FACE_CANDIDATES_MAX best places.
 
     `maps` are float32 [1, c, h, w]: score (1), log of height and width in cells (2), offset of the
     centre in cells, y then x (2), landmarks relative to the box, y then x five times (10).
@@ -89,7 +93,7 @@ def decode_faces(
     heat, extent, offset, points = (np.asarray(each)[0] for each in maps)
     rows, columns = np.nonzero(heat[0] >= score_min)
     scores = heat[0, rows, columns]
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-scores, kind="stable")[: limits.FACE_CANDIDATES_MAX]
     rows, columns, scores = rows[order], columns[order], scores[order]
     heights, widths = np.exp(extent[:, rows, columns]) * STRIDE
     tops = (rows + offset[0, rows, columns] + 0.5) * STRIDE - heights / 2
