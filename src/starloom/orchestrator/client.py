@@ -1,0 +1,292 @@
+"""The client: submits constellations, follows jobs, and fetches what they give.
+
+    async with AsyncClient() as client:
+        job = await client.submit(constellation, {"audio": Path("question.wav"), "image": Path("photo.jpg")})
+        async for name, value in job.stream():
+            ...                                     # each declared output, once its stage has it
+        outputs = await job.result(timeout=60)
+
+`starloom.Client` is the same without `await`. Needs neither Ray nor ONNX Runtime.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from types import TracebackType
+from typing import Any, Final, Self
+from uuid import uuid4
+
+import msgspec
+
+from starloom.agents import wire
+from starloom.agents.transfer import Transfer
+from starloom.agents.values import decode
+from starloom.dag import limits
+from starloom.dag.constellation import Constellation
+from starloom.dag.document import to_json
+from starloom.dag.errors import Cancelled, DeadlineExceeded, InvalidInput, JobFailed, Problem
+from starloom.dag.facts import JobEnded, JobStatus, StageCommitted, StageDefaulted
+from starloom.dag.ids import JobId, Revision
+from starloom.dag.job import StageStatus
+from starloom.dag.kinds import KindCatalog
+from starloom.dag.values import ValueRef
+from starloom.orchestrator import clientwire
+from starloom.orchestrator.clientinputs import encode_inputs
+from starloom.orchestrator.clientlink import Link, find_cluster
+from starloom.orchestrator.effects import Stopped
+from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo
+from starloom.v1 import control_pb2 as pb
+
+OWN_KEY_PREFIX: Final = "auto-"
+"""How the keys begin that a client makes up where the caller gave none."""
+
+_OUTPUT_KINDS = ("stage-committed", "stage-defaulted", "job-ended")
+_END_KINDS = ("job-ended",)
+_PRIORITY_MAX = 2**31 - 1
+_CANCEL_SECONDS = limits.CANCEL_GRACE_SECONDS + limits.RPC_DEADLINE_SECONDS
+
+
+class AsyncClient:
+    """A client for one event loop. Use it as a context manager, or `close` it.
+
+    `address` is the orchestrator's, `host:port`, and `token` the cluster's. Where they are not given,
+    `STARLOOM_ADDRESS` and `STARLOOM_TOKEN` are taken, else the cluster that `starloom up` runs here.
+    Raises Unavailable if there is none, InvalidInput for an address that is none, Unauthenticated for a
+    missing token.
+
+    Any method raises Unavailable after CONNECT_SECONDS without an orchestrator. Once it was reached,
+    whoever follows a job waits ORCHESTRATOR_RESTART_SECONDS for a new one, and goes on where it was.
+    """
+
+    def __init__(self, address: str | None = None, token: str | None = None) -> None:
+        self.address, found = find_cluster(address, token)
+        self._link = Link(self.address, found)
+        self._transfer = Transfer(found)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends all that this client and its jobs are doing. The jobs themselves go on."""
+        await self._transfer.close()
+        await self._link.close()
+
+    async def submit(
+        self,
+        constellation: Constellation,
+        inputs: Mapping[str, Any] | None = None,
+        key: str = "",
+        priority: int = 0,
+        max_parallel: int = 0,
+        labels: Mapping[str, str] | None = None,
+    ) -> "AsyncJob":
+        """Hands in a job; returns once it is accepted, which is durable.
+
+        `inputs` are Python values by the port types that the constellation declares (see `agents.values`);
+        for a BYTES input also a `pathlib.Path`, whose file is read. `key` is the caller's own name for the
+        job: the same key and content again give the same job. Without one the client makes one up, so that
+        a repeat after a lost answer cannot make a second job. A greater `priority` goes first;
+        `max_parallel` bounds the stages that run at once, 0 is no bound.
+
+        Raises InvalidConstellation, Infeasible or InvalidInput with everything that is wrong, Conflict if
+        the key stands for another job, Overloaded, Unavailable.
+        """
+        _check_options(priority, max_parallel)
+        document = msgspec.json.encode(to_json(constellation))
+        encoded = await asyncio.to_thread(encode_inputs, constellation, inputs or {})
+        request = pb.SubmitRequest(
+            constellation_json=document,
+            inputs={name: wire.ref_to_wire(item.ref) for name, item in encoded.items()},
+            key=key or f"{OWN_KEY_PREFIX}{uuid4().hex}",
+            priority=priority,
+            max_parallel=max_parallel,
+            labels=labels,
+        )
+        large = [item for item in encoded.values() if item.ref.inline is None]
+        await asyncio.gather(*(self._put(item.ref, item.data) for item in large))
+        answer = await self._link.call("Submit", request)
+        job = AsyncJob(self, JobId(answer.job_id), constellation, Revision(answer.revision))
+        job.existing = answer.existing
+        return job
+
+    async def job(self, id_or_key: str) -> "AsyncJob":
+        """A job that was submitted before, by anybody. Raises NotFound."""
+        info = await self.info(id_or_key)
+        return AsyncJob(self, info.id, info.constellation, info.revision)
+
+    async def info(self, id_or_key: str) -> JobInfo:
+        """One job as it stands. Raises NotFound."""
+        response = await self._link.call("GetJob", pb.GetJobRequest(job_id=id_or_key))
+        return clientwire.job_from_wire(response.job)
+
+    async def jobs(self, limit: int = 0) -> list[JobInfo]:
+        """The jobs that are kept, the newest first, at most `limit` unless 0; without their stages."""
+        response = await self._link.call("ListJobs", pb.ListJobsRequest(limit=limit))
+        return [clientwire.job_from_wire(job) for job in response.jobs]
+
+    async def nodes(self) -> list[NodeInfo]:
+        """The nodes, as their agents reported them."""
+        return list((await self.cluster()).nodes)
+
+    async def cluster(self) -> ClusterInfo:
+        """The nodes, and the orchestrator that tells of them."""
+        return clientwire.cluster_from_wire(await self._link.call("ListNodes", pb.ListNodesRequest()))
+
+    async def kinds(self) -> KindCatalog:
+        """The stage kinds that the nodes can run."""
+        return clientwire.kinds_from_wire(await self._link.call("ListKinds", pb.ListKindsRequest()))
+
+    def events(self, after: int = 0, follow: bool = True) -> AsyncGenerator[Event, None]:
+        """The facts of the journal after an offset: those that are there, and with `follow` all that come, for ever."""
+        return self._link.events("", after, follow=follow)
+
+    async def fetch(self, job: JobId, name: str, ref: ValueRef) -> Any:
+        """The value of a declared output `name`. Raises NotFound if its job is not kept any more."""
+        data = await self._link.patiently(lambda: self._transfer.fetch(self.address, job, ref), long=True)
+        return decode(ref.type, data, ref.meta, f"outputs.{name}")
+
+    async def _put(self, ref: ValueRef, data: bytes) -> None:
+        await self._link.patiently(lambda: self._transfer.put(self.address, ref, data))
+
+
+class AsyncJob:
+    """A submitted job. `existing`: it was there before, under the same key."""
+
+    def __init__(
+        self, client: AsyncClient, job_id: JobId, constellation: Constellation | None, revision: Revision
+    ) -> None:
+        self.id = job_id
+        self.revision = revision
+        self.existing = False
+        self._client = client
+        self._constellation = constellation
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
+    async def status(self) -> JobInfo:
+        """The job as it stands, with its stages."""
+        return await self._client.info(self.id)
+
+    async def result(self, timeout: float | None = None) -> dict[str, Any]:  # noqa: ASYNC109
+        """Waits for the end; returns every declared output by name.
+
+        Raises JobFailed with the error of each failed stage, Cancelled, and DeadlineExceeded after `timeout`
+        seconds, when the job goes on.
+        """
+        try:
+            async with asyncio.timeout(timeout):
+                ended = await self._end()
+                return await self._values(ended.outputs)
+        except TimeoutError as error:
+            if isinstance(error, DeadlineExceeded):
+                raise
+            raise DeadlineExceeded(
+                f"job {self.id} did not end within {timeout:g} s; it goes on, and `result` may be asked again"
+            ) from None
+
+    async def stream(self) -> AsyncGenerator[tuple[str, Any], None]:
+        """Yields each declared output, as (name, value), once its stage has it; ends with the job.
+
+        An output comes again where its stage had to run again and gave something else. Raises JobFailed or
+        Cancelled at the end of a job that did not succeed.
+        """
+        sources = await self._sources()
+        given: dict[str, str] = {}
+        async with aclosing(self._client._link.events(self.id, kinds=_OUTPUT_KINDS)) as events:
+            async for event in events:
+                match event.fact:
+                    case StageCommitted() | StageDefaulted() as fact:
+                        there = {
+                            name: fact.outputs[port]
+                            for port, names in sources.get(fact.stage, {}).items()
+                            for name in names
+                            if port in fact.outputs
+                        }
+                    case JobEnded() as fact:
+                        there = fact.outputs
+                    case _:
+                        continue
+                for name, ref in there.items():
+                    if given.get(name) != ref.digest:
+                        given[name] = ref.digest
+                        yield name, await self._client.fetch(self.id, name, ref)
+                if isinstance(event.fact, JobEnded):
+                    await self._raise_unless_succeeded(event.fact)
+
+    def events(self, after: int = 0, follow: bool = True) -> AsyncGenerator[Event, None]:
+        """The job's facts after an offset: those that are there, and with `follow` all until it ends."""
+        return self._client._link.events(self.id, after, follow=follow)
+
+    async def cancel(self, reason: str = "") -> Stopped:
+        """Stops the job; returns once nothing of it runs any more, with what it ended as."""
+        request = pb.CancelJobRequest(job_id=self.id, reason=reason)
+        answer = await self._client._link.call("CancelJob", request, seconds=_CANCEL_SECONDS)
+        return clientwire.stopped_from_wire(answer, self.id)
+
+    async def _end(self) -> JobEnded:
+        async with aclosing(self._client._link.events(self.id, kinds=_END_KINDS)) as events:
+            async for event in events:
+                if isinstance(event.fact, JobEnded):
+                    await self._raise_unless_succeeded(event.fact)
+                    return event.fact
+        info = await self.status()
+        return JobEnded(job=self.id, status=info.status, outputs=info.outputs, error=info.error)
+
+    async def _raise_unless_succeeded(self, ended: JobEnded) -> None:
+        if ended.status is JobStatus.CANCELLED:
+            raise Cancelled(f"job {self.id} was cancelled{f': {ended.error}' if ended.error else ''}")
+        if ended.status is not JobStatus.SUCCEEDED:
+            raise job_failed(await self.status())
+
+    async def _values(self, outputs: Mapping[str, ValueRef]) -> dict[str, Any]:
+        at_once = asyncio.Semaphore(limits.TRANSFERS_AT_ONCE_MAX)
+
+        async def value(name: str, ref: ValueRef) -> Any:
+            async with at_once:
+                return await self._client.fetch(self.id, name, ref)
+
+        values = await asyncio.gather(*(value(name, ref) for name, ref in outputs.items()))
+        return dict(zip(outputs, values, strict=True))
+
+    async def _sources(self) -> dict[str, dict[str, list[str]]]:
+        """The names of declared outputs, by stage and port."""
+        if self._constellation is None:
+            self._constellation = (await self.status()).constellation
+        sources: dict[str, dict[str, list[str]]] = {}
+        for name, output in self._constellation.outputs.items() if self._constellation else ():
+            sources.setdefault(output.upstream, {}).setdefault(output.output, []).append(name)
+        return sources
+
+
+def job_failed(info: JobInfo) -> JobFailed:
+    """The error of a failed job, with each failed stage's."""
+    problems = [
+        Problem(f"stages.{stage.name}", f"{stage.reason or 'failed'} ({_where(stage.node, stage.attempts)})")
+        for stage in info.stages
+        if stage.status is StageStatus.FAILED
+    ]
+    what = f"job {info.id} ({info.name}) failed"
+    return JobFailed(what if problems or not info.error else f"{what}: {info.error}", problems)
+
+
+def _where(node: str, attempts: int) -> str:
+    tries = "one attempt" if attempts == 1 else f"{attempts} attempts"
+    return f"on {node}, {tries}" if node else tries
+
+
+def _check_options(priority: int, max_parallel: int) -> None:
+    problems = []
+    if not -_PRIORITY_MAX <= priority <= _PRIORITY_MAX:
+        problems.append(Problem("priority", f"{priority} is not between -{_PRIORITY_MAX} and {_PRIORITY_MAX}"))
+    if not 0 <= max_parallel <= limits.JOB_PARALLEL_MAX:
+        problems.append(
+            Problem("max_parallel", f"{max_parallel} is not 0 to JOB_PARALLEL_MAX = {limits.JOB_PARALLEL_MAX}")
+        )
+    if problems:
+        raise InvalidInput(problems, "the job's options are not right")

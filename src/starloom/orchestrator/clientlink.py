@@ -1,0 +1,210 @@
+"""A client's way to the orchestrator: where it is, and calls that are repeated until it answers.
+
+A call is repeated only where a second one does no harm: reads, putting bytes by their digest, a
+submission under a key, a cancel. The orchestrator may be restarted meanwhile, on the same address.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+import grpc
+from grpc import aio
+
+from starloom.agents import status
+from starloom.dag import limits
+from starloom.dag.errors import InvalidInput, Problem, StarloomError, Unauthenticated, Unavailable
+from starloom.dag.facts import JobEnded
+from starloom.orchestrator import clientwire
+from starloom.orchestrator.infos import Event
+from starloom.orchestrator.statefolder import read_cluster, state_folder
+from starloom.v1 import control_pb2 as pb
+from starloom.v1 import control_pb2_grpc
+
+ADDRESS_VARIABLE: Final = "STARLOOM_ADDRESS"
+TOKEN_VARIABLE: Final = "STARLOOM_TOKEN"
+
+_BACKOFF_FACTOR = 2.0
+_BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+"""What gRPC itself reports where the other end went away, beside texts of INTERNAL and UNKNOWN."""
+_BROKEN_TEXTS = ("RST_STREAM", "Stream removed", "Socket closed")
+
+Result = TypeVar("Result")
+
+
+def find_cluster(
+    address: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ
+) -> tuple[str, str]:
+    """The orchestrator's address and token: those given, else `STARLOOM_ADDRESS` and `STARLOOM_TOKEN`, else the state folder's.
+
+    Raises Unavailable if no cluster runs here, InvalidInput for an address that is none, and
+    Unauthenticated if there is no token for the address.
+    """
+    place = "address" if address else ADDRESS_VARIABLE
+    address = address or environment.get(ADDRESS_VARIABLE, "")
+    token = token or environment.get(TOKEN_VARIABLE, "")
+    if address:
+        _check_address(address, place)
+    if address and token:
+        return address, token
+    record = read_cluster(state_folder(environment))
+    if not address and record is None:
+        raise Unavailable(
+            f"no cluster runs on this machine ({state_folder(environment)}); start one with `starloom up`, "
+            f"or name another with {ADDRESS_VARIABLE} and {TOKEN_VARIABLE}"
+        )
+    if record is None or address not in ("", record.address):
+        raise Unauthenticated(f"there is no token for {address}; give it with {TOKEN_VARIABLE}")
+    return record.address, token or record.token()
+
+
+def _check_address(address: str, place: str) -> None:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise InvalidInput([Problem(place, f"{address!r} is no host:port")], "the orchestrator's address is wrong")
+
+
+class Patience:
+    """Waits between repeats, longer each time; gives up `seconds` after the first failure."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._until: float | None = None
+        self._pause = limits.RECONNECT_FIRST_SECONDS
+
+    async def wait(self, error: StarloomError) -> None:
+        """Returns when it is time for the next try; raises `error` if the time is over."""
+        now = asyncio.get_running_loop().time()
+        if self._until is None:
+            self._until = now + self._seconds
+        if now >= self._until:
+            raise error
+        await asyncio.sleep(min(self._pause, self._until - now))
+        self._pause = min(self._pause * _BACKOFF_FACTOR, limits.RECONNECT_LAST_SECONDS)
+
+
+class Link:
+    """One client's channel to the orchestrator, made at the first call. For one event loop."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self.address = address
+        self.token = token
+        self._metadata = status.auth_metadata(token)
+        self._channel: aio.Channel | None = None
+        self._stub: Any = None
+        self._closed = False
+        self._reached = False
+
+    async def close(self) -> None:
+        """Ends all calls."""
+        self._closed = True
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close(None)
+
+    async def call(self, method: str, request: Any, *, seconds: float = limits.RPC_DEADLINE_SECONDS) -> Any:
+        """The answer to one call of the Control service, which is repeated while nobody answers.
+
+        Raises Unavailable after CONNECT_SECONDS without an orchestrator, or after `seconds` without an
+        answer, and whatever error the orchestrator answered with.
+        """
+
+        async def attempt() -> Any:
+            try:
+                response = await getattr(self._ready(), method)(request, metadata=self._metadata, timeout=seconds)
+            except aio.AioRpcError as error:
+                if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and not _has_detail(error):
+                    raise _Silent(f"the orchestrator at {self.address} did not answer within {seconds:g} s") from None
+                raise self._meaning(error) from error
+            self._reached = True
+            return response
+
+        return await self.patiently(attempt)
+
+    async def patiently(self, attempt: Callable[[], Awaitable[Result]], *, long: bool = False) -> Result:
+        """What `attempt` gives, which is repeated while it raises Unavailable.
+
+        For CONNECT_SECONDS; where `long`, and the orchestrator was reached before, for
+        ORCHESTRATOR_RESTART_SECONDS.
+        """
+        patience = self._patience(long)
+        while True:
+            try:
+                return await attempt()
+            except _Silent as error:
+                raise Unavailable(str(error)) from None
+            except Unavailable as error:
+                await patience.wait(error)
+
+    async def events(
+        self, job: str, after: int = 0, *, follow: bool = True, kinds: Sequence[str] = ()
+    ) -> AsyncGenerator[Event, None]:
+        """Events of a job, by id or key, or of all if empty, after an offset; goes on over restarts without a gap.
+
+        With `follow` it ends with the job, and for all jobs never. `kinds` leaves out all other facts.
+        """
+        patience = self._patience(True)
+        over = False
+        while True:
+            request = pb.StreamEventsRequest(job_id=job, after_offset=after, follow=follow, kinds=kinds)
+            call = self._ready().StreamEvents(request, metadata=self._metadata)
+            try:
+                async for response in call:
+                    self._reached = True
+                    patience = self._patience(True)
+                    for event in map(clientwire.event_from_wire, response.events):
+                        if event.offset <= after:
+                            continue
+                        after = event.offset
+                        over = over or (bool(job) and isinstance(event.fact, JobEnded))
+                        if not kinds or clientwire.fact_kind(event.fact) in kinds:
+                            yield event
+            except aio.AioRpcError as error:
+                meaning = self._meaning(error)
+                if type(meaning) is not Unavailable:
+                    raise meaning from error
+                await patience.wait(meaning)
+                continue
+            finally:
+                call.cancel()
+            if over or not follow:
+                return
+            # The stream ended in order. If the job has ended as well, one more look finds what is still missing.
+            over = bool(job) and await self._ended(job)
+            if not over:
+                await patience.wait(Unavailable(f"the orchestrator at {self.address} ended the stream of events"))
+
+    async def _ended(self, job: str) -> bool:
+        response = await self.patiently(lambda: self.call("GetJob", pb.GetJobRequest(job_id=job)), long=True)
+        return clientwire.job_from_wire(response.job).ended
+
+    def _patience(self, long: bool) -> Patience:
+        return Patience(limits.ORCHESTRATOR_RESTART_SECONDS if long and self._reached else limits.CONNECT_SECONDS)
+
+    def _ready(self) -> Any:
+        if self._closed:
+            raise StarloomError("the client is closed; make a new one")
+        if self._stub is None:
+            self._channel = aio.insecure_channel(self.address, options=status.channel_options())
+            self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        return self._stub
+
+    def _meaning(self, error: aio.AioRpcError) -> StarloomError:
+        """The error behind a failed call; Unavailable, and nothing derived from it, where the connection broke."""
+        found = status.from_rpc(error)
+        broken = error.code() in _BROKEN or any(text in (error.details() or "") for text in _BROKEN_TEXTS)
+        if _has_detail(error) or not broken:
+            return found
+        return Unavailable(
+            f"the orchestrator at {self.address} cannot be reached: {error.details() or error.code().name}; "
+            "is it running? `starloom up` starts a cluster"
+        )
+
+
+class _Silent(Unavailable):
+    """Connected, but no answer in time: waited for long enough already."""
+
+
+def _has_detail(error: aio.AioRpcError) -> bool:
+    return any(pair[0] == status.ERROR_KEY for pair in error.trailing_metadata() or ())

@@ -1,0 +1,178 @@
+"""The client without `await`: the asynchronous one, run by one background thread for all clients of a process.
+
+with Client() as client:
+    job = client.submit(constellation, {"audio": Path("question.wav"), "image": Path("photo.jpg")})
+    print(job.result(timeout=60)["answer"])
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from starloom.dag.constellation import Constellation
+from starloom.dag.ids import JobId, Revision
+from starloom.dag.kinds import KindCatalog
+from starloom.dag.values import ValueRef
+from starloom.orchestrator.client import AsyncClient, AsyncJob
+from starloom.orchestrator.effects import Stopped
+from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo
+
+Result = TypeVar("Result")
+
+
+class _Background:
+    """An event loop in a daemon thread, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Waits for a coroutine to end on the loop; stops it if this thread is interrupted meanwhile."""
+        future: Future[Result] = asyncio.run_coroutine_threadsafe(work, self._running())
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def iterate(self, items: AsyncGenerator[Result, None]) -> Iterator[Result]:
+        """The items of an asynchronous generator, one by one."""
+        # A step that was interrupted may still be on its way out when the generator is to be closed.
+        one_at_a_time = asyncio.Lock()
+
+        async def step() -> tuple[Result] | None:
+            async with one_at_a_time:
+                try:
+                    return (await anext(items),)
+                except StopAsyncIteration:
+                    return None
+
+        async def close() -> None:
+            async with one_at_a_time:
+                await items.aclose()
+
+        try:
+            while found := self.run(step()):
+                yield found[0]
+        finally:
+            self.run(close())
+
+    def _running(self) -> asyncio.AbstractEventLoop:
+        with self._guard:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, name="starloom-client", daemon=True).start()
+            return self._loop
+
+
+_background = _Background()
+
+
+class Client:
+    """See `AsyncClient`: the same methods, without `await`. Safe for threads."""
+
+    def __init__(self, address: str | None = None, token: str | None = None) -> None:
+        self._client = AsyncClient(address, token)
+        self.address = self._client.address
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """See `AsyncClient.close`."""
+        _background.run(self._client.close())
+
+    def submit(
+        self,
+        constellation: Constellation,
+        inputs: Mapping[str, Any] | None = None,
+        key: str = "",
+        priority: int = 0,
+        max_parallel: int = 0,
+        labels: Mapping[str, str] | None = None,
+    ) -> "Job":
+        """See `AsyncClient.submit`."""
+        return Job(_background.run(self._client.submit(constellation, inputs, key, priority, max_parallel, labels)))
+
+    def job(self, id_or_key: str) -> "Job":
+        """See `AsyncClient.job`."""
+        return Job(_background.run(self._client.job(id_or_key)))
+
+    def info(self, id_or_key: str) -> JobInfo:
+        """See `AsyncClient.info`."""
+        return _background.run(self._client.info(id_or_key))
+
+    def jobs(self, limit: int = 0) -> list[JobInfo]:
+        """See `AsyncClient.jobs`."""
+        return _background.run(self._client.jobs(limit))
+
+    def nodes(self) -> list[NodeInfo]:
+        """See `AsyncClient.nodes`."""
+        return _background.run(self._client.nodes())
+
+    def cluster(self) -> ClusterInfo:
+        """See `AsyncClient.cluster`."""
+        return _background.run(self._client.cluster())
+
+    def kinds(self) -> KindCatalog:
+        """See `AsyncClient.kinds`."""
+        return _background.run(self._client.kinds())
+
+    def events(self, after: int = 0, follow: bool = True) -> Iterator[Event]:
+        """See `AsyncClient.events`."""
+        return _background.iterate(self._client.events(after, follow))
+
+    def fetch(self, job: JobId, name: str, ref: ValueRef) -> Any:
+        """See `AsyncClient.fetch`."""
+        return _background.run(self._client.fetch(job, name, ref))
+
+
+class Job:
+    """See `AsyncJob`: the same methods, without `await`."""
+
+    def __init__(self, job: AsyncJob) -> None:
+        self._job = job
+
+    def __repr__(self) -> str:
+        return f"<Job {self.id}>"
+
+    @property
+    def id(self) -> JobId:
+        return self._job.id
+
+    @property
+    def revision(self) -> Revision:
+        return self._job.revision
+
+    @property
+    def existing(self) -> bool:
+        return self._job.existing
+
+    def status(self) -> JobInfo:
+        """See `AsyncJob.status`."""
+        return _background.run(self._job.status())
+
+    def result(self, timeout: float | None = None) -> dict[str, Any]:
+        """See `AsyncJob.result`."""
+        return _background.run(self._job.result(timeout))
+
+    def stream(self) -> Iterator[tuple[str, Any]]:
+        """See `AsyncJob.stream`."""
+        return _background.iterate(self._job.stream())
+
+    def events(self, after: int = 0, follow: bool = True) -> Iterator[Event]:
+        """See `AsyncJob.events`."""
+        return _background.iterate(self._job.events(after, follow))
+
+    def cancel(self, reason: str = "") -> Stopped:
+        """See `AsyncJob.cancel`."""
+        return _background.run(self._job.cancel(reason))
