@@ -1,5 +1,6 @@
 """Port types, and references to values. A reference travels; the bytes stay where they were made."""
 
+import builtins
 from enum import StrEnum
 from typing import Any
 
@@ -44,5 +45,5 @@ class ValueRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     bytes: int
     digest: str
     meta: dict[str, Any] = {}
-    inline: bytes | None = None
+    inline: builtins.bytes | None = None
     holder: str = JOB_STORE

@@ -207,4 +207,5 @@ class _Silent(Unavailable):
 
 
 def _has_detail(error: aio.AioRpcError) -> bool:
-    return any(pair[0] == status.ERROR_KEY for pair in error.trailing_metadata() or ())
+    metadata: Any = error.trailing_metadata()
+    return any(key == status.ERROR_KEY for key, _ in metadata or ())
