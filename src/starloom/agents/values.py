@@ -10,8 +10,9 @@
 | JSON   | what JSON can say                                  | UTF-8, keys sorted                      | |
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import msgspec
@@ -23,7 +24,12 @@ from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem
 from starloom.dag.values import PortType, ValueRef
 
-_DTYPES = frozenset("bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split())
+_DTYPES = frozenset(
+    [
+        *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+        *("float16", "float32", "float64", "complex64", "complex128"),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,19 +50,28 @@ def digest(data: bytes | memoryview) -> str:
 
 
 def encode(port_type: PortType, value: Any, place: str = "value") -> tuple[bytes, dict[str, Any]]:
-    """The bytes and meta of a Python value. Raises InvalidInput, naming `place`, if it is not of the type."""
+    """The bytes and meta of a Python value.
+
+    Raises InvalidInput, naming `place`, if it is not of the type or its bytes are over VALUE_BYTES_MAX.
+    """
     try:
-        return _ENCODERS[port_type](value)
-    except (TypeError, ValueError) as error:
+        data, meta = _ENCODERS[port_type](value)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput([Problem(place, f"is no {port_type}: {error}")], "a value has the wrong type") from error
+    if len(data) > limits.VALUE_BYTES_MAX:
+        what = f"has {len(data)} bytes, over VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}; pass it on in parts"
+        raise InvalidInput([Problem(place, what)], "a value is too large")
+    return data, meta
 
 
 def decode(port_type: PortType, data: bytes, meta: dict[str, Any], place: str = "value") -> Any:
     """The Python value of bytes made by `encode`; arrays are read-only views. Raises InvalidInput."""
     try:
         return _DECODERS[port_type](data, meta)
-    except (TypeError, ValueError, KeyError) as error:
-        raise InvalidInput([Problem(place, f"is no readable {port_type}: {error!r}")], "a value cannot be read") from error
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise InvalidInput(
+            [Problem(place, f"is no readable {port_type}: {error!r}")], "a value cannot be read"
+        ) from error
 
 
 def refer(port_type: PortType, data: bytes, meta: dict[str, Any], holder: str) -> ValueRef:
@@ -79,6 +94,7 @@ def _encode_tensor(value: Any) -> tuple[bytes, dict[str, Any]]:
     array = np.asarray(value)
     if array.dtype.name not in _DTYPES:
         raise TypeError(f"dtype {array.dtype} cannot travel; use one of {', '.join(sorted(_DTYPES))}")
+    _checked_shape(array.shape)
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return little.tobytes(), {"dtype": array.dtype.name, "shape": list(array.shape)}
 
@@ -90,6 +106,8 @@ def _decode_tensor(data: bytes, meta: dict[str, Any]) -> NDArray[Any]:
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     if prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"shape {shape} of {dtype.name} needs {prod(shape) * dtype.itemsize} bytes, not {len(data)}")
+    if dtype.kind == "b" and data.translate(None, b"\0\1"):
+        raise ValueError("a byte of a bool tensor is neither 0 nor 1")
     return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
@@ -115,8 +133,7 @@ def _encode_image(value: Any) -> tuple[bytes, dict[str, Any]]:
     array = np.asarray(value)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise TypeError(f"array of {array.dtype} {array.shape} instead of uint8 [height, width, 3]")
-    if array.shape[0] * array.shape[1] > limits.IMAGE_PIXELS_MAX:
-        raise ValueError(f"{array.shape[0]} x {array.shape[1]} pixels are over IMAGE_PIXELS_MAX = {limits.IMAGE_PIXELS_MAX}")
+    _check_pixels(array.shape)
     return np.ascontiguousarray(array).tobytes(), {"shape": list(array.shape)}
 
 
@@ -124,26 +141,58 @@ def _decode_image(data: bytes, meta: dict[str, Any]) -> NDArray[np.uint8]:
     shape = _checked_shape(meta["shape"])
     if len(shape) != 3 or shape[2] != 3 or prod(shape) != len(data):
         raise ValueError(f"shape {shape} does not fit {len(data)} bytes")
+    _check_pixels(shape)
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _check_pixels(shape: tuple[int, ...]) -> None:
+    if shape[0] * shape[1] > limits.IMAGE_PIXELS_MAX:
+        raise ValueError(f"{shape[1]} x {shape[0]} pixels are over IMAGE_PIXELS_MAX = {limits.IMAGE_PIXELS_MAX}")
 
 
 def _encode_audio(value: Any) -> tuple[bytes, dict[str, Any]]:
     if not isinstance(value, Audio):
         raise TypeError(f"{type(value).__name__} instead of Audio")
-    if value.samples.ndim != 1 or value.sample_rate_hz <= 0:
-        raise ValueError("samples are not one-dimensional, or sample_rate_hz is not above 0")
-    return value.samples.astype("<f4").tobytes(), {"sample_rate_hz": int(value.sample_rate_hz)}
+    samples = np.asarray(value.samples)
+    if samples.ndim != 1 or samples.dtype.kind != "f":
+        raise ValueError(f"samples are {samples.dtype} {samples.shape} instead of float32 [samples]")
+    return samples.astype("<f4").tobytes(), {"sample_rate_hz": _checked_rate(value.sample_rate_hz)}
 
 
 def _decode_audio(data: bytes, meta: dict[str, Any]) -> Audio:
-    rate = meta["sample_rate_hz"]
-    if not isinstance(rate, int) or rate <= 0:
-        raise ValueError(f"sample_rate_hz {rate!r} is not above 0")
+    rate = _checked_rate(meta["sample_rate_hz"])
     return Audio(np.frombuffer(data, dtype="<f4"), rate)
 
 
+def _checked_rate(rate: Any) -> int:
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
+        raise ValueError(f"sample_rate_hz {rate!r} is no integer above 0")
+    return int(rate)
+
+
 def _encode_json(value: Any) -> tuple[bytes, dict[str, Any]]:
-    return msgspec.json.encode(value, order="sorted", enc_hook=_plain), {}
+    data = msgspec.json.encode(value, order="sorted", enc_hook=_plain)
+    # What JSON cannot say is written as null, which no consumer could tell from a null that was meant.
+    if b"null" in data and (place := _not_finite(value)) is not None:
+        raise ValueError(f"{place or 'it'} is infinite or not a number")
+    return data, {}
+
+
+def _not_finite(value: Any, place: str = "") -> str | None:
+    """The place of the first float that JSON has no form for; None if there is none."""
+    if isinstance(value, float | np.floating):
+        return None if isfinite(value) else place
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)
+    for key, item in items:
+        if (found := _not_finite(item, f"{place}.{key}" if place else str(key))) is not None:
+            return found
+    return None
 
 
 def _plain(value: Any) -> Any:
@@ -154,7 +203,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-_ENCODERS = {
+_ENCODERS: Mapping[PortType, Callable[[Any], tuple[bytes, dict[str, Any]]]] = {
     PortType.TENSOR: _encode_tensor,
     PortType.TEXT: _encode_text,
     PortType.BYTES: _encode_bytes,
@@ -162,7 +211,7 @@ _ENCODERS = {
     PortType.AUDIO: _encode_audio,
     PortType.JSON: _encode_json,
 }
-_DECODERS = {
+_DECODERS: Mapping[PortType, Callable[[bytes, dict[str, Any]], Any]] = {
     PortType.TENSOR: _decode_tensor,
     PortType.TEXT: lambda data, _: data.decode(),
     PortType.BYTES: lambda data, _: data,
