@@ -1,0 +1,284 @@
+"""The journal: facts in the order they were decided, in a SQLite file that outlives the process.
+
+One writer at a time: the folder is locked while a Journal is open, and the epoch, raised at each opening,
+is checked inside every transaction, so that a writer that was replaced fails instead of writing.
+
+    <folder>/journal.db      the facts, one row each: offset, wall time, job, CRC-32, JSON line
+    <folder>/lock            locked by the writer; holds its process id
+    <folder>/headroom        room set aside, given back when the disk is full
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Final, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.errors import Conflict, Fenced, JournalDamaged, StarloomError
+from starloom.dag.facts import AnyFact, Fact, decode_fact, encode_fact
+from starloom.dag.ids import Epoch, JobId
+
+FORMAT: Final = 1
+"""The version of the tables. A journal of a lower one is brought forward at opening, a higher one refused."""
+
+_TABLES: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE facts (
+    offset INTEGER PRIMARY KEY,
+    unix_nanos INTEGER NOT NULL,
+    job TEXT NOT NULL,
+    crc INTEGER NOT NULL,
+    fact TEXT NOT NULL
+);
+CREATE INDEX facts_of_job ON facts (job, offset) WHERE job != '';
+"""
+_COLUMNS: Final = "SELECT offset, unix_nanos, job, crc, fact FROM facts"
+
+
+class _Kind(msgspec.Struct):
+    fact: str
+
+
+_kinds = msgspec.json.Decoder(_Kind)
+
+
+class JournalUnwritableError(StarloomError):
+    """Facts could not be appended, so nothing that follows from them may happen: the process has to end."""
+
+
+class Record(NamedTuple):
+    """One fact as it is journaled. `line` is the fact as JSON; `job` is empty for facts about agents."""
+
+    offset: int
+    unix_nanos: int
+    job: JobId
+    line: bytes
+
+    @property
+    def kind(self) -> str:
+        """The fact's kind, such as `stage-placed`."""
+        return _kinds.decode(self.line).fact
+
+    @property
+    def fact(self) -> AnyFact:
+        """The fact itself. Raises JournalDamaged if the line holds none that this version knows."""
+        try:
+            return decode_fact(self.line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise JournalDamaged(
+                f"journal record {self.offset} holds no fact that this version can read ({error}): "
+                f"{self.line[:80]!r}; use the version that wrote it, or restore a copy"
+            ) from error
+
+
+class Journal:
+    """An open journal. `append` is for one thread; `read` has a connection of its own, for another one."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `Journal.open`."""
+        self.folder = folder
+        with ExitStack() as opened:
+            opened.callback(os.close, _lock(folder / "lock"))
+            self._headroom = Headroom(folder / "headroom", limits.JOURNAL_RESERVED_BYTES)
+            with _explained(folder):
+                self._writer = opened.enter_context(closing(_connect(folder)))
+                self._reader = opened.enter_context(closing(_connect(folder)))
+                self.epoch = _take_over(self._writer, folder)
+                self.last_offset: int = self._writer.execute("SELECT ifnull(max(offset), 0) FROM facts").fetchone()[0]
+            self._opened = opened.pop_all()
+
+    @classmethod
+    def open(cls, folder: Path) -> "Journal":
+        """Opens the journal in `folder`, making it if it is not there, and raises the epoch.
+
+        Raises Conflict if another process has it open, JournalDamaged if it cannot be read or is of a
+        later format.
+        """
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return cls(folder)
+
+    def __repr__(self) -> str:
+        return f"<Journal {str(self.folder)!r} epoch={self.epoch} last_offset={self.last_offset}>"
+
+    def close(self) -> None:
+        """Gives the folder to the next writer. May be called again."""
+        self._opened.close()
+
+    def append(self, facts: Sequence[Fact], unix_nanos: int) -> list[Record]:
+        """Writes facts in one transaction and returns after fsync, with the offsets they were given.
+
+        When the disk is full, the head-room is given back and the facts go there. Raises Fenced if
+        another writer took over, JournalUnwritableError if nothing could be written.
+        """
+        if not facts:
+            return []
+        records = [
+            Record(offset, unix_nanos, getattr(fact, "job", JobId("")), encode_fact(fact))
+            for offset, fact in enumerate(facts, self.last_offset + 1)
+        ]
+        try:
+            self._insert(records)
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._headroom.give_back():
+                raise self._unwritable(error) from error
+            try:
+                self._insert(records)
+            except sqlite3.Error as second:
+                raise self._unwritable(second) from second
+        self.last_offset = records[-1].offset
+        return records
+
+    def has_room(self) -> bool:
+        """Whether new work may be accepted: False from a full disk on until the head-room is there again."""
+        return self._headroom.take()
+
+    def read(self, after: int = 0, job: JobId | None = None, limit: int = limits.EVENTS_PER_READ_MAX) -> list[Record]:
+        """At most `limit` records behind offset `after`, of one job or of all. Raises JournalDamaged."""
+        of_job, parameters = ("job = ? AND job != '' AND ", (job,)) if job is not None else ("", ())
+        query = f"{_COLUMNS} WHERE {of_job}offset > ? ORDER BY offset LIMIT ?"
+        with _explained(self.folder):
+            rows = self._reader.execute(query, (*parameters, after, limit)).fetchall()
+        records = [_checked(row) for row in rows]
+        if job is None:
+            _check_order(records, after)
+        return records
+
+    def replay(self) -> Iterator[Record]:
+        """Every record, from the first on. Raises JournalDamaged, naming the record, at the first that is not whole."""
+        after = 0
+        while records := self.read(after):
+            yield from records
+            after = records[-1].offset
+
+    def _insert(self, records: Iterable[Record]) -> None:
+        rows = [(r.offset, r.unix_nanos, r.job, crc32(r.line, r.offset & 0xFFFFFFFF), r.line.decode()) for r in records]
+        with _transaction(self._writer):
+            epoch = _meta(self._writer, "epoch")
+            if epoch != self.epoch:
+                raise Fenced(f"this orchestrator has epoch {self.epoch}, the journal {epoch}: another one took over")
+            self._writer.executemany("INSERT INTO facts VALUES (?, ?, ?, ?, ?)", rows)
+
+    def _unwritable(self, error: sqlite3.Error) -> JournalUnwritableError:
+        return JournalUnwritableError(
+            f"the journal in {self.folder} cannot be written: {error} ({error.sqlite_errorname}); "
+            "make room or mend the disk, then start again: what was accepted is in the journal"
+        )
+
+
+class Headroom:
+    """A file that only takes up room, so that there is some left to write in when the disk is full."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path = path
+        self._size = size
+        self._there = False
+        self.take()
+
+    def take(self) -> bool:
+        """Sets the room aside if it is not; returns whether it is there now."""
+        if self._there:
+            return True
+        free = os.statvfs(self._path.parent)
+        if free.f_bavail * free.f_frsize < 2 * self._size:
+            return False
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, self._size)
+        except OSError:
+            return False
+        finally:
+            os.close(descriptor)
+        self._there = True
+        return True
+
+    def give_back(self) -> bool:
+        """Frees the room; returns False if there was none."""
+        there, self._there = self._there, False
+        self._path.unlink(missing_ok=True)
+        return there
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+        os.close(descriptor)
+        raise Conflict(
+            f"the journal in {path.parent} is in use by process {holder}; stop that orchestrator, or use another folder"
+        ) from error
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+    return descriptor
+
+
+def _connect(folder: Path) -> sqlite3.Connection:
+    # Whoever calls sees to it that a connection is used by one thread at a time.
+    connection = sqlite3.connect(folder / "journal.db", isolation_level=None, check_same_thread=False)
+    connection.text_factory = bytes
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    return connection
+
+
+def _take_over(connection: sqlite3.Connection, folder: Path) -> Epoch:
+    with _transaction(connection):
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            for statement in filter(str.strip, _TABLES.split(";")):
+                connection.execute(statement)
+            connection.execute("INSERT INTO meta VALUES ('format', ?), ('epoch', 0)", (FORMAT,))
+        found = _meta(connection, "format")
+        if found > FORMAT:
+            raise JournalDamaged(
+                f"the journal in {folder} has format {found}, this version reads up to {FORMAT}; use the version that wrote it"
+            )
+        connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
+        return Epoch(_meta(connection, "epoch"))
+
+
+def _meta(connection: sqlite3.Connection, key: str) -> int:
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    if row is None:
+        raise JournalDamaged(f"the journal's table meta has no {key}; restore a copy")
+    return int(row[0])
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        # A full disk makes SQLite roll back by itself.
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        raise JournalDamaged(f"the journal in {folder} cannot be read: {error}; restore a copy") from error
+
+
+def _checked(row: tuple[int, int, bytes, int, bytes]) -> Record:
+    offset, unix_nanos, job, crc, line = row
+    if crc32(line, offset & 0xFFFFFFFF) != crc:
+        raise JournalDamaged(f"journal record {offset} is not as it was written: its CRC-32 is wrong; restore a copy")
+    return Record(offset, unix_nanos, JobId(job.decode()), line)
+
+
+def _check_order(records: Sequence[Record], after: int) -> None:
+    for expected, record in enumerate(records, after + 1):
+        if record.offset != expected:
+            raise JournalDamaged(f"journal record {expected} is missing: {record.offset} follows; restore a copy")
