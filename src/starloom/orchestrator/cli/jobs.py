@@ -1,0 +1,263 @@
+"""`starloom submit`, `jobs`, `get`, `cancel`, `explain` and `nodes`: what is asked of a running cluster."""
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from starloom.dag.errors import NotFound, StarloomError
+from starloom.orchestrator.cli import follow
+from starloom.orchestrator.cli.check import read_constellation
+from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, error_fields
+
+if TYPE_CHECKING:
+    from starloom.dag.constellation import Constellation
+    from starloom.dag.values import ValueRef
+    from starloom.orchestrator.client import AsyncClient, AsyncJob
+    from starloom.orchestrator.infos import JobInfo
+
+Result = TypeVar("Result")
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds the commands of this module, and `watch`."""
+    add_command(commands, "nodes", run_nodes, "the cluster's nodes")
+    submit = add_command(commands, "submit", run_submit, "hand in a job")
+    submit.add_argument("file", type=Path, metavar="FILE", help="a constellation as YAML or JSON")
+    submit.add_argument(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a job input: text or JSON as it is, or the path of a file",
+    )
+    submit.add_argument("--watch", action="store_true", help="follow the job to its end, and print its outputs")
+    submit.add_argument("--key", default="", help="your own name for the job; the same again gives the same job")
+    submit.add_argument("--priority", type=int, default=0, help="a greater one goes first")
+    submit.add_argument("--max-parallel", type=int, default=0, metavar="N", help="stages that may run at once")
+    submit.add_argument("--output-dir", type=Path, metavar="DIR", help="with --watch: write the outputs to files there")
+    jobs = add_command(commands, "jobs", run_jobs, "the jobs that are kept, the newest first")
+    jobs.add_argument("--limit", type=int, default=0, metavar="N", help="at most so many")
+    follow.add_parsers(commands)
+    get = add_command(commands, "get", run_get, "a job as it stands: its stages and outputs")
+    get.add_argument("job", metavar="JOB", help="a job's id or key")
+    get.add_argument("--output", metavar="NAME", help="only this declared output")
+    get.add_argument("-o", dest="file", type=Path, metavar="FILE", help="with --output: write it to this file")
+    cancel = add_command(commands, "cancel", run_cancel, "stop a job, and wait until nothing of it runs")
+    cancel.add_argument("job", metavar="JOB", help="a job's id or key")
+    cancel.add_argument("--reason", default="", help="why, for those who look at the job later")
+    explain = add_command(commands, "explain", run_explain, "what each stage that has not ended waits for")
+    explain.add_argument("job", metavar="JOB", help="a job's id or key")
+
+
+def with_client(work: "Callable[[AsyncClient], Awaitable[Result]]") -> Result:
+    """Runs asynchronous work with a client of the cluster that the environment or the state folder names."""
+    from starloom.orchestrator.client import AsyncClient
+
+    async def run() -> Result:
+        async with AsyncClient() as client:
+            return await work(client)
+
+    return asyncio.run(run())
+
+
+def run_submit(args: argparse.Namespace, out: Output) -> int:
+    from starloom.orchestrator.cli.files import read_inputs
+
+    if args.output_dir and not args.watch:
+        raise UsageError("--output-dir needs --watch: without it nothing waits for the outputs")
+    constellation = read_constellation(args.file)
+    inputs = read_inputs(constellation, args.input)
+    return with_client(lambda client: _submit(client, args, out, constellation, inputs))
+
+
+async def _submit(
+    client: "AsyncClient", args: argparse.Namespace, out: Output, what: "Constellation", inputs: Mapping[str, Any]
+) -> int:
+    job = await client.submit(what, inputs, args.key, args.priority, args.max_parallel)
+    if not args.watch:
+        info = await job.status()
+        out.json(
+            {"job": job.id, "status": info.status, "revision": job.revision, "existing": job.existing, "outputs": {}}
+        )
+        out.text(
+            f"{job.id} {'was there before' if job.existing else 'is accepted'}; follow it with `starloom watch {job.id}`"
+        )
+        return Exit.DONE
+    out.note(f"job {job.id}")
+    try:
+        await follow.follow(job, follow.Progress(out))
+    except asyncio.CancelledError:
+        out.note(f"job {job.id} goes on; `starloom watch {job.id}` follows it, `starloom cancel {job.id}` stops it")
+        raise
+    return await _finish(client, job, out, args.output_dir)
+
+
+async def _finish(client: "AsyncClient", job: "AsyncJob", out: Output, folder: Path | None) -> int:
+    """Tells how a job ended, with its outputs."""
+    from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text, save_all
+
+    info = await job.status()
+    wanted = {name: ref for name, ref in info.outputs.items() if folder or ref.type in INLINE_TYPES}
+    values = {name: await client.fetch(job.id, name, ref) for name, ref in wanted.items()}
+    paths = save_all(folder, {name: (ref, values[name]) for name, ref in wanted.items()}) if folder else {}
+    row = {
+        "job": job.id,
+        "status": info.status,
+        "revision": info.revision,
+        "existing": job.existing,
+        "outputs": {name: output_json(ref, values.get(name), paths.get(name)) for name, ref in info.outputs.items()},
+        "seconds": (info.ended_unix_nanos - info.submitted_unix_nanos) / 1e9,
+    }
+    for name, ref in info.outputs.items():
+        out.text(f"{name}: {output_text(ref, values.get(name), paths.get(name))}")
+    if error := await _end_error(job, info):
+        return out.error(error, **row)
+    out.json(row)
+    return Exit.DONE
+
+
+async def _end_error(job: "AsyncJob", info: "JobInfo") -> StarloomError | None:
+    from starloom.dag.facts import JobStatus
+
+    return None if info.status in (JobStatus.SUCCEEDED, JobStatus.RUNNING) else await follow.end_error(job)
+
+
+def run_jobs(args: argparse.Namespace, out: Output) -> int:
+    from starloom.orchestrator.cli.views import job_row
+
+    if args.limit < 0:
+        raise UsageError(f"--limit is {args.limit}, below 0")
+    rows = [job_row(info) for info in with_client(lambda client: client.jobs(args.limit))]
+    out.json({"jobs": rows})
+    out.table(
+        ("job", "status", "name", "key", "revision"),
+        [(row["job"], row["status"], row["name"], row["key"], row["revision"]) for row in rows],
+    )
+    return Exit.DONE
+
+
+def run_get(args: argparse.Namespace, out: Output) -> int:
+    if args.file and not args.output:
+        raise UsageError("-o needs --output NAME: which output is to be written")
+    return with_client(lambda client: _get_output(client, args, out) if args.output else _get(client, args, out))
+
+
+async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> int:
+    from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text
+    from starloom.orchestrator.cli.views import job_row, seconds_text, stage_row
+    from starloom.orchestrator.client import job_failed
+
+    info = await client.info(args.job)
+    values = {
+        name: await client.fetch(info.id, name, ref) for name, ref in info.outputs.items() if ref.type in INLINE_TYPES
+    }
+    failed = error_fields(job_failed(info)) if info.status == "failed" else None
+    out.json(
+        {
+            **job_row(info),
+            "error": failed,
+            "outputs": {name: output_json(ref, values.get(name)) for name, ref in info.outputs.items()},
+            "stages": [stage_row(stage) for stage in info.stages],
+        }
+    )
+    out.text(f"{info.id}  {info.name}  {info.status}{f': {info.error}' if info.error else ''}")
+    out.table(
+        ("stage", "kind", "status", "node", "tier", "target", "model", "attempts", "seconds", ""),
+        [
+            (
+                stage.name,
+                stage.kind,
+                stage.status,
+                stage.node,
+                stage.tier,
+                f"{stage.target}{' (emulated)' if stage.emulated else ''}",
+                ", ".join(stage.models),
+                stage.attempts,
+                seconds_text(stage.seconds),
+                stage.reason,
+            )
+            for stage in info.stages
+        ],
+    )
+    for name, ref in info.outputs.items():
+        out.text(f"{name}: {output_text(ref, values.get(name))}")
+    return Exit.DONE
+
+
+async def _get_output(client: "AsyncClient", args: argparse.Namespace, out: Output) -> int:
+    from starloom.orchestrator.cli.files import output_json, output_text, save
+
+    info = await client.info(args.job)
+    ref: ValueRef | None = info.outputs.get(args.output)
+    if ref is None:
+        there = ", ".join(info.outputs) or "none"
+        raise NotFound(f"job {info.id} has no output {args.output!r} (it is {info.status}); there so far: {there}")
+    value = await client.fetch(info.id, args.output, ref)
+    path = save(args.file, ref, value) if args.file else None
+    out.json({"job": info.id, "output": args.output, "value": output_json(ref, value, path)})
+    out.text(output_text(ref, value, path))
+    return Exit.DONE
+
+
+def run_cancel(args: argparse.Namespace, out: Output) -> int:
+    return with_client(lambda client: _cancel(client, args, out))
+
+
+async def _cancel(client: "AsyncClient", args: argparse.Namespace, out: Output) -> int:
+    from starloom.dag.facts import JobStatus
+
+    job = await client.job(args.job)
+    stopped = await job.cancel(args.reason)
+    out.json({"job": stopped.job, "status": stopped.status, "seconds": stopped.seconds})
+    if stopped.status is JobStatus.CANCELLED:
+        out.text(f"{stopped.job} is cancelled, after {stopped.seconds:.3f} s")
+        return Exit.DONE
+    out.note(f"{stopped.job} had {stopped.status} before it could be cancelled")
+    return Exit.FAILED
+
+
+def run_explain(args: argparse.Namespace, out: Output) -> int:
+    from starloom.dag.job import ENDED
+
+    info = with_client(lambda client: client.info(args.job))
+    waiting = [stage for stage in info.stages if stage.status not in ENDED]
+    rows = [
+        {"stage": stage.name, "status": stage.status, "node": stage.node, "waits_for": stage.reason}
+        for stage in waiting
+    ]
+    out.json({"job": info.id, "status": info.status, "stages": rows})
+    out.text(f"{info.id} is {info.status}; {len(rows)} of {len(info.stages)} stages have not ended")
+    out.table(("stage", "status", "node", "waits for"), [(s.name, s.status, s.node, s.reason) for s in waiting])
+    return Exit.DONE
+
+
+def run_nodes(args: argparse.Namespace, out: Output) -> int:
+    return with_client(lambda client: _nodes(client, out))
+
+
+async def _nodes(client: "AsyncClient", out: Output) -> int:
+    from starloom.orchestrator.cli.views import cluster_row
+
+    row = cluster_row(await client.cluster(), client.address)
+    out.json(row)
+    out.table(
+        ("node", "tier", "targets", "state", "labels", "slots", "pid", "address"),
+        [
+            (
+                node["name"],
+                node["tier"],
+                ", ".join(f"{name} (emulated)" if name in node["emulated"] else name for name in node["targets"]),
+                node["state"],
+                ", ".join(f"{name}={value}" for name, value in node["labels"].items()),
+                node["slots"],
+                node["pid"],
+                node["address"],
+            )
+            for node in row["nodes"]
+        ],
+    )
+    orchestrator = row["orchestrator"]
+    out.text(f"orchestrator {orchestrator['address']}, process {orchestrator['pid']}, start {orchestrator['epoch']}")
+    return Exit.DONE
