@@ -83,7 +83,7 @@ class Reference:
         self.w = {name: array.astype(np.float64) for name, array in weights.items()}
 
     def linear(self, x: Array, name: str) -> Array:
-        return np.einsum("ti,oi->to", x, self.w[f"{name}/weight"]) + self.w[f"{name}/bias"]
+        return np.asarray(np.einsum("ti,oi->to", x, self.w[f"{name}/weight"]) + self.w[f"{name}/bias"])
 
     def norm(self, x: Array, name: str) -> Array:
         centred = x - x.mean(axis=1, keepdims=True)
@@ -94,7 +94,7 @@ class Reference:
     def gelu(x: Array) -> Array:
         from math import erf
 
-        return x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2)))
+        return np.asarray(x * 0.5 * (1 + np.vectorize(erf)(x / np.sqrt(2))))
 
     def conv(self, x: Array, name: str, stride: int) -> Array:
         padded = np.pad(x, ((0, 0), (1, 1)))
@@ -115,8 +115,8 @@ class Reference:
     def self_attention(self, x: Array, layer: str, causal: bool) -> Array:
         name = f"{layer}/self_attention"
         mixed = self.linear(self.norm(x, f"{name}/layer_norm"), f"{name}/linear_0")
-        parts = [mixed[:, n * WIDTH : (n + 1) * WIDTH] for n in range(3)]
-        return x + self.linear(self.attend(*parts, causal=causal), f"{name}/linear_1")
+        q, k, v = (mixed[:, n * WIDTH : (n + 1) * WIDTH] for n in range(3))
+        return x + self.linear(self.attend(q, k, v, causal), f"{name}/linear_1")
 
     def feed_forward(self, x: Array, layer: str) -> Array:
         hidden = self.gelu(self.linear(self.norm(x, f"{layer}/ffn/layer_norm"), f"{layer}/ffn/linear_0"))
@@ -212,7 +212,8 @@ def test_int8_stays_close_and_keeps_the_embedding_once(weights: Weights) -> None
 
 
 def test_quantised_is_within_half_a_step() -> None:
-    weight = np.random.default_rng(2).standard_normal((30, 7)).astype(np.float32) * np.arange(7, dtype=np.float32)
+    weight = np.random.default_rng(2).standard_normal((30, 7)).astype(np.float32)
+    weight *= np.arange(7, dtype=np.float32)
     integers, scales = whisper.quantised(weight)
     assert integers.dtype == np.int8
     assert (np.abs(integers * scales - weight) <= scales / 2 * 1.001).all()

@@ -131,7 +131,7 @@ class Stage(ABC):
 
     def load(self, models: Models, target: str) -> None:
         """Loads what `run` will need, ahead of the first call. Optional."""
-        return None
+        return
 
     @abstractmethod
     def run(self, call: StageCall) -> Outputs | Grown:

@@ -67,7 +67,8 @@ class Synthesise(Stage):
         generator = np.random.default_rng(seed)
         parts: list[NDArray[np.float32]] = []
         try:
-            sentences = Hibari.split_sentences(text)
+            # The voice breathes at a lone punctuation mark.
+            sentences = [each for each in Hibari.split_sentences(text) if _has_word(each)]
             for n, sentence in enumerate(sentences):
                 call.cancel.raise_if_cancelled()
                 for phonemes in chunks(front_end(sentence)):
@@ -77,9 +78,13 @@ class Synthesise(Stage):
                 call.progress((n + 1) / len(sentences))
         finally:
             _speller.reset(spelling)
-        if not parts and any(one.isalnum() for one in text):
+        if not parts and _has_word(text):
             raise StageError(f"no word of {text[:60]!r} can be spoken; the voice reads English in Latin letters")
         return {"audio": Audio(np.concatenate([np.zeros(0, np.float32), *parts]), SAMPLE_RATE)}
+
+
+def _has_word(text: str) -> bool:
+    return any(character.isalnum() for character in text)
 
 
 def _check(text: str, speed: float, seed: int) -> None:
