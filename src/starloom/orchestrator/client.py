@@ -111,7 +111,8 @@ class AsyncClient:
         await asyncio.gather(*(self._put(item.ref, item.data) for item in large))
         answer = await self._link.call("Submit", request)
         job = AsyncJob(self, JobId(answer.job_id), constellation, Revision(answer.revision))
-        job.existing = answer.existing
+        # Under a key of its own, what is there already is this very submission, whose answer was lost.
+        job.existing = bool(key) and answer.existing
         return job
 
     async def job(self, id_or_key: str) -> "AsyncJob":
