@@ -62,8 +62,8 @@ def ask(models: Models, question: str, read: str = PAGE) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def models() -> Models:
-    return SessionPool(ModelStore(), limit=2).for_call(CancelToken())
+def models(model_store: ModelStore) -> Models:
+    return SessionPool(model_store, limit=2).for_call(CancelToken())
 
 
 def test_lines_of_a_paragraph_are_joined_and_headings_and_code_stand_alone() -> None:

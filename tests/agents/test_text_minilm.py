@@ -180,9 +180,9 @@ def test_every_missing_weight_is_named(weights: Weights) -> None:
 
 
 @pytest.mark.models
-def test_the_stored_model_is_near_the_float_model() -> None:
+def test_the_stored_model_is_near_the_float_model(model_store: ModelStore) -> None:
     """The reference file holds the float graph's embeddings of real weights; see its README."""
-    models = SessionPool(ModelStore(), limit=1).for_call(CancelToken())
+    models = SessionPool(model_store, limit=1).for_call(CancelToken())
     with np.load(REFERENCE) as reference:
         cosines = [
             float(embed(models, str(text)) @ row)

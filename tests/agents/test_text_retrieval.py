@@ -33,8 +33,8 @@ class CorpusOnly:
 
 
 @pytest.fixture(scope="module")
-def models() -> Models:
-    return SessionPool(ModelStore(), limit=2).for_call(CancelToken())
+def models(model_store: ModelStore) -> Models:
+    return SessionPool(model_store, limit=2).for_call(CancelToken())
 
 
 def search(embedding: Any, k: int = 5, score_min: float = 0.1) -> list[dict[str, Any]]:
@@ -150,7 +150,7 @@ def test_a_term_is_found_first(models: Models, title: str) -> None:
 
 
 @pytest.mark.models
-def test_retrieval_counts_as_the_use_of_its_model() -> None:
-    call_models = SessionPool(ModelStore(), limit=1).for_call(CancelToken())
+def test_retrieval_counts_as_the_use_of_its_model(model_store: ModelStore) -> None:
+    call_models = SessionPool(model_store, limit=1).for_call(CancelToken())
     retrieve.Retrieve().load(call_models, "cpu")
-    assert call_models.models == [f"{MODEL}@{ModelStore().entry(MODEL).version}"]
+    assert call_models.models == [f"{MODEL}@{model_store.entry(MODEL).version}"]
