@@ -11,6 +11,7 @@ import msgspec
 
 from starloom.dag.constellation import Constellation
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, Revision, StageId
+from starloom.dag.kinds import KindSpec
 from starloom.dag.values import ValueRef
 
 
@@ -75,11 +76,15 @@ class EpochStarted(Fact, frozen=True, tag="epoch-started"):
 
 
 class AgentJoined(Fact, frozen=True, tag="agent-joined"):
-    """An agent's process said hello for the first time; a new incarnation holds nothing of the old one's."""
+    """An agent's process is there, or says something new of itself; a new incarnation holds nothing of the old one's.
+
+    `profile` is a `devices.node.NodeProfile` as plain values. `kinds` are the signatures that it offers.
+    """
 
     agent: AgentId
     incarnation: str
     profile: dict[str, Any] = {}
+    kinds: tuple[KindSpec, ...] = ()
 
 
 class AgentLost(Fact, frozen=True, tag="agent-lost"):
@@ -111,9 +116,10 @@ class StageFact(Fact, frozen=True):
 
 
 class StagePlaced(StageFact, frozen=True, tag="stage-placed"):
-    """An attempt was given to an agent; its token is live from here on."""
+    """An attempt was given to an agent's process; its token is live from here on."""
 
     agent: AgentId
+    incarnation: str = ""
     target: str = "cpu"
 
 

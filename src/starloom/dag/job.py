@@ -4,11 +4,10 @@
 that carries the stage's story. `JobState.validate` checks the invariants that the rows keep.
 """
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from starloom.dag import facts
 from starloom.dag.constellation import Constellation, Dependency, InputBinding, StageSpec
@@ -37,6 +36,18 @@ ACTIVE: Final = frozenset({StageStatus.PLACED, StageStatus.RUNNING})
 JOB_ENDED: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_NO_TIMING: Final = facts.Timing()
+
+
+class Outcome(NamedTuple):
+    """What a stage's dependents go by: how it ended, its outputs, and which comparisons of them hold."""
+
+    status: StageStatus
+    outputs: Mapping[str, ValueRef]
+    holds: Mapping[str, bool]
+
+
 class StageState:
     """One stage of a running job."""
 
@@ -46,19 +57,25 @@ class StageState:
         "committed",
         "consumed",
         "deaths",
+        "emulated",
         "error",
         "failures",
+        "former",
+        "holds",
+        "incarnation",
         "input_losses",
         "live",
         "models",
         "outputs",
         "published",
         "reason",
+        "retry_seconds",
         "spec",
         "status",
         "story",
         "target",
         "timing",
+        "tries",
     )  # fmt: skip
 
     def __init__(self, spec: StageSpec) -> None:
@@ -66,27 +83,44 @@ class StageState:
         self.status = StageStatus.PENDING
         #: the last attempt's number; never goes back
         self.attempt = Attempt(0)
+        #: attempts that were placed; skips and defaults take a number as well, but are no tries
+        self.tries = 0
         #: tokens that may commit, with the agent each was given to
         self.live: dict[FencingToken, AgentId] = {}
         #: the token of the result, once there is one
         self.committed: FencingToken | None = None
-        self.outputs: dict[str, ValueRef] = {}
-        self.consumed: dict[str, facts.Consumed] = {}
+        self.outputs: Mapping[str, ValueRef] = _NOTHING
+        self.holds: Mapping[str, bool] = _NOTHING
+        self.consumed: Mapping[str, facts.Consumed] = _NOTHING
+        #: the outcome before the stage was reopened, until there is another
+        self.former: Outcome | None = None
         #: output ports whose bytes are in the job store
         self.published: frozenset[str] = frozenset()
         self.failures = 0
         self.deaths = 0
         self.input_losses = 0
+        #: of the last attempt that failed, until a later one succeeds
         self.error: facts.ErrorInfo | None = None
+        #: how long the attempt after the last failure has to wait; None if no failure asks for that
+        self.retry_seconds: float | None = None
+        #: why the stage was skipped, superseded or reopened last
         self.reason = ""
+        #: where the last attempt was placed: the agent, its process and the target
         self.agent = AgentId("")
+        self.incarnation = ""
         self.target = ""
-        self.timing = facts.Timing()
+        self.emulated = False
+        self.timing = _NO_TIMING
         self.models: tuple[str, ...] = ()
-        self.story: deque[Fact] = deque(maxlen=_STORY_FACTS)
+        #: the last facts, for the message of an invalid transition
+        self.story: list[Fact] = []
 
     def __repr__(self) -> str:
         return f"<Stage {self.spec.id} {self.status} attempt={self.attempt} live={len(self.live)}>"
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome(self.status, self.outputs, self.holds)
 
 
 class JobState:
@@ -116,6 +150,8 @@ class JobState:
         self.undecided = {stage: len(arcs) for stage, arcs in self.upstreams.items()}
         self.open_stages = len(self.stages)
         self.active_attempts = 0
+        #: every agent that was given a stage
+        self.agents: set[AgentId] = set()
 
     @property
     def ended(self) -> bool:
@@ -124,14 +160,14 @@ class JobState:
     def apply(self, fact: Fact) -> None:
         """Changes the state by one fact. Raises InvalidTransition, with the story, if it does not fit."""
         match fact:
+            case facts.StageFact() | facts.StageCancelled():
+                self._apply_to_stage(fact)
             case facts.JobCancelRequested():
                 self._expect(fact, self.status is JobStatus.RUNNING)
                 self.status = JobStatus.CANCELLING
             case facts.JobEnded():
-                self._expect(fact, not self.ended)
+                self._expect(fact, not self.ended and fact.status in JOB_ENDED and not self.active_attempts)
                 self.status, self.outputs, self.error = fact.status, fact.outputs, fact.error
-            case facts.StageFact() | facts.StageCancelled():
-                self._apply_to_stage(fact)
             case _:
                 self._expect(fact, False)
 
@@ -141,16 +177,18 @@ class JobState:
 
     def _apply_to_stage(self, fact: facts.StageFact | facts.StageCancelled) -> None:
         stage = self.stages.get(fact.stage)
-        before = stage.status if stage else None
-        row = TRANSITIONS.get((before, type(fact))) if before else None
-        if stage is None or row is None:
-            story = "\n  ".join(map(repr, stage.story)) if stage else "no such stage"
-            raise InvalidTransition(
-                f"job {self.id}, stage {fact.stage} is {before}; {fact!r} does not fit. Story:\n  {story}"
-            )
-        live = len(stage.live)
+        if stage is None or self.ended:
+            raise InvalidTransition(f"job {self.id} is {self.status} and has {stage}; {fact!r} does not fit")
+        before, live = stage.status, len(stage.live)
+        row = TRANSITIONS.get((before, type(fact)))
+        if row is None:
+            raise misfit(stage, fact, f"a stage that is {before} does not take it")
         row(stage, fact)
+        if len(stage.story) == _STORY_FACTS:
+            del stage.story[0]
         stage.story.append(fact)
+        if type(fact) is facts.StagePlaced:
+            self.agents.add(fact.agent)
         self.active_attempts += len(stage.live) - live
         change = (stage.status in ENDED) - (before in ENDED)
         if change:
@@ -158,30 +196,64 @@ class JobState:
             for dependency in self.downstreams[fact.stage]:
                 self.undecided[dependency.downstream] -= change
 
+    def declared(self) -> dict[str, ValueRef]:
+        """The job's declared outputs that are there, by name."""
+        found = {}
+        for name, binding in self.constellation.outputs.items():
+            ref = self.stages[binding.upstream].outputs.get(binding.output)
+            if ref is not None:
+                found[name] = ref
+        return found
+
     def validate(self) -> None:
         """Checks the invariants; raises AssertionError with what is broken. For tests and simulation."""
         for name, stage in self.stages.items():
-            assert bool(stage.live) == (stage.status in ACTIVE), f"{name}: {stage!r} live tokens do not fit the status"
-            assert (stage.committed is not None) == (stage.status in {StageStatus.SUCCEEDED, StageStatus.SKIPPED}), (
-                stage
-            )
+            for what in _faults(stage):
+                raise AssertionError(f"{name}: {stage!r}: {what}")
             waiting = sum(self.stages[d.upstream].status not in ENDED for d in self.upstreams[name])
             assert self.undecided[name] == waiting, f"{name}: undecided {self.undecided[name]}, counted {waiting}"
         assert self.open_stages == sum(s.status not in ENDED for s in self.stages.values()), "open_stages is off"
         assert self.active_attempts == sum(len(s.live) for s in self.stages.values()), "active_attempts is off"
         assert not self.ended or self.active_attempts == 0, "an ended job has live tokens"
+        assert self.status is not JobStatus.SUCCEEDED or self.open_stages == 0, "a job succeeded with open stages"
+
+
+def _faults(stage: StageState) -> Iterator[str]:
+    s = StageStatus
+    succeeded = stage.status is s.SUCCEEDED
+    if bool(stage.live) != (stage.status in ACTIVE):
+        yield f"live tokens {stage.live} do not fit the status"
+    if (stage.committed is not None) != (stage.status in {s.SUCCEEDED, s.SKIPPED}):
+        yield f"committed {stage.committed} does not fit the status"
+    if not succeeded and (stage.outputs or stage.holds or stage.consumed or stage.published):
+        yield "has outputs without success"
+    if not stage.published <= stage.outputs.keys():
+        yield f"published {sorted(stage.published)}, which are no outputs"
+    if stage.former is not None and stage.status in {s.SUCCEEDED, s.SKIPPED}:
+        yield "keeps a former outcome beside its own"
+    tokens = [*stage.live, *filter(None, [stage.committed])]
+    if any(token.attempt > stage.attempt for token in tokens):
+        yield f"has a token beyond attempt {stage.attempt}"
+    if not 0 <= stage.tries <= stage.attempt:
+        yield f"{stage.tries} tries in {stage.attempt} attempts"
 
 
 Row = Callable[[StageState, "facts.StageFact | facts.StageCancelled"], None]
 
 
+def misfit(stage: StageState, fact: Fact, why: str) -> InvalidTransition:
+    """The error for a fact that does not fit a stage's state."""
+    story = "\n  ".join(map(repr, stage.story)) or "nothing yet"
+    return InvalidTransition(f"{stage!r}: {why}; {fact!r} does not fit. Its story:\n  {story}")
+
+
 def _place(stage: StageState, fact: facts.StagePlaced) -> None:
-    if fact.token.attempt <= stage.attempt:
-        raise InvalidTransition(f"{stage!r}: attempt {fact.token.attempt} was used; attempts only count up")
-    stage.attempt = fact.token.attempt
+    _take_number(stage, fact)
+    stage.tries += 1
     stage.live[fact.token] = fact.agent
     stage.status = StageStatus.PLACED
-    stage.agent, stage.target = fact.agent, fact.target
+    stage.agent, stage.incarnation, stage.target = fact.agent, fact.incarnation, fact.target
+    stage.retry_seconds = None
 
 
 def _start(stage: StageState, fact: facts.StageStarted) -> None:
@@ -193,10 +265,11 @@ def _commit(stage: StageState, fact: facts.StageCommitted) -> None:
     stage.agent = _require_live(stage, fact)
     _settle(stage, StageStatus.SUCCEEDED)
     stage.committed = fact.token
-    stage.outputs, stage.consumed = fact.outputs, fact.consumed
+    stage.outputs, stage.consumed, stage.holds = fact.outputs, fact.consumed, fact.holds
     stage.published = frozenset(fact.published)
-    stage.timing, stage.models, stage.target = fact.timing, fact.models, fact.target
-    stage.error = None
+    stage.timing, stage.models = fact.timing, fact.models
+    stage.target, stage.emulated = fact.target, fact.emulated
+    stage.error, stage.reason = None, ""
 
 
 def _fail(stage: StageState, fact: facts.StageFailed) -> None:
@@ -204,20 +277,20 @@ def _fail(stage: StageState, fact: facts.StageFailed) -> None:
         _require_live(stage, fact)
         del stage.live[fact.token]
     stage.failures += 1
-    stage.error = fact.error
+    stage.error, stage.retry_seconds = fact.error, fact.retry_seconds
     if not stage.live:
         stage.status = StageStatus.PENDING if fact.retry_seconds is not None else StageStatus.FAILED
 
 
 def _default(stage: StageState, fact: facts.StageDefaulted) -> None:
+    _take_number(stage, fact)
     _settle(stage, StageStatus.SUCCEEDED)
-    stage.attempt = max(stage.attempt, fact.token.attempt)
-    stage.committed, stage.outputs, stage.consumed = fact.token, fact.outputs, {}
+    stage.committed, stage.outputs, stage.holds = fact.token, fact.outputs, fact.holds
 
 
 def _skip(stage: StageState, fact: facts.StageSkipped) -> None:
+    _take_number(stage, fact)
     _settle(stage, StageStatus.SKIPPED)
-    stage.attempt = max(stage.attempt, fact.token.attempt)
     stage.committed, stage.reason = fact.token, fact.reason
 
 
@@ -226,13 +299,18 @@ def _supersede(stage: StageState, fact: facts.StageSuperseded) -> None:
     del stage.live[fact.token]
     stage.deaths += fact.death
     stage.input_losses += fact.input_lost
+    stage.reason = fact.reason
     if not stage.live:
         stage.status = StageStatus.PENDING
 
 
 def _reopen(stage: StageState, fact: facts.StageReopened) -> None:
-    _settle(stage, StageStatus.PENDING)
-    stage.committed, stage.outputs, stage.consumed, stage.published = None, {}, {}, frozenset()
+    if fact.token != stage.committed:
+        raise misfit(stage, fact, f"its result is of {stage.committed}")
+    stage.former = stage.outcome
+    stage.status, stage.committed, stage.reason = StageStatus.PENDING, None, fact.reason
+    stage.outputs = stage.holds = stage.consumed = _NOTHING
+    stage.published = frozenset()
 
 
 def _cancel(stage: StageState, fact: facts.StageCancelled) -> None:
@@ -241,12 +319,18 @@ def _cancel(stage: StageState, fact: facts.StageCancelled) -> None:
 
 def _settle(stage: StageState, status: StageStatus) -> None:
     stage.live.clear()
-    stage.status = status
+    stage.status, stage.former = status, None
+
+
+def _take_number(stage: StageState, fact: facts.StageFact) -> None:
+    if fact.token.attempt <= stage.attempt:
+        raise misfit(stage, fact, f"attempt {fact.token.attempt} was used; attempts only count up")
+    stage.attempt = fact.token.attempt
 
 
 def _require_live(stage: StageState, fact: facts.StageFact) -> AgentId:
     if fact.token not in stage.live:
-        raise InvalidTransition(f"{stage!r}: token {fact.token} is not live; {fact!r} does not fit")
+        raise misfit(stage, fact, f"token {fact.token} is not live")
     return stage.live[fact.token]
 
 

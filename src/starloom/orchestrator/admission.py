@@ -1,0 +1,198 @@
+"""Whether a job is accepted: whole, with all that is wrong in one answer, or not at all."""
+
+from collections.abc import Iterator
+
+from starloom.dag import limits
+from starloom.dag.errors import (
+    Conflict,
+    Infeasible,
+    InvalidConstellation,
+    InvalidInput,
+    Overloaded,
+    Problem,
+    StarloomError,
+    Unavailable,
+)
+from starloom.dag.facts import JobSubmitted
+from starloom.dag.job import JobState
+from starloom.dag.validate import problems
+from starloom.dag.validate_stage import a_port, label_problems
+from starloom.dag.values import ValueRef
+from starloom.orchestrator.effects import Submitted
+from starloom.orchestrator.endings import NANOS, Endings
+from starloom.orchestrator.feasible import misfits
+from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.inputs import Submit
+from starloom.orchestrator.lanes import Lane, ReadyLanes
+from starloom.orchestrator.settle import Settler
+from starloom.orchestrator.state import Ledger, State
+
+
+class Admission:
+    """Takes jobs in."""
+
+    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, endings: Endings, settler: Settler) -> None:
+        self._state = state
+        self._fleet: Fleet = state.fleet
+        self._ledger = ledger
+        self._lanes = lanes
+        self._endings = endings
+        self._settler = settler
+
+    def submit(self, given: Submit) -> None:
+        """Accepts a job and makes its first stages ready, or answers with the error."""
+        try:
+            existing = self._existing(given)
+            if existing is None:
+                self._check(given)
+        except StarloomError as error:
+            self._ledger.answer(given.request, error)
+            return
+        if existing is not None:
+            answer = Submitted(job=existing.id, revision=existing.revision, existing=True)
+            self._ledger.answer(given.request, answer)
+            return
+        self._accept(given)
+
+    def _accept(self, given: Submit) -> None:
+        fact = JobSubmitted(
+            job=given.job,
+            constellation=given.constellation,
+            inputs=given.inputs,
+            key=given.key,
+            principal=given.principal,
+            options=given.options,
+        )
+        self._ledger.record(fact)
+        job = self._state.jobs[given.job]
+        run = self._endings.begin(job)
+        for name, arcs in job.upstreams.items():
+            if not arcs:
+                self._settler.decide(run, name)
+        self._ledger.answer(given.request, Submitted(job=job.id, revision=job.revision))
+
+    def _existing(self, given: Submit) -> JobState | None:
+        """The job that has this key already. Raises Conflict if it is another one."""
+        if given.job in self._state.jobs:
+            raise Conflict(f"there is a job {given.job} already; submit with a new id")
+        known = self._state.keys.get(given.key) if given.key else None
+        if known is None:
+            return None
+        job = self._state.jobs[known]
+        parts = {
+            "constellation": job.constellation == given.constellation,
+            "inputs": _content(job.inputs) == _content(given.inputs),
+            "options": job.options == given.options,
+        }
+        different = [part for part, same in parts.items() if not same]
+        if different:
+            what = " and ".join(different)
+            raise Conflict(f"the key {given.key!r} belongs to job {known}, which has other {what}; use another key")
+        return job
+
+    def _check(self, given: Submit) -> None:
+        """Raises the error for a job that cannot be accepted."""
+        if not self._fleet.members:
+            raise Unavailable("no agent has joined yet, so nothing could run; start one and try again")
+        self._check_load(given)
+        wrong = [*problems(given.constellation, self._fleet.kinds), *self._stream_problems(given)]
+        unfit = [*_input_problems(given), *_option_problems(given)]
+        if wrong:
+            raise InvalidConstellation([*wrong, *unfit], f"constellation {given.constellation.name!r} is not valid")
+        if unfit:
+            raise InvalidInput(unfit, "the job cannot be accepted")
+        infeasible = list(self._infeasible(given))
+        if infeasible:
+            raise Infeasible(infeasible, "no node meets the requirements of these stages")
+
+    def _check_load(self, given: Submit) -> None:
+        jobs = len(self._state.open)
+        stages = sum(job.open_stages for job in self._state.open.values())
+        more = len(given.constellation.stages)
+        if jobs >= limits.OPEN_JOBS_MAX:
+            what = f"{jobs} jobs are open, and OPEN_JOBS_MAX = {limits.OPEN_JOBS_MAX}"
+        elif stages + more > limits.OPEN_STAGES_MAX:
+            what = f"{stages} stages are open, and {more} more are over OPEN_STAGES_MAX = {limits.OPEN_STAGES_MAX}"
+        else:
+            return
+        raise Overloaded(f"{what}; try again once some have ended", limits.OVERLOADED_RETRY_SECONDS)
+
+    def _stream_problems(self, given: Submit) -> Iterator[Problem]:
+        """Streams are part of the language, but this version runs one-shot ports only."""
+        for name, port in given.constellation.inputs.items():
+            if port.stream:
+                yield Problem(f"inputs.{name}", "is a stream; this version runs one-shot ports only")
+        streaming = {
+            kind.name
+            for kind in self._fleet.kinds.values()
+            if any(port.stream for port in (*kind.inputs.values(), *kind.outputs.values()))
+            or (kind.variadic_input is not None and kind.variadic_input.stream)
+        }
+        for name, stage in given.constellation.stages.items() if streaming else ():
+            if stage.kind in streaming:
+                what = f"{stage.kind} has stream ports; this version runs one-shot ports only"
+                yield Problem(f"stages.{name}.kind", what)
+
+    def _infeasible(self, given: Submit) -> Iterator[Problem]:
+        reasons: dict[int, str] = {}
+        for name, stage in given.constellation.stages.items():
+            lane = self._lanes.lane(stage.kind, stage.requires)
+            if lane.seq not in reasons:
+                reasons[lane.seq] = self._why_nowhere(lane)
+            if reasons[lane.seq]:
+                yield Problem(f"stages.{name}.require", reasons[lane.seq])
+
+    def _why_nowhere(self, lane: Lane) -> str:
+        """Why no node may run a lane's stages; empty if one may, or one that was lost lately might."""
+        if lane.candidates(self._fleet):
+            return ""
+        texts = []
+        for name in sorted(self._fleet.members):
+            member = self._fleet.members[name]
+            why = " and ".join(misfits(member.profile, lane.kind in member.offers, lane.spec, lane.requires))
+            if not why:
+                if self._lost_lately(member):
+                    return ""
+                why = "is lost"
+            texts.append(f"{name} {why}")
+        more = len(texts) - limits.NODES_EXPLAINED_MAX
+        shown = "; ".join(texts[: limits.NODES_EXPLAINED_MAX])
+        return f"{shown}; and {more} more nodes do not either" if more > 0 else shown
+
+    def _lost_lately(self, member: Member) -> bool:
+        lost_for = (self._ledger.now - member.lost_at) / NANOS
+        return member.state is AgentState.LOST and lost_for < limits.LOST_NODE_COUNTS_SECONDS
+
+
+def _content(inputs: dict[str, ValueRef]) -> dict[str, tuple[object, ...]]:
+    return {name: (ref.type, ref.digest, ref.bytes, ref.meta) for name, ref in inputs.items()}
+
+
+def _input_problems(given: Submit) -> Iterator[Problem]:
+    """Everything wrong with the job's input values."""
+    declared = given.constellation.inputs
+    for name, port in declared.items():
+        ref = given.inputs.get(name)
+        if ref is None:
+            if not port.optional:
+                yield Problem(f"inputs.{name}", f"the job needs {a_port(port)} here; give a value")
+        elif ref.type is not port.type:
+            yield Problem(f"inputs.{name}", f"is {ref.type}, but the job takes {a_port(port)}")
+    for name in given.inputs:
+        if name not in declared:
+            known = ", ".join(declared) or "none"
+            yield Problem(f"inputs.{name}", f"the job has no such input; it has {known}")
+    total = sum(ref.bytes for ref in given.inputs.values())
+    if total > limits.JOB_INPUT_BYTES_MAX:
+        yield Problem("inputs", f"{total} bytes are over JOB_INPUT_BYTES_MAX = {limits.JOB_INPUT_BYTES_MAX}")
+
+
+def _option_problems(given: Submit) -> Iterator[Problem]:
+    """Everything wrong with the key and the options."""
+    if len(given.key) > limits.JOB_KEY_CHARACTERS_MAX:
+        over = f"over JOB_KEY_CHARACTERS_MAX = {limits.JOB_KEY_CHARACTERS_MAX}"
+        yield Problem("key", f"has {len(given.key)} characters, {over}")
+    if not 0 <= given.options.max_parallel <= limits.JOB_PARALLEL_MAX:
+        bounds = f"0 (no bound) to JOB_PARALLEL_MAX = {limits.JOB_PARALLEL_MAX}"
+        yield Problem("options.max_parallel", f"is {given.options.max_parallel}; use {bounds}")
+    yield from label_problems("options.labels", given.options.labels)

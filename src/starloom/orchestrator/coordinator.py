@@ -1,0 +1,175 @@
+"""The coordinator: decides everything, and does nothing. Pure: inputs and the time in, facts and effects out.
+
+    coordinator = Coordinator(epoch)
+    coordinator.replay(facts of the journal)
+    decision = coordinator.boot(now)
+    decision = coordinator.handle(inputs, now)      # again and again, and a Tick at next_wake()
+
+Only facts change what lasts (`state`): replaying a journal asks no clock and no planner. What is kept beside
+(the order of ready stages, waits, leases) is made anew by `boot`. The work is divided among:
+
+    admission    whether a job is accepted            settle    what follows when a stage ends or fails
+    membership   agents and their leases              dispatch  ready stages and their places
+    reports      what agents say of their attempts    endings   how jobs end
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from starloom.dag.errors import NotFound
+from starloom.dag.facts import EpochStarted, Fact, JobStatus
+from starloom.dag.ids import Epoch, JobId, StageId
+from starloom.dag.job import JobState, StageStatus
+from starloom.dag.kinds import KindCatalog
+from starloom.orchestrator.admission import Admission
+from starloom.orchestrator.dispatch import Dispatcher
+from starloom.orchestrator.effects import Decision, Stopped
+from starloom.orchestrator.endings import Endings
+from starloom.orchestrator.inputs import (
+    AgentGoodbye,
+    AgentHeartbeat,
+    AgentHello,
+    AgentReports,
+    CancelJob,
+    Input,
+    Submit,
+    Tick,
+)
+from starloom.orchestrator.lanes import ReadyLanes
+from starloom.orchestrator.membership import Membership
+from starloom.orchestrator.placement import EarliestFinish, Planner
+from starloom.orchestrator.reports import Reports
+from starloom.orchestrator.runs import Run, Waits
+from starloom.orchestrator.settle import Settler
+from starloom.orchestrator.state import Ledger, State
+from starloom.orchestrator.views import NodeView, node_view, waits_for
+
+
+class Coordinator:
+    """One orchestrator's decisions, from its start on. `epoch` is the number of that start."""
+
+    def __init__(self, epoch: Epoch, planner: Planner | None = None) -> None:
+        self.epoch = epoch
+        self._state = State(planner or EarliestFinish())
+        self._ledger = Ledger(self._state, epoch)
+        self._lanes = ReadyLanes(self._state.fleet)
+        self._waits = Waits()
+        self._endings = Endings(self._state, self._ledger)
+        self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._endings)
+        self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
+        self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
+        self._reports = Reports(self._state, self._ledger, self._endings, self._settler)
+        self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)
+
+    def replay(self, facts: Iterable[Fact]) -> None:
+        """Takes over the facts of a journal, in their order; before `boot`. Raises InvalidTransition."""
+        for fact in facts:
+            self._state.apply(fact)
+
+    def boot(self, now: int) -> Decision:
+        """Starts to decide, once, after the replay: open jobs go on, known agents have one lease to say hello."""
+        self._ledger.begin(now)
+        self._ledger.record(EpochStarted(epoch=self.epoch))
+        self._membership.boot()
+        for job in self._state.open.values():
+            self._resume(self._endings.begin(job))
+        self._advance()
+        return self._ledger.decision
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        """Decides what follows from inputs at a time, in monotonic nanoseconds, and from the time itself."""
+        self._ledger.begin(now)
+        for given in inputs:
+            self._take(given)
+            self._settler.drain()
+        self._advance()
+        return self._ledger.decision
+
+    def next_wake(self) -> int | None:
+        """When a Tick is due at the latest, in monotonic nanoseconds; None if only inputs can change anything."""
+        times = [time for time in (self._membership.next_time, self._waits.next_time) if time is not None]
+        return min(times, default=None)
+
+    @property
+    def jobs(self) -> Mapping[JobId, JobState]:
+        """All jobs that are kept, the oldest first."""
+        return self._state.jobs
+
+    @property
+    def kinds(self) -> KindCatalog:
+        """The kinds that agents offer, or offered."""
+        return self._state.fleet.kinds
+
+    @property
+    def stale_refused(self) -> int:
+        """Reports refused since the start, because their tokens were not live."""
+        return self._reports.stale_refused
+
+    def find(self, id_or_key: str) -> JobState:
+        """A job by its id, or by the key that it was submitted with. Raises NotFound."""
+        job = self._state.jobs.get(JobId(id_or_key))
+        if job is None and id_or_key in self._state.keys:
+            job = self._state.jobs[self._state.keys[id_or_key]]
+        if job is None:
+            raise NotFound(f"there is no job with the id or key {id_or_key!r}; it may have ended long ago")
+        return job
+
+    def fleet_view(self, now: int | None = None) -> list[NodeView]:
+        """All nodes by name, at a time, or when an input was last handled."""
+        time = self._ledger.now if now is None else now
+        members = self._state.fleet.members
+        return [node_view(members[name], time) for name in sorted(members)]
+
+    def waits_for(self, job: JobId, stage: StageId) -> str:
+        """In one line, what a stage waits for; empty if it has ended. Raises NotFound."""
+        run = self._endings.runs.get(job)
+        return waits_for(self.find(job), run, stage, self._lanes, self._state.fleet, self._ledger.now)
+
+    def _take(self, given: Input) -> None:
+        match given:
+            case AgentReports():
+                self._membership.reported(given)
+                self._reports.handle(given)
+            case AgentHeartbeat():
+                self._membership.heartbeat(given)
+            case Submit():
+                self._admission.submit(given)
+            case CancelJob():
+                self._cancel(given)
+            case AgentHello():
+                self._membership.hello(given)
+            case AgentGoodbye():
+                self._membership.goodbye(given)
+            case Tick():
+                pass
+
+    def _advance(self) -> None:
+        """What time brings, and then new places for all that is ready."""
+        self._membership.lapse()
+        for run, stage in self._waits.due(self._ledger.now):
+            self._settler.decide(run, stage)
+        self._settler.drain()
+        self._dispatcher.run()
+
+    def _cancel(self, given: CancelJob) -> None:
+        try:
+            job = self.find(given.job)
+        except NotFound as error:
+            self._ledger.answer(given.request, error)
+            return
+        run = self._endings.runs.get(job.id)
+        if run is None:
+            self._ledger.answer(given.request, Stopped(job=job.id, status=job.status, seconds=0.0))
+            return
+        run.askers.append((given.request, self._ledger.now))
+        if job.status is JobStatus.RUNNING:
+            self._endings.cancel(run, given.principal, given.reason)
+
+    def _resume(self, run: Run) -> None:
+        """An open job after a restart: its pending stages get ready or wait, as before."""
+        for name, stage in run.job.stages.items():
+            if stage.status is not StageStatus.PENDING:
+                continue
+            if stage.retry_seconds is not None:
+                self._settler.wait(run, name, stage.retry_seconds, stage.error.message if stage.error else "")
+            else:
+                self._settler.decide(run, name)

@@ -1,0 +1,175 @@
+"""The agents as facts tell of them: their processes, what each offers, and what each was given."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from starloom.agents.messages import Load
+from starloom.dag import limits
+from starloom.dag.constellation import Tier
+from starloom.dag.facts import AgentJoined, AgentLost
+from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
+from starloom.dag.kinds import KindCatalog, KindSpec
+from starloom.devices.node import NodeProfile
+
+if TYPE_CHECKING:
+    from starloom.orchestrator.lanes import Lane
+
+
+class AgentState(StrEnum):
+    """online: heard of within its lease. suspect: not; gets nothing new. lost: given up, with all that it held."""
+
+    ONLINE = "online"
+    SUSPECT = "suspect"
+    LOST = "lost"
+
+
+class Work(NamedTuple):
+    """One attempt that an agent was given: the seconds it is expected to take, and whose values it has to fetch."""
+
+    seconds: float = 0.0
+    fetches: Mapping[StageId, FencingToken] = {}
+
+
+class Member:
+    """One agent of the fleet.
+
+    The profile, the incarnation, what was assigned and what ran come from facts. The rest is what is
+    known since this orchestrator started, and what it knows of the time.
+    """
+
+    __slots__ = (
+        "assigned",
+        "blocked",
+        "capacity",
+        "deadline",
+        "heard",
+        "incarnation",
+        "kinds",
+        "load",
+        "losses",
+        "lost_at",
+        "name",
+        "offers",
+        "profile",
+        "resident",
+        "rests_until",
+        "seconds",
+        "slots",
+        "state",
+    )
+
+    def __init__(self, name: AgentId) -> None:
+        self.name = name
+        self.incarnation = ""
+        self.state = AgentState.LOST
+        #: the signatures that it told of, and those of them that the fleet goes by
+        self.kinds: tuple[KindSpec, ...] = ()
+        self.offers: dict[str, KindSpec] = {}
+        self.assigned: dict[TaskToken, Work] = {}
+        #: kinds that ran in this process: their models are loaded
+        self.resident: set[str] = set()
+        #: expected seconds of all that is assigned
+        self.seconds = 0.0
+        self.load = Load()
+        #: when it was last heard of, when its state changes for the worse, when it was lost, and until when it
+        #: gets nothing: monotonic nanoseconds
+        self.heard = self.deadline = self.lost_at = self.rests_until = 0
+        #: when it was lost lately
+        self.losses: list[int] = []
+        #: lanes of ready stages that wait for room on it, by their number
+        self.blocked: dict[int, Lane] = {}
+        self.describe(NodeProfile(name=name, tier=Tier.CLOUD))
+
+    def __repr__(self) -> str:
+        return f"<Member {self.name} {self.state} {self.incarnation} assigned={len(self.assigned)}>"
+
+    def describe(self, profile: NodeProfile) -> None:
+        """Takes over a profile."""
+        self.profile = profile
+        self.slots = max(1, profile.slots)
+        self.capacity = self.slots + limits.AGENT_BACKLOG_STAGES
+
+    @property
+    def open(self) -> bool:
+        """Whether it may be given one more attempt."""
+        return self.state is AgentState.ONLINE and len(self.assigned) < self.capacity and not self.rests_until
+
+    def holds(self, incarnation: str) -> bool:
+        """Whether what that incarnation made may still be there."""
+        return self.state is not AgentState.LOST and self.incarnation == incarnation
+
+
+class Fleet:
+    """All agents that ever joined, by name, and the kinds that they offer."""
+
+    def __init__(self) -> None:
+        self.members: dict[AgentId, Member] = {}
+        self.kinds = KindCatalog()
+        #: changes with each agent that joins or is lost
+        self.version = 0
+        #: agents that may have room again since the ready stages were last looked at
+        self.opened: dict[AgentId, Member] = {}
+        self._offering: dict[str, int] = {}
+
+    def joined(self, fact: AgentJoined) -> None:
+        """A process is there; if it is not the one that was, what that one held is gone."""
+        member = self.members.get(fact.agent) or self.members.setdefault(fact.agent, Member(fact.agent))
+        self._withdraw(member)
+        if member.incarnation != fact.incarnation:
+            member.resident.clear()
+        member.incarnation = fact.incarnation
+        member.describe(msgspec.convert(fact.profile, NodeProfile))
+        member.kinds, member.offers = fact.kinds, {}
+        member.state = AgentState.ONLINE
+        self._offer(member, fact.kinds)
+        self.opened[member.name] = member
+        self.version += 1
+
+    def lost(self, fact: AgentLost) -> None:
+        """A process is given up; its attempts are superseded by facts of their own."""
+        member = self.members[fact.agent]
+        self._withdraw(member)
+        member.state = AgentState.LOST
+        self.version += 1
+
+    def place(self, agent: AgentId, task: TaskToken) -> None:
+        """An attempt was given to an agent."""
+        self.members[agent].assigned[task] = Work()
+
+    def expect(self, agent: AgentId, task: TaskToken, work: Work) -> None:
+        """What placement expects of an attempt that was just given."""
+        member = self.members[agent]
+        member.assigned[task] = work
+        member.seconds += work.seconds
+
+    def free(self, agent: AgentId, task: TaskToken) -> None:
+        """An attempt is over, or no longer wanted."""
+        member = self.members[agent]
+        member.seconds -= member.assigned.pop(task).seconds
+        if not member.assigned:
+            # sums of floats drift
+            member.seconds = 0.0
+        if member.blocked:
+            self.opened[agent] = member
+
+    def _offer(self, member: Member, kinds: tuple[KindSpec, ...]) -> None:
+        """Two signatures under one name cannot serve side by side: the one that is there stays until nobody offers it."""
+        names = frozenset(member.profile.kinds) or frozenset(kind.name for kind in kinds)
+        changed = False
+        for kind in kinds:
+            known = self.kinds.get(kind.name)
+            if kind.name not in names or (known is not None and known != kind and self._offering.get(kind.name)):
+                continue
+            member.offers[kind.name] = kind
+            self._offering[kind.name] = self._offering.get(kind.name, 0) + 1
+            changed = changed or known != kind
+        if changed:
+            self.kinds = KindCatalog({**self.kinds, **member.offers}.values())
+
+    def _withdraw(self, member: Member) -> None:
+        if member.state is not AgentState.LOST:
+            for kind in member.offers:
+                self._offering[kind] -= 1

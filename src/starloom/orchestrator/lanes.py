@@ -1,0 +1,211 @@
+"""Ready stages, in the order in which they are to be placed.
+
+A lane holds the ready stages of one kind with equal requirements: they share their candidates, and when
+no candidate has room, the lane is put aside as a whole until one has. Between lanes, the job's priority
+decides, then the jobs take turns (each served stage moves its job back by one), then within a job the
+greatest upward rank, then the order of the constellation.
+"""
+
+from collections.abc import Callable
+from heapq import heappop, heappush, heapreplace
+from typing import Any
+
+from starloom.dag import limits
+from starloom.dag.constellation import Join, Requirements
+from starloom.dag.ids import JobId, StageId
+from starloom.dag.job import JobState, StageStatus
+from starloom.dag.kinds import KindSpec
+from starloom.orchestrator.feasible import may, target_for
+from starloom.orchestrator.fleet import AgentState, Fleet
+from starloom.orchestrator.lineage import Verdict, verdict
+from starloom.orchestrator.placement import Candidate
+from starloom.orchestrator.runs import Run
+
+LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...]]
+Head = tuple[int, int, int]
+Place = Callable[["Lane", "Run", StageId], bool]
+"""Places a stage, or finds it another thing to wait for; False if no candidate of its lane has room."""
+
+
+class Lane:
+    """Ready stages that may go to the same places."""
+
+    def __init__(self, key: LaneKey, seq: int, kind: str, requires: Requirements) -> None:
+        self.key = key
+        self.seq = seq
+        self.kind = kind
+        self.requires = requires
+        self.blocked = False
+        self.jobs: list[tuple[int, int, int, Run]] = []
+        self.stages: dict[JobId, list[tuple[float, int, StageId]]] = {}
+        self.spec = KindSpec(name=kind)
+        #: the kind's inputs that need a value, and the values of parameters that are not given
+        self.required: tuple[str, ...] = ()
+        self.defaults: dict[str, Any] = {}
+        self._candidates: tuple[Candidate, ...] = ()
+        self._version = -1
+
+    def candidates(self, fleet: Fleet) -> tuple[Candidate, ...]:
+        """The nodes that may run these stages and are not lost, by name."""
+        if self._version != fleet.version:
+            self._version = fleet.version
+            self.spec = fleet.kinds.get(self.kind, self.spec)
+            self.required = tuple(name for name, port in self.spec.inputs.items() if not port.optional)
+            self.defaults = {name: param.default for name, param in self.spec.params.items() if not param.required}
+            self._candidates = tuple(self._find(fleet))
+        return self._candidates
+
+    def _find(self, fleet: Fleet) -> list[Candidate]:
+        found = []
+        tier = None if self.requires.tiers else self.spec.tier
+        for name in sorted(fleet.members):
+            member = fleet.members[name]
+            if member.state is not AgentState.LOST and may(
+                member.profile, self.kind in member.offers, self.spec, self.requires
+            ):
+                target = target_for(member.profile, self.spec, self.requires)
+                found.append(Candidate(member, target, tier in (None, member.profile.tier)))
+        return found
+
+
+class ReadyLanes:
+    """All lanes, and which of them may be served."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._fleet = fleet
+        self._lanes: dict[LaneKey, Lane] = {}
+        self._awake: dict[int, Lane] = {}
+        self._parked: dict[JobId, Run] = {}
+        self._seq = 0
+        self._version = -1
+        self._clock = 0
+
+    def lane(self, kind: str, requires: Requirements) -> Lane:
+        """The lane for a kind with requirements."""
+        labels = tuple(sorted(requires.labels.items())) if requires.labels else ()
+        key = (kind, requires.tiers, requires.target, requires.node, requires.memory_bytes, labels)
+        lane = self._lanes.get(key)
+        if lane is None:
+            if len(self._lanes) >= limits.READY_LANES_KEPT:
+                self._forget_empty()
+            self._seq += 1
+            lane = self._lanes[key] = Lane(key, self._seq, kind, requires)
+        return lane
+
+    def push(self, run: Run, stage: StageId) -> None:
+        """A stage is ready; again is fine."""
+        if stage in run.queued:
+            return
+        run.queued.add(stage)
+        spec = run.job.stages[stage].spec
+        self._enter(self.lane(spec.kind, spec.requires), run, stage)
+
+    def _enter(self, lane: Lane, run: Run, stage: StageId) -> None:
+        heap = lane.stages.get(run.job.id)
+        if heap is None:
+            heap = lane.stages[run.job.id] = []
+            self._join(lane, run)
+        heappush(heap, (-run.rank.get(stage, 0.0), run.order[stage], stage))
+        if not lane.blocked:
+            self._awake[lane.seq] = lane
+
+    def _join(self, lane: Lane, run: Run) -> None:
+        """The job takes its place in a lane, behind those whose turn it is."""
+        run.tag = max(run.tag, self._clock)
+        heappush(lane.jobs, (-run.job.options.priority, run.tag, run.seq, run))
+
+    def serve(self, place: Place) -> None:
+        """Hands out ready stages, the most urgent first, until none is left or none of their candidates has room."""
+        self._wake()
+        while self._awake:
+            heads: list[tuple[Head, int, Lane]] = []
+            for lane in tuple(self._awake.values()):
+                self._offer(heads, lane)
+            while heads:
+                known, _, lane = heappop(heads)
+                head = self._head(lane)
+                if head == known:
+                    self._serve_one(lane, place)
+                self._offer(heads, lane)
+
+    def _offer(self, heads: list[tuple[Head, int, Lane]], lane: Lane) -> None:
+        head = None if lane.blocked else self._head(lane)
+        if head is None:
+            self._awake.pop(lane.seq, None)
+        else:
+            heappush(heads, (head, lane.seq, lane))
+
+    def _serve_one(self, lane: Lane, place: Place) -> None:
+        run = lane.jobs[0][3]
+        entry = heappop(lane.stages[run.job.id])
+        stage = entry[2]
+        run.queued.discard(stage)
+        if not _may_start(run.job, stage):
+            return
+        if place(lane, run, stage):
+            self._clock = max(self._clock, run.tag)
+            run.tag = self._clock + 1
+            return
+        run.queued.add(stage)
+        heappush(lane.stages[run.job.id], entry)
+        lane.blocked = True
+        for candidate in lane.candidates(self._fleet):
+            candidate.member.blocked[lane.seq] = lane
+
+    def _head(self, lane: Lane) -> Head | None:
+        """The most urgent job of a lane, after jobs that are done with it or may have no more are out of it."""
+        while lane.jobs:
+            priority, tag, seq, run = lane.jobs[0]
+            heap = lane.stages[run.job.id]
+            while heap and heap[0][2] not in run.queued:
+                heappop(heap)
+            if not heap:
+                heappop(lane.jobs)
+                del lane.stages[run.job.id]
+            elif run.full:
+                heappop(lane.jobs)
+                run.parked.append(lane)
+                self._parked[run.job.id] = run
+            elif tag < run.tag:
+                heapreplace(lane.jobs, (priority, run.tag, seq, run))
+            else:
+                return priority, tag, seq
+        return None
+
+    def _wake(self) -> None:
+        """Lanes that were put aside come back if a candidate may have room, jobs if they may have more attempts."""
+        if self._version != self._fleet.version:
+            self._version = self._fleet.version
+            for lane in self._lanes.values():
+                lane.blocked = False
+                if lane.stages:
+                    self._awake[lane.seq] = lane
+        for member in self._fleet.opened.values():
+            if member.open:
+                for lane in member.blocked.values():
+                    lane.blocked = False
+                    self._awake[lane.seq] = lane
+                member.blocked.clear()
+        self._fleet.opened.clear()
+        for run in [run for run in self._parked.values() if run.closed or not run.full]:
+            del self._parked[run.job.id]
+            for lane in run.parked:
+                self._join(lane, run)
+                if not lane.blocked:
+                    self._awake[lane.seq] = lane
+            run.parked.clear()
+
+    def _forget_empty(self) -> None:
+        empty = [key for key, lane in self._lanes.items() if not lane.stages]
+        for key in empty:
+            self._awake.pop(self._lanes.pop(key).seq, None)
+
+
+def _may_start(job: JobState, stage: StageId) -> bool:
+    """Whether a stage is still what it was when it got ready: an upstream may have been reopened since."""
+    state = job.stages[stage]
+    if state.status is not StageStatus.PENDING:
+        return False
+    if state.spec.join is Join.ALL:
+        return job.undecided[stage] == 0
+    return verdict(job, stage) is Verdict.RUN

@@ -1,0 +1,138 @@
+"""Where a ready stage goes: the planner's interface, what was learned of runs, and the first planner."""
+
+from collections.abc import Collection, Sequence
+from typing import Final, NamedTuple, Protocol
+
+from starloom.dag.constellation import Tier
+from starloom.dag.facts import Timing
+from starloom.dag.ids import AgentId, JobId, StageId
+from starloom.dag.kinds import KindSpec
+from starloom.devices.links import STORE_TIER, link
+from starloom.orchestrator.fleet import Member
+
+_NEWEST_SHARE: Final = 0.3
+"""Weight of the newest run in a moving average."""
+
+
+class Candidate(NamedTuple):
+    """A node that may run the stage, and what it would compute on. `preferred`: on the kind's own tier."""
+
+    member: Member
+    target: str
+    preferred: bool = True
+
+
+class Move(NamedTuple):
+    """A value that has to be fetched: its size, and the node that holds it, None for the job store."""
+
+    size_bytes: int
+    holder: Member | None
+
+
+class Want(NamedTuple):
+    """One ready stage, as placement sees it. `avoid`: nodes that could not reach its inputs lately."""
+
+    job: JobId
+    stage: StageId
+    kind: KindSpec
+    moves: Sequence[Move] = ()
+    avoid: Collection[AgentId] = ()
+
+
+class Choice(NamedTuple):
+    """Where the stage goes, and the seconds that it is expected to keep a slot there."""
+
+    candidate: Candidate
+    seconds: float
+
+
+class Planner(Protocol):
+    """Chooses places. Asked for one stage at a time, the most urgent first."""
+
+    def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
+        """A place among the candidates, ordered by name, that are open; None if no one is."""
+        ...
+
+    def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
+        """Takes in a run that was measured. Called as facts are applied, so a replay teaches the same."""
+        ...
+
+
+class Costs:
+    """Seconds that runs and model loads take: measured where that kind ran, else the kind's own hint."""
+
+    def __init__(self) -> None:
+        self.run: dict[tuple[str, AgentId, str], float] = {}
+        #: on whichever node, for those where it did not run yet: a hint of the kind's author would compare badly
+        self.run_anywhere: dict[tuple[str, str], float] = {}
+        self.load: dict[str, float] = {}
+
+    def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
+        """Takes in one run."""
+        here, anywhere = (kind, node, target), (kind, target)
+        self.run[here] = _average(self.run.get(here), timing.run)
+        self.run_anywhere[anywhere] = _average(self.run_anywhere.get(anywhere), timing.run)
+        if timing.load > 0:
+            self.load[kind] = _average(self.load.get(kind), timing.load)
+
+    def run_seconds(self, kind: KindSpec, node: AgentId, target: str) -> float:
+        """Seconds of one run there."""
+        found = self.run.get((kind.name, node, target))
+        if found is None:
+            found = self.run_anywhere.get((kind.name, target), kind.cost.run_seconds)
+        return found
+
+    def load_seconds(self, kind: KindSpec) -> float:
+        """Seconds to load what the kind needs, where it did not run yet."""
+        return self.load.get(kind.name, kind.cost.load_seconds)
+
+
+def _average(known: float | None, newest: float) -> float:
+    return newest if known is None else known + _NEWEST_SHARE * (newest - known)
+
+
+class EarliestFinish:
+    """The node where the stage ends soonest: wait for a slot, fetch inputs, load models, run.
+
+    Nodes on the kind's own tier go before others, and nodes that could not reach the inputs come last.
+    Of equal nodes the first by name is taken.
+    """
+
+    def __init__(self) -> None:
+        self.costs = Costs()
+
+    def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
+        """Takes in a run that was measured."""
+        self.costs.learn(kind, node, target, timing)
+
+    def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
+        """The open candidate that ends the stage soonest; None if no one is open."""
+        costs, kind = self.costs, want.kind
+        best: Choice | None = None
+        best_key = (True, True, 0.0)
+        for candidate in candidates:
+            member, target, preferred = candidate
+            if not member.open:
+                continue
+            seconds = costs.run_seconds(kind, member.name, target)
+            if kind.name not in member.resident:
+                seconds += costs.load_seconds(kind)
+            finish = seconds
+            if len(member.assigned) >= member.slots:
+                finish += member.seconds / member.slots
+            if want.moves:
+                finish += transfer_seconds(want.moves, member)
+            key = (member.name in want.avoid, not preferred, finish)
+            if best is None or key < best_key:
+                best, best_key = Choice(candidate, seconds), key
+        return best
+
+
+def transfer_seconds(moves: Sequence[Move], sink: Member) -> float:
+    """Seconds to fetch values to a node, one after another; what lies there already takes none."""
+    total = 0.0
+    for size_bytes, holder in moves:
+        if holder is not sink:
+            source: Tier = STORE_TIER if holder is None else holder.profile.tier
+            total += link(source, sink.profile.tier).transfer_seconds(size_bytes)
+    return total

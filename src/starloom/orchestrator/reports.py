@@ -1,0 +1,161 @@
+"""Takes in what agents report of their attempts. Idempotent: a report may come again, late, or of a token long dead."""
+
+import msgspec
+
+from starloom.agents.messages import Cancel, Failed, Finished, InputLost, Report, Started, WasCancelled
+from starloom.dag import limits
+from starloom.dag.conditions import comparison_key
+from starloom.dag.facts import ErrorInfo, StageCommitted, StageStarted
+from starloom.dag.ids import AgentId, StageId
+from starloom.dag.job import StageState, StageStatus
+from starloom.dag.values import JOB_STORE, ValueRef
+from starloom.orchestrator.endings import Endings
+from starloom.orchestrator.fleet import Work
+from starloom.orchestrator.inputs import AgentReports
+from starloom.orchestrator.lineage import comparisons_of, lineage_fault
+from starloom.orchestrator.runs import Run
+from starloom.orchestrator.settle import Settler, unreachable_seconds
+from starloom.orchestrator.state import Ledger, State
+
+
+class Reports:
+    """Commits what live tokens made. Everything from other tokens is refused and counted in `stale_refused`."""
+
+    def __init__(self, state: State, ledger: Ledger, endings: Endings, settler: Settler) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._endings = endings
+        self._settler = settler
+        self.stale_refused = 0
+
+    def handle(self, given: AgentReports) -> None:
+        """Takes in reports of one agent, in their order."""
+        for report in given.reports:
+            self._one(given.agent, report)
+
+    def _one(self, agent: AgentId, report: Report) -> None:
+        task = report.task
+        run = self._endings.runs.get(task.job)
+        if run is None:
+            self._of_ended_job(agent, report)
+            return
+        stage = run.job.stages.get(task.stage)
+        if stage is None or stage.live.get(task.token) != agent:
+            known = isinstance(report, WasCancelled) or (stage is not None and stage.committed == task.token)
+            self.stale_refused += not known
+            return
+        match report:
+            case Started():
+                self._started(stage, report)
+            case Finished():
+                self._finished(run, stage, report, agent)
+            case Failed():
+                error = msgspec.structs.replace(report.error, node=report.error.node or agent)
+                self._settler.fail(run, task.stage, task.token, error)
+            case InputLost():
+                self._input_lost(run, stage, report, agent)
+            case WasCancelled():
+                if self._settler.supersede(run, task.stage, task.token, f"{agent} stopped it"):
+                    self._settler.decide(run, task.stage)
+
+    def _of_ended_job(self, agent: AgentId, report: Report) -> None:
+        """The agent's release crossed with the report, or never came: it is told again what to forget."""
+        if isinstance(report, WasCancelled):
+            return
+        self.stale_refused += 1
+        if isinstance(report, Started):
+            self._ledger.send(agent, Cancel(task=report.task))
+        self._endings.release(agent, report.task.job)
+
+    def _started(self, stage: StageState, report: Started) -> None:
+        if stage.status is StageStatus.PLACED:
+            task = report.task
+            self._ledger.record(StageStarted(job=task.job, stage=task.stage, token=task.token))
+
+    def _finished(self, run: Run, stage: StageState, report: Finished, agent: AgentId) -> None:
+        task = report.task
+        fault = lineage_fault(run.job, task.stage, report.consumed)
+        if fault:
+            if self._settler.supersede(run, task.stage, task.token, fault, input_lost=True):
+                self._settler.decide(run, task.stage)
+            return
+        comparisons = comparisons_of(run.job, task.stage)
+        fault = self._output_fault(run, stage, report)
+        if not fault and len(report.holds) != len(comparisons):
+            fault = f"{len(report.holds)} comparisons were answered, of {len(comparisons)} asked"
+        if fault:
+            error = ErrorInfo(message=f"the report does not fit the stage: {fault}", node=agent)
+            self._settler.fail(run, task.stage, task.token, error)
+            return
+        fact = StageCommitted(
+            job=task.job,
+            stage=task.stage,
+            token=task.token,
+            outputs=_held_where(report, agent),
+            consumed=report.consumed,
+            published=report.published,
+            timing=report.timing,
+            models=report.models,
+            target=report.target,
+            emulated=report.emulated,
+            holds={comparison_key(c): held for c, held in zip(comparisons, report.holds, strict=True)},
+        )
+        self._settler.commit(run, fact)
+
+    def _output_fault(self, run: Run, stage: StageState, report: Finished) -> str:
+        """What is wrong with a result's outputs; empty if they are those of the kind, and declared ones are durable."""
+        ports = self._state.fleet.kinds[stage.spec.kind].outputs
+        outputs = report.outputs
+        if outputs.keys() != ports.keys():
+            return f"it has the outputs {sorted(outputs)}, the kind has {sorted(ports)}"
+        for name, port in ports.items():
+            if outputs[name].type is not port.type:
+                return f"output {name} is {outputs[name].type} instead of {port.type}"
+        for name in run.publish.get(stage.spec.id, ()):
+            if outputs[name].inline is None and name not in report.published:
+                return f"output {name} is declared by the job, and was not brought to the job store"
+        for name in report.published:
+            if name not in ports:
+                return f"it published {name}, which is no output"
+        return ""
+
+    def _input_lost(self, run: Run, stage: StageState, report: InputLost, agent: AgentId) -> None:
+        task = report.task
+        work = self._state.fleet.members[agent].assigned[task]
+        reason = f"{agent} could not get its inputs: {report.reason}"
+        if not self._settler.supersede(run, task.stage, task.token, reason, input_lost=True):
+            return
+        name = task.stage
+        if report.gone and "" in report.upstreams:
+            message = f"an input of the job is not in the job store: {report.reason}"
+            self._settler.fail(run, name, task.token, ErrorInfo(message=message, cause="InputUnavailable", node=agent))
+            return
+        if not report.gone:
+            times = run.unreachable[name] = run.unreachable.get(name, 0) + 1
+            run.avoid.setdefault(name, set()).add(agent)
+            if times < limits.UNREACHABLE_BEFORE_REMADE or not any(report.upstreams):
+                self._settler.wait(run, name, unreachable_seconds(times), reason)
+                return
+            del run.unreachable[name]
+        self._remake(run, name, report, work)
+        self._settler.decide(run, name)
+
+    def _remake(self, run: Run, name: StageId, report: InputLost, work: Work) -> None:
+        """Reopens the results that are missing, unless they were made again since the attempt was given out."""
+        arcs = {arc.upstream for arc in run.job.upstreams[name]}
+        for upstream in dict.fromkeys(report.upstreams):
+            if upstream not in arcs:
+                continue
+            token = run.job.stages[upstream].committed
+            if token is not None and work.fetches.get(upstream, token) == token:
+                self._settler.reopen(run, upstream, f"its output is gone: {report.reason}")
+
+
+def _held_where(report: Finished, agent: AgentId) -> dict[str, ValueRef]:
+    """The outputs with their true holders: the job store where they were published, else the agent."""
+    outputs = report.outputs
+    found = {}
+    for name, ref in outputs.items():
+        holder = JOB_STORE if name in report.published else agent
+        found[name] = ref if ref.holder == holder else msgspec.structs.replace(ref, holder=holder)
+    return found

@@ -1,0 +1,122 @@
+"""What is kept of open jobs beside their state: ranks, turns and waits. Made anew after a restart, never journaled."""
+
+from collections.abc import Iterator, Mapping
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, NamedTuple
+
+from starloom.dag.ids import AgentId, StageId
+from starloom.dag.job import JobState
+from starloom.dag.kinds import KindSpec
+
+if TYPE_CHECKING:
+    from starloom.orchestrator.lanes import Lane
+
+
+class BackOff(NamedTuple):
+    """A stage's wait until a time, in monotonic nanoseconds."""
+
+    until: int
+    why: str
+
+
+class Run:
+    """An open job, as it is being worked on."""
+
+    def __init__(self, job: JobState, kinds: Mapping[str, KindSpec], seq: int) -> None:
+        self.job = job
+        self.seq = seq
+        self.order = {stage: index for index, stage in enumerate(job.stages)}
+        #: seconds from a stage's start to the end of the job, by hints, if nothing else ran
+        self.rank = upward_ranks(job, kinds)
+        #: ports of each stage that are outputs of the job
+        self.publish: dict[StageId, tuple[str, ...]] = {}
+        for binding in job.constellation.outputs.values():
+            ports = self.publish.get(binding.upstream, ())
+            if binding.output not in ports:
+                self.publish[binding.upstream] = (*ports, binding.output)
+        #: this job's turn among those of its priority
+        self.tag = 0
+        self.closed = False
+        #: stages in a lane
+        self.queued: set[StageId] = set()
+        #: pending stages whose upstreams let them run, and which wait for a time or for a node that holds an input
+        self.waits: dict[StageId, BackOff | AgentId] = {}
+        #: lanes whose stages of this job wait for its max_parallel
+        self.parked: list[Lane] = []
+        #: how often a stage could not reach its inputs since they were made, and from which nodes
+        self.unreachable: dict[StageId, int] = {}
+        self.avoid: dict[StageId, set[AgentId]] = {}
+        #: requests to cancel it that are not answered, each with its time
+        self.askers: list[tuple[int, int]] = []
+
+    def __repr__(self) -> str:
+        return f"<Run of {self.job.id}: queued={len(self.queued)} waits={len(self.waits)}>"
+
+    @property
+    def full(self) -> bool:
+        """Whether the job has as many active attempts as its options allow."""
+        bound = self.job.options.max_parallel
+        return 0 < bound <= self.job.active_attempts
+
+
+class Waits:
+    """Stages that wait for a time, or for word from a node that holds an input."""
+
+    def __init__(self) -> None:
+        self._times: list[tuple[int, int, Run, StageId]] = []
+        self._agents: dict[AgentId, list[tuple[Run, StageId]]] = {}
+        self._seq = 0
+
+    @property
+    def next_time(self) -> int | None:
+        """When the next back-off ends; a little early if that stage no longer waits."""
+        return self._times[0][0] if self._times else None
+
+    def until(self, run: Run, stage: StageId, time: int, why: str) -> None:
+        """The stage waits until a time."""
+        run.waits[stage] = BackOff(time, why)
+        self._seq += 1
+        heappush(self._times, (time, self._seq, run, stage))
+
+    def for_agent(self, run: Run, stage: StageId, agent: AgentId) -> None:
+        """The stage waits until the agent is heard of, or lost."""
+        run.waits[stage] = agent
+        self._agents.setdefault(agent, []).append((run, stage))
+
+    def due(self, now: int) -> Iterator[tuple[Run, StageId]]:
+        """The stages whose back-off is over; they wait no longer."""
+        while self._times and self._times[0][0] <= now:
+            time, _, run, stage = heappop(self._times)
+            wait = run.waits.get(stage)
+            if isinstance(wait, BackOff) and wait.until == time and not run.closed:
+                del run.waits[stage]
+                yield run, stage
+
+    def heard(self, agent: AgentId) -> Iterator[tuple[Run, StageId]]:
+        """The stages that waited for an agent; they wait no longer."""
+        for run, stage in self._agents.pop(agent, ()):
+            if run.waits.get(stage) == agent and not run.closed:
+                del run.waits[stage]
+                yield run, stage
+
+
+def upward_ranks(job: JobState, kinds: Mapping[str, KindSpec]) -> dict[StageId, float]:
+    """For each stage the hinted seconds of the longest way from its start to an end of the job."""
+    ranks: dict[StageId, float] = {}
+    if not job.constellation.dependencies:
+        return ranks
+    open_arcs = {stage: len(arcs) for stage, arcs in job.downstreams.items()}
+    done = [stage for stage, count in open_arcs.items() if count == 0]
+    for stage in done:
+        kind = kinds.get(job.stages[stage].spec.kind)
+        below = max((ranks[arc.downstream] for arc in job.downstreams[stage]), default=0.0)
+        # Kinds without a hint still count: of two chains the longer one goes first.
+        ranks[stage] = below + max(kind.cost.run_seconds if kind else 0.0, _LEAST_SECONDS)
+        for arc in job.upstreams[stage]:
+            open_arcs[arc.upstream] -= 1
+            if open_arcs[arc.upstream] == 0:
+                done.append(arc.upstream)
+    return ranks
+
+
+_LEAST_SECONDS = 1e-4

@@ -1,0 +1,219 @@
+"""What follows when a stage ends, fails, or has to run again: dependents, retries, skips, and strict consistency."""
+
+from collections import deque
+
+from starloom.agents.messages import Cancel
+from starloom.agents.values import digest, encode
+from starloom.dag import limits
+from starloom.dag.conditions import comparison_key, holds
+from starloom.dag.constellation import Dependency, Join, OnFailure, Retry
+from starloom.dag.facts import (
+    ErrorInfo,
+    JobStatus,
+    StageCancelled,
+    StageCommitted,
+    StageDefaulted,
+    StageFailed,
+    StageReopened,
+    StageSkipped,
+    StageSuperseded,
+)
+from starloom.dag.ids import FencingToken, StageId, TaskToken
+from starloom.dag.job import Outcome, StageState, StageStatus
+from starloom.dag.values import ValueRef
+from starloom.orchestrator.endings import NANOS, Endings
+from starloom.orchestrator.lanes import ReadyLanes
+from starloom.orchestrator.lineage import (
+    Verdict,
+    changes,
+    comparisons_of,
+    satisfied,
+    skip_reason,
+    still_stands,
+    verdict,
+)
+from starloom.orchestrator.runs import Run, Waits
+from starloom.orchestrator.state import Ledger, State
+
+
+class Settler:
+    """Draws the consequences of one stage's fate for the others of its job.
+
+    Consequences are put on a list and worked off by `drain`: a chain of 10,000 skips is no recursion.
+    """
+
+    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, waits: Waits, endings: Endings) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._lanes = lanes
+        self._waits = waits
+        self._endings = endings
+        self._ended: deque[tuple[Run, StageId, Outcome | None]] = deque()
+        self._touched: dict[str, Run] = {}
+
+    def decide(self, run: Run, name: StageId) -> None:
+        """A pending stage becomes ready, is skipped, or goes on waiting, as its upstreams have it."""
+        match verdict(run.job, name):
+            case Verdict.RUN if name not in run.waits:
+                self._lanes.push(run, name)
+            case Verdict.SKIP:
+                self._skip(run, name, skip_reason(run.job, name))
+
+    def drain(self) -> None:
+        """Works off all consequences, and ends the jobs that have nothing left to do."""
+        while self._ended:
+            run, name, former = self._ended.popleft()
+            if run.job.status is JobStatus.RUNNING:
+                self._follow(run, name, former)
+        for run in self._touched.values():
+            self._endings.check(run)
+        self._touched.clear()
+
+    def commit(self, run: Run, fact: StageCommitted) -> None:
+        """The stage has a result."""
+        stage = run.job.stages[fact.stage]
+        former = stage.former
+        self._ledger.record(fact)
+        self._settled(run, fact.stage, former)
+
+    def fail(self, run: Run, name: StageId, token: FencingToken, error: ErrorInfo) -> None:
+        """An attempt failed: another follows if its policy allows, else the stage has failed for good."""
+        stage = run.job.stages[name]
+        if run.job.status is JobStatus.CANCELLING:
+            self.cancelled(run, name)
+            return
+        policy = stage.spec.policy
+        seconds = None
+        if error.transient and stage.failures < policy.retry.times:
+            seconds = back_off(policy.retry, stage.failures)
+        former = stage.former
+        self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
+        if seconds is not None:
+            self.wait(run, name, seconds, error.message)
+            return
+        run.waits.pop(name, None)
+        match policy.on_failure:
+            case OnFailure.FAIL:
+                self._endings.fail(run)
+            case OnFailure.SKIP:
+                self._skip(run, name, f"failed: {error.message}", former)
+            case OnFailure.DEFAULT:
+                self._default(run, name, former)
+
+    def supersede(
+        self,
+        run: Run,
+        name: StageId,
+        token: FencingToken,
+        reason: str,
+        *,
+        death: bool = False,
+        input_lost: bool = False,
+    ) -> bool:
+        """A live token is given up. Returns whether the stage will be tried again; `decide` says when."""
+        stage = run.job.stages[name]
+        if run.job.status is JobStatus.CANCELLING:
+            self.cancelled(run, name)
+            return False
+        self._ledger.record(
+            StageSuperseded(job=run.job.id, stage=name, token=token, reason=reason, death=death, input_lost=input_lost)
+        )
+        limit = ""
+        if stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX:
+            limit = f"in flight at the death of {stage.deaths} agents"
+        elif stage.input_losses >= limits.INPUT_LOSSES_PER_STAGE_MAX:
+            limit = f"its inputs could not be had {stage.input_losses} times"
+        if limit:
+            self.fail(run, name, token, ErrorInfo(message=f"{limit}; the last time: {reason}", cause="Unavailable"))
+        return not limit
+
+    def cancelled(self, run: Run, name: StageId) -> None:
+        """Nothing of the stage runs any more, in a job that is being cancelled."""
+        self._ledger.record(StageCancelled(job=run.job.id, stage=name))
+        self._touched[run.job.id] = run
+
+    def reopen(self, run: Run, name: StageId, reason: str) -> None:
+        """A result that is needed is gone, or rests on what changed: the stage runs again."""
+        stage = run.job.stages[name]
+        assert stage.committed is not None
+        self._ledger.record(StageReopened(job=run.job.id, stage=name, token=stage.committed, reason=reason))
+        self.decide(run, name)
+
+    def wait(self, run: Run, name: StageId, seconds: float, why: str) -> None:
+        """A pending stage is not placed before so many seconds have passed."""
+        self._waits.until(run, name, self._ledger.now + round(seconds * NANOS), why)
+
+    def _skip(self, run: Run, name: StageId, reason: str, former: Outcome | None = None) -> None:
+        stage = run.job.stages[name]
+        former = former or stage.former
+        run.waits.pop(name, None)
+        run.queued.discard(name)
+        token = self._ledger.next_token(stage)
+        self._ledger.record(StageSkipped(job=run.job.id, stage=name, token=token, reason=reason))
+        self._settled(run, name, former)
+
+    def _default(self, run: Run, name: StageId, former: Outcome | None) -> None:
+        stage = run.job.stages[name]
+        values = stage.spec.policy.defaults
+        ports = self._state.fleet.kinds[stage.spec.kind].outputs
+        outputs: dict[str, ValueRef] = {}
+        for port, value in values.items():
+            data, meta = encode(ports[port].type, value, f"stages.{name}.defaults.{port}")
+            outputs[port] = ValueRef(
+                type=ports[port].type, bytes=len(data), digest=digest(data), meta=meta, inline=data
+            )
+        held = {comparison_key(c): holds(c, values[c.output]) for c in comparisons_of(run.job, name)}
+        token = self._ledger.next_token(stage)
+        self._ledger.record(StageDefaulted(job=run.job.id, stage=name, token=token, outputs=outputs, holds=held))
+        self._settled(run, name, former)
+
+    def _settled(self, run: Run, name: StageId, former: Outcome | None) -> None:
+        run.unreachable.pop(name, None)
+        run.avoid.pop(name, None)
+        self._ended.append((run, name, former))
+        self._touched[run.job.id] = run
+
+    def _follow(self, run: Run, name: StageId, former: Outcome | None) -> None:
+        """Looks at everything downstream of a stage that ended. `former` is what it had before it ran again."""
+        job = run.job
+        stage = job.stages[name]
+        if stage.status not in (StageStatus.SUCCEEDED, StageStatus.SKIPPED):
+            return
+        for arc in job.downstreams[name]:
+            downstream = job.stages[arc.downstream]
+            if former is not None and changes(arc, former, stage):
+                self._invalidate(run, arc, former, stage, downstream)
+            if downstream.status is StageStatus.PENDING and arc.downstream not in run.queued:
+                self._arc_decided(run, arc, stage, downstream)
+
+    def _arc_decided(self, run: Run, arc: Dependency, upstream: StageState, downstream: StageState) -> None:
+        """The last upstream of ALL decides; of ANY, the first that is satisfied or the last: each arc is looked at twice."""
+        if downstream.spec.join is Join.ANY and satisfied(arc, upstream):
+            if arc.downstream not in run.waits:
+                self._lanes.push(run, arc.downstream)
+        elif run.job.undecided[arc.downstream] == 0:
+            self.decide(run, arc.downstream)
+
+    def _invalidate(
+        self, run: Run, arc: Dependency, former: Outcome, upstream: StageState, downstream: StageState
+    ) -> None:
+        """Strict consistency: what read or rests on the old outcome is run again on the new one."""
+        reason = f"{arc.upstream} was run again and came out differently"
+        for token, agent in tuple(downstream.live.items()):
+            self._ledger.send(agent, Cancel(task=TaskToken(run.job.id, arc.downstream, token)))
+            self.supersede(run, arc.downstream, token, reason)
+        if downstream.committed is not None and not still_stands(arc, former, upstream, downstream):
+            self.reopen(run, arc.downstream, reason)
+
+
+def back_off(retry: Retry, failures: int) -> float:
+    """Seconds to wait after a stage that had failed so many times before failed again."""
+    try:
+        return min(retry.first_seconds * retry.factor**failures, retry.last_seconds)
+    except OverflowError:
+        return retry.last_seconds
+
+
+def unreachable_seconds(times: int) -> float:
+    """Seconds to wait after a stage could not reach its inputs for the given time in a row."""
+    return min(limits.UNREACHABLE_FIRST_SECONDS * 2.0 ** (times - 1), limits.UNREACHABLE_LAST_SECONDS)

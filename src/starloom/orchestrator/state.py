@@ -1,0 +1,122 @@
+"""The coordinator's whole durable state, changed by facts alone; and the ledger that decisions are written into."""
+
+from collections import deque
+
+from starloom.agents.messages import Command
+from starloom.dag import limits
+from starloom.dag.errors import StarloomError
+from starloom.dag.facts import (
+    AgentJoined,
+    AgentLost,
+    EpochStarted,
+    Fact,
+    JobCancelRequested,
+    JobEnded,
+    JobSubmitted,
+    StageCancelled,
+    StageCommitted,
+    StageFact,
+    StagePlaced,
+)
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, TaskToken
+from starloom.dag.job import JobState, StageState
+from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
+from starloom.orchestrator.fleet import Fleet
+from starloom.orchestrator.placement import Planner
+
+
+class State:
+    """Jobs, fleet, and what the planner has learned: what replaying the journal gives."""
+
+    def __init__(self, planner: Planner) -> None:
+        self.epoch = Epoch(0)
+        self.jobs: dict[JobId, JobState] = {}
+        #: jobs that have not ended
+        self.open: dict[JobId, JobState] = {}
+        self.keys: dict[str, JobId] = {}
+        self.fleet = Fleet()
+        self.planner = planner
+        self._ended: deque[JobId] = deque()
+        self._ended_stages = 0
+
+    def apply(self, fact: Fact) -> None:
+        """Changes the state by one fact. Raises InvalidTransition if it does not fit."""
+        match fact:
+            case StageFact() | StageCancelled():
+                self._apply_to_stage(fact)
+            case JobSubmitted():
+                self.jobs[fact.job] = self.open[fact.job] = JobState(fact)
+                if fact.key:
+                    self.keys[fact.key] = fact.job
+            case JobCancelRequested():
+                self.jobs[fact.job].apply(fact)
+            case JobEnded():
+                self.jobs[fact.job].apply(fact)
+                self._retire(self.open.pop(fact.job))
+            case AgentJoined():
+                self.fleet.joined(fact)
+            case AgentLost():
+                self.fleet.lost(fact)
+            case EpochStarted():
+                self.epoch = fact.epoch
+
+    def _apply_to_stage(self, fact: StageFact | StageCancelled) -> None:
+        job = self.jobs[fact.job]
+        stage = job.stages.get(fact.stage)
+        before = tuple(stage.live.items()) if stage else ()
+        job.apply(fact)
+        for token, agent in before:
+            if stage is not None and token not in stage.live:
+                self.fleet.free(agent, TaskToken(fact.job, fact.stage, token))
+        if isinstance(fact, StagePlaced):
+            self.fleet.place(fact.agent, TaskToken(fact.job, fact.stage, fact.token))
+        elif isinstance(fact, StageCommitted):
+            self._learn(job.stages[fact.stage])
+
+    def _learn(self, stage: StageState) -> None:
+        kind = stage.spec.kind
+        self.planner.learn(kind, stage.agent, stage.target, stage.timing)
+        self.fleet.members[stage.agent].resident.add(kind)
+
+    def _retire(self, job: JobState) -> None:
+        """Ended jobs are kept for their answers, within bounds; the oldest go first."""
+        self._ended.append(job.id)
+        self._ended_stages += len(job.stages)
+        while len(self._ended) > limits.FINISHED_JOBS_KEPT or (
+            len(self._ended) > 1 and self._ended_stages > limits.FINISHED_STAGES_KEPT
+        ):
+            oldest = self.jobs.pop(self._ended.popleft())
+            self._ended_stages -= len(oldest.stages)
+            self.keys.pop(oldest.key, None)
+
+
+class Ledger:
+    """One decision in the making: a fact that is recorded is applied at once, and goes out with the decision."""
+
+    def __init__(self, state: State, epoch: Epoch) -> None:
+        self.state = state
+        self.epoch = epoch
+        self.now = 0
+        self.decision = Decision()
+
+    def begin(self, now: int) -> None:
+        """Starts a new decision at a time, in monotonic nanoseconds."""
+        self.now = max(self.now, now)
+        self.decision = Decision()
+
+    def record(self, fact: Fact) -> None:
+        """Decides something."""
+        self.state.apply(fact)
+        self.decision.facts.append(fact)
+
+    def send(self, agent: AgentId, command: Command) -> None:
+        """Tells an agent something, after the facts are durable."""
+        self.decision.commands.append((agent, command))
+
+    def answer(self, request: int, result: Submitted | Stopped | StarloomError) -> None:
+        """Answers a client, after the facts are durable."""
+        self.decision.answers.append(Answer(request, result))
+
+    def next_token(self, stage: StageState) -> FencingToken:
+        """The token of a stage's next attempt."""
+        return FencingToken(self.epoch, type(stage.attempt)(stage.attempt + 1))

@@ -1,0 +1,104 @@
+"""What people are shown: the fleet, and in one line what a stage waits for."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from starloom.agents.messages import Load
+from starloom.dag.constellation import Join
+from starloom.dag.errors import NotFound
+from starloom.dag.ids import StageId
+from starloom.dag.job import ENDED, JobState, StageState, StageStatus
+from starloom.devices.node import NodeProfile
+from starloom.orchestrator.endings import NANOS
+from starloom.orchestrator.feasible import misfits
+from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.lanes import ReadyLanes
+from starloom.orchestrator.runs import BackOff, Run
+
+_NAMES_SHOWN: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node: as its agent described it, how it is doing, and since how many seconds it has not been heard of.
+
+    `assigned`: attempts that it was given and that have not ended.
+    """
+
+    name: str
+    state: AgentState
+    profile: NodeProfile
+    load: Load
+    heard_seconds: float
+    incarnation: str
+    assigned: int
+
+
+def node_view(member: Member, now: int) -> NodeView:
+    """A node at a time, in monotonic nanoseconds."""
+    return NodeView(
+        name=member.name,
+        state=member.state,
+        profile=member.profile,
+        load=member.load,
+        heard_seconds=max(0, now - member.heard) / NANOS,
+        incarnation=member.incarnation,
+        assigned=len(member.assigned),
+    )
+
+
+def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, fleet: Fleet, now: int) -> str:
+    """What a stage waits for, in one line; empty if it has ended. Raises NotFound."""
+    stage = job.stages.get(name)
+    if stage is None:
+        raise NotFound(f"job {job.id} has no stage {name!r}")
+    if stage.status in ENDED or run is None:
+        return ""
+    if stage.live:
+        return _for_agent(stage, fleet)
+    if job.undecided[name]:
+        open_ones = dict.fromkeys(a.upstream for a in job.upstreams[name] if job.stages[a.upstream].status not in ENDED)
+        if name not in run.queued and name not in run.waits:
+            which = "one of " if stage.spec.join is Join.ANY else ""
+            return f"{which}its upstreams: {_names(list(open_ones))}"
+    match run.waits.get(name):
+        case BackOff(until=until, why=why):
+            return f"the next attempt, in {max(0, until - now) / NANOS:.1f} s, after: {why}"
+        case str() as agent:
+            return f"{agent}, which holds an input and has not been heard of for {_silence(fleet, agent, now):.1f} s"
+    if run.full:
+        return (
+            f"one of the job's {job.active_attempts} active stages to end: max_parallel is {job.options.max_parallel}"
+        )
+    return _for_place(stage, lanes, fleet)
+
+
+def _for_agent(stage: StageState, fleet: Fleet) -> str:
+    agents = sorted(stage.live.values())
+    silent = [agent for agent in agents if fleet.members[agent].state is AgentState.SUSPECT]
+    doing = "to end it" if stage.status is StageStatus.RUNNING else "to start it"
+    return f"{_names(agents)} {doing}{', but it is not heard of' if silent else ''}"
+
+
+def _for_place(stage: StageState, lanes: ReadyLanes, fleet: Fleet) -> str:
+    lane = lanes.lane(stage.spec.kind, stage.spec.requires)
+    candidates = lane.candidates(fleet)
+    if candidates:
+        return f"a place on {_names([c.member.name for c in candidates])}"
+    reasons = []
+    for name in sorted(fleet.members):
+        member = fleet.members[name]
+        why = " and ".join(misfits(member.profile, lane.kind in member.offers, lane.spec, lane.requires))
+        reasons.append(f"{name} {why or 'is lost'}")
+    return f"a node that may run it: {_names(reasons, '; ')}"
+
+
+def _silence(fleet: Fleet, agent: str, now: int) -> float:
+    return max(0, now - next(m.heard for n, m in fleet.members.items() if n == agent)) / NANOS
+
+
+def _names(names: Sequence[str], separator: str = ", ") -> str:
+    shown = separator.join(names[:_NAMES_SHOWN])
+    more = len(names) - _NAMES_SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
