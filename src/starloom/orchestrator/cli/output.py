@@ -21,11 +21,12 @@ import msgspec
 
 from starloom.dag.errors import (
     Conflict,
-    Infeasible,
     InvalidInput,
+    JobFailed,
     NotFound,
     Problem,
     StarloomError,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -61,7 +62,7 @@ class UsageError(InvalidInput):
 def exit_code(error: StarloomError) -> Exit:
     """The exit code that stands for an error."""
     match error:
-        case InvalidInput() | Infeasible() | NotFound() | Conflict():
+        case InvalidInput() | NotFound() | Conflict() | Unauthenticated():
             return Exit.BAD_INPUT
         case Unavailable():
             return Exit.UNREACHABLE
@@ -76,7 +77,7 @@ def problem_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
 
 def error_fields(error: StarloomError) -> dict[str, Any]:
     """An error as JSON has it: type, message, and problems (of an error without any, an empty list)."""
-    problems = error.problems if isinstance(error, InvalidInput) else ()
+    problems = error.problems if isinstance(error, InvalidInput | JobFailed) else ()
     return {"type": type(error).__name__, "message": str(error), "problems": problem_rows(problems)}
 
 
@@ -111,7 +112,11 @@ class Output:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*map(str, row))
-        self.console().print(table)
+        console = self.console()
+        # Written by hand: rich ends the process where nobody reads any more.
+        with console.capture() as rendered:
+            console.print(table, end="")
+        self._write(sys.stdout, rendered.get().rstrip("\n"))
 
     def console(self, *, err: bool = False) -> "Console":
         """A rich console on standard output, or on standard error; it takes text as it is, without markup."""
