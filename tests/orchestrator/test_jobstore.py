@@ -11,7 +11,6 @@ from starloom.agents.values import digest, refer
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, NotFound, Overloaded
 from starloom.dag.values import PortType, ValueRef
-from starloom.orchestrator import jobstore as module
 from starloom.orchestrator.jobstore import JobStore, Upload
 
 DATA = bytes(range(256)) * 1000
@@ -128,7 +127,7 @@ def test_bytes_and_names_are_on_the_disk_before_put_returns(store: JobStore, mon
         synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         fsync(descriptor)
 
-    monkeypatch.setattr(module.os, "fsync", recorded)
+    monkeypatch.setattr(os, "fsync", recorded)
     name = put(store, DATA)
     assert len(synced) == 3
     assert synced[1:] == ["values", name[:2]]

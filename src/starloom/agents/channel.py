@@ -6,6 +6,7 @@ other way round. A stream may break at any point; `resume` tells what to send ag
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from starloom.dag import limits
@@ -54,6 +55,11 @@ class Channel(Generic[Sent, Received]):
         """What the other end has not acknowledged."""
         return tuple(self._kept)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether something was not put on the present stream yet."""
+        return self._unsent > 0
+
     def send(self, messages: Iterable[Sent]) -> None:
         """Queues messages; `frames` gives them out as credit allows."""
         for message in messages:
@@ -69,7 +75,7 @@ class Channel(Generic[Sent, Received]):
         while count > 0:
             size = min(count, limits.SESSION_FRAME_MESSAGES_MAX)
             start = len(self._kept) - self._unsent
-            messages = tuple(self._kept[index] for index in range(start, start + size))
+            messages = tuple(islice(self._kept, start, start + size))
             frames.append(Frame(self._next - self._unsent, self.acknowledged, messages))
             self._unsent -= size
             count -= size
@@ -95,6 +101,10 @@ class Channel(Generic[Sent, Received]):
     def done(self, number: int | None = None) -> None:
         """Everything received up to `number`, or all, may be acknowledged."""
         self.acknowledged = max(self.acknowledged, self.received if number is None else number)
+
+    def can_resume(self, received: int) -> bool:
+        """Whether everything that the other end has not, which has all up to `received`, is still kept here."""
+        return self._next - 1 - len(self._kept) <= received < self._next
 
     def resume(self, received: int) -> None:
         """A new stream of the same session: the other end has everything up to `received`; the rest goes again."""

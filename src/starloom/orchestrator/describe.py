@@ -1,0 +1,81 @@
+"""What clients are told of jobs and nodes, made from the coordinator's state."""
+
+import os
+
+from starloom.dag.ids import AgentId
+from starloom.dag.job import ENDED, JobState, StageState, StageStatus
+from starloom.dag.values import JOB_STORE
+from starloom.devices.node import NodeProfile
+from starloom.orchestrator.coordinator import Coordinator
+from starloom.orchestrator.infos import ClusterInfo, JobInfo, NodeInfo, StageInfo
+from starloom.orchestrator.kept import JobTimes
+
+
+def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | None) -> JobInfo:
+    """A job with its stages and its constellation."""
+    profiles = {node.name: node.profile for node in coordinator.fleet_view()}
+    stages = tuple(_stage_info(coordinator, job, stage, profiles.get(stage.agent)) for stage in job.stages.values())
+    return _job_info(job, times, stages, whole=True)
+
+
+def job_line(job: JobState, times: JobTimes | None) -> JobInfo:
+    """A job without its stages, for a list."""
+    return _job_info(job, times, (), whole=False)
+
+
+def _job_info(job: JobState, times: JobTimes | None, stages: tuple[StageInfo, ...], *, whole: bool) -> JobInfo:
+    outputs = job.outputs if job.ended else job.declared()
+    return JobInfo(
+        id=job.id,
+        key=job.key,
+        name=job.constellation.name,
+        status=job.status,
+        revision=job.revision,
+        error=job.error,
+        outputs={name: ref for name, ref in outputs.items() if ref.holder == JOB_STORE or ref.inline is not None},
+        stages=stages,
+        submitted_unix_nanos=times.submitted if times else 0,
+        ended_unix_nanos=times.ended if times else 0,
+        constellation=job.constellation if whole else None,
+        labels=job.options.labels,
+    )
+
+
+def _stage_info(coordinator: Coordinator, job: JobState, stage: StageState, profile: NodeProfile | None) -> StageInfo:
+    return StageInfo(
+        name=stage.spec.id,
+        kind=stage.spec.kind,
+        status=stage.status,
+        node=stage.agent,
+        tier=profile.tier if profile else "",
+        target=stage.target,
+        emulated=stage.emulated,
+        models=stage.models,
+        attempts=stage.tries,
+        reason=_reason(coordinator, job, stage),
+        seconds=stage.timing,
+    )
+
+
+def _reason(coordinator: Coordinator, job: JobState, stage: StageState) -> str:
+    if stage.status not in ENDED:
+        return coordinator.waits_for(job.id, stage.spec.id)
+    if stage.error is not None and stage.status is not StageStatus.SKIPPED:
+        return stage.error.message
+    return stage.reason
+
+
+def cluster_info(coordinator: Coordinator, now: int) -> ClusterInfo:
+    """All nodes, by name, at a time in monotonic nanoseconds, and this process."""
+    nodes = tuple(
+        NodeInfo(
+            name=AgentId(node.name),
+            state=node.state.value,
+            profile=node.profile,
+            load=node.load,
+            heard_seconds=node.heard_seconds,
+            incarnation=node.incarnation,
+        )
+        for node in coordinator.fleet_view(now)
+    )
+    return ClusterInfo(nodes=nodes, epoch=coordinator.epoch, pid=os.getpid())

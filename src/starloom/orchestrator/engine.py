@@ -1,0 +1,264 @@
+"""The loop around the coordinator: inputs in, facts to the journal, and only then what follows from them.
+
+Inputs are decided at once, in the order they came; their facts wait for the journal together, so that one
+fsync serves all that came while the last one ran. The order of effects is the one that `Decision` states.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import ParamSpec
+
+from starloom.agents.messages import Command
+from starloom.dag import limits
+from starloom.dag.errors import StarloomError, Unavailable
+from starloom.dag.facts import AgentLost, Fact
+from starloom.dag.ids import AgentId, JobId
+from starloom.orchestrator.coordinator import Coordinator
+from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
+from starloom.orchestrator.events import EventLog
+from starloom.orchestrator.inputs import CancelJob, Input, Submit, Tick
+from starloom.orchestrator.jobstore import JobStore
+from starloom.orchestrator.journal import Journal, Record
+from starloom.orchestrator.kept import KeptJobs
+
+_log = logging.getLogger(__name__)
+
+Done = Callable[[], None]
+Parameters = ParamSpec("Parameters")
+
+
+@dataclass(frozen=True, slots=True)
+class Outlets:
+    """Where effects go that leave the orchestrator: commands to agents, and word that an agent was given up."""
+
+    send: Callable[[AgentId, Sequence[Command]], None]
+    lost: Callable[[AgentId, str], None]
+
+
+class Engine:
+    """One coordinator on one journal. For one event loop; `failed` ends with the error that ended the loop."""
+
+    def __init__(self, journal: Journal, store: JobStore, coordinator: Coordinator, outlets: Outlets) -> None:
+        self.coordinator = coordinator
+        self.kept = KeptJobs()
+        self._journal = journal
+        self._store = store
+        self._outlets = outlets
+        self.events = EventLog(self._read, journal.last_offset)
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._writing = ThreadPoolExecutor(1, "journal")
+        self._reading = ThreadPoolExecutor(1, "journal-read")
+        self._inbox: deque[tuple[Input, Done | None]] = deque()
+        self._undone: deque[tuple[Decision, list[Done]]] = deque()
+        self._answers: dict[int, asyncio.Future[Submitted | Stopped]] = {}
+        self._requests = 0
+        self._deciding: asyncio.Handle | None = None
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at: int | None = None
+        self._decided = asyncio.Event()
+        self._carrying = False
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Replays the journal and takes over. Raises JournalDamaged."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._reading, self._replay)
+        await loop.run_in_executor(self._reading, self._store.adopt, frozenset(self.kept.digests))
+        self._sweep()
+        self._put(self.coordinator.boot(time.monotonic_ns()), [])
+        self._arm()
+        self._task = loop.create_task(self._carry_out())
+        await self.settled()
+
+    async def stop(self) -> None:
+        """Decides and carries out what has come, then ends. What clients still wait for ends as Unavailable."""
+        for handle in (self._alarm, self._sweeping, self._deciding):
+            if handle is not None:
+                handle.cancel()
+        while self._inbox and not self.failed.done():
+            self._decide()
+        self._stopping = True
+        self._decided.set()
+        if self._task is not None:
+            await self._task
+        self._end_answers()
+        self._writing.shutdown()
+        self._reading.shutdown()
+        if self.failed.done():
+            self.failed.exception()
+
+    def post(self, item: Input, done: Done | None = None) -> None:
+        """Takes an input; `done` is called once what follows from it is journaled."""
+        self._inbox.append((item, done))
+        if self._deciding is None and not self._stopping:
+            # Whatever else arrives in this turn of the event loop joins the batch.
+            self._deciding = asyncio.get_running_loop().call_soon(self._decide)
+
+    async def ask(self, make: Callable[[int], Submit | CancelJob]) -> Submitted | Stopped:
+        """Posts the input that `make` gives for a request's number, and returns the answer, or raises it."""
+        self._requests += 1
+        request = self._requests
+        answer: asyncio.Future[Submitted | Stopped] = asyncio.get_running_loop().create_future()
+        self._answers[request] = answer
+        try:
+            self.post(make(request))
+            return await answer
+        finally:
+            del self._answers[request]
+
+    def has_room(self) -> bool:
+        """Whether the journal's disk has room for new jobs."""
+        return self._journal.has_room()
+
+    async def settled(self) -> None:
+        """Returns once everything decided so far is journaled: what was seen of the state cannot be lost any more."""
+        if self._undone or self._carrying:
+            written = asyncio.Event()
+            self._put(Decision(), [written.set])
+            waiting = asyncio.ensure_future(written.wait())
+            await asyncio.wait((waiting, self.failed), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            if not written.is_set():
+                raise _stopping()
+
+    def _replay(self) -> None:
+        def facts() -> Iterator[Fact]:
+            for record in self._journal.replay():
+                fact = record.fact
+                self.kept.note(fact, record.unix_nanos)
+                yield fact
+
+        self.coordinator.replay(facts())
+        self.kept.forget(self.coordinator.jobs)
+
+    async def _read(self, after: int, job: JobId | None) -> list[Record]:
+        return await asyncio.get_running_loop().run_in_executor(self._reading, self._journal.read, after, job)
+
+    def _decide(self) -> None:
+        self._deciding = None
+        if self.failed.done():
+            return
+        count = min(len(self._inbox), limits.BATCH_INPUTS_MAX)
+        batch = [self._inbox.popleft() for _ in range(count)]
+        try:
+            decision = self.coordinator.handle([item for item, _ in batch], time.monotonic_ns())
+        except Exception as error:
+            self._fail(error)
+            return
+        self._put(decision, [done for _, done in batch if done is not None])
+        self._arm()
+        if self._inbox:
+            self._deciding = asyncio.get_running_loop().call_soon(self._decide)
+
+    def _put(self, decision: Decision, done: list[Done]) -> None:
+        self._undone.append((decision, done))
+        self._decided.set()
+
+    def _arm(self) -> None:
+        due = self.coordinator.next_wake()
+        if due == self._alarm_at:
+            return
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = due
+        # The event loop's clock is the monotonic one as well, in seconds.
+        loop = asyncio.get_running_loop()
+        self._alarm = None if due is None else loop.call_at(due / 1e9, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm_at = None
+        self.post(Tick())
+
+    async def _carry_out(self) -> None:
+        try:
+            while not (self._stopping and not self._undone):
+                await self._decided.wait()
+                self._decided.clear()
+                if self._undone:
+                    self._carrying = True
+                    await self._carry_out_all()
+                    self._carrying = False
+                elif self._stopping:
+                    return
+        except Exception as error:
+            self._fail(error)
+
+    async def _carry_out_all(self) -> None:
+        undone = tuple(self._undone)
+        self._undone.clear()
+        facts = [fact for decision, _ in undone for fact in decision.facts]
+        records: list[Record] = []
+        unix_nanos = time.time_ns()
+        if facts:
+            loop = asyncio.get_running_loop()
+            records = await loop.run_in_executor(self._writing, self._journal.append, facts, unix_nanos)
+        for _, done in undone:
+            for each in done:
+                each()
+        self._note(facts, unix_nanos)
+        for decision, _ in undone:
+            for answer in decision.answers:
+                self._answer(answer)
+        self.events.publish(records)
+        self._send([command for decision, _ in undone for command in decision.commands])
+        for fact in facts:
+            if isinstance(fact, AgentLost):
+                self._outlets.lost(fact.agent, fact.incarnation)
+
+    def _note(self, facts: Sequence[Fact], unix_nanos: int) -> None:
+        for fact in facts:
+            self._store.taken(self.kept.note(fact, unix_nanos))
+        # With nothing undone the coordinator's state is the journal's: a job that is gone there is gone for good.
+        if not self._undone and len(self.kept) > len(self.coordinator.jobs):
+            free = self.kept.forget(self.coordinator.jobs)
+            self._reading.submit(_guarded, self._store.drop, free)
+
+    def _sweep(self) -> None:
+        self._reading.submit(_guarded, self._store.expire)
+        self._sweeping = asyncio.get_running_loop().call_later(limits.UPLOAD_KEPT_SECONDS, self._sweep)
+
+    def _answer(self, answer: Answer) -> None:
+        waiting = self._answers.get(answer.request)
+        if waiting is None or waiting.done():
+            return
+        if isinstance(answer.result, StarloomError):
+            waiting.set_exception(answer.result)
+        else:
+            waiting.set_result(answer.result)
+
+    def _send(self, commands: Sequence[tuple[AgentId, Command]]) -> None:
+        by_agent: dict[AgentId, list[Command]] = {}
+        for agent, command in commands:
+            by_agent.setdefault(agent, []).append(command)
+        for agent, of_agent in by_agent.items():
+            self._outlets.send(agent, of_agent)
+
+    def _fail(self, error: Exception) -> None:
+        if not self.failed.done():
+            _log.error("the orchestrator cannot go on: %s", error, exc_info=error)
+            self.failed.set_exception(error)
+            self._end_answers()
+
+    def _end_answers(self) -> None:
+        for answer in self._answers.values():
+            if not answer.done():
+                answer.set_exception(_stopping())
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the orchestrator is stopping; ask again when it is back")
+
+
+def _guarded(function: Callable[Parameters, object], *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
+    """Housekeeping that failed is done again later; nothing hangs on it."""
+    try:
+        function(*args, **kwargs)
+    except OSError:
+        _log.exception("values in the job store could not be deleted")

@@ -1,0 +1,101 @@
+"""The orchestrator as a process of its own: `python -m starloom.orchestrator.process --folder F --token-file T`.
+
+Runs until SIGTERM or SIGINT. When it serves it writes `<folder>/orchestrator.json` and a byte to --ready-fd.
+Exit: 0 stopped in order, 1 it could not go on, 2 bad usage, 3 the port or the folder is in use.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from starloom.dag.errors import Conflict, StarloomError
+from starloom.orchestrator.server import Orchestrator
+from starloom.orchestrator.supervisor import ORCHESTRATOR_NAME, Serving
+
+_log = logging.getLogger(__name__)
+
+_FAILED, _USAGE, _TAKEN = 1, 2, 3
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one orchestrator; returns the process's exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=options.log_level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        token = Path(options.token_file).read_text("ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        _log.error("the token cannot be read: %s", error)
+        return _USAGE
+    if not token:
+        _log.error("the token in %s is empty, which would let everybody in", options.token_file)
+        return _USAGE
+    try:
+        asyncio.run(_serve(options, token))
+    except Conflict as error:
+        _log.error("%s", error)
+        return _TAKEN
+    except StarloomError as error:
+        _log.error("the orchestrator ends: %s", error)
+        return _FAILED
+    return 0
+
+
+async def _serve(options: argparse.Namespace, token: str) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    orchestrator = Orchestrator(options.folder, options.host, options.port, token)
+    address = await orchestrator.start()
+    try:
+        _announce(options, Serving(address=address, pid=os.getpid(), epoch=orchestrator.epoch))
+        _log.info("serving at %s, epoch %d", address, orchestrator.epoch)
+        stopped, failed = asyncio.create_task(told.wait()), asyncio.create_task(orchestrator.failed())
+        await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        if failed.done():
+            _give_up(failed.exception())
+        failed.cancel()
+    finally:
+        await orchestrator.stop()
+    _log.info("stopped")
+
+
+def _announce(options: argparse.Namespace, serving: Serving) -> None:
+    path: Path = options.folder / ORCHESTRATOR_NAME
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    made.write_bytes(msgspec.json.format(msgspec.json.encode(serving)) + b"\n")
+    made.replace(path)
+    if options.ready_fd is not None:
+        os.write(options.ready_fd, b"\n")
+        os.close(options.ready_fd)
+
+
+def _give_up(error: BaseException | None) -> None:
+    # What was decided and not journaled must not be told to anybody, so nothing is wound up any more.
+    _log.critical("the orchestrator ends at once: %s", error)
+    logging.shutdown()
+    os._exit(_FAILED)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="starloom.orchestrator.process", description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True, help="where the journal and the values lie")
+    parser.add_argument("--token-file", required=True, help="a file with the token that every call has to carry")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; only this machine unless given")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--ready-fd", type=int, help="a file descriptor to write a byte to when it serves")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
