@@ -30,6 +30,9 @@ class StageStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
+    # An enum's own hash is computed in Python, and every fact looks its row up by the status.
+    __hash__ = str.__hash__
+
 
 ENDED: Final = frozenset({StageStatus.SUCCEEDED, StageStatus.SKIPPED, StageStatus.FAILED, StageStatus.CANCELLED})
 ACTIVE: Final = frozenset({StageStatus.PLACED, StageStatus.RUNNING})

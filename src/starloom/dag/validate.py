@@ -118,8 +118,9 @@ class _Validator:
         if kind is None:
             return None, ""
         port = kind.outputs.get(name)
-        fault = f"{stage} ({kind.name}) has no output {name!r}{suggestion(name, kind.outputs)}"
-        return port, "" if port else fault
+        if port is None:
+            return None, f"{stage} ({kind.name}) has no output {name!r}{suggestion(name, kind.outputs)}"
+        return port, ""
 
     def _input_port(self, stage: StageId, name: str) -> tuple[Port | None, str]:
         spec = self._c.stages.get(stage)

@@ -15,6 +15,8 @@ from starloom.dag.values import Port, PortType
 PLAIN_TYPES = (PortType.TEXT, PortType.JSON)
 """The port types whose values a document can hold, as defaults and in comparisons."""
 
+_USUAL_POLICY = Policy()
+
 
 def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
     """Everything wrong with one stage, apart from its dependencies. `name` is its key in the constellation."""
@@ -96,6 +98,8 @@ def label_problems(place: str, labels: Mapping[str, str]) -> Iterator[Problem]:
 
 
 def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Iterator[Problem]:
+    if policy == _USUAL_POLICY:
+        return
     retry, longest = policy.retry, limits.DURATION_SECONDS_MAX
     numbers = (
         ("retry.times", number_fault(retry.times, at_most=limits.RETRIES_MAX, whole=True)),

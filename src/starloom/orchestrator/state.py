@@ -63,11 +63,12 @@ class State:
     def _apply_to_stage(self, fact: StageFact | StageCancelled) -> None:
         job = self.jobs[fact.job]
         stage = job.stages.get(fact.stage)
-        before = tuple(stage.live.items()) if stage else ()
+        before = dict(stage.live) if stage is not None and stage.live else None
         job.apply(fact)
-        for token, agent in before:
-            if stage is not None and token not in stage.live:
-                self.fleet.free(agent, TaskToken(fact.job, fact.stage, token))
+        if before and stage is not None:
+            for token, agent in before.items():
+                if token not in stage.live:
+                    self.fleet.free(agent, TaskToken(fact.job, fact.stage, token))
         if isinstance(fact, StagePlaced):
             self.fleet.place(fact.agent, TaskToken(fact.job, fact.stage, fact.token))
         elif isinstance(fact, StageCommitted):

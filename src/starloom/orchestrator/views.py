@@ -7,7 +7,7 @@ from typing import Final
 from starloom.agents.messages import Load
 from starloom.dag.constellation import Join
 from starloom.dag.errors import NotFound
-from starloom.dag.ids import StageId
+from starloom.dag.ids import AgentId, StageId
 from starloom.dag.job import ENDED, JobState, StageState, StageStatus
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.endings import NANOS
@@ -26,7 +26,7 @@ class NodeView:
     `assigned`: attempts that it was given and that have not ended.
     """
 
-    name: str
+    name: AgentId
     state: AgentState
     profile: NodeProfile
     load: Load
