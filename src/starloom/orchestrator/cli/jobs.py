@@ -240,7 +240,12 @@ def run_nodes(args: argparse.Namespace, out: Output) -> int:
 async def _nodes(client: "AsyncClient", out: Output) -> int:
     from starloom.orchestrator.cli.views import cluster_row
 
-    row = cluster_row(await client.cluster(), client.address)
+    show_cluster(cluster_row(await client.cluster(), client.address), out)
+    return Exit.DONE
+
+
+def show_cluster(row: Mapping[str, Any], out: Output) -> None:
+    """Shows a cluster's nodes and orchestrator, given as `views.cluster_row` has them."""
     out.json(row)
     out.table(
         ("node", "tier", "targets", "state", "labels", "slots", "pid", "address"),
@@ -260,4 +265,3 @@ async def _nodes(client: "AsyncClient", out: Output) -> int:
     )
     orchestrator = row["orchestrator"]
     out.text(f"orchestrator {orchestrator['address']}, process {orchestrator['pid']}, start {orchestrator['epoch']}")
-    return Exit.DONE
