@@ -50,7 +50,7 @@ class Transfer:
             await channel.close(None)
 
     async def fetch(self, address: str, job: JobId, ref: ValueRef) -> bytes:
-        """The bytes that `ref` names, verified. A break is resumed from the last byte, TRANSFER_TRIES_MAX times.
+        """The bytes that `ref` names, verified. After a break it goes on from the last byte, as often as that helps.
 
         Raises NotFound where they are not any more, Unavailable, and DigestMismatch for other bytes.
         """
@@ -61,16 +61,16 @@ class Transfer:
             raise InvalidInput([Problem(f"value {ref.digest[:12]}", what)], "a value is too large")
         chunks: list[bytes] = []
         got = 0
-        for left in reversed(range(limits.TRANSFER_TRIES_MAX)):
+        while True:
+            before = got
             try:
                 async for chunk in self._chunks(address, job, ref, got):
                     chunks.append(chunk)
                     got += len(chunk)
                 break
             except Unavailable:
-                if not left:
+                if got == before:
                     raise
-                await asyncio.sleep(limits.TRANSFER_RETRY_SECONDS)
         return await off_loop(ref.bytes, _join, ref, chunks)
 
     async def put(self, address: str, ref: ValueRef, data: bytes) -> ValueRef:
@@ -89,7 +89,8 @@ class Transfer:
         request = data_pb2.FetchRequest(job_id=job, digest=ref.digest, offset=offset)
         call = self._stub(address).Fetch(request, metadata=self._metadata)
         try:
-            while offset < ref.bytes or not ref.bytes:
+            # One read beyond the last byte: the holder may send more than it should, or end with an error.
+            while True:
                 async with asyncio.timeout(limits.TRANSFER_STALL_SECONDS):
                     message = await call.read()
                 if message is aio.EOF:  # type: ignore[attr-defined]

@@ -1,0 +1,222 @@
+"""The process on a node that runs stages: its core, runtime, data service and session, put together."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from starloom.agents.catalog import Catalog
+from starloom.agents.core import AgentCore
+from starloom.agents.dataservice import DataServer
+from starloom.agents.execution import CountedModels, StageLookup
+from starloom.agents.holder import Holder
+from starloom.agents.link import Link
+from starloom.agents.messages import Command, Hello, Load, Report, Welcome
+from starloom.agents.probe import LoadMeter, probe
+from starloom.agents.runtime import Runtime
+from starloom.agents.stage import CancelToken
+from starloom.agents.transfer import Transfer
+from starloom.dag import limits
+from starloom.dag.errors import Fenced, InvalidInput, Problem
+from starloom.dag.ids import Epoch
+from starloom.dag.kinds import KindSpec
+from starloom.devices.node import NodeProfile
+
+if TYPE_CHECKING:
+    from starloom.agents.sessions import SessionPool
+
+_log = logging.getLogger(__name__)
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent's place and means.
+
+    `orchestrator` is its address, `host:port`. `slots` are stages that run at once, 0 for one per core;
+    `threads` those of one ONNX Runtime session. `models_root` is the model store, empty for the user's.
+    `kinds` names what it offers, empty for all that can run here. `host` is where its data service listens.
+    """
+
+    name: str
+    tier: str
+    orchestrator: str
+    token: str
+    targets: tuple[str, ...] = ("cpu",)
+    labels: dict[str, str] = {}
+    slots: int = 0
+    host: str = "127.0.0.1"
+    models_root: str = ""
+    threads: int = 1
+    kinds: tuple[str, ...] = ()
+
+
+class ModelPool:
+    """The agent's session pool, made when a stage first asks for a model, since ONNX Runtime takes a while to import."""
+
+    def __init__(self, root: str, threads: int) -> None:
+        self._root = Path(root) if root else None
+        self._threads = threads
+        self._guard = Lock()
+        self._pool: SessionPool | None = None
+
+    def __call__(self, cancel: CancelToken, target: str) -> CountedModels:
+        """The models of one call; raises StageError for an unknown target."""
+        with self._guard:
+            if self._pool is None:
+                from starloom.agents.modelstore import ModelStore
+                from starloom.agents.sessions import SessionPool
+
+                self._pool = SessionPool(ModelStore(self._root), limits.AGENT_SESSIONS_MAX, self._threads)
+        return self._pool.for_call(cancel, target)
+
+
+class Agent:
+    """One agent. `start` makes it ready, `run` lasts until `stop`; it dials the orchestrator for as long.
+
+    `stages` are those of this machine, unless others are given. `profile` is there after `start`.
+    """
+
+    def __init__(self, config: AgentConfig, stages: StageLookup | None = None) -> None:
+        self.config = config
+        self.incarnation = secrets.token_hex(8)
+        self._stages = stages
+        self._kinds: tuple[KindSpec, ...] = ()
+        self._profile: NodeProfile | None = None
+        self._holder = Holder()
+        self._link = Link(config.orchestrator, config.token, self)
+        self._transfer = Transfer(config.token)
+        self._data = DataServer(self._holder, config.token, config.host)
+        self._runtime: Runtime | None = None
+        self._meter = LoadMeter()
+        self._dialing: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Agent {self.config.name} {self.incarnation}>"
+
+    @property
+    def profile(self) -> NodeProfile:
+        """What the agent says of its node."""
+        assert self._profile is not None, "the agent has not started"
+        return self._profile
+
+    @property
+    def runtime(self) -> Runtime:
+        """What runs its stages."""
+        assert self._runtime is not None, "the agent has not started"
+        return self._runtime
+
+    @property
+    def connected(self) -> asyncio.Event:
+        """Set while there is a session."""
+        return self._link.connected
+
+    async def start(self) -> None:
+        """Probes, serves its values, and begins to dial. Raises InvalidInput for a configuration that cannot be."""
+        config = self.config
+        stages, self._kinds = await asyncio.to_thread(self._find_kinds)
+        address = await self._data.start()
+        try:
+            self._profile = await asyncio.to_thread(
+                probe,
+                config.name,
+                config.tier,
+                config.targets,
+                config.labels,
+                config.slots,
+                tuple(kind.name for kind in self._kinds),
+                address,
+            )
+        except BaseException:
+            await self._data.stop()
+            raise
+        self._runtime = Runtime(
+            AgentCore(self._profile.name, self._profile.slots),
+            stages,
+            ModelPool(config.models_root, config.threads),
+            self._holder,
+            self._transfer,
+            config.orchestrator,
+            self._link.send,
+        )
+        self._dialing = asyncio.create_task(self._link.run(), name=f"{config.name}-link")
+
+    async def run(self) -> None:
+        """Lasts until `stop`. Raises what the orchestrator refuses the agent for: Unauthenticated or InvalidInput."""
+        assert self._dialing is not None, "the agent has not started"
+        stopped = asyncio.create_task(self._stopped.wait())
+        try:
+            await asyncio.wait([self._dialing, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+        if self._dialing.done() and not self._stopped.is_set():
+            error = self._dialing.exception()
+            await self.stop()
+            if error is not None:
+                raise error
+
+    async def stop(self) -> None:
+        """Cancels what runs, says goodbye, and lets everything go. A second call does nothing."""
+        dialing, self._dialing = self._dialing, None
+        if dialing is None:
+            return
+        self._stopped.set()
+        await self.runtime.stop()
+        connected = self.connected.is_set()
+        self._link.leave("the agent was stopped")
+        if connected:
+            await asyncio.wait([dialing], timeout=limits.AGENT_STOP_SECONDS)
+        dialing.cancel()
+        await asyncio.gather(dialing, return_exceptions=True)
+        await self._transfer.close()
+        await self._data.stop()
+
+    def hello(self, session: str, received: int, kept: Sequence[Report]) -> Hello:
+        """For the link: who this is and what it holds."""
+        core = self.runtime.core
+        return Hello(
+            agent=self.profile.name,
+            incarnation=self.incarnation,
+            profile=self.profile,
+            kinds=self._kinds,
+            session=session,
+            received=received,
+            held=core.held(kept),
+            jobs=tuple(dict.fromkeys([*core.jobs, *self._holder.jobs])),
+            epoch_seen=core.epoch_seen,
+        )
+
+    def welcomed(self, welcome: Welcome) -> None:
+        """For the link: refuses an orchestrator that another has replaced."""
+        core = self.runtime.core
+        if not core.admit(welcome.epoch):
+            raise Fenced(f"the orchestrator is of epoch {welcome.epoch}, but epoch {core.epoch_seen} was heard before")
+        _log.info("%s: session %s, epoch %d", self.config.name, welcome.session, welcome.epoch)
+
+    def commands(self, commands: Sequence[Command], sender_epoch: Epoch) -> None:
+        """For the link: what the orchestrator wants."""
+        self.runtime.commands(commands, sender_epoch)
+
+    def load(self) -> Load:
+        """For the link: what a heartbeat tells."""
+        core = self.runtime.core
+        return self._meter.measure(core.queued, core.running, self._holder.held_bytes, core.stale_refused)
+
+    def _find_kinds(self) -> tuple[StageLookup, tuple[KindSpec, ...]]:
+        """The stages, and the kinds of them that are offered."""
+        if self._stages is not None:
+            stages, offered = self._stages, self._stages.kinds
+        else:
+            stages = catalog = Catalog()
+            offered, problems = catalog.usable()
+            for problem in (*catalog.problems, *problems):
+                _log.warning("%s: %s", self.config.name, problem)
+        wanted = self.config.kinds or tuple(offered)
+        unknown = [Problem("kinds", f"{name!r} cannot run here") for name in wanted if name not in offered]
+        if unknown:
+            raise InvalidInput(unknown, f"agent {self.config.name} cannot offer what it is configured to")
+        return stages, tuple(offered[name] for name in wanted)

@@ -1,0 +1,308 @@
+"""What an agent does with commands: accepts by token, queues, fetches ahead, starts, stops, forgets. Pure.
+
+The shell (`agents.runtime`) tells it commands and what became of its instructions, with the monotonic
+time in nanoseconds, and carries out the instructions that come back, in order.
+
+    QUEUED -> FETCHING -> READY -> HANDED -> RUNNING -> PUBLISHING -> ended, with exactly one final report
+
+An attempt without remote inputs is READY at once, and one that publishes nothing ends from RUNNING. A cancel ends QUEUED and READY at once, and the others
+when the shell says that nothing of them runs any more.
+"""
+
+import heapq
+from collections.abc import Iterable
+from enum import Enum, auto
+from typing import NamedTuple
+
+from starloom.agents.messages import Assign, Cancel, Command, Release, Report, Started, WasCancelled
+from starloom.dag import limits
+from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
+
+
+class Fetch(NamedTuple):
+    """Get the remote inputs; then `fetched`, or `ended`."""
+
+    assign: Assign
+
+
+class Start(NamedTuple):
+    """Run it, with nanoseconds of the clock at its acceptance, and of fetching; then `began` and `ended`."""
+
+    assign: Assign
+    accepted: int
+    fetching: int
+
+
+class Stop(NamedTuple):
+    """Stop fetching or running it; then `ended`, once nothing of it runs any more."""
+
+    task: TaskToken
+
+
+class Drop(NamedTuple):
+    """Forget its inputs: it will not start."""
+
+    task: TaskToken
+
+
+class Forget(NamedTuple):
+    """Forget the job's values."""
+
+    job: JobId
+
+
+class Tell(NamedTuple):
+    """Send the report."""
+
+    report: Report
+
+
+Instruction = Fetch | Start | Stop | Drop | Forget | Tell
+
+
+class Phase(Enum):
+    """How far an attempt is. HANDED: given to the workers, perhaps behind another."""
+
+    QUEUED = auto()
+    FETCHING = auto()
+    READY = auto()
+    HANDED = auto()
+    RUNNING = auto()
+    PUBLISHING = auto()
+
+
+class _Attempt:
+    __slots__ = ("accepted", "ahead", "assign", "cancelled", "fetching", "order", "phase", "released", "since")
+
+    def __init__(self, assign: Assign, accepted: int, order: int) -> None:
+        self.assign = assign
+        self.accepted = accepted
+        self.order = order
+        self.phase = Phase.QUEUED
+        #: when the phase began, where that matters
+        self.since = accepted
+        #: how long the inputs took
+        self.fetching = 0
+        #: its inputs are fetched, or being fetched, and it waits
+        self.ahead = False
+        self.cancelled = False
+        #: its job was released: nobody waits for a report
+        self.released = False
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return -self.assign.priority, self.order
+
+
+_Queue = list[tuple[tuple[int, int], TaskToken]]
+
+
+class AgentCore:
+    """One agent's attempts. At most `slots` run at once.
+
+    A kind whose last run was shorter than AGENT_CHEAP_NANOS is handed to the workers up to AGENT_AHEAD_STAGES
+    beyond the slots, so that a worker finds its next run without the event loop's help.
+    """
+
+    def __init__(self, agent: AgentId, slots: int) -> None:
+        if slots < 1:
+            raise ValueError(f"slots is {slots}; an agent needs at least 1")
+        self.agent = agent
+        self.slots = slots
+        self.epoch_seen = Epoch(0)
+        #: commands of an orchestrator whose time is over
+        self.stale_refused = 0
+        self._attempts: dict[TaskToken, _Attempt] = {}
+        #: every token accepted, and every tombstone, until the job is released
+        self._known: dict[JobId, set[TaskToken]] = {}
+        self._to_fetch: _Queue = []
+        self._ready: _Queue = []
+        self._fetched_ahead = 0
+        self._handed = 0
+        self._order = 0
+        self._cheap: set[str] = set()
+
+    @property
+    def jobs(self) -> tuple[JobId, ...]:
+        """The jobs that something is remembered of."""
+        return tuple(self._known)
+
+    @property
+    def queued(self) -> int:
+        """Attempts that did not begin."""
+        return len(self._attempts) - self.running
+
+    @property
+    def running(self) -> int:
+        """Attempts that began and did not end."""
+        return sum(attempt.phase is Phase.RUNNING for attempt in self._attempts.values())
+
+    @property
+    def active(self) -> tuple[TaskToken, ...]:
+        """Attempts accepted and not ended."""
+        return tuple(self._attempts)
+
+    def phase(self, task: TaskToken) -> Phase | None:
+        """How far an attempt is; None where it is not active."""
+        attempt = self._attempts.get(task)
+        return attempt.phase if attempt else None
+
+    def is_cancelled(self, task: TaskToken) -> bool:
+        """Whether a cancel of an active attempt came, so that its result is not wanted."""
+        return self._attempts[task].cancelled
+
+    def held(self, kept: Iterable[Report]) -> tuple[TaskToken, ...]:
+        """Attempts accepted whose last report is not acknowledged: the active ones, and those of `kept` reports."""
+        active = [task for task, attempt in self._attempts.items() if not attempt.released]
+        return tuple(dict.fromkeys([*active, *(report.task for report in kept if not isinstance(report, Started))]))
+
+    def admit(self, sender_epoch: Epoch) -> bool:
+        """Whether a sender's commands are to be obeyed: not if a later orchestrator was heard."""
+        self.epoch_seen = max(self.epoch_seen, sender_epoch)
+        return sender_epoch == self.epoch_seen
+
+    def commands(self, commands: Iterable[Command], sender_epoch: Epoch, now: int) -> list[Instruction]:
+        """Takes commands in, in order."""
+        if not self.admit(sender_epoch):
+            self.stale_refused += sum(1 for _ in commands)
+            return []
+        found: list[Instruction] = []
+        for command in commands:
+            match command:
+                case Assign():
+                    self._accept(command, now)
+                case Cancel(task=task):
+                    self._cancel(task, found)
+                case Release(job=job):
+                    self._release(job, found)
+        return self._advance(found, now)
+
+    def fetched(self, task: TaskToken, now: int) -> list[Instruction]:
+        """The inputs of an attempt are here."""
+        attempt = self._attempts[task]
+        attempt.fetching = now - attempt.since
+        found: list[Instruction] = []
+        if attempt.cancelled:
+            self._end(attempt, WasCancelled(task=task), found)
+            found.append(Drop(task))
+        else:
+            self._make_ready(attempt)
+        return self._advance(found, now)
+
+    def began(self, task: TaskToken, now: int) -> list[Instruction]:
+        """A worker took an attempt up at `now`."""
+        attempt = self._attempts[task]
+        attempt.phase, attempt.since = Phase.RUNNING, now
+        return [] if attempt.cancelled else [Tell(Started(task=task))]
+
+    def computed(self, task: TaskToken, now: int) -> list[Instruction]:
+        """The stage is done, and its outputs are on their way into the job store: its slot is free."""
+        attempt = self._attempts[task]
+        self._learn(attempt, now)
+        self._handed -= 1
+        attempt.phase = Phase.PUBLISHING
+        return self._advance([], now)
+
+    def ended(self, task: TaskToken, report: Report, now: int) -> list[Instruction]:
+        """Nothing of an attempt runs any more; `report` says how it ended, unless a cancel came first."""
+        attempt = self._attempts[task]
+        if attempt.phase is Phase.RUNNING:
+            self._learn(attempt, now)
+        if attempt.cancelled:
+            report = WasCancelled(task=task)
+        found: list[Instruction] = []
+        self._end(attempt, report, found)
+        return self._advance(found, now)
+
+    def cancel_all(self) -> list[Instruction]:
+        """Stops everything, for an agent that leaves."""
+        found: list[Instruction] = []
+        for task in self.active:
+            self._cancel(task, found)
+        return found
+
+    def _accept(self, assign: Assign, now: int) -> None:
+        known = self._known.setdefault(assign.task.job, set())
+        if assign.task in known or assign.task in self._attempts:
+            return
+        known.add(assign.task)
+        self._order += 1
+        attempt = self._attempts[assign.task] = _Attempt(assign, now, self._order)
+        if any(item.ref.inline is None and item.ref.holder != self.agent for item in assign.inputs):
+            heapq.heappush(self._to_fetch, (attempt.rank, assign.task))
+        else:
+            self._make_ready(attempt)
+
+    def _cancel(self, task: TaskToken, found: list[Instruction]) -> None:
+        attempt = self._attempts.get(task)
+        if attempt is None:
+            known = self._known.setdefault(task.job, set())
+            if task not in known:
+                known.add(task)
+                found.append(Tell(WasCancelled(task=task)))
+        elif not attempt.cancelled:
+            attempt.cancelled = True
+            if attempt.phase in (Phase.QUEUED, Phase.READY):
+                found.append(Drop(task))
+                self._end(attempt, WasCancelled(task=task), found)
+            else:
+                found.append(Stop(task))
+
+    def _release(self, job: JobId, found: list[Instruction]) -> None:
+        for task in self._known.pop(job, ()):
+            if attempt := self._attempts.get(task):
+                attempt.released = True
+                self._cancel(task, found)
+        found.append(Forget(job))
+
+    def _make_ready(self, attempt: _Attempt) -> None:
+        attempt.phase = Phase.READY
+        heapq.heappush(self._ready, (attempt.rank, attempt.assign.task))
+
+    def _end(self, attempt: _Attempt, report: Report, found: list[Instruction]) -> None:
+        self._ahead(attempt, False)
+        if attempt.phase in (Phase.HANDED, Phase.RUNNING):
+            self._handed -= 1
+        del self._attempts[report.task]
+        if not attempt.released:
+            found.append(Tell(report))
+
+    def _advance(self, found: list[Instruction], now: int) -> list[Instruction]:
+        """Starts what has a slot, and fetches for what comes next."""
+        while attempt := self._head(self._ready, Phase.READY):
+            room = self.slots + (limits.AGENT_AHEAD_STAGES if attempt.assign.kind in self._cheap else 0)
+            if self._handed >= room:
+                break
+            heapq.heappop(self._ready)
+            self._handed += 1
+            self._ahead(attempt, False)
+            attempt.phase = Phase.HANDED
+            found.append(Start(attempt.assign, attempt.accepted, attempt.fetching))
+        while self._fetched_ahead < self.slots + limits.AGENT_FETCHES_AHEAD:
+            attempt = self._head(self._to_fetch, Phase.QUEUED)
+            if attempt is None:
+                break
+            heapq.heappop(self._to_fetch)
+            self._ahead(attempt, True)
+            attempt.phase, attempt.since = Phase.FETCHING, now
+            found.append(Fetch(attempt.assign))
+        return found
+
+    def _ahead(self, attempt: _Attempt, ahead: bool) -> None:
+        self._fetched_ahead += ahead - attempt.ahead
+        attempt.ahead = ahead
+
+    def _head(self, queue: _Queue, phase: Phase) -> _Attempt | None:
+        """The first attempt of a queue that still belongs there."""
+        while queue:
+            attempt = self._attempts.get(queue[0][1])
+            if attempt is not None and attempt.phase is phase:
+                return attempt
+            heapq.heappop(queue)
+        return None
+
+    def _learn(self, attempt: _Attempt, now: int) -> None:
+        if now - attempt.since < limits.AGENT_CHEAP_NANOS:
+            self._cheap.add(attempt.assign.kind)
+        else:
+            self._cheap.discard(attempt.assign.kind)

@@ -1,0 +1,262 @@
+"""One attempt in a worker thread: reads inputs, runs the stage, writes outputs, compares. Knows no event loop."""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any, Protocol
+
+import msgspec
+
+from starloom.agents import values
+from starloom.agents.messages import Assign
+from starloom.agents.stage import CancelToken, Grown, Model, Models, Stage, StageCall, StreamStage
+from starloom.dag import limits
+from starloom.dag.conditions import holds
+from starloom.dag.constellation import Comparison
+from starloom.dag.errors import Cancelled, InvalidInput, NotFound, Problem, StageError, StarloomError
+from starloom.dag.facts import ErrorInfo
+from starloom.dag.kinds import KindCatalog, KindSpec
+from starloom.dag.validate_stage import param_fault
+from starloom.dag.values import PortType, ValueRef
+
+_keys = msgspec.json.Encoder(order="sorted")
+
+
+class StageLookup(Protocol):
+    """What of `agents.catalog.Catalog` is needed to run stages."""
+
+    @property
+    def kinds(self) -> KindCatalog: ...
+
+    def stage(self, name: str) -> Stage | StreamStage: ...
+
+
+class CountedModels(Models, Protocol):
+    """The models of one call, with what they cost; as `sessions.CallModels` has it."""
+
+    load_seconds: float
+    models: list[str]
+    targets: list[str]
+
+    @property
+    def emulated(self) -> bool: ...
+
+
+ModelsFactory = Callable[[CancelToken, str], CountedModels]
+"""Makes the models of one call, for its target. Raises StageError for an unknown target."""
+
+
+class DeferredModels:
+    """Models of a call that are only made when the stage asks for one: most kinds of glue never do."""
+
+    def __init__(self, make: ModelsFactory, cancel: CancelToken, target: str) -> None:
+        self._make = make
+        self._cancel = cancel
+        self._target = target
+        self._made: CountedModels | None = None
+        self.import_seconds = 0.0
+
+    @property
+    def made(self) -> CountedModels | None:
+        """The call's models, if it asked for any."""
+        return self._made
+
+    def session(self, model: str, file: str = "model.onnx", *, target: str | None = None) -> Model:
+        return self._real().session(model, file, target=target)
+
+    def path(self, model: str, file: str) -> str:
+        return self._real().path(model, file)
+
+    def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
+        return self._real().cached(model, name, make)
+
+    def _real(self) -> CountedModels:
+        if self._made is None:
+            began = time.monotonic()
+            self._made = self._make(self._cancel, self._target)
+            self.import_seconds = time.monotonic() - began
+        return self._made
+
+
+@dataclass(slots=True)
+class Execution:
+    """An attempt that is ready: the bytes of its inputs that are not inline, by port, and how to stop it."""
+
+    assign: Assign
+    inputs: Mapping[str, bytes]
+    cancel: CancelToken = field(default_factory=CancelToken)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run gave: references and bytes by port, and what it took. Times are monotonic nanoseconds."""
+
+    outputs: Mapping[str, ValueRef]
+    data: Mapping[str, bytes]
+    holds: tuple[bool, ...]
+    began: int
+    ended: int
+    load_seconds: float
+    models: tuple[str, ...]
+    target: str
+    emulated: bool
+
+
+def execute(run: Execution, stages: StageLookup, models: ModelsFactory, node: str) -> Made | StarloomError | ErrorInfo:
+    """Runs an attempt. A Cancelled is only returned if its cancel was asked for; an ErrorInfo is its failure."""
+    began = time.monotonic_ns()
+    try:
+        run.cancel.raise_if_cancelled()
+        return _run(run, stages, models, node, began)
+    # A stage may raise anything, SystemExit included, and must not end the agent's thread.
+    except BaseException as error:
+        if run.cancel.cancelled and isinstance(error, Cancelled):
+            return error
+        return failure(error, node)
+
+
+def failure(error: BaseException, node: str) -> ErrorInfo:
+    """An exception as the report of a failure says it, with the end of its traceback."""
+    message = str(error) if isinstance(error, StarloomError) else f"{type(error).__name__}: {error}"
+    return ErrorInfo(
+        message=message or type(error).__name__,
+        cause=type(error).__name__,
+        transient=_is_transient(error),
+        node=node,
+        trace=_trace(error),
+    )
+
+
+def _is_transient(error: BaseException) -> bool:
+    if isinstance(error, StageError):
+        return error.transient
+    if isinstance(error, StarloomError):
+        return error.retryable
+    # TimeoutError and ConnectionError are OSErrors.
+    return isinstance(error, OSError | MemoryError)
+
+
+def _trace(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [f"{PurePath(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}" for frame in frames]
+    return "\n".join(lines[-limits.TRACE_LINES_MAX :])
+
+
+def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, began: int) -> Made:
+    assign = run.assign
+    stage = stages.stage(assign.kind)
+    if not isinstance(stage, Stage):
+        raise StageError(f"kind {assign.kind} has stream ports, which this agent cannot run")
+    spec = stage.spec
+    deferred = DeferredModels(models, run.cancel, assign.target)
+    call = StageCall(
+        inputs=_inputs(run, spec),
+        params=_params(assign, spec),
+        models=deferred,
+        target=assign.target,
+        key=idempotency_key(assign),
+        attempt=assign.task.token.attempt,
+        cancel=run.cancel,
+    )
+    result = stage.run(call)
+    run.cancel.raise_if_cancelled()
+    if isinstance(result, Grown):
+        raise StageError(f"kind {assign.kind} grows the job, which this agent cannot do")
+    refs, data = _outputs(assign, spec, result, node)
+    ended = time.monotonic_ns()
+    used = deferred.made
+    targets = used.targets if used else []
+    return Made(
+        outputs=refs,
+        data=data,
+        holds=tuple(_holds(comparison, refs, data) for comparison in assign.comparisons),
+        began=began,
+        ended=ended,
+        load_seconds=used.load_seconds + deferred.import_seconds if used else 0.0,
+        models=tuple(used.models) if used else (),
+        target=assign.target if assign.target in targets or not targets else targets[0],
+        emulated=used.emulated if used else False,
+    )
+
+
+def idempotency_key(assign: Assign) -> str:
+    """Names (job, stage, kind, parameters, inputs), not the attempt: equal for every try of the same work."""
+    inputs = {item.port: item.ref.digest for item in assign.inputs}
+    named = (assign.task.job, assign.task.stage, assign.kind, assign.params, inputs)
+    return values.digest(_keys.encode(named))
+
+
+def _inputs(run: Execution, spec: KindSpec) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for item in run.assign.inputs:
+        port = spec.input_port(item.port)
+        place = f"stages.{run.assign.task.stage}.in.{item.port}"
+        if port is None:
+            problems.append(Problem(place, f"{spec.name} has no such input port"))
+        elif port.type != item.ref.type:
+            problems.append(Problem(place, f"is {item.ref.type}, but {spec.name} takes {port.type} there"))
+        else:
+            data = run.inputs[item.port] if item.ref.inline is None else values.verify(item.ref, item.ref.inline)
+            found[item.port] = values.decode(item.ref.type, data, item.ref.meta, place)
+    given = {item.port for item in run.assign.inputs}
+    for name, port in spec.inputs.items():
+        if not port.optional and name not in given:
+            place = f"stages.{run.assign.task.stage}.in.{name}"
+            problems.append(Problem(place, f"has no value: what feeds it gave none, and {spec.name} requires it"))
+    if problems:
+        raise InvalidInput(problems, "a stage's inputs do not fit")
+    return found
+
+
+def _params(assign: Assign, spec: KindSpec) -> dict[str, Any]:
+    problems = []
+    for name, value in assign.params.items():
+        param = spec.params.get(name)
+        fault = "is not a parameter of this kind" if param is None else param_fault(param, value)
+        if fault:
+            problems.append(Problem(f"stages.{assign.task.stage}.params.{name}", fault))
+    missing = [name for name, param in spec.params.items() if param.required and name not in assign.params]
+    problems += [Problem(f"stages.{assign.task.stage}.params.{name}", "is required") for name in missing]
+    if problems:
+        raise InvalidInput(problems, f"the parameters do not fit kind {spec.name} as this agent has it")
+    return {name: param.default for name, param in spec.params.items()} | assign.params
+
+
+def _outputs(assign: Assign, spec: KindSpec, result: Any, node: str) -> tuple[dict[str, ValueRef], dict[str, bytes]]:
+    place = f"stages.{assign.task.stage}.out"
+    if not isinstance(result, Mapping):
+        raise InvalidInput([Problem(place, f"is {type(result).__name__}, not a mapping of ports to values")])
+    problems = [
+        Problem(f"{place}.{name}", f"{spec.name} declares no such output port")
+        for name in result
+        if name not in spec.outputs
+    ]
+    refs: dict[str, ValueRef] = {}
+    data: dict[str, bytes] = {}
+    for name, port in spec.outputs.items():
+        if name not in result:
+            if not port.optional:
+                problems.append(Problem(f"{place}.{name}", f"{spec.name} gave no value for this port"))
+            continue
+        try:
+            data[name], meta = values.encode(port.type, result[name], f"{place}.{name}")
+        except InvalidInput as error:
+            problems += error.problems
+            continue
+        refs[name] = values.refer(port.type, data[name], meta, node)
+    if problems:
+        raise InvalidInput(problems, "a stage's outputs do not fit")
+    return refs, data
+
+
+def _holds(comparison: Comparison, refs: Mapping[str, ValueRef], data: Mapping[str, bytes]) -> bool:
+    """As `conditions.holds`; of an output that has no value, only `!=` holds."""
+    ref = refs.get(comparison.output)
+    if ref is None:
+        return comparison.operator == "!="
+    if ref.type not in (PortType.TEXT, PortType.JSON):
+        raise NotFound(f"output {comparison.output} is {ref.type}; only text and json can be compared")
+    return holds(comparison, values.decode(ref.type, data[comparison.output], ref.meta))

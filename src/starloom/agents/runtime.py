@@ -1,0 +1,287 @@
+"""Carries out what the agent's core decides: fetches inputs, runs stages in threads, publishes, reports.
+
+Lives on the event loop, and keeps it free: values are read, written, hashed and compared in the worker
+threads, in the same hop that runs the stage.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import msgspec
+
+from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Start, Stop, Tell
+from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, execute, failure
+from starloom.agents.fetching import InputFetcher, InputsLost
+from starloom.agents.holder import Holder
+from starloom.agents.messages import Assign, Command, Failed, Finished, InputLost, Report, WasCancelled
+from starloom.agents.stage import CancelToken
+from starloom.agents.transfer import Transfer
+from starloom.agents.workers import Began, Ended, Workers
+from starloom.dag import limits
+from starloom.dag.errors import DeadlineExceeded, DigestMismatch, Overloaded, StarloomError
+from starloom.dag.facts import ErrorInfo, Timing
+from starloom.dag.ids import Epoch, TaskToken
+from starloom.dag.values import ValueRef
+
+_log = logging.getLogger(__name__)
+
+_NANOS = 1e9
+
+
+class _Work:
+    """What the shell keeps of one attempt that is fetched, run or published."""
+
+    __slots__ = ("accepted", "assign", "cancel", "fetched", "fetching", "task", "timed_out", "timer")
+
+    def __init__(self, assign: Assign) -> None:
+        self.assign = assign
+        self.cancel = CancelToken()
+        self.fetched: dict[str, bytes] = {}
+        self.accepted = 0
+        self.fetching = 0
+        #: its fetch or its publication
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.timed_out = False
+
+
+class Runtime:
+    """The shell of one agent's core. All methods are for the event loop's thread.
+
+    `store_address` is the orchestrator's data service; `tell` takes reports, in order.
+    """
+
+    def __init__(
+        self,
+        core: AgentCore,
+        stages: StageLookup,
+        models: ModelsFactory,
+        holder: Holder,
+        transfer: Transfer,
+        store_address: str,
+        tell: Callable[[Report], None],
+    ) -> None:
+        self.core = core
+        self._stages = stages
+        self._models = models
+        self._holder = holder
+        self._transfer = transfer
+        self._store_address = store_address
+        self._inputs = InputFetcher(core.agent, holder, transfer, store_address)
+        self._tell = tell
+        self._works: dict[TaskToken, _Work] = {}
+        self._workers: Workers[TaskToken] = Workers(core.slots, self._worked, f"{core.agent}-stage")
+        self._leaving = False
+        self._idle = asyncio.Event()
+
+    def commands(self, commands: Sequence[Command], sender_epoch: Epoch) -> None:
+        """Takes commands in."""
+        self._carry_out(self.core.commands(commands, sender_epoch, time.monotonic_ns()))
+
+    async def stop(self, seconds: float = limits.AGENT_STOP_SECONDS) -> None:
+        """Cancels everything, without reports, and ends the threads; gives up on them after `seconds`."""
+        self._leaving = True
+        self._carry_out(self.core.cancel_all())
+        deadline = time.monotonic() + seconds
+        try:
+            async with asyncio.timeout(seconds):
+                while self.core.active:
+                    self._idle.clear()
+                    await self._idle.wait()
+        except TimeoutError:
+            _log.error("%d attempts did not stop within %g s", len(self.core.active), seconds)
+        if not await self._workers.stop(max(0.0, deadline - time.monotonic())):
+            _log.error("a stage does not react to its cancel; its thread is left behind")
+
+    def _carry_out(self, instructions: Iterable[Instruction]) -> None:
+        todo = deque(instructions)
+        while todo:
+            match todo.popleft():
+                case Tell(report):
+                    if not self._leaving:
+                        self._tell(report)
+                case Start() as start:
+                    todo.extend(self._start(start))
+                case Fetch(assign):
+                    work = self._works[assign.task] = _Work(assign)
+                    work.task = asyncio.create_task(self._fetch(work))
+                case Stop(task):
+                    self._stop(task)
+                case Drop(task):
+                    self._works.pop(task, None)
+                case Forget(job):
+                    self._holder.release(job)
+                    self._inputs.release(job)
+        if not self.core.active:
+            self._idle.set()
+
+    def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
+        """Nothing of the attempt runs any more."""
+        work = self._works.pop(task, None)
+        if work is not None and work.timer is not None:
+            work.timer.cancel()
+        return self.core.ended(task, report, time.monotonic_ns())
+
+    def _start(self, start: Start) -> list[Instruction]:
+        assign = start.assign
+        work = self._works.get(assign.task)
+        if work is None:
+            work = self._works[assign.task] = _Work(assign)
+        work.accepted, work.fetching, work.task = start.accepted, start.fetching, None
+        try:
+            inputs = self._inputs.local(assign) | work.fetched
+        except InputsLost as lost:
+            return self._end(assign.task, _lost(assign.task, lost))
+        work.fetched = {}
+        run = Execution(assign, inputs, work.cancel)
+        self._workers.submit(assign.task, partial(execute, run, self._stages, self._models, self.core.agent))
+        return []
+
+    def _stop(self, task: TaskToken) -> None:
+        work = self._works[task]
+        work.cancel.cancel()
+        if work.task is not None:
+            work.task.cancel()
+        if work.timer is not None:
+            work.timer.cancel()
+        loop = asyncio.get_running_loop()
+        work.timer = loop.call_later(limits.CANCEL_GRACE_SECONDS, self._complain, work)
+
+    def _complain(self, work: _Work) -> None:
+        _log.warning(
+            "%s (%s) does not react to its cancel since CANCEL_GRACE_SECONDS = %g; it keeps its slot",
+            work.assign.task,
+            work.assign.kind,
+            limits.CANCEL_GRACE_SECONDS,
+        )
+
+    async def _fetch(self, work: _Work) -> None:
+        task = work.assign.task
+        try:
+            work.fetched = await self._inputs.remote(work.assign)
+        except asyncio.CancelledError:
+            self._carry_out(self._end(task, WasCancelled(task=task)))
+        except InputsLost as lost:
+            self._carry_out(self._end(task, _lost(task, lost)))
+        # Whatever goes wrong here is told: an attempt without an end would hang its job.
+        except Exception as error:
+            self._carry_out(self._end(task, Failed(task=task, error=failure(error, self.core.agent))))
+        else:
+            self._carry_out(self.core.fetched(task, time.monotonic_ns()))
+
+    def _worked(self, events: Sequence[Began[TaskToken] | Ended[TaskToken]]) -> None:
+        for event in events:
+            if isinstance(event, Began):
+                self._carry_out(self._began(event))
+            else:
+                self._carry_out(self._finished(event))
+
+    def _began(self, event: Began[TaskToken]) -> list[Instruction]:
+        work = self._works[event.key]
+        if work.assign.timeout_seconds and not work.cancel.cancelled:
+            left = work.assign.timeout_seconds - (time.monotonic_ns() - event.at) / _NANOS
+            work.timer = asyncio.get_running_loop().call_later(max(0.0, left), self._time_out, work)
+        return self.core.began(event.key, event.at)
+
+    def _time_out(self, work: _Work) -> None:
+        work.timed_out = True
+        self._stop(work.assign.task)
+
+    def _finished(self, event: Ended[TaskToken]) -> list[Instruction]:
+        task, result = event.key, event.result
+        work = self._works[task]
+        if work.timer is not None:
+            work.timer.cancel()
+        if isinstance(result, Made):
+            return self._keep(work, result)
+        if work.timed_out:
+            return self._end(task, Failed(task=task, error=self._timeout(work)))
+        if isinstance(result, ErrorInfo):
+            return self._end(task, Failed(task=task, error=result))
+        return self._end(task, WasCancelled(task=task))
+
+    def _timeout(self, work: _Work) -> ErrorInfo:
+        what = f"{work.assign.kind} ran longer than its timeout of {work.assign.timeout_seconds:g} s"
+        error = DeadlineExceeded(f"stages.{work.assign.task.stage}: {what}")
+        return ErrorInfo(message=str(error), cause=type(error).__name__, transient=True, node=self.core.agent)
+
+    def _keep(self, work: _Work, made: Made) -> list[Instruction]:
+        """Holds the outputs that are not inline, and publishes those that the job store is to have."""
+        task = work.assign.task
+        if self.core.is_cancelled(task):
+            return self._end(task, WasCancelled(task=task))
+        try:
+            for port, ref in made.outputs.items():
+                if ref.inline is None:
+                    self._holder.keep(task.job, ref.digest, made.data[port])
+        except Overloaded as error:
+            return self._end(task, Failed(task=task, error=failure(error, self.core.agent)))
+        published = tuple(port for port in work.assign.publish if port in made.outputs)
+        # Inline bytes travel in the report, and the journal keeps them.
+        to_put = [port for port in published if made.outputs[port].inline is None]
+        report = _report(work, made, published)
+        if not to_put:
+            return self._end(task, report)
+        found = self.core.computed(task, made.ended)
+        work.task = asyncio.create_task(self._publish(work, made, to_put, report))
+        return found
+
+    async def _publish(self, work: _Work, made: Made, ports: Sequence[str], report: Finished) -> None:
+        task = work.assign.task
+        began = time.monotonic_ns()
+        try:
+            for port in ports:
+                await self._put(task, made.outputs[port], made.data[port])
+        except asyncio.CancelledError:
+            self._carry_out(self._end(task, WasCancelled(task=task)))
+        # Whatever goes wrong here is told: an attempt without an end would hang its job.
+        except Exception as error:
+            self._carry_out(self._end(task, Failed(task=task, error=failure(error, self.core.agent))))
+        else:
+            taken = (time.monotonic_ns() - began) / _NANOS
+            timing = report.timing
+            told = Timing(queue=timing.queue, transfer=timing.transfer + taken, load=timing.load, run=timing.run)
+            self._carry_out(self._end(task, msgspec.structs.replace(report, timing=told)))
+
+    async def _put(self, task: TaskToken, ref: ValueRef, data: bytes) -> None:
+        """Puts until it is there: an orchestrator that is away comes back. Raises what no repetition mends."""
+        wait = limits.BACKOFF_FIRST_SECONDS
+        while True:
+            try:
+                await self._transfer.put(self._store_address, ref, data)
+                return
+            except StarloomError as error:
+                if not error.retryable and not isinstance(error, DigestMismatch | DeadlineExceeded):
+                    raise
+                _log.warning("%s: publishing %s waits %g s: %s", task, ref.digest[:12], wait, error)
+            await asyncio.sleep(wait)
+            wait = min(wait * limits.BACKOFF_FACTOR, limits.RECONNECT_LAST_SECONDS)
+
+
+def _lost(task: TaskToken, lost: InputsLost) -> InputLost:
+    return InputLost(task=task, upstreams=lost.upstreams, reason=str(lost), gone=lost.gone)
+
+
+def _report(work: _Work, made: Made, published: tuple[str, ...]) -> Finished:
+    run = (made.ended - made.began) / _NANOS
+    timing = Timing(
+        queue=max(0, made.began - work.accepted - work.fetching) / _NANOS,
+        transfer=work.fetching / _NANOS,
+        load=made.load_seconds,
+        run=max(0.0, run - made.load_seconds),
+    )
+    return Finished(
+        task=work.assign.task,
+        outputs=dict(made.outputs),
+        consumed={item.port: item.consumed for item in work.assign.inputs},
+        timing=timing,
+        models=made.models,
+        target=made.target,
+        emulated=made.emulated,
+        published=published,
+        holds=made.holds,
+    )
