@@ -8,6 +8,7 @@ import logging
 import random
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 from grpc import aio
@@ -127,7 +128,8 @@ class Link:
     async def _greet(self, call: Any) -> Welcome:
         self._flush()
         hello = self._endpoint.hello(self._session, self._channel.received, self._channel.kept)
-        await call.write(pb.ConnectRequest(hello=wire.hello_to_wire(hello)))
+        with suppress(*status.CALL_OVER):
+            await call.write(pb.ConnectRequest(hello=wire.hello_to_wire(hello)))
         answer = await call.read()
         if answer is aio.EOF or not answer.HasField("welcome"):  # type: ignore[attr-defined]
             raise Unavailable(f"{self._address} answered a hello with something else than a welcome")
@@ -144,13 +146,13 @@ class Link:
     async def _converse(self, stream: _Stream) -> None:
         """Reads, writes and beats until one of these ends; then ends the others."""
         self._woken.set()
-        tasks = [
-            asyncio.create_task(self._read(stream)),
-            asyncio.create_task(self._write(stream)),
-            asyncio.create_task(self._beat(stream)),
-        ]
+        reader = asyncio.create_task(self._read(stream))
+        tasks = [reader, asyncio.create_task(self._write(stream)), asyncio.create_task(self._beat(stream))]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if not any(task.exception() for task in done):
+                # Nothing more can be written; the reader learns why, or that all has been taken in.
+                done, _ = await asyncio.wait([reader], timeout=limits.CONNECT_SECONDS)
         finally:
             for task in tasks:
                 task.cancel()
@@ -178,17 +180,17 @@ class Link:
                 self._woken.set()
 
     async def _write(self, stream: _Stream) -> None:
-        while True:
-            await self._woken.wait()
-            self._woken.clear()
-            for message in self._outgoing(stream):
-                await stream.call.write(message)
-            if self._goodbye is not None and not self._outbox:
-                await stream.call.write(pb.ConnectRequest(goodbye=pb.Goodbye(reason=self._goodbye)))
-                await stream.call.done_writing()
-                # The reader ends with the stream, which the orchestrator ends once it has journaled this.
-                await asyncio.sleep(limits.CONNECT_SECONDS)
-                return
+        """Ends after the goodbye, and with a call that is over."""
+        with suppress(*status.CALL_OVER):
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                for message in self._outgoing(stream):
+                    await stream.call.write(message)
+                if self._goodbye is not None and not self._outbox:
+                    await stream.call.write(pb.ConnectRequest(goodbye=pb.Goodbye(reason=self._goodbye)))
+                    await stream.call.done_writing()
+                    return
 
     def _outgoing(self, stream: _Stream) -> Iterator[pb.ConnectRequest]:
         """What may go out now; a heartbeat that falls due in between goes first."""

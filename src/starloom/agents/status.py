@@ -4,6 +4,7 @@ The status code is the error class's `status`; the trailing metadata `starloom-e
 ErrorDetail with the class, the whole message and every problem, because gRPC may cut the message.
 """
 
+import asyncio
 import hmac
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,6 +25,9 @@ ERROR_KEY: Final = "starloom-error-bin"
 AUTHORIZATION_KEY: Final = "authorization"
 LOCAL_PRINCIPAL: Final = "local"
 """Whom every call with the cluster's token is made by: there is one user for now."""
+
+CALL_OVER: Final = (asyncio.InvalidStateError, aio.InternalError)
+"""What writing to a call raises where it is over already; reading from it, or awaiting it, tells why."""
 
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
@@ -48,8 +52,8 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[StarloomError]]] = {
 def detail(error: StarloomError) -> value_pb2.ErrorDetail:
     """An error as it travels. Problems that do not fit STATUS_DETAIL_BYTES_MAX are counted, not listed."""
     found = value_pb2.ErrorDetail(type=type(error).__name__, message=_cut(str(error)))
-    if isinstance(error, InvalidInput):
-        found.message = _cut(error.what)
+    if isinstance(error, InvalidInput | errors.JobFailed):
+        found.message = _cut(error.what if isinstance(error, InvalidInput) else error.message)
         _add_problems(found, error.problems)
     if isinstance(error, errors.Overloaded):
         found.retry_after_seconds = error.retry_after_seconds
@@ -72,8 +76,11 @@ def rebuild(found: value_pb2.ErrorDetail) -> StarloomError:
     known = _CLASSES.get(found.type)
     if known is None:
         return StarloomError(f"{found.type}: {found.message}")
+    problems = [Problem(problem.place, problem.what) for problem in found.problems]
     if issubclass(known, InvalidInput):
-        return known([Problem(problem.place, problem.what) for problem in found.problems], found.message)
+        return known(problems, found.message)
+    if issubclass(known, errors.JobFailed):
+        return known(found.message, problems)
     if issubclass(known, errors.Overloaded):
         return known(found.message, found.retry_after_seconds)
     return known(found.message)

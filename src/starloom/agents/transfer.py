@@ -1,7 +1,8 @@
 """The client's side of the Data service: fetching values from whoever holds them, and putting them into the job store."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
@@ -78,11 +79,18 @@ class Transfer:
 
         Raises Unavailable, Overloaded, and DigestMismatch where `data` is not what `ref` names.
         """
-        call = self._stub(address).Put(_parts(ref, data), metadata=self._metadata)
+        call = self._stub(address).Put(metadata=self._metadata)
         try:
+            # Not by an iterator of requests: grpc.aio would tell a call that fails under one as cancelled.
+            with suppress(*status.CALL_OVER):
+                for part in _parts(ref, data):
+                    await call.write(part)
+                await call.done_writing()
             response = await call
         except aio.AioRpcError as error:
             raise _at(address, error) from error
+        finally:
+            call.cancel()
         return wire.ref_from_wire(response.ref, "ref")
 
     async def _chunks(self, address: str, job: JobId, ref: ValueRef, offset: int) -> AsyncIterator[bytes]:
@@ -118,7 +126,7 @@ def _join(ref: ValueRef, chunks: list[bytes]) -> bytes:
     return verify(ref, b"".join(chunks))
 
 
-async def _parts(ref: ValueRef, data: bytes) -> AsyncIterator[data_pb2.PutRequest]:
+def _parts(ref: ValueRef, data: bytes) -> Iterator[data_pb2.PutRequest]:
     announced = wire.ref_to_wire(ref)
     announced.ClearField("inline")
     yield data_pb2.PutRequest(ref=announced, chunk=data[: limits.CHUNK_BYTES])
