@@ -13,7 +13,7 @@ from starloom.orchestrator.statefolder import (
     ClusterRecord,
     FolderLock,
     forget_cluster,
-    held,
+    holder,
     make_token,
     prepare,
     read_cluster,
@@ -87,9 +87,9 @@ def test_the_lock_ends_with_its_process(folder: Path) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         assert child.stdout.readline() == "held\n"
-        assert held(folder)
+        assert holder(folder) == child.pid
         child.kill()
-    assert not held(folder)
+    assert holder(folder) is None
 
 
 def test_a_forgotten_cluster_leaves_no_token(folder: Path) -> None:

@@ -26,6 +26,7 @@ TOKEN_NAME: Final = "token"
 LOCK_NAME: Final = "cluster.lock"
 LOGS_NAME: Final = "logs"
 _TOKEN_BYTES = 32
+_PID_BYTES_MAX = 20
 _LOCK_TRIES = 5
 _LOCK_PAUSE_SECONDS = 0.02
 
@@ -92,7 +93,7 @@ def read_cluster(folder: Path | None = None) -> ClusterRecord | None:
         record = msgspec.json.decode((folder / CLUSTER_NAME).read_bytes(), type=ClusterRecord)
     except (OSError, msgspec.DecodeError):
         return None
-    return record if held(folder) else None
+    return record if holder(folder) is not None else None
 
 
 def forget_cluster(folder: Path) -> None:
@@ -101,19 +102,19 @@ def forget_cluster(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def held(folder: Path) -> bool:
-    """Whether a living process holds the folder."""
+def holder(folder: Path) -> int | None:
+    """The id of the living process that holds the folder, also before its cluster is there; None if none does."""
     try:
         lock = os.open(folder / LOCK_NAME, os.O_RDONLY)
     except FileNotFoundError:
-        return False
+        return None
     try:
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
+        return int(os.read(lock, _PID_BYTES_MAX) or 0)
     finally:
         os.close(lock)
-    return False
+    return None
 
 
 class FolderLock:
@@ -122,15 +123,17 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Takes the lock. Raises Conflict, saying how to stop the holder, if another process has it."""
         self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
-        # `held` takes the lock for a moment as well, so one refusal says nothing yet.
+        # `holder` takes the lock for a moment as well, so one refusal says nothing yet.
         for _ in range(_LOCK_TRIES):
             with suppress(BlockingIOError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.ftruncate(self._lock, 0)
+                os.write(self._lock, str(os.getpid()).encode("ascii"))
                 return
             time.sleep(_LOCK_PAUSE_SECONDS)
         os.close(self._lock)
         running = read_cluster(folder)
-        who = f" (process {running.pid}, at {running.address})" if running else ""
+        who = f" (process {running.pid}, at {running.address})" if running else f" (process {holder(folder)})"
         raise Conflict(f"a cluster runs in {folder} already{who}; stop it with `starloom down`")
 
     def release(self) -> None:

@@ -1,0 +1,226 @@
+"""`starloom demo`: the demonstration's job on a cluster of its own, from nothing to a spoken answer."""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from starloom.dag.errors import InvalidInput, Problem, StarloomError
+from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, save
+from starloom.orchestrator.cli.follow import Progress
+from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command
+from starloom.orchestrator.cli.views import cluster_row, stage_row
+
+if TYPE_CHECKING:
+    from starloom.orchestrator.cluster import EmbeddedCluster, StartUp
+    from starloom.orchestrator.demo import Measured
+
+LANGUAGES: Final = ("extractive",)
+"""What may write the answer."""
+
+ANSWER_NAME: Final = "answer.wav"
+NEEDED: Final = ("ray", "psutil", "onnxruntime", "cv2", "soundfile", "soxr", "tokenizers", "hibari")
+"""The modules of the extras `server` and `agent` that nothing here works without."""
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `demo`."""
+    parser = add_command(
+        commands, "demo", run_demo, "ask a spoken question about a photograph, on a cluster of its own"
+    )
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="a spoken question: WAV, FLAC or Ogg")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a photograph: JPEG or PNG")
+    parser.add_argument(
+        "--language", choices=LANGUAGES, default=LANGUAGES[0], help="what writes the answer (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--keep", type=Path, metavar="DIR", help="write the spoken answer there, not to a temporary folder"
+    )
+
+
+def run_demo(args: argparse.Namespace, out: Output) -> int:
+    from starloom.orchestrator.cli.cluster import ends_in_order
+
+    began = time.perf_counter()
+    require_extras()
+    inputs = _inputs(args.audio, args.image)
+    if args.keep is not None:
+        _make(args.keep)
+    with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-demo-") as folder:
+        return _Demo(out, inputs, args.keep, began).run(Path(folder) / "cluster")
+
+
+def require_extras() -> None:
+    """Raises StarloomError if a module is missing that a cluster needs."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise StarloomError(
+            f"a cluster needs {', '.join(missing)}, not installed here; run `pip install 'starloom[server,agent]'`"
+        )
+
+
+def _inputs(audio: Path | None, image: Path | None) -> dict[str, Path]:
+    from starloom.orchestrator.demo import PHOTO, QUESTION, example
+
+    given = {"audio": audio or example() / QUESTION, "image": image or example() / PHOTO}
+    problems = []
+    for name, path in given.items():
+        try:
+            with path.open("rb"):
+                pass
+        except OSError as error:
+            problems.append(Problem(f"--{name}", f"{path} cannot be read: {error.strerror}"))
+    if problems:
+        raise InvalidInput(problems, "the inputs are not right")
+    return given
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput([Problem("--keep", f"{folder} cannot be made: {error.strerror}")], "bad folder") from error
+
+
+class _Demo:
+    """One demonstration: its steps in order, and what they gave."""
+
+    def __init__(self, out: Output, inputs: dict[str, Path], keep: Path | None, began: float) -> None:
+        self._out = out
+        self._inputs = inputs
+        self._keep = keep
+        self._began = began
+        self._models_seconds = 0.0
+        self._row: dict[str, Any] = {"status": "failed", "outputs": {}, "nodes": [], "stages": []}
+
+    def run(self, folder: Path) -> int:
+        """Everything; returns the exit code. The cluster has its state in `folder`."""
+        from starloom.orchestrator.cluster import EmbeddedCluster
+        from starloom.orchestrator.clusterfile import DEFAULT
+
+        try:
+            self._pull_models()
+            self._out.note(f"starting a cluster of {len(DEFAULT.nodes)} nodes")
+            with EmbeddedCluster(DEFAULT, folder) as cluster:
+                self._jobs(cluster)
+        except StarloomError as error:
+            return self._out.error(error, **self._row)
+        self._out.json(self._row)
+        return Exit.DONE
+
+    def _pull_models(self) -> None:
+        from starloom.agents.modelpull import pull
+        from starloom.agents.modelstore import ModelStore
+
+        began = time.perf_counter()
+        store = ModelStore()
+        missing = [model.name for model in store.models() if model.default and not model.present]
+        if missing:
+            pull(store, missing, lambda name, what: self._out.note(f"{name}: {what}" if name else what))
+        self._models_seconds = time.perf_counter() - began
+
+    def _jobs(self, cluster: "EmbeddedCluster") -> None:
+        from starloom.orchestrator.clientsync import Client
+        from starloom.orchestrator.demo import constellation, measure
+
+        assert cluster.info is not None
+        self._row |= cluster_row(cluster.info, cluster.address)
+        self._out.note(start_up_line(cluster.start_up))
+        what = constellation()
+        with Client(cluster.address, cluster.token) as client:
+            cold = measure(client, what, self._inputs, Progress(self._out))
+            total = time.perf_counter() - self._began
+            self._answer(cold)
+            self._cold_start(cluster.start_up, cold, total)
+            self._out.note("the same again, on the warm cluster")
+            warm = measure(client, what, self._inputs, Progress(self._out))
+            self._out.note("and one stage at a time")
+            alone = measure(client, what, self._inputs, Progress(self._out), max_parallel=1)
+        self._compare(warm, alone)
+
+    def _answer(self, cold: "Measured") -> None:
+        """Says what the question was answered with, and writes the spoken answer to a file."""
+        outputs, refs = cold.outputs, cold.info.outputs
+        folder = self._keep or Path(tempfile.mkdtemp(prefix="starloom-answer-"))
+        path = save(folder / ANSWER_NAME, refs["speech"], outputs["speech"])
+        values = {name: value if refs[name].type in INLINE_TYPES else None for name, value in outputs.items()}
+        self._row["outputs"] = {name: output_json(refs[name], value) for name, value in values.items()}
+        speech = outputs["speech"]
+        self._row["outputs"]["speech"] = output_json(refs["speech"], None, path) | {
+            "seconds": speech.seconds,
+            "sample_rate_hz": speech.sample_rate_hz,
+        }
+        for name, text in (
+            ("question", outputs["transcript"]),
+            ("text read", " / ".join(outputs["text"].splitlines())),
+            ("faces", faces_text(outputs["faces"])),
+            ("answer", outputs["answer"]),
+            ("spoken", f"{path} ({speech.seconds:.1f} s)"),
+        ):
+            self._out.text(f"{name:<10} {text}")
+
+    def _cold_start(self, start_up: "StartUp", cold: "Measured", total: float) -> None:
+        split = {
+            "models": self._models_seconds,
+            "orchestrator": start_up.orchestrator,
+            "ray": start_up.ray,
+            "agents": start_up.agents,
+            "job": cold.seconds,
+            "load": cold.load_seconds,
+            "total": total,
+        }
+        self._row |= {"cold_start": split, "cold_seconds": total}
+        self._out.text(
+            f"\ncold start {total:.1f} s: models {self._models_seconds:.1f}, Ray {start_up.ray:.1f} (beside it the "
+            f"orchestrator {start_up.orchestrator:.1f}), agents {start_up.agents:.1f}, job {cold.seconds:.1f} (in its "
+            f"stages, loading models {cold.load_seconds:.1f})"
+        )
+
+    def _compare(self, warm: "Measured", alone: "Measured") -> None:
+        """Says how the warm run's time was spent, and how it compares to one stage at a time."""
+        rows = [stage_row(stage) for stage in warm.info.stages]
+        self._row |= {
+            "status": str(warm.info.status),
+            "wall_seconds": warm.seconds,
+            "sequential_seconds": alone.seconds,
+            "ratio": alone.seconds / warm.seconds,
+            "parallel_width": warm.width,
+            "stages": rows,
+        }
+        self._out.text("")
+        self._out.table(STAGE_COLUMNS, [stage_cells(row) for row in rows])
+        self._out.text(
+            f"\nwarm {warm.seconds:.2f} s, one stage after another {alone.seconds:.2f} s: "
+            f"{alone.seconds / warm.seconds:.2f} times as fast; at most {warm.width} stages at one time"
+        )
+
+
+STAGE_COLUMNS: Final = (
+    *("stage", "kind", "node", "tier", "target", "model", "attempts"),
+    *("queue s", "transfer s", "load s", "run s"),
+)
+
+
+def stage_cells(row: dict[str, Any]) -> Sequence[str]:
+    """A row of the stages' table, under STAGE_COLUMNS, from a stage as JSON has it."""
+    emulated = " (emulated)" if row["emulated"] else ""
+    seconds = [f"{row['seconds'][part]:.3f}" for part in ("queue", "transfer", "load", "run")]
+    where = (row["node"], row["tier"], f"{row['target']}{emulated}")
+    return (row["name"], row["kind"], *where, row["model"] or "-", str(row["attempts"]), *seconds)
+
+
+def start_up_line(start_up: "StartUp") -> str:
+    """What the cluster's start took, in a line."""
+    return (
+        f"the cluster is there after {start_up.total:.1f} s: Ray {start_up.ray:.1f}, agents {start_up.agents:.1f}, "
+        f"beside Ray the orchestrator {start_up.orchestrator:.1f}"
+    )
+
+
+def faces_text(faces: Sequence[dict[str, Any]]) -> str:
+    """The faces found, in a line."""
+    count = "one face" if len(faces) == 1 else f"{len(faces)} faces"
+    scores = ", ".join(f"{face['score']:.2f}" for face in faces)
+    return f"{count}, score {scores}" if faces else "none"

@@ -1,0 +1,178 @@
+"""A whole cluster on this machine: the orchestrator under its supervisor, Ray, and an agent on each node.
+
+with EmbeddedCluster(clusterfile.DEFAULT, folder) as cluster:
+    with Client(cluster.address, cluster.token) as client:
+        ...
+"""
+
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.errors import DeadlineExceeded, Unavailable
+from starloom.orchestrator import statefolder
+from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
+from starloom.orchestrator.infos import ClusterInfo
+from starloom.orchestrator.statefolder import ClusterRecord, FolderLock
+from starloom.orchestrator.supervisor import Serving, Supervisor
+
+if TYPE_CHECKING:
+    from starloom.agents.agent import AgentConfig
+    from starloom.orchestrator.raycluster import RayCluster
+
+ONLINE: Final = "online"
+_POLL_SECONDS = 0.05
+
+
+class StartUp(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the start-up's time went, in seconds.
+
+    orchestrator: from its process's start until it served, while Ray started. ray: until Ray was there.
+    agents: from then until every node was online. total: all of it.
+    """
+
+    orchestrator: float
+    ray: float
+    agents: float
+    total: float
+
+
+class EmbeddedCluster:
+    """The cluster that `spec` describes, with its state in `folder`; use it as a context manager.
+
+    `models_root` is the folder of the model store, the user's unless given. Each agent computes with
+    `threads` threads: they share one machine. After `start`: `address` and `token` for clients, `info` on
+    the nodes, and `start_up`, what the start took. A process holds one at a time, as Ray has it.
+    """
+
+    def __init__(self, spec: ClusterSpec, folder: Path, *, models_root: str = "", threads: int = 1) -> None:
+        self.spec = spec
+        self.folder = folder
+        self.address = ""
+        self.token = ""
+        self.info: ClusterInfo | None = None
+        self.start_up = StartUp(orchestrator=0.0, ray=0.0, agents=0.0, total=0.0)
+        self._models_root = models_root
+        self._threads = threads
+        self._served_after = 0.0
+        self._supervisor: Supervisor | None = None
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Starts everything, and returns when every node is online.
+
+        Raises Conflict if another process holds the folder, Unavailable if a part does not start, and
+        DeadlineExceeded, naming the nodes, after CLUSTER_READY_SECONDS. After an error nothing is left.
+        """
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Ends the agents, Ray and the orchestrator, in this order. May be called again."""
+        self._stack.close()
+
+    @property
+    def failure(self) -> str:
+        """Why the orchestrator is not kept running any more; empty while it is."""
+        return self._supervisor.failure if self._supervisor else ""
+
+    def wait(self, seconds: float) -> bool:
+        """Waits at most so long; returns whether the orchestrator was given up meanwhile."""
+        return self._supervisor is not None and self._supervisor.ended.wait(seconds)
+
+    def _start(self) -> None:
+        began = time.monotonic()
+        statefolder.prepare(self.folder)
+        self._stack.callback(FolderLock(self.folder).release)
+        self._stack.callback(statefolder.forget_cluster, self.folder)
+        self.token = statefolder.make_token(self.folder)
+        logs = self.folder / statefolder.LOGS_NAME
+
+        def serving(record: Serving) -> None:
+            self._served_after = self._served_after or time.monotonic() - began
+            self._record(record)
+
+        self._supervisor = Supervisor(self.folder, self.folder / statefolder.TOKEN_NAME, logs, on_serving=serving)
+        self._stack.callback(self._supervisor.stop)
+        self._supervisor.start()
+
+        # What takes long to import comes after the orchestrator's process is on its way.
+        from starloom.orchestrator.raycluster import RayCluster
+
+        ray = RayCluster(tuple(node.name for node in self.spec.nodes), logs)
+        self._stack.callback(ray.stop)
+        ray.start()
+        ray_there = time.monotonic()
+        self.address = self._supervisor.wait_ready().address
+        for node in self.spec.nodes:
+            ray.host(self._config(node))
+        self.info = self._await_nodes(ray, self._supervisor)
+        end = time.monotonic()
+        self.start_up = StartUp(
+            orchestrator=self._served_after, ray=ray_there - began, agents=end - ray_there, total=end - began
+        )
+
+    def _config(self, node: NodeSpec) -> "AgentConfig":
+        from starloom.agents.agent import AgentConfig
+
+        return AgentConfig(
+            name=node.name,
+            tier=node.tier,
+            targets=node.targets,
+            labels=node.labels,
+            slots=node.slots,
+            orchestrator=self.address,
+            token=self.token,
+            models_root=self._models_root,
+            threads=self._threads,
+        )
+
+    def _record(self, serving: Serving) -> None:
+        record = ClusterRecord(
+            address=serving.address,
+            token_file=str(self.folder / statefolder.TOKEN_NAME),
+            pid=os.getpid(),
+            orchestrator_pid=serving.pid,
+            nodes=tuple(node.name for node in self.spec.nodes),
+        )
+        statefolder.write_cluster(self.folder, record)
+
+    def _await_nodes(self, ray: "RayCluster", supervisor: Supervisor) -> ClusterInfo:
+        """Returns when every node is online."""
+        from starloom.orchestrator.clientsync import Client
+
+        wanted = {node.name for node in self.spec.nodes}
+        deadline = time.monotonic() + limits.CLUSTER_READY_SECONDS
+        with Client(self.address, self.token) as client:
+            while True:
+                info = client.cluster()
+                missing = sorted(wanted - {node.name for node in info.nodes if node.state == ONLINE})
+                if not missing:
+                    return info
+                if failures := ray.failures():
+                    raise Unavailable("\n".join(f"node {name} did not start: {why}" for name, why in failures.items()))
+                if supervisor.ended.wait(_POLL_SECONDS):
+                    raise Unavailable(supervisor.failure or "the orchestrator was stopped while the nodes started")
+                if time.monotonic() > deadline:
+                    raise DeadlineExceeded(
+                        f"not online within CLUSTER_READY_SECONDS = {limits.CLUSTER_READY_SECONDS:g}: "
+                        f"{', '.join(missing)}; see {self.folder / statefolder.LOGS_NAME}"
+                    )

@@ -1,0 +1,90 @@
+"""The demonstration's job, run and measured: a spoken question about a photograph, answered in speech.
+
+It runs three times on one cluster: cold, warm, and warm with one stage at a time.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from starloom.dag import facts
+from starloom.dag.constellation import Constellation
+from starloom.dag.document import load
+from starloom.dag.facts import Fact
+from starloom.dag.ids import FencingToken, StageId
+from starloom.orchestrator.clientsync import Client
+from starloom.orchestrator.infos import Event, JobInfo
+
+QUESTION: Final = "question.wav"
+PHOTO: Final = "photo.jpg"
+
+
+class Shows(Protocol):
+    """Shows a job's events as they come."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(self, *_: object) -> None: ...
+    def show(self, event: Event) -> None: ...
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """One run: the outputs by name, the job as it ended, and what was measured.
+
+    `seconds`: from the submission until every output was here. `width`: the most stages that ran at one time.
+    """
+
+    outputs: dict[str, Any]
+    info: JobInfo
+    seconds: float
+    width: int
+
+    @property
+    def load_seconds(self) -> float:
+        """What the stages spent on loading models, added up over stages that may have run side by side."""
+        return sum(stage.seconds.load for stage in self.info.stages)
+
+
+def example() -> Path:
+    """The folder with the constellation and its inputs."""
+    return Path(str(files("starloom.orchestrator").joinpath("data", "spoken-question")))
+
+
+def constellation() -> Constellation:
+    """The demonstration's constellation."""
+    return load((example() / "constellation.yaml").read_text("utf-8"), place="the demonstration's constellation")
+
+
+def measure(
+    client: Client, what: Constellation, inputs: Mapping[str, Any], shows: Shows, *, max_parallel: int = 0
+) -> Measured:
+    """Runs a job to its end. Raises what the submission and the job's result raise."""
+    began = time.perf_counter()
+    job = client.submit(what, inputs, max_parallel=max_parallel)
+    seen: list[Fact] = []
+    with shows:
+        for event in job.events():
+            seen.append(event.fact)
+            shows.show(event)
+    outputs = job.result()
+    seconds = time.perf_counter() - began
+    return Measured(outputs=outputs, info=job.status(), seconds=seconds, width=parallel_width(seen))
+
+
+def parallel_width(seen: Iterable[Fact]) -> int:
+    """The most attempts of one job that ran at one time, by what their agents reported, in the journal's order."""
+    running: set[tuple[StageId, FencingToken]] = set()
+    width = 0
+    for fact in seen:
+        match fact:
+            case facts.StageStarted():
+                running.add((fact.stage, fact.token))
+                width = max(width, len(running))
+            case facts.StageCommitted() | facts.StageFailed() | facts.StageSuperseded():
+                running.discard((fact.stage, fact.token))
+            case facts.StageCancelled():
+                running = {(stage, token) for stage, token in running if stage != fact.stage}
+    return width

@@ -1,0 +1,170 @@
+"""Ray on this machine: one local cluster that hosts each agent in an actor. Nothing else imports Ray.
+
+Ray is imported when the cluster starts, because it reads its settings from the environment then, and
+because the import takes time that only those who start a cluster should pay.
+"""
+
+import os
+import secrets
+import select
+import shutil
+import signal
+import tempfile
+import threading
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from starloom.agents.agent import AgentConfig
+from starloom.agents.rayhost import AgentActor
+from starloom.dag import limits
+from starloom.dag.errors import Unavailable
+
+LOOPBACK: Final = "127.0.0.1"
+_TOKEN_BYTES = 32
+#: a socket's path has at most 107 characters, of which Ray's own part takes 64
+_FOLDER_CHARACTERS_MAX = 43
+
+
+class RayCluster:
+    """A Ray cluster of one process tree, for the nodes named; `logs` is the folder of the agents' logs.
+
+    Ray allows one at a time in a process.
+    """
+
+    def __init__(self, nodes: tuple[str, ...], logs: Path) -> None:
+        self._nodes = nodes
+        self._logs = logs
+        self._folder: Path | None = None
+        self._actors: dict[str, Any] = {}
+        self._ready: dict[Any, str] = {}
+
+    def start(self) -> None:
+        """Starts Ray, and no agent yet. Raises Unavailable if Ray does not come up, or runs in this process already."""
+        folder = _short_folder()
+        os.environ.update(_settings(folder))
+        import ray
+
+        if ray.is_initialized():
+            shutil.rmtree(folder)
+            raise Unavailable("Ray runs in this process already; one process holds one embedded cluster")
+        self._folder = folder
+        handler = signal.getsignal(signal.SIGTERM)
+        try:
+            ray.init(
+                address="local",
+                _node_ip_address=LOOPBACK,
+                include_dashboard=False,
+                # Ray starts as many workers ahead as there are CPUs: one for each agent.
+                num_cpus=max(1, len(self._nodes)),
+                resources={resource(node): 1 for node in self._nodes},
+                object_store_memory=limits.RAY_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                configure_logging=False,
+                _temp_dir=str(folder),
+            )
+        except Exception as error:
+            raise Unavailable(f"Ray did not start: {error}") from error
+        finally:
+            # Ray puts a handler of its own there, which would leave the orchestrator running.
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
+
+    def host(self, config: AgentConfig) -> None:
+        """Starts an agent's actor on its node, and does not wait for it. Ray starts it again as often as it dies."""
+        import ray
+
+        actor = ray.remote(AgentActor).options(
+            name=config.name,
+            num_cpus=0,
+            resources={resource(config.name): 1},
+            max_restarts=-1,
+        )
+        handle: Any = actor.remote(config, str(self._logs / f"agent-{config.name}.log"))
+        self._actors[config.name] = handle
+        self._ready[handle.ready.remote()] = config.name
+
+    def failures(self) -> dict[str, str]:
+        """Why agents could not be started, by node; those that are still starting are left out."""
+        import ray
+
+        done, _ = ray.wait(list(self._ready), num_returns=len(self._ready), timeout=0)
+        found = {}
+        for reference in done:
+            try:
+                ray.get(reference)
+            # Ray raises what the actor raised, of any class.
+            except Exception as error:
+                found[self._ready[reference]] = str(error)
+        return found
+
+    def stop(self) -> None:
+        """Stops the agents in order, then Ray; leaves no process and no file of Ray's. May be called again."""
+        if self._folder is None:
+            return
+        import ray
+
+        try:
+            if ray.is_initialized():
+                self._end_agents()
+        finally:
+            self._actors, self._ready = {}, {}
+            ray.shutdown()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _end_agents(self) -> None:
+        import ray
+
+        goodbyes = [actor.stop.remote() for actor in self._actors.values()]
+        if not goodbyes:
+            return
+        said, _ = ray.wait(goodbyes, num_returns=len(goodbyes), timeout=limits.STOP_GRACE_SECONDS)
+        for actor in self._actors.values():
+            ray.kill(actor)
+        # Ray's own end leaves its workers to the machine's first process, which in a container may never collect them.
+        for goodbye in said:
+            with suppress(ray.exceptions.RayError, ProcessLookupError):
+                _await_end(ray.get(goodbye))
+
+
+def _await_end(pid: int) -> None:
+    process = os.pidfd_open(pid)
+    try:
+        select.select([process], [], [], limits.STOP_GRACE_SECONDS)
+    finally:
+        os.close(process)
+
+
+def resource(node: str) -> str:
+    """The custom resource that pins an actor to its node."""
+    return f"starloom-{node}"
+
+
+@cache
+def _token() -> str:
+    # One for the life of this process, in which Ray reads its token only once.
+    return secrets.token_hex(_TOKEN_BYTES)
+
+
+def _settings(folder: Path) -> dict[str, str]:
+    """Ray's environment: authenticated, silent, on loopback only. Writes the token's file."""
+    token_file = folder / "ray-token"
+    token_file.write_text(_token(), "ascii")
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_file),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Without it Ray takes 127.0.0.1 for a mistake, and listens on every interface.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+def _short_folder() -> Path:
+    """A new folder for this user alone, with a path short enough for the sockets in it."""
+    folder = Path(tempfile.mkdtemp(prefix="starloom-"))
+    if len(str(folder)) <= _FOLDER_CHARACTERS_MAX:
+        return folder
+    folder.rmdir()
+    return Path(tempfile.mkdtemp(prefix="starloom-", dir="/tmp"))

@@ -1,0 +1,93 @@
+"""The actor that hosts an agent, without Ray and with a stand-in for the agent."""
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from starloom.agents.agent import AgentConfig
+from starloom.agents.rayhost import ENDED_EARLY, AgentActor
+from starloom.dag.errors import InvalidInput
+
+CONFIG = AgentConfig(name="edge-1", tier="edge", orchestrator="127.0.0.1:1", token="t")
+ENDS_EARLY = """
+import sys
+from starloom.agents.rayhost import AgentActor
+from tests.agents.test_rayhost import CONFIG, StandIn
+
+class Short(StandIn):
+    async def run(self):
+        {ending}
+
+AgentActor(CONFIG, sys.argv[1], Short)._thread.join()
+"""
+
+
+class StandIn:
+    """Does what an agent does, without doing anything."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.config = config
+        self.ended = asyncio.Event()
+        self.heard: list[str] = []
+
+    async def start(self) -> None:
+        self.heard.append("start")
+
+    async def run(self) -> None:
+        await self.ended.wait()
+        self.heard.append("end")
+
+    async def stop(self) -> None:
+        self.heard.append("stop")
+        self.ended.set()
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+async def test_it_runs_one_agent_from_its_construction_until_stop(tmp_path: Path) -> None:
+    made: list[StandIn] = []
+
+    def make(config: AgentConfig) -> StandIn:
+        made.append(StandIn(config))
+        return made[0]
+
+    actor = AgentActor(CONFIG, str(tmp_path / "logs" / "agent.log"), make)
+    assert await actor.ready() == os.getpid()
+    assert made[0].config == CONFIG
+    assert await actor.stop() == os.getpid()
+    await asyncio.to_thread(actor._thread.join)
+    assert made[0].heard == ["start", "stop", "end"]
+
+
+def test_an_agent_that_cannot_start_is_told_at_the_construction(tmp_path: Path) -> None:
+    class Faulty(StandIn):
+        async def start(self) -> None:
+            raise InvalidInput("no such target")
+
+    with pytest.raises(InvalidInput, match="no such target"):
+        AgentActor(CONFIG, str(tmp_path / "agent.log"), Faulty)
+
+
+@pytest.mark.parametrize("ending", ["return", "raise RuntimeError('out of luck')"])
+def test_the_process_ends_with_its_agent(tmp_path: Path, ending: str) -> None:
+    log = tmp_path / "agent.log"
+    command = [sys.executable, "-c", ENDS_EARLY.format(ending=ending), str(log)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
+    assert done.returncode == ENDED_EARLY
+    assert "agent edge-1 ended without having been told to" in log.read_text()
+    assert ("out of luck" in log.read_text()) == ending.startswith("raise")
