@@ -1,0 +1,82 @@
+"""Starloom itself as a contender: a cluster on this machine, asked through the client, its journal on disk."""
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from starloom.dag.builder import Graph, StageRef
+from starloom.dag.constellation import Constellation, Requirements, Tier
+from starloom.orchestrator.bench.shapes import Form, Shape, Work, shape
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.cluster import EmbeddedCluster
+from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
+
+OURS: Final = "starloom"
+AGENTS: Final = 4
+JOB_SECONDS_MAX: Final = 300.0
+_NOOP = "basic.noop"
+
+
+class OursContender:
+    """A cluster of AGENTS agents of one slot each.
+
+    The time begins before the constellation is built, as peers build their graphs while they hand them in,
+    and ends when the client has been told that the job has ended.
+    """
+
+    name = OURS
+
+    def __init__(self, client: AsyncClient, runner: asyncio.Runner, nodes: Sequence[str]) -> None:
+        self._client = client
+        self._runner = runner
+        self._nodes = nodes
+
+    def does(self, work: Work) -> bool:
+        """Every work."""
+        return True
+
+    def seconds(self, work: Work) -> float:
+        """Does the work once. Raises JobFailed, DeadlineExceeded."""
+        graph = shape(work)
+        began = time.perf_counter()
+        self._runner.run(self._work(work, graph))
+        return time.perf_counter() - began
+
+    async def _work(self, work: Work, graph: Shape) -> None:
+        if work.form is Form.JOBS:
+            one = shape(Work(form=Form.CHAIN, size=len(graph.upstreams) // work.size))
+            await asyncio.gather(*(self._job(one) for _ in range(work.size)))
+        else:
+            await self._job(graph)
+
+    async def _job(self, graph: Shape) -> None:
+        job = await self._client.submit(constellation(graph, self._nodes))
+        await job.result(JOB_SECONDS_MAX)
+
+
+def constellation(graph: Shape, nodes: Sequence[str]) -> Constellation:
+    """A graph of stages that do nothing, pinned to nodes where the graph says so."""
+    made = Graph(f"bench-{graph.form}")
+    pins = [Requirements(node=node) for node in nodes]
+    refs: list[StageRef] = []
+    for index, (upstreams, pin) in enumerate(zip(graph.upstreams, graph.workers, strict=True)):
+        feeds = {f"value{place or ''}": refs[upstream]["value"] for place, upstream in enumerate(upstreams)}
+        require = None if pin is None else pins[pin]
+        refs.append(made.stage(f"s{index}", _NOOP, require=require, inputs=feeds))
+    return made.build()
+
+
+@contextmanager
+def open_ours(folder: Path) -> Iterator[OursContender]:
+    """Starts the cluster with its state in `folder`; leaving the context ends it."""
+    nodes = [f"bench-{number}" for number in range(AGENTS)]
+    spec = ClusterSpec(nodes=tuple(NodeSpec(name=node, tier=Tier.EDGE, slots=1) for node in nodes))
+    with EmbeddedCluster(spec, folder) as cluster, asyncio.Runner() as runner:
+        client = AsyncClient(cluster.address, cluster.token)
+        try:
+            yield OursContender(client, runner, nodes)
+        finally:
+            runner.run(client.close())

@@ -1,0 +1,72 @@
+"""Ray tasks and Ray actors on one local cluster, set up as Starloom's own."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from starloom.orchestrator.bench.shapes import Shape
+from starloom.orchestrator.raycluster import RayCluster
+
+WORKERS: Final = 4
+
+
+class _Actor:
+    def first(self, *values: Any) -> Any:
+        return values[0] if values else None
+
+
+def _first(*values: Any) -> Any:
+    return values[0] if values else None
+
+
+class TaskRunner:
+    """Every stage is a Ray task."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._task = ray.remote(_first)
+
+    def run(self, graph: Shape) -> None:
+        """See `peerhost.Runner`."""
+        import ray
+
+        results: list[Any] = []
+        for upstreams in graph.upstreams:
+            results.append(self._task.remote(*(results[upstream] for upstream in upstreams)))
+        ray.get([results[sink] for sink in graph.sinks])
+
+
+class ActorRunner:
+    """Every stage is a call to one of the actors, in turns where it is pinned to none."""
+
+    def __init__(self) -> None:
+        import ray
+
+        actor: Any = ray.remote(_Actor)
+        self._actors = [actor.remote() for _ in range(WORKERS)]
+        ray.get([actor.first.remote() for actor in self._actors])
+
+    def run(self, graph: Shape) -> None:
+        """See `peerhost.Runner`."""
+        import ray
+
+        results: list[Any] = []
+        for index, (upstreams, pin) in enumerate(zip(graph.upstreams, graph.workers, strict=True)):
+            actor = self._actors[index % WORKERS if pin is None else pin]
+            results.append(actor.first.remote(*(results[upstream] for upstream in upstreams)))
+        ray.get([results[sink] for sink in graph.sinks])
+
+
+@contextmanager
+def open_peers() -> Iterator[dict[str, TaskRunner | ActorRunner]]:
+    """Starts Ray and the actors."""
+    with tempfile.TemporaryDirectory(prefix="starloom-bench-") as logs:
+        cluster = RayCluster(tuple(f"peer-{number}" for number in range(WORKERS)), Path(logs))
+        cluster.start()
+        try:
+            yield {"ray-tasks": TaskRunner(), "ray-actors": ActorRunner()}
+        finally:
+            cluster.stop()

@@ -1,0 +1,69 @@
+"""`starloom bench`: Starloom beside others, in one run.
+
+A benchmark is a line in BENCHES, and a module of that name in `orchestrator.bench` with `run(args, note)`,
+which returns a `Report`.
+"""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Final, NamedTuple
+
+from starloom.dag.errors import InvalidInput, Problem, StarloomError
+from starloom.orchestrator.cli.output import Commands, Exit, Output, Parser, add_command, add_family
+
+
+class Bench(NamedTuple):
+    """A benchmark: what it measures, how often unless told, its own arguments, and the modules that must be installed."""
+
+    about: str
+    repeat: int
+    arguments: Callable[[Parser], object]
+    needs: tuple[str, ...]
+
+
+def _overhead(parser: Parser) -> None:
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="multiplies all sizes (default: 1)")
+    parser.add_argument("--peers", default="", metavar="NAMES", help="beside whom, with commas; all unless given")
+
+
+BENCHES: Final = {
+    "overhead": Bench(
+        "what it costs to run stages that do nothing, beside dask, Ray, a raw stream and asyncio",
+        9,
+        _overhead,
+        ("ray", "psutil", "distributed"),
+    ),
+}
+
+
+def add_parsers(commands: Commands) -> None:
+    """Adds `bench`, with one command for each benchmark."""
+    family = add_family(commands, "bench", "measure Starloom beside others, in one run")
+    for name, bench in BENCHES.items():
+        parser = add_command(family, name, run_bench, bench.about)
+        parser.add_argument(
+            "--repeat", type=int, default=bench.repeat, metavar="N", help="repetitions (default: %(default)s)"
+        )
+        parser.set_defaults(bench=name)
+        bench.arguments(parser)
+
+
+def run_bench(args: argparse.Namespace, out: Output) -> int:
+    """Measures, and shows the rows."""
+    from starloom.orchestrator.bench import report
+    from starloom.orchestrator.cli.cluster import ends_in_order
+
+    if args.repeat < 1:
+        raise InvalidInput([Problem("--repeat", f"is {args.repeat}; give at least 1")], "bad repetitions")
+    if missing := [name for name in BENCHES[args.bench].needs if find_spec(name) is None]:
+        raise StarloomError(f"{', '.join(missing)} not installed; run `pip install 'starloom[server,agent,bench]'`")
+    with ends_in_order():
+        found = importlib.import_module(f"{report.__package__}.{args.bench}").run(args, out.note)
+    out.json(report.as_json(found))
+    out.table(report.COLUMNS, [report.cells(row) for row in found.rows])
+    out.text("")
+    for line in report.lines(found):
+        out.text(line)
+    return Exit.DONE

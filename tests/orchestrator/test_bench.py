@@ -1,0 +1,203 @@
+"""The harness that measures side by side, the works, and one small run of each benchmark."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from starloom.agents.catalog import Catalog
+from starloom.dag.errors import InvalidInput, StarloomError
+from starloom.dag.validate import validate
+from starloom.orchestrator.bench import daskpeer, harness, overhead, report
+from starloom.orchestrator.bench.harness import Row
+from starloom.orchestrator.bench.ours import OURS, constellation
+from starloom.orchestrator.bench.peerhost import Ask
+from starloom.orchestrator.bench.peers import PEERS, Host, open_peers
+from starloom.orchestrator.bench.shapes import LAYER_STAGES, LAYER_UPSTREAMS, Form, Work, shape
+from starloom.orchestrator.cli.main import main
+
+ROW_KEYS = {"what", "ours", "peer", "peer_name", "ratio", "unit"}
+
+
+class Told:
+    """A contender whose seconds are told beforehand, and that writes down when it was asked."""
+
+    def __init__(self, name: str, asked: list[tuple[str, str]], refuses: str = "") -> None:
+        self.name = name
+        self._asked = asked
+        self._refuses = refuses
+
+    def does(self, work: str) -> bool:
+        return work != self._refuses
+
+    def seconds(self, work: str) -> float:
+        self._asked.append((self.name, work))
+        return float(len(self._asked))
+
+
+def test_contenders_take_turns_and_warm_ups_do_not_count() -> None:
+    asked: list[tuple[str, str]] = []
+    said: list[str] = []
+    samples = harness.alternate(
+        [Told("a", asked), Told("b", asked, refuses="hard")], ["easy", "hard"], 2, warm_ups=1, note=said.append
+    )
+    warm_up = [("b", "easy"), ("a", "easy"), ("a", "hard")]
+    first = [("a", "easy"), ("b", "easy"), ("a", "hard")]
+    assert asked == [*warm_up, *first, *warm_up]
+    assert samples == {("a", "easy"): [4.0, 8.0], ("b", "easy"): [5.0, 7.0], ("a", "hard"): [6.0, 9.0]}
+    assert said == ["warm-up", "repetition 1 of 2", "repetition 2 of 2"]
+
+
+@pytest.mark.parametrize(
+    ("figures", "median", "low", "high"),
+    [([3.0], 3.0, 3.0, 3.0), ([4.0, 2.0], 3.0, 2.0, 4.0), ([5.0, 1.0, 2.0, 4.0, 3.0], 3.0, 2.0, 4.0)],
+)
+def test_a_summary_is_the_median_with_its_quartiles(
+    figures: list[float], median: float, low: float, high: float
+) -> None:
+    found = harness.summary(figures)
+    assert (found.median, found.low, found.high, found.n) == (median, low, high, len(figures))
+
+
+def test_a_ratio_over_one_means_that_ours_is_better() -> None:
+    figures: dict[str, Sequence[float]] = {OURS: [2.0], "peer": [6.0], "absent": []}
+    [less] = harness.rows("wide", "s", OURS, ["peer", "absent"], figures.__getitem__)
+    [more] = harness.rows("rate", "jobs/s", OURS, ["peer"], figures.__getitem__, more_is_better=True)
+    assert less.ratio == pytest.approx(3.0)
+    assert more.ratio == pytest.approx(1 / 3)
+    assert (less.what, less.peer_name, less.unit, less.n) == ("wide", "peer", "s", 1)
+
+
+@pytest.mark.parametrize("ours", [[], [0.0], [-1.0]])
+def test_there_is_no_row_without_a_figure_above_zero(ours: list[float]) -> None:
+    assert harness.rows("hop", "ms", OURS, ["peer"], {OURS: ours, "peer": [1.0]}.__getitem__) == []
+
+
+def test_each_form_has_the_dependencies_that_it_says() -> None:
+    chain = shape(Work(form=Form.CHAIN, size=4, workers=2))
+    assert chain.upstreams == ((), (0,), (1,), (2,))
+    assert chain.workers == (0, 1, 0, 1)
+    assert chain.sinks == [3]
+    wide = shape(Work(form=Form.WIDE, size=3))
+    assert (wide.upstreams, wide.workers, wide.sinks) == (((), (), ()), (None, None, None), [0, 1, 2])
+    jobs = shape(Work(form=Form.JOBS, size=2))
+    assert jobs.upstreams == ((), (0,), (1,), (), (3,), (4,))
+    layered = shape(Work(form=Form.LAYERED, size=3 * LAYER_STAGES))
+    for index, upstreams in enumerate(layered.upstreams):
+        layer = index // LAYER_STAGES
+        assert len(set(upstreams)) == (LAYER_UPSTREAMS if layer else 0)
+        assert {upstream // LAYER_STAGES for upstream in upstreams} <= {layer - 1}
+
+
+def test_dask_gets_at_once_what_does_not_wait_for_each_other() -> None:
+    assert daskpeer.batches(shape(Work(form=Form.WIDE, size=3))) == [[0, 1, 2]]
+    assert daskpeer.batches(shape(Work(form=Form.CHAIN, size=3, workers=1))) == [[0], [1], [2]]
+    assert [len(batch) for batch in daskpeer.batches(shape(Work(form=Form.LAYERED, size=120)))] == [50, 50, 20]
+
+
+@pytest.mark.parametrize("form", Form)
+def test_starloom_is_given_the_same_graph(form: Form) -> None:
+    graph = shape(Work(form=form, size=6, workers=2))
+    made = constellation(graph, ["left", "right"])
+    validate(made, Catalog(points=()).kinds)
+    index = {stage: place for place, stage in enumerate(made.stages)}
+    arcs = {(index[arc.upstream], index[arc.downstream]) for arc in made.dependencies}
+    assert arcs == {(upstream, down) for down, upstreams in enumerate(graph.upstreams) for upstream in upstreams}
+    assert [stage.requires.node for stage in made.stages.values()] == ["left", "right"] * (len(graph.upstreams) // 2)
+
+
+def test_the_rows_of_overhead_have_the_names_that_are_followed() -> None:
+    plan = overhead.make_plan(1.0)
+    seconds = dict.fromkeys(plan.works, 1.0) | {plan.short_same: 0.1, plan.short_two: 0.1}
+    samples = {(name, work): [took] for name in (OURS, "floor") for work, took in seconds.items()}
+    rows = {row.what: row for row in overhead.rows(plan, samples, ["floor", "dask"])}
+    assert set(rows) == {
+        *("wide-1000", "layered-1000", "chain-100-same-agent", "chain-100-two-agents"),
+        *("hop-same-agent", "hop-two-agents", "jobs-100-per-second"),
+    }
+    assert rows["hop-two-agents"].ours == pytest.approx(10.0)
+    assert rows["jobs-100-per-second"].ours == pytest.approx(plan.jobs.size)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), 1e9])
+def test_a_scale_that_makes_no_sense_is_refused(scale: float) -> None:
+    with pytest.raises(InvalidInput, match="--scale"):
+        overhead.make_plan(scale)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0123456, "0.0123"), (1234.5, "1,230"), (12, "12"), (0, "0"), (-0.5, "-0.5")]
+)
+def test_figures_have_three_digits(value: float, text: str) -> None:
+    assert report.figure(value) == text
+
+
+def test_a_peer_does_its_work_in_a_process_of_its_own(tmp_path: Path) -> None:
+    with open_peers(["floor"], tmp_path) as [floor]:
+        assert floor.does(Work(form=Form.WIDE, size=10))
+        assert not floor.does(Work(form=Form.CHAIN, size=10, workers=2))
+        for form in Form:
+            assert floor.seconds(Work(form=form, size=10)) > 0
+
+
+def test_the_raw_stream_passes_a_chain_to_and_fro(tmp_path: Path) -> None:
+    with open_peers(["grpc-stream"], tmp_path) as [stream]:
+        assert not stream.does(Work(form=Form.WIDE, size=10))
+        assert stream.seconds(Work(form=Form.CHAIN, size=10, workers=2)) > 0
+
+
+def test_a_peer_that_fails_says_how_and_one_that_ends_shows_its_log(tmp_path: Path) -> None:
+    host = Host("floorpeer", tmp_path / "floor.log")
+    host.wait_ready()
+    with pytest.raises(StarloomError, match="KeyError: 'nobody'"):
+        host.ask(Ask(peer="nobody", work=Work(form=Form.WIDE, size=1)))
+    host.stop()
+    absent = Host("absent", tmp_path / "absent.log")
+    with pytest.raises(StarloomError, match=r"No module named .*absent"):
+        absent.wait_ready()
+    absent.stop()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [(["--repeat", "0"], "--repeat"), (["--scale", "-1"], "--scale"), (["--peers", "nobody"], "nobody")],
+)
+def test_bad_arguments_are_refused_before_anything_starts(
+    arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "overhead", "--json", *arguments]) == 2
+    assert problem in json.loads(capsys.readouterr().out)["error"]["message"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_small_run_of_overhead_gives_well_formed_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "overhead", "--json", "--repeat", "1", "--scale", "0.02"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bench"] == "overhead"
+    assert {row["peer_name"] for row in found["rows"]} == set(PEERS)
+    assert {"wide-20", "layered-20", "chain-4-same-agent", "chain-4-two-agents", "jobs-100-per-second"} <= {
+        row["what"] for row in found["rows"]
+    }
+    for row in found["rows"]:
+        assert row.keys() >= ROW_KEYS
+        less_is_better = row["unit"] != "jobs/s"
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"] if less_is_better else row["ours"] / row["peer"])
+
+
+def test_a_row_shows_its_quartiles() -> None:
+    row = Row(
+        what="wide-1000",
+        ours=0.1,
+        peer=0.25,
+        peer_name="dask",
+        ratio=2.5,
+        unit="s",
+        n=9,
+        ours_spread=(0.09, 0.12),
+        peer_spread=(0.2, 0.3),
+    )
+    assert report.cells(row) == (
+        *("wide-1000", "0.1", "[0.09 to 0.12]", "dask", "0.25", "[0.2 to 0.3]", "s", "2.5x", "9"),
+    )
