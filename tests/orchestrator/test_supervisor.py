@@ -1,8 +1,10 @@
 """The supervisor, with a stand-in for the orchestrator's process."""
 
 import os
+import select
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ import argparse, json, os, pathlib, signal, socket, sys
 parser = argparse.ArgumentParser()
 for name in ("--folder", "--token-file"):
     parser.add_argument(name, type=pathlib.Path)
-for name in ("--port", "--ready-fd"):
+for name in ("--port", "--ready-fd", "--parent-fd"):
     parser.add_argument(name, type=int)
 given = parser.parse_args()
 mode = os.environ.get("STAND_IN_MODE", "")
@@ -37,6 +39,16 @@ assert given.token_file.read_text() == "secret"
 os.write(given.ready_fd, b"x")
 while True:
     server.accept()[0].sendall(b"%d" % os.getpid())
+"""
+HOLDER = """
+import sys
+from pathlib import Path
+from starloom.orchestrator.supervisor import Supervisor
+folder = Path(sys.argv[1])
+supervisor = Supervisor(folder, folder / "token", folder)
+supervisor.start()
+print(supervisor.wait_ready().pid, flush=True)
+supervisor.ended.wait()
 """
 PATIENCE = Patience(quick_deaths=3, quick_death=60.0, ready=60.0, first_pause=0.001, last_pause=0.002)
 
@@ -109,6 +121,18 @@ def test_stop_kills_a_child_that_ignores_sigterm(tmp_path: Path, monkeypatch: py
     serving = supervisor.wait_ready()
     supervisor.stop(grace_seconds=0.01)
     assert not is_there(serving.pid)
+
+
+def test_the_orchestrator_ends_with_a_supervisor_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        pid = int(holder.stdout.readline())
+        orchestrator = os.pidfd_open(pid)
+        holder.kill()
+    assert select.select([orchestrator], [], [], 60)[0], "the orchestrator goes on"
+    os.close(orchestrator)
 
 
 def test_stop_before_it_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

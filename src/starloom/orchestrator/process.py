@@ -1,6 +1,6 @@
 """The orchestrator as a process of its own: `python -m starloom.orchestrator.process --folder F --token-file T`.
 
-Runs until SIGTERM or SIGINT. When it serves it writes `<folder>/orchestrator.json` and a byte to --ready-fd.
+Runs until SIGTERM or SIGINT, or until whoever started it has ended (--parent-fd). When it serves it writes `<folder>/orchestrator.json` and a byte to --ready-fd.
 Exit: 0 stopped in order, 1 it could not go on, 2 bad usage, 3 the port or the folder is in use.
 """
 
@@ -54,6 +54,9 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
+    if options.parent_fd is not None:
+        # Nothing is ever written to it: it becomes readable when its other end is closed, if only by SIGKILL.
+        loop.add_reader(options.parent_fd, told.set)
     orchestrator = Orchestrator(options.folder, options.host, options.port, token)
     address = await orchestrator.start()
     try:
@@ -61,6 +64,8 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
         _log.info("serving at %s, epoch %d", address, orchestrator.epoch)
         stopped, failed = asyncio.create_task(told.wait()), asyncio.create_task(orchestrator.failed())
         await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
+        if options.parent_fd is not None:
+            loop.remove_reader(options.parent_fd)
         if failed.done():
             _give_up(failed.exception())
         failed.cancel()
@@ -93,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on; only this machine unless given")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--ready-fd", type=int, help="a file descriptor to write a byte to when it serves")
+    parser.add_argument("--parent-fd", type=int, help="a file descriptor that is readable when this is to end")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser
 

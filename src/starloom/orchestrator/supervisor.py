@@ -1,7 +1,7 @@
 """Keeps the orchestrator's process alive: starts it, starts it again on the same address when it dies, ends it.
 
 The child runs `python -m starloom.orchestrator.process`. It says that it serves by a byte on a pipe, after
-it has written `orchestrator.json`.
+it has written `orchestrator.json`. Another pipe tells it when this process has ended, be it by SIGKILL.
 """
 
 import os
@@ -149,7 +149,7 @@ class Supervisor:
 
     def _live(self) -> str:
         """The child's whole life; returns how it ended."""
-        ready, child = self._spawn()
+        ready, alive, child = self._spawn()
         try:
             self._await_readiness(ready)
             code = child.wait()
@@ -158,15 +158,18 @@ class Supervisor:
             return str(error)
         finally:
             os.close(ready)
+            os.close(alive)
             child.kill()
             child.wait()
             with self._changed:
                 self._child, self._serving = None, None
 
-    def _spawn(self) -> tuple[int, subprocess.Popen[bytes]]:
+    def _spawn(self) -> tuple[int, int, subprocess.Popen[bytes]]:
+        """The child, with the ends of both pipes that stay here: the one to read readiness from, and its lifeline."""
         ready, given = os.pipe()
-        options = ["--folder", str(self._folder), "--port", str(self._port)]
-        options += ["--token-file", str(self._token_file), "--ready-fd", str(given)]
+        parent, alive = os.pipe()
+        options = ["--folder", str(self._folder), "--port", str(self._port), "--token-file", str(self._token_file)]
+        options += ["--ready-fd", str(given), "--parent-fd", str(parent)]
         try:
             with self._log.open("ab") as log, self._changed:
                 # A group of its own: Ctrl-C reaches the supervisor alone, which ends the child in order.
@@ -175,18 +178,20 @@ class Supervisor:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    pass_fds=(given,),
+                    pass_fds=(given, parent),
                     process_group=0,
                 )
                 # Set before the child was there, `stop` has signalled nobody.
                 if self._stopping.is_set():
                     self._child.terminate()
-                return ready, self._child
+                return ready, alive, self._child
         except BaseException:
             os.close(ready)
+            os.close(alive)
             raise
         finally:
             os.close(given)
+            os.close(parent)
 
     def _await_readiness(self, ready: int) -> None:
         """Returns once the child serves, or has died. Raises DeadlineExceeded."""
