@@ -103,6 +103,8 @@ class Engine:
 
     async def ask(self, make: Callable[[int], Submit | CancelJob]) -> Submitted | Stopped:
         """Posts the input that `make` gives for a request's number, and returns the answer, or raises it."""
+        if self._stopping or self.failed.done():
+            raise _gone()
         self._requests += 1
         request = self._requests
         answer: asyncio.Future[Submitted | Stopped] = asyncio.get_running_loop().create_future()
@@ -126,7 +128,7 @@ class Engine:
             await asyncio.wait((waiting, self.failed), return_when=asyncio.FIRST_COMPLETED)
             waiting.cancel()
             if not written.is_set():
-                raise _stopping()
+                raise _gone()
 
     def _replay(self) -> None:
         def facts() -> Iterator[Fact]:
@@ -249,10 +251,10 @@ class Engine:
     def _end_answers(self) -> None:
         for answer in self._answers.values():
             if not answer.done():
-                answer.set_exception(_stopping())
+                answer.set_exception(_gone())
 
 
-def _stopping() -> Unavailable:
+def _gone() -> Unavailable:
     return Unavailable("the orchestrator is stopping; ask again when it is back")
 
 

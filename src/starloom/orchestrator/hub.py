@@ -60,6 +60,8 @@ class _Stream:
     def __init__(self) -> None:
         self.woken = asyncio.Event()
         self.over = False
+        #: said goodbye: ends once that is journaled
+        self.leaving = False
         self.error: StarloomError | None = None
         self.beat: int | None = None
         self.acknowledged = 0
@@ -77,6 +79,7 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
         self._epoch = epoch
         self._post = post
         self._sessions: dict[AgentId, _Session] = {}
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Hub {list(self._sessions.values())!r}>"
@@ -102,10 +105,11 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
                 session.stream.end(Unavailable(f"{agent} was taken for lost; say hello again"))
 
     def close(self) -> None:
-        """Ends all streams; the agents dial again."""
+        """Ends all streams, and refuses new ones; the agents dial again."""
+        self._closed = True
         for session in self._sessions.values():
             if session.stream is not None:
-                session.stream.end(Unavailable("the orchestrator is stopping; dial again"))
+                session.stream.end(_stopping())
 
     async def Connect(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.ConnectRequest], context: aio.ServicerContext[Any, Any]
@@ -130,6 +134,8 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
                 raise stream.error
 
     def _attach(self, hello: Hello, stream: _Stream) -> tuple[_Session, Welcome]:
+        if self._closed:
+            raise _stopping()
         if hello.epoch_seen > self._epoch:
             raise Fenced(
                 f"{hello.agent} has obeyed epoch {hello.epoch_seen}, and this orchestrator is of epoch {self._epoch}"
@@ -178,7 +184,8 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
         except aio.AioRpcError:
             stream.end()
         finally:
-            stream.end()
+            if not stream.leaving:
+                stream.end()
 
     def _take(self, session: _Session, stream: _Stream, message: pb.ConnectRequest) -> None:
         agent, incarnation = session.agent, session.incarnation
@@ -200,6 +207,7 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
                 session.wake()
             case "goodbye":
                 goodbye = AgentGoodbye(agent=agent, incarnation=incarnation, reason=message.goodbye.reason)
+                stream.leaving = True
                 self._post(goodbye, partial(self._gone, session, stream))
             case _:
                 raise InvalidInput([Problem("message", "is none that may follow a hello")])
@@ -235,6 +243,10 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
             outgoing.append(pb.ConnectResponse(heartbeat=beat))
             stream.beat = None
         return outgoing
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("the orchestrator is stopping; dial again")
 
 
 def _fits(session: _Session, hello: Hello) -> bool:

@@ -69,7 +69,8 @@ class KeptJobs:
         known = self._jobs.get(job)
         if known is None:
             return []
-        fresh = {ref.digest for ref in refs if ref.holder == JOB_STORE} - known.values
+        named = [ref.digest for ref in refs if ref.holder == JOB_STORE]
+        fresh = set(named) - known.values
         known.values |= fresh
         self._named.update(fresh)
-        return list(fresh)
+        return named

@@ -55,6 +55,13 @@ class Orchestrator:
         return f"<Orchestrator {self.address or 'stopped'} {str(self._folder)!r}>"
 
     @property
+    def engine(self) -> Engine:
+        """The loop, while it is started."""
+        if self._engine is None:
+            raise Unavailable("the orchestrator is not started")
+        return self._engine
+
+    @property
     def epoch(self) -> Epoch:
         """Counts the starts on this folder; 0 before `start`."""
         return self._journal.epoch if self._journal else Epoch(0)
@@ -78,6 +85,7 @@ class Orchestrator:
 
         hub = Hub(journal.epoch, lambda item, done: engine.post(item, done))
         engine = Engine(journal, store, Coordinator(journal.epoch), Outlets(hub.send, hub.forget))
+        engine.failed.add_done_callback(lambda _: hub.close())
         self._hub, self._engine = hub, engine
         server = aio.server(interceptors=[TokenCheck(self._token)], options=server_options())
         values = StoredValues(store, engine)
@@ -117,9 +125,7 @@ class Orchestrator:
 
     async def failed(self) -> None:
         """Returns never while all is well; raises what ended the loop: the process has to end as well."""
-        if self._engine is None:
-            raise Unavailable("the orchestrator was not started")
-        await asyncio.shield(self._engine.failed)
+        await asyncio.shield(self.engine.failed)
 
 
 class StoredValues:
