@@ -147,14 +147,15 @@ class Agent:
 
     async def run(self) -> None:
         """Lasts until `stop`. Raises what the orchestrator refuses the agent for: Unauthenticated or InvalidInput."""
-        assert self._dialing is not None, "the agent has not started"
+        dialing = self._dialing
+        assert dialing is not None, "the agent has not started"
         stopped = asyncio.create_task(self._stopped.wait())
         try:
-            await asyncio.wait([self._dialing, stopped], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([dialing, stopped], return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
-        if self._dialing.done() and not self._stopped.is_set():
-            error = self._dialing.exception()
+        if dialing.done() and not self._stopped.is_set():
+            error = dialing.exception()
             await self.stop()
             if error is not None:
                 raise error
