@@ -29,6 +29,7 @@ from starloom.dag.facts import JobEnded, JobStatus, StageCommitted, StageDefault
 from starloom.dag.ids import JobId, Revision
 from starloom.dag.job import StageStatus
 from starloom.dag.kinds import KindCatalog
+from starloom.dag.validate import problems
 from starloom.dag.values import ValueRef
 from starloom.orchestrator import clientwire
 from starloom.orchestrator.clientinputs import encode_inputs
@@ -98,7 +99,11 @@ class AsyncClient:
         """
         _check_options(priority, max_parallel)
         document = msgspec.json.encode(to_json(constellation))
-        encoded = await asyncio.to_thread(encode_inputs, constellation, inputs or {})
+        try:
+            encoded = await asyncio.to_thread(encode_inputs, constellation, inputs or {})
+        except InvalidInput as error:
+            found = await self.problems(constellation)
+            raise InvalidInput([*found, *error.problems], error.what) from error
         request = pb.SubmitRequest(
             constellation_json=document,
             inputs={name: wire.ref_to_wire(item.ref) for name, item in encoded.items()},
@@ -141,6 +146,10 @@ class AsyncClient:
     async def kinds(self) -> KindCatalog:
         """The stage kinds that the nodes can run."""
         return clientwire.kinds_from_wire(await self._link.call("ListKinds", pb.ListKindsRequest()))
+
+    async def problems(self, constellation: Constellation) -> list[Problem]:
+        """Everything that is wrong with a constellation, by the kinds that the nodes can run; empty if nothing is."""
+        return problems(constellation, await self.kinds())
 
     def events(self, after: int = 0, follow: bool = True) -> AsyncGenerator[Event, None]:
         """The facts of the journal after an offset: those that are there, and with `follow` all that come, for ever."""
@@ -267,13 +276,13 @@ class AsyncJob:
 
 def job_failed(info: JobInfo) -> JobFailed:
     """The error of a failed job, with each failed stage's."""
-    problems = [
+    errors = [
         Problem(f"stages.{stage.name}", f"{stage.reason or 'failed'} ({_where(stage.node, stage.attempts)})")
         for stage in info.stages
         if stage.status is StageStatus.FAILED
     ]
     what = f"job {info.id} ({info.name}) failed"
-    return JobFailed(what if problems or not info.error else f"{what}: {info.error}", problems)
+    return JobFailed(what if errors or not info.error else f"{what}: {info.error}", errors)
 
 
 def _where(node: str, attempts: int) -> str:
@@ -282,12 +291,12 @@ def _where(node: str, attempts: int) -> str:
 
 
 def _check_options(priority: int, max_parallel: int) -> None:
-    problems = []
+    found = []
     if not -_PRIORITY_MAX <= priority <= _PRIORITY_MAX:
-        problems.append(Problem("priority", f"{priority} is not between -{_PRIORITY_MAX} and {_PRIORITY_MAX}"))
+        found.append(Problem("priority", f"{priority} is not between -{_PRIORITY_MAX} and {_PRIORITY_MAX}"))
     if not 0 <= max_parallel <= limits.JOB_PARALLEL_MAX:
-        problems.append(
+        found.append(
             Problem("max_parallel", f"{max_parallel} is not 0 to JOB_PARALLEL_MAX = {limits.JOB_PARALLEL_MAX}")
         )
-    if problems:
-        raise InvalidInput(problems, "the job's options are not right")
+    if found:
+        raise InvalidInput(found, "the job's options are not right")

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from starloom.dag.constellation import Constellation
+from starloom.dag.errors import Problem
 from starloom.dag.ids import JobId, Revision
 from starloom.dag.kinds import KindCatalog
 from starloom.dag.values import ValueRef
@@ -126,6 +127,10 @@ class Client:
     def kinds(self) -> KindCatalog:
         """See `AsyncClient.kinds`."""
         return _background.run(self._client.kinds())
+
+    def problems(self, constellation: Constellation) -> list[Problem]:
+        """See `AsyncClient.problems`."""
+        return _background.run(self._client.problems(constellation))
 
     def events(self, after: int = 0, follow: bool = True) -> Iterator[Event]:
         """See `AsyncClient.events`."""

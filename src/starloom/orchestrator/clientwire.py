@@ -31,7 +31,11 @@ def event_from_wire(message: pb.Event) -> Event:
 
 
 def job_from_wire(message: pb.Job) -> JobInfo:
-    """A job as it stands."""
+    """A job as it stands; its outputs in the order of its constellation, where that is told."""
+    constellation = load(message.constellation_json) if message.constellation_json else None
+    # The wire keeps no order of its own.
+    declared = [name for name in constellation.outputs if name in message.outputs] if constellation else []
+    names = dict.fromkeys([*declared, *sorted(message.outputs)])
     return JobInfo(
         id=JobId(message.job_id),
         key=message.key,
@@ -39,11 +43,11 @@ def job_from_wire(message: pb.Job) -> JobInfo:
         status=JobStatus(message.status),
         revision=Revision(message.revision),
         error=message.error,
-        outputs={name: wire.ref_from_wire(ref, f"outputs.{name}") for name, ref in message.outputs.items()},
+        outputs={name: wire.ref_from_wire(message.outputs[name], f"outputs.{name}") for name in names},
         stages=tuple(map(_stage_from_wire, message.stages)),
         submitted_unix_nanos=message.submitted_unix_nanos,
         ended_unix_nanos=message.ended_unix_nanos,
-        constellation=load(message.constellation_json) if message.constellation_json else None,
+        constellation=constellation,
         labels=dict(message.labels),
     )
 

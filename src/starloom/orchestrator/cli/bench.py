@@ -35,6 +35,12 @@ BENCHES: Final = {
         _overhead,
         ("ray", "psutil", "distributed"),
     ),
+    "tiers": Bench(
+        "the demonstration's job where its constellation puts it, beside all of it on one tier",
+        5,
+        lambda _: None,
+        ("ray", "psutil", "onnxruntime", "cv2", "soundfile", "soxr", "tokenizers", "hibari"),
+    ),
 }
 
 

@@ -111,14 +111,10 @@ class _Demo:
         return Exit.DONE
 
     def _pull_models(self) -> None:
-        from starloom.agents.modelpull import pull
-        from starloom.agents.modelstore import ModelStore
+        from starloom.orchestrator.demo import pull_models
 
         began = time.perf_counter()
-        store = ModelStore()
-        missing = [model.name for model in store.models() if model.default and not model.present]
-        if missing:
-            pull(store, missing, lambda name, what: self._out.note(f"{name}: {what}" if name else what))
+        pull_models(self._out.note)
         self._models_seconds = time.perf_counter() - began
 
     def _jobs(self, cluster: "EmbeddedCluster") -> None:

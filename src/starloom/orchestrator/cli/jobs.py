@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starloom.dag.errors import NotFound, StarloomError
+from starloom.dag.errors import InvalidInput, NotFound, Problem, StarloomError
 from starloom.orchestrator.cli import follow
 from starloom.orchestrator.cli.check import read_constellation
 from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, error_fields
@@ -68,8 +68,19 @@ def run_submit(args: argparse.Namespace, out: Output) -> int:
     if args.output_dir and not args.watch:
         raise UsageError("--output-dir needs --watch: without it nothing waits for the outputs")
     constellation = read_constellation(args.file)
-    inputs = read_inputs(constellation, args.input)
+    try:
+        inputs = read_inputs(constellation, args.input)
+    except InvalidInput as error:
+        raise InvalidInput([*_problems(constellation), *error.problems], error.what) from error
     return with_client(lambda client: _submit(client, args, out, constellation, inputs))
+
+
+def _problems(constellation: "Constellation") -> list[Problem]:
+    """What else is wrong with a job whose inputs are, as far as a cluster is there to ask."""
+    try:
+        return with_client(lambda client: client.problems(constellation))
+    except StarloomError:
+        return []
 
 
 async def _submit(

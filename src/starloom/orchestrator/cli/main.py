@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 0 done, 1 failed, 2 bad input or usage, 3 not reachable."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     out = Output(as_json="--json" in arguments)
+    # gRPC tells of every connection that goes away; what matters of it comes as an error.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         args = parser().parse_args(arguments)
         return int(args.run(args, out))

@@ -1,0 +1,312 @@
+"""The commands that talk to a cluster, on a real orchestrator and a real agent."""
+
+import asyncio
+import json
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from tests.orchestrator.live import TOKEN, Cluster, copying, failing, gated, gates
+
+from starloom.agents.values import Audio
+from starloom.dag import document, facts, limits
+from starloom.dag.constellation import Constellation
+from starloom.dag.values import PortType
+from starloom.orchestrator.cli.main import main
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.clientlink import ADDRESS_VARIABLE, TOKEN_VARIABLE
+
+
+class Said(NamedTuple):
+    code: int
+    lines: list[Any]
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one object on standard output."""
+        [found] = self.lines
+        return found
+
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def starloom(cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """`await starloom("jobs")` runs a command with `--json` in a thread; `people=True` without."""
+    monkeypatch.setenv(ADDRESS_VARIABLE, cluster.address)
+    monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
+
+    async def run(*argv: object, people: bool = False) -> Said:
+        capfd.readouterr()
+        code = await asyncio.to_thread(main, [*map(str, argv), *([] if people else ["--json"])])
+        said = capfd.readouterr()
+        return Said(code, [] if people else [json.loads(line) for line in said.out.splitlines()], said.out, said.err)
+
+    return run
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[Constellation], Path]:
+    def to_file(constellation: Constellation) -> Path:
+        file = tmp_path / f"{constellation.name}.yaml"
+        file.write_text(document.dump(constellation), "utf-8")
+        return file
+
+    return to_file
+
+
+async def test_a_watched_job_tells_its_outputs(starloom: Run, write: Any, tmp_path: Path) -> None:
+    file = write(copying(PortType.TEXT, PortType.JSON, PortType.BYTES))
+    (tmp_path / "data").write_bytes(b"1234")
+    (tmp_path / "value").write_text('{"n": 1}')
+    inputs = (
+        "--input",
+        "text=Grüße",
+        "--input",
+        f"json=@{tmp_path / 'value'}",
+        "--input",
+        f"bytes={tmp_path / 'data'}",
+    )
+    said = await starloom("submit", file, *inputs, "--watch")
+    assert said.code == 0
+    assert said.json["status"] == "succeeded"
+    assert said.json["revision"] == 1
+    assert said.json["outputs"]["text"] == "Grüße"
+    assert said.json["outputs"]["json"] == {"n": 1}
+    described = said.json["outputs"]["bytes"]
+    assert (described["type"], described["bytes"], len(described["digest"])) == ("bytes", 4, 64)
+    assert f"job {said.json['job']}" in said.err
+    assert "placed on node (cpu), attempt 1" in said.err
+    assert "succeeded" in said.err.splitlines()[-1]
+
+
+async def test_outputs_are_saved_as_files(starloom: Run, write: Any, tmp_path: Path) -> None:
+    with wave.open(str(tmp_path / "in.wav"), "wb") as stream:
+        stream.setparams((1, 2, 8_000, 0, "NONE", ""))
+        stream.writeframes(b"\x00\x40" * limits.INLINE_VALUE_BYTES_MAX)
+    file = write(copying(PortType.AUDIO, PortType.TEXT))
+    inputs = ("--input", f"audio={tmp_path / 'in.wav'}", "--input", "text=x")
+    said = await starloom("submit", file, *inputs, "--watch", "--output-dir", tmp_path / "out")
+    assert said.code == 0
+    path = tmp_path / "out" / "audio.wav"
+    assert said.json["outputs"]["audio"]["path"] == str(path)
+    assert path.read_bytes() == (tmp_path / "in.wav").read_bytes()
+    assert (tmp_path / "out" / "text.txt").read_text() == "x"
+    said = await starloom("submit", file, *inputs, "--watch", "--output-dir", tmp_path / "out", people=True)
+    assert f"audio: {path}" in said.out
+
+
+async def test_a_job_that_nobody_watches_runs_on(starloom: Run, write: Any) -> None:
+    said = await starloom("submit", write(gated("a")), "--input", "text=x", "--key", "mine", "--priority", "3")
+    assert (said.code, said.json["status"], said.json["outputs"]) == (0, "running", {})
+    job = said.json["job"]
+    [row] = (await starloom("jobs")).json["jobs"]
+    assert (row["job"], row["key"], row["name"], row["status"], row["ended"]) == (job, "mine", "gated", "running", None)
+    again = await starloom("submit", write(gated_as_before()), "--input", "text=x", "--key", "mine", "--priority", "3")
+    assert (again.json["job"], again.json["existing"]) == (job, True)
+    other = await starloom("submit", write(gated_as_before()), "--input", "text=y", "--key", "mine")
+    assert (other.code, other.json["error"]["type"]) == (2, "Conflict")
+    gates["a"].set()
+    said = await starloom("watch", "mine")
+    assert said.code == 0
+    assert (said.lines[0]["fact"], said.lines[-1]["fact"]) == ("job-submitted", "job-ended")
+    offsets = [line["offset"] for line in said.lines]
+    assert offsets == sorted(set(offsets))
+    rest = await starloom("watch", job, "--after", offsets[1])
+    assert [line["offset"] for line in rest.lines] == offsets[2:]
+
+
+def gated_as_before() -> Constellation:
+    """The constellation `gated("a")` without a new gate."""
+    gate = gates["a"]
+    made = gated("a")
+    gates["a"] = gate
+    return made
+
+
+async def test_events_are_readable_for_people(starloom: Run, write: Any) -> None:
+    job = (await starloom("submit", write(copying(PortType.TEXT)), "--input", "text=x", "--watch")).json["job"]
+    said = await starloom("watch", job, people=True)
+    assert said.code == 0
+    happened = [line.split(maxsplit=2)[1:] for line in said.out.splitlines()]
+    assert happened[0] == ["job", "submitted: copying, 1 stages"]
+    assert ["text", "placed on node (cpu), attempt 1"] in happened
+    assert happened[-2][:1] == ["text"]
+    assert happened[-2][1].startswith("succeeded in ")
+    assert happened[-1] == ["job", "succeeded"]
+
+
+async def test_one_output_is_printed_as_soon_as_it_is_there(starloom: Run, write: Any) -> None:
+    job = (await starloom("submit", write(gated("a", "b")), "--input", "text=x")).json["job"]
+    gates["b"].set()
+    assert (await starloom("watch", job, "--port", "b")).json == {"job": job, "port": "b", "value": "x"}
+    assert (await starloom("get", job)).json["status"] == "running"
+    said = await starloom("watch", job, "--port", "c")
+    assert said.code == 2
+    assert "its outputs: a, b" in said.err
+    gates["a"].set()
+    assert (await starloom("watch", job, "--port", "a", people=True)).out == "x\n"
+
+
+async def test_a_failed_job_is_told_with_its_stages(starloom: Run, write: Any) -> None:
+    file = write(failing("a"))
+    said = await starloom("submit", file, "--input", "text=no face", "--watch")
+    assert said.code == 1
+    assert said.json["status"] == "failed"
+    assert said.json["outputs"] == {}
+    error = said.json["error"]
+    assert error["type"] == "JobFailed"
+    assert [problem["place"] for problem in error["problems"]] == ["stages.a"]
+    assert "no face" in error["problems"][0]["what"]
+    assert "Traceback" not in said.err
+    job = said.json["job"]
+    watched = await starloom("watch", job)
+    assert watched.code == 1
+    assert watched.lines[-1] == {"error": error}
+    got = await starloom("get", job)
+    assert (got.code, got.json["error"]) == (0, error)
+    ported = await starloom("watch", job, "--port", "a")
+    assert (ported.code, ported.json["error"]["type"]) == (1, "JobFailed")
+
+
+async def test_get_tells_of_stages_and_outputs(starloom: Run, write: Any, tmp_path: Path) -> None:
+    file = write(copying(PortType.TEXT, PortType.TENSOR))
+    array = np.arange(6.0).reshape(2, 3)
+    np.save(tmp_path / "in.npy", array)
+    inputs = ("--input", "text=x", "--input", f"tensor={tmp_path / 'in.npy'}")
+    job = (await starloom("submit", file, *inputs, "--watch")).json["job"]
+    said = await starloom("get", job)
+    assert (said.code, said.json["job"], said.json["status"], said.json["error"]) == (0, job, "succeeded", None)
+    assert said.json["outputs"]["text"] == "x"
+    assert said.json["outputs"]["tensor"]["meta"] == {"dtype": "float64", "shape": [2, 3]}
+    stage = {stage["name"]: stage for stage in said.json["stages"]}["text"]
+    assert set(stage) >= {"name", "kind", "status", "node", "tier", "target", "model", "attempts", "seconds"}
+    assert set(stage["seconds"]) == {"queue", "transfer", "load", "run"}
+    assert (stage["node"], stage["tier"], stage["target"], stage["attempts"]) == ("node", "edge", "cpu", 1)
+    said = await starloom("get", job, "--output", "tensor", "-o", tmp_path / "out.npy")
+    assert said.json["value"]["path"] == str(tmp_path / "out.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), array)
+    assert (await starloom("get", job, "--output", "text", people=True)).out == "x\n"
+    said = await starloom("get", job, "--output", "none")
+    assert said.code == 2
+    assert "there so far: text, tensor" in said.err
+    assert "test.tensor" in (await starloom("get", job, people=True)).out
+
+
+async def test_cancel_says_what_the_job_ended_as(starloom: Run, write: Any) -> None:
+    job = (await starloom("submit", write(gated("a")), "--input", "text=x")).json["job"]
+    said = await starloom("cancel", job, "--reason", "enough")
+    assert (said.code, said.json["job"], said.json["status"]) == (0, job, "cancelled")
+    assert said.json["seconds"] >= 0
+    watched = await starloom("watch", job)
+    assert (watched.code, watched.lines[-1]["error"]["type"]) == (1, "Cancelled")
+    done = (await starloom("submit", write(copying(PortType.TEXT)), "--input", "text=x", "--watch")).json["job"]
+    said = await starloom("cancel", done)
+    assert (said.code, said.json["status"]) == (1, "succeeded")
+
+
+async def test_explain_says_what_each_stage_waits_for(starloom: Run, write: Any) -> None:
+    job = (await starloom("submit", write(gated("a")), "--input", "text=x")).json["job"]
+    said = await starloom("explain", job)
+    assert (said.code, said.json["job"], said.json["status"]) == (0, job, "running")
+    [row] = said.json["stages"]
+    assert row["stage"] == "a"
+    assert row["waits_for"]
+    gates["a"].set()
+    await starloom("watch", job)
+    assert (await starloom("explain", job)).json["stages"] == []
+    assert "0 of 1 stages have not ended" in (await starloom("explain", job, people=True)).out
+
+
+async def test_nodes_has_the_nodes_and_the_orchestrator(starloom: Run, cluster: Cluster) -> None:
+    said = await starloom("nodes")
+    assert said.code == 0
+    [node] = said.json["nodes"]
+    assert set(node) >= {"name", "tier", "targets", "state", "labels", "pid", "address"}
+    assert (node["name"], node["tier"], node["targets"], node["state"]) == ("node", "edge", ["cpu"], "online")
+    assert said.json["orchestrator"]["address"] == cluster.address
+    assert said.json["orchestrator"]["pid"] > 0
+    assert cluster.address in (await starloom("nodes", people=True)).out
+
+
+async def test_bad_input_is_refused_whole_and_the_cluster_goes_on(starloom: Run, write: Any, tmp_path: Path) -> None:
+    text = write(copying(PortType.TEXT))
+    broken = tmp_path / "broken.yaml"
+    broken.write_text(
+        "api_version: starloom/v1\nname: x\ninputs: {a: bytes}\nstages:\n  s: {kind: no.such}\n  t: {kind: test.text, in: {value: $a}}\n"
+    )
+    cycle = tmp_path / "cycle.yaml"
+    cycle.write_text(
+        "api_version: starloom/v1\nname: x\nstages:\n  s: {kind: test.text, after: [t]}\n  t: {kind: test.text, after: [s]}\n"
+    )
+    nowhere = tmp_path / "nowhere.yaml"
+    nowhere.write_text(
+        "api_version: starloom/v1\nname: x\ninputs: {a: text}\nstages: {s: {kind: test.text, in: {value: $a}, require: {tier: cloud}}}\n"
+    )
+    (tmp_path / "file").write_bytes(b"1")
+    cases = [
+        (("submit", tmp_path / "none.yaml"), {str(tmp_path / "none.yaml")}),
+        (("submit", text), {"inputs.text"}),
+        (("submit", text, "--input", "txt=x"), {"inputs.text", "inputs.txt"}),
+        (("submit", text, "--input", "text=x", "--max-parallel", "-1"), {"max_parallel"}),
+        (("submit", text, "--input", "text=x", "--key", "job-1"), {"key"}),
+        (("submit", broken, "--input", f"a={tmp_path / 'file'}"), {"stages.s.kind", "stages.t.in.value"}),
+        (("submit", nowhere, "--input", "a=x"), {"stages.s.require"}),
+        (("submit", broken, "--input", "b=x"), {"stages.s.kind", "stages.t.in.value", "inputs.a", "inputs.b"}),
+    ]
+    for argv, places in cases:
+        said = await starloom(*argv)
+        assert said.code == 2, argv
+        assert {problem["place"] for problem in said.json["error"]["problems"]} == places, argv
+        assert "Traceback" not in said.err
+    said = await starloom("submit", cycle)
+    assert said.code == 2
+    assert any("s -> t -> s" in problem["what"] for problem in said.json["error"]["problems"])
+    for command in ("get", "watch", "cancel", "explain"):
+        said = await starloom(command, "nobody")
+        assert (said.code, said.lines[-1]["error"]["type"]) == (2, "NotFound"), command
+    assert (await starloom("jobs")).json == {"jobs": []}
+    assert (await starloom("submit", text, "--input", "text=x", "--watch")).code == 0
+
+
+async def test_a_wrong_token_and_nobody_there(
+    starloom: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    monkeypatch.setenv(TOKEN_VARIABLE, "wrong")
+    said = await starloom("jobs")
+    assert (said.code, said.json["error"]["type"]) == (2, "Unauthenticated")
+    monkeypatch.setattr(limits, "CONNECT_SECONDS", 0.01)
+    monkeypatch.setenv(ADDRESS_VARIABLE, f"127.0.0.1:{unused_tcp_port}")
+    for command in ("jobs", "nodes"):
+        said = await starloom(command)
+        assert (said.code, said.json["error"]["type"]) == (3, "Unavailable")
+    monkeypatch.delenv(ADDRESS_VARIABLE)
+    monkeypatch.setenv("STARLOOM_HOME", str(tmp_path))
+    said = await starloom("jobs")
+    assert said.code == 3
+    assert "starloom up" in said.err
+
+
+async def test_a_live_table_follows_on_a_terminal(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from starloom.orchestrator.cli.follow import Progress, follow
+    from starloom.orchestrator.cli.output import Output
+
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    async with AsyncClient(cluster.address, TOKEN) as client:
+        job = await client.submit(copying(PortType.AUDIO), {"audio": Audio(np.zeros(1, np.float32), 8_000)})
+        progress = Progress(Output())
+        await follow(job, progress)
+        events = [event async for event in job.events()]
+    assert isinstance(events[-1].fact, facts.JobEnded)
+    shown = capfd.readouterr().err
+    assert f"{job.id}  succeeded  1 succeeded" in shown
+    assert "test.audio" not in shown
+    assert "node" in shown
