@@ -44,8 +44,11 @@ class StandIn:
         self.heard.append("end")
 
     async def stop(self) -> None:
-        self.heard.append("stop")
         self.ended.set()
+        # Lets `run` end before this does.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        self.heard.append("goodbye")
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +74,7 @@ async def test_it_runs_one_agent_from_its_construction_until_stop(tmp_path: Path
     assert made[0].config == CONFIG
     assert await actor.stop() == os.getpid()
     await asyncio.to_thread(actor._thread.join)
-    assert made[0].heard == ["start", "stop", "end"]
+    assert made[0].heard == ["start", "end", "goodbye"]
 
 
 def test_an_agent_that_cannot_start_is_told_at_the_construction(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ class AgentActor:
         logging.basicConfig(filename=log_file, level=logging.INFO, format=LOG_FORMAT, force=True)
         self._make = make
         self._stopping = False
+        self._stopped = asyncio.Event()
         self._started: Future[tuple[Runs, asyncio.AbstractEventLoop]] = Future()
         self._thread = Thread(target=self._live, args=(config,), name="agent", daemon=True)
         self._thread.start()
@@ -55,7 +56,10 @@ class AgentActor:
         """Stops the agent in order: it says goodbye. Returns the process's id."""
         self._stopping = True
         agent, loop = self._started.result()
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(agent.stop(), loop))
+        try:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(agent.stop(), loop))
+        finally:
+            loop.call_soon_threadsafe(self._stopped.set)
         return os.getpid()
 
     def _live(self, config: AgentConfig) -> None:
@@ -76,3 +80,6 @@ class AgentActor:
         await agent.start()
         self._started.set_result((agent, asyncio.get_running_loop()))
         await agent.run()
+        if self._stopping:
+            # The loop must not end while `stop`, which ends `run`, still has a goodbye to send.
+            await self._stopped.wait()
