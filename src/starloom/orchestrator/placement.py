@@ -95,7 +95,7 @@ class EarliestFinish:
     """The node where the stage ends soonest: wait for a slot, fetch inputs, load models, run.
 
     Nodes on the kind's own tier go before others, and nodes that could not reach the inputs come last.
-    Of equal nodes the first by name is taken.
+    Of equal nodes the one with the least in hand is taken, then the first by name: slots of one node share it.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class EarliestFinish:
         """The open candidate that ends the stage soonest; None if no one is open."""
         costs, kind = self.costs, want.kind
         best: Choice | None = None
-        best_key = (True, True, 0.0)
+        best_key = (True, True, 0.0, 0)
         for candidate in candidates:
             member, target, preferred = candidate
             if not member.open:
@@ -122,7 +122,7 @@ class EarliestFinish:
                 finish += member.seconds / member.slots
             if want.moves:
                 finish += transfer_seconds(want.moves, member)
-            key = (member.name in want.avoid, not preferred, finish)
+            key = (member.name in want.avoid, not preferred, finish, len(member.assigned))
             if best is None or key < best_key:
                 best, best_key = Choice(candidate, seconds), key
         return best
