@@ -73,6 +73,34 @@ def test_at_least_six_lines_of_the_small_page_are_read(run_stage: Run, data_fold
 
 
 @pytest.mark.models
+def test_lines_shared_among_stages_come_together_in_their_order(run_stage: Run, example_folder: Path) -> None:
+    image = decode_image((example_folder / "photo.jpg").read_bytes())
+    boxes = run_stage("text.detect", image=image)["boxes"]
+    parts = {
+        f"part-{part}": run_stage("text.recognise", image=image, boxes=boxes, params={"part": part, "parts": 3})[
+            "lines"
+        ]
+        for part in (3, 1, 2)
+    }
+    merged = run_stage("text.merge", **parts)
+    assert tuple(merged["text"].split("\n")) == PAGE
+    assert [line["index"] for line in merged["lines"]] == list(range(len(PAGE)))
+    assert [line["text"] for line in parts["part-2"]] == [PAGE[1], PAGE[4]]
+
+
+@pytest.mark.parametrize("value", [{}, [1], [{"text": "a"}], [{"index": 1, "text": 2}], "text"])
+def test_what_is_no_lines_is_not_merged(run_stage: Run, value: Any) -> None:
+    with pytest.raises(StageError, match="input lines holds no lines"):
+        run_stage("text.merge", lines=value)
+
+
+@pytest.mark.models
+def test_a_part_that_is_none_is_refused(run_stage: Run) -> None:
+    with pytest.raises(StageError, match="part 3 from 1 to parts = 2"):
+        run_stage("text.recognise", image=drawn("x"), boxes=[], params={"part": 3, "parts": 2})
+
+
+@pytest.mark.models
 @pytest.mark.parametrize("degrees", [0, 10, -15, 90, -90, 180, 172])
 def test_a_rotated_line_is_read(run_stage: Run, degrees: float) -> None:
     assert read(run_stage, turned(drawn("Platform 7 to Utrecht"), degrees)) == ["Platform 7 to Utrecht"]

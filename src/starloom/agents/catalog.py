@@ -43,6 +43,7 @@ SHIPPED: Final[Mapping[str, str]] = {
     "vision.faces": f"{_STAGES}.faces:DetectFaces",
     "text.detect": f"{_STAGES}.reading:DetectText",
     "text.recognise": f"{_STAGES}.reading:RecogniseText",
+    "text.merge": f"{_STAGES}.textlines:MergeText",
     "text.embed": f"{_STAGES}.embed:Embed",
     "text.retrieve": f"{_STAGES}.retrieve:Retrieve",
     "text.answer": f"{_STAGES}.answer:Answer",

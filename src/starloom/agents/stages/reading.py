@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from starloom.agents.stage import Models, Outputs, Stage, StageCall
 from starloom.agents.stages.image import Image, resize
+from starloom.agents.stages.textlines import as_text
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
@@ -115,14 +116,22 @@ class DetectText(Stage):
 
 
 class RecogniseText(Stage):
-    """Reads the lines of text that `text.detect` found: `text`, and `[{"text", "score", "box"}]` in the same order."""
+    """Reads the lines of text that `text.detect` found: `text`, and `[{"text", "score", "box", "index"}]` in the same order.
+
+    `index` is the line's place among the boxes. Of `parts` stages that share one image, the `part`-th reads
+    every `parts`-th line; `text.merge` puts their lines together.
+    """
 
     spec = KindSpec(
         name="text.recognise",
         about="Reads lines of text in an image.",
         inputs={"image": Port(PortType.IMAGE), "boxes": Port(PortType.JSON)},
         outputs={"text": Port(PortType.TEXT), "lines": Port(PortType.JSON)},
-        params={"score_min": Param(type="number", default=0.5, about="lines with a lower score are left out; 0 to 1")},
+        params={
+            "score_min": Param(type="number", default=0.5, about="lines with a lower score are left out; 0 to 1"),
+            "part": Param(type="integer", default=1, about="which share of the lines to read; 1 to parts"),
+            "parts": Param(type="integer", default=1, about="among how many stages the lines are divided"),
+        },
         models=(MODEL,),
         tier=Tier.EDGE,
         cost=Cost(run_seconds=0.6, load_seconds=0.5, memory_bytes=500 * 1024 * 1024),
@@ -134,19 +143,21 @@ class RecogniseText(Stage):
         models.cached(MODEL, "characters", lambda: read_characters(models.path(MODEL, RECOGNISE_FILE)))
 
     def run(self, call: StageCall) -> Outputs:
-        score_min = call.params["score_min"]
-        if not 0 <= score_min <= 1:
-            raise StageError(f"text.recognise: score_min {score_min} must be 0 to 1")
+        score_min, part, parts = (call.params[name] for name in ("score_min", "part", "parts"))
+        if not 0 <= score_min <= 1 or not 1 <= part <= parts:
+            raise StageError(
+                f"text.recognise: score_min {score_min} must be 0 to 1, and part {part} from 1 to parts = {parts}"
+            )
         image: Image = call.inputs["image"]
-        regions = parse_boxes(call.inputs["boxes"], image.shape[1], image.shape[0])
+        regions = parse_boxes(call.inputs["boxes"], image.shape[1], image.shape[0])[part - 1 :: parts]
         crops = self._turn(call, [crop_line(image, region.quad, region.bend) for region in regions])
         read = self._read(call, crops)
         lines = [
-            {"text": text, "score": round(score, 4), "box": region.quad.tolist()}
-            for (text, score), region in zip(read, regions, strict=True)
+            {"text": text, "score": round(score, 4), "box": region.quad.tolist(), "index": part - 1 + n * parts}
+            for n, ((text, score), region) in enumerate(zip(read, regions, strict=True))
             if text and score >= score_min
         ]
-        return {"text": "\n".join(str(line["text"]) for line in lines), "lines": lines}
+        return as_text(lines)
 
     def _turn(self, call: StageCall, crops: list[Image]) -> list[Image]:
         """The crops, those that are upside down turned round."""
