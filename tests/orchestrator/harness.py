@@ -30,7 +30,7 @@ from starloom.dag.constellation import Constellation, Requirements, Tier
 from starloom.dag.errors import StarloomError
 from starloom.dag.facts import AnyFact, ErrorInfo, Fact, JobOptions, Timing, decode_fact, encode_fact
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
-from starloom.dag.job import JobState, StageState
+from starloom.dag.job import JobState, StageState, StageStatus
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
 from starloom.dag.values import JOB_STORE, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
@@ -46,6 +46,7 @@ from starloom.orchestrator.inputs import (
     Submit,
     Tick,
 )
+from starloom.orchestrator.lineage import Verdict, verdict
 
 SECOND = 1_000_000_000
 JSON, BYTES, TEXT = Port(PortType.JSON), Port(PortType.BYTES), Port(PortType.TEXT)
@@ -145,9 +146,7 @@ class FakeAgent:
 
     def result(self, assign: Assign, salt: str = "", **timing: float) -> Finished:
         """What an attempt finishes with: equal for equal kinds, parameters, inputs and salts."""
-        outputs = {
-            name: self._output(assign, name, port, salt) for name, port in KINDS[assign.kind].outputs.items()
-        }
+        outputs = {name: self._output(assign, name, port, salt) for name, port in KINDS[assign.kind].outputs.items()}
         value = {"score": assign.params.get("score"), "salt": salt}
         answers = tuple(
             holds(comparison, "text" if assign.kind == "t.say" else value) for comparison in assign.comparisons
@@ -214,6 +213,10 @@ class World:
                 agent.receive(command)
         for job in self.coordinator.jobs.values():
             job.validate()
+        for run in self.coordinator._endings.runs.values():
+            for stage in run.queued:
+                assert run.job.stages[stage].status is StageStatus.PENDING
+                assert verdict(run.job, stage) is Verdict.RUN, f"{stage} is queued, but may not run"
         self.watch(decision)
 
     def advance(self, seconds: float, beat: bool = True) -> None:
@@ -442,9 +445,7 @@ def snapshot(coordinator: Coordinator) -> dict[str, Any]:
 
 def _job(job: JobState) -> dict[str, Any]:
     plain = {name: value for name, value in vars(job).items() if name != "stages"}
-    stages = {
-        name: {slot: getattr(stage, slot) for slot in StageState.__slots__} for name, stage in job.stages.items()
-    }
+    stages = {name: {slot: getattr(stage, slot) for slot in StageState.__slots__} for name, stage in job.stages.items()}
     for stage in stages.values():
         for slot in ("outputs", "holds", "consumed"):
             stage[slot] = dict(stage[slot])
@@ -454,9 +455,7 @@ def _job(job: JobState) -> dict[str, Any]:
 def facts_of(world: World, kind: type[Fact], stage: str = "") -> list[Any]:
     """The facts of a kind, of one stage or all."""
     return [
-        fact
-        for fact in world.facts
-        if isinstance(fact, kind) and (not stage or getattr(fact, "stage", None) == stage)
+        fact for fact in world.facts if isinstance(fact, kind) and (not stage or getattr(fact, "stage", None) == stage)
     ]
 
 

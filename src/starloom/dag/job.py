@@ -102,7 +102,7 @@ class StageState:
         self.failures = 0
         self.deaths = 0
         self.input_losses = 0
-        #: of the last attempt that failed, until a later one succeeds
+        #: of the last attempt that failed, until the stage succeeds, or is skipped for another reason
         self.error: facts.ErrorInfo | None = None
         #: how long the attempt after the last failure has to wait; None if no failure asks for that
         self.retry_seconds: float | None = None
@@ -293,6 +293,8 @@ def _default(stage: StageState, fact: facts.StageDefaulted) -> None:
 
 def _skip(stage: StageState, fact: facts.StageSkipped) -> None:
     _take_number(stage, fact)
+    if stage.status is StageStatus.PENDING:
+        stage.error = None
     _settle(stage, StageStatus.SKIPPED)
     stage.committed, stage.reason = fact.token, fact.reason
 

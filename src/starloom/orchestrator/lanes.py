@@ -11,13 +11,11 @@ from heapq import heappop, heappush, heapreplace
 from typing import Any
 
 from starloom.dag import limits
-from starloom.dag.constellation import Join, Requirements
+from starloom.dag.constellation import Requirements
 from starloom.dag.ids import JobId, StageId
-from starloom.dag.job import JobState, StageStatus
 from starloom.dag.kinds import KindSpec
 from starloom.orchestrator.feasible import may, target_for
 from starloom.orchestrator.fleet import AgentState, Fleet
-from starloom.orchestrator.lineage import Verdict, verdict
 from starloom.orchestrator.placement import Candidate
 from starloom.orchestrator.runs import Run
 
@@ -93,7 +91,7 @@ class ReadyLanes:
         return lane
 
     def push(self, run: Run, stage: StageId) -> None:
-        """A stage is ready; again is fine."""
+        """A stage is ready; again is fine. `run.queued` without it takes it out again."""
         if stage in run.queued:
             return
         run.queued.add(stage)
@@ -140,8 +138,6 @@ class ReadyLanes:
         entry = heappop(lane.stages[run.job.id])
         stage = entry[2]
         run.queued.discard(stage)
-        if not _may_start(run.job, stage):
-            return
         if place(lane, run, stage):
             self._clock = max(self._clock, run.tag)
             run.tag = self._clock + 1
@@ -199,13 +195,3 @@ class ReadyLanes:
         empty = [key for key, lane in self._lanes.items() if not lane.stages]
         for key in empty:
             self._awake.pop(self._lanes.pop(key).seq, None)
-
-
-def _may_start(job: JobState, stage: StageId) -> bool:
-    """Whether a stage is still what it was when it got ready: an upstream may have been reopened since."""
-    state = job.stages[stage]
-    if state.status is not StageStatus.PENDING:
-        return False
-    if state.spec.join is Join.ALL:
-        return job.undecided[stage] == 0
-    return verdict(job, stage) is Verdict.RUN

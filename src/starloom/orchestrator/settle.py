@@ -138,6 +138,10 @@ class Settler:
         assert stage.committed is not None
         self._ledger.record(StageReopened(job=run.job.id, stage=name, token=stage.committed, reason=reason))
         self.decide(run, name)
+        for arc in run.job.downstreams[name]:
+            if arc.downstream in run.queued:
+                run.queued.discard(arc.downstream)
+                self.decide(run, arc.downstream)
 
     def wait(self, run: Run, name: StageId, seconds: float, why: str) -> None:
         """A pending stage is not placed before so many seconds have passed."""
