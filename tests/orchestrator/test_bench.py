@@ -7,15 +7,20 @@ from pathlib import Path
 import pytest
 
 from starloom.agents.catalog import Catalog
+from starloom.dag.builder import Graph
+from starloom.dag.constellation import Requirements, Tier
 from starloom.dag.errors import InvalidInput, StarloomError
+from starloom.dag.ids import StageId
 from starloom.dag.validate import validate
-from starloom.orchestrator.bench import daskpeer, harness, overhead, report
+from starloom.orchestrator import demo
+from starloom.orchestrator.bench import daskpeer, harness, overhead, report, tiers
 from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.ours import OURS, constellation
 from starloom.orchestrator.bench.peerhost import Ask
 from starloom.orchestrator.bench.peers import PEERS, Host, open_peers
 from starloom.orchestrator.bench.shapes import LAYER_STAGES, LAYER_UPSTREAMS, Form, Work, shape
 from starloom.orchestrator.cli.main import main
+from starloom.orchestrator.clusterfile import DEFAULT
 
 ROW_KEYS = {"what", "ours", "peer", "peer_name", "ratio", "unit"}
 
@@ -170,20 +175,30 @@ def test_bad_arguments_are_refused_before_anything_starts(
     assert problem in json.loads(capsys.readouterr().out)["error"]["message"]
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_a_small_run_of_overhead_gives_well_formed_rows(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "overhead", "--json", "--repeat", "1", "--scale", "0.02"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["bench"] == "overhead"
-    assert {row["peer_name"] for row in found["rows"]} == set(PEERS)
-    assert {"wide-20", "layered-20", "chain-4-same-agent", "chain-4-two-agents", "jobs-100-per-second"} <= {
-        row["what"] for row in found["rows"]
-    }
-    for row in found["rows"]:
-        assert row.keys() >= ROW_KEYS
-        less_is_better = row["unit"] != "jobs/s"
-        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"] if less_is_better else row["ours"] / row["peer"])
+def test_a_placement_requires_its_tier_and_gives_up_what_no_node_there_has() -> None:
+    chosen = demo.constellation()
+    cloud = tiers.on_tier(chosen, Tier.CLOUD, DEFAULT)
+    device = tiers.on_tier(chosen, Tier.DEVICE, DEFAULT)
+    for stage in cloud.stages.values():
+        assert stage.requires == Requirements(tiers=(Tier.CLOUD,), target="cpu" if stage.id == "faces" else "")
+    for stage in device.stages.values():
+        before = chosen.stages[stage.id].requires
+        assert stage.requires == Requirements(tiers=(Tier.DEVICE,), target=before.target, labels=before.labels)
+    assert (cloud.dependencies, cloud.outputs) == (chosen.dependencies, chosen.outputs)
+
+
+def test_a_requirement_of_a_node_is_given_up_and_one_of_memory_is_not() -> None:
+    graph = Graph("pinned")
+    graph.stage("one", "basic.noop", require=Requirements(node="edge-1", memory_bytes=7, target="gpu"))
+    moved = tiers.on_tier(graph.build(), Tier.CLOUD, DEFAULT).stages[StageId("one")]
+    assert moved.requires == Requirements(tiers=(Tier.CLOUD,), memory_bytes=7, target="cpu")
+
+
+@pytest.mark.parametrize(("answers", "said"), [(1, "the same in all runs"), (2, "not the same in all runs: 2 answers")])
+def test_the_notes_say_that_all_tiers_have_one_processor_and_whether_the_answers_agree(answers: int, said: str) -> None:
+    notes = tiers.notes(DEFAULT, answers)
+    assert "the same processor" in notes[0]
+    assert notes[-1] == f"the answer was {said}"
 
 
 def test_a_row_shows_its_quartiles() -> None:
@@ -201,3 +216,33 @@ def test_a_row_shows_its_quartiles() -> None:
     assert report.cells(row) == (
         *("wide-1000", "0.1", "[0.09 to 0.12]", "dask", "0.25", "[0.2 to 0.3]", "s", "2.5x", "9"),
     )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_small_run_of_overhead_gives_well_formed_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "overhead", "--json", "--repeat", "1", "--scale", "0.02"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bench"] == "overhead"
+    assert {row["peer_name"] for row in found["rows"]} == set(PEERS)
+    assert {"wide-20", "layered-20", "chain-4-same-agent", "chain-4-two-agents", "jobs-100-per-second"} <= {
+        row["what"] for row in found["rows"]
+    }
+    for row in found["rows"]:
+        assert row.keys() >= ROW_KEYS
+        less_is_better = row["unit"] != "jobs/s"
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"] if less_is_better else row["ours"] / row["peer"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.models
+def test_a_small_run_of_tiers_gives_a_row_for_each_placement(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "tiers", "--json", "--repeat", "1"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = {row["peer_name"]: row for row in found["rows"]}
+    assert set(rows) == {"all-cloud", "all-device"}
+    for row in rows.values():
+        assert row.keys() >= ROW_KEYS
+        assert (row["what"], row["unit"]) == ("demo", "s")
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"])

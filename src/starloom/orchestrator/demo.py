@@ -4,7 +4,7 @@ It runs three times on one cluster: cold, warm, and warm with one stage at a tim
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -56,6 +56,20 @@ def example() -> Path:
 def constellation() -> Constellation:
     """The demonstration's constellation."""
     return load((example() / "constellation.yaml").read_text("utf-8"), place="the demonstration's constellation")
+
+
+def pull_models(note: Callable[[str], None]) -> None:
+    """Brings what the demonstration needs of models into the user's store, with progress told to `note`.
+
+    Raises what `agents.modelpull.pull` raises.
+    """
+    from starloom.agents.modelpull import pull
+    from starloom.agents.modelstore import ModelStore
+
+    store = ModelStore()
+    missing = [model.name for model in store.models() if model.default and not model.present]
+    if missing:
+        pull(store, missing, lambda name, what: note(f"{name}: {what}" if name else what))
 
 
 def measure(

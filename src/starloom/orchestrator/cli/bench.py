@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Final, NamedTuple
 
 from starloom.dag.errors import InvalidInput, Problem, StarloomError
+from starloom.orchestrator.cli import demo
 from starloom.orchestrator.cli.output import Commands, Exit, Output, Parser, add_command, add_family
 
 
@@ -39,7 +40,7 @@ BENCHES: Final = {
         "the demonstration's job where its constellation puts it, beside all of it on one tier",
         5,
         lambda _: None,
-        ("ray", "psutil", "onnxruntime", "cv2", "soundfile", "soxr", "tokenizers", "hibari"),
+        demo.NEEDED,
     ),
 }
 
