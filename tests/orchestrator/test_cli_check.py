@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from starloom.dag.document import load
 from starloom.orchestrator.cli.main import main
 
 GOOD = """
@@ -36,18 +37,13 @@ def test_the_example_is_valid(example_folder: Path, capsys: pytest.CaptureFixtur
     assert main(["validate", str(file), "--json"]) == 0
     said = capsys.readouterr()
     found = json.loads(said.out)
-    assert found == {
-        "file": str(file),
-        "name": "spoken-question",
-        "stages": 11,
-        "dependencies": 12,
-        "valid": True,
-        "problems": [],
-        "warnings": [],
-    }
+    assert (found["file"], found["name"], found["valid"]) == (str(file), "spoken-question", True)
+    assert (found["problems"], found["warnings"]) == ([], [])
+    constellation = load(file.read_bytes())
+    assert (found["stages"], found["dependencies"]) == (len(constellation.stages), len(constellation.dependencies))
     assert said.err == ""
     assert main(["validate", str(file)]) == 0
-    assert "is valid: spoken-question, 11 stages" in capsys.readouterr().out
+    assert f"is valid: spoken-question, {len(constellation.stages)} stages" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Job inputs from the command line, and outputs as files."""
 
+import os
 import sys
+import threading
 import wave
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import InvalidInput
 from starloom.dag.values import Port, PortType, ValueRef
-from starloom.orchestrator.cli.files import output_json, output_text, read_inputs, save, save_all
+from starloom.orchestrator.cli.files import output_json, output_text, read_inputs, save, save_all, shorter
 
 
 def asking(**ports: Port | PortType) -> Constellation:
@@ -77,11 +79,32 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
     }
 
 
-def test_too_many_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "JOB_INPUT_BYTES_MAX", 3)
+    found = problems(asking(a=PortType.TEXT, b=PortType.TEXT), "a=12", "b=34")
+    assert found == {"inputs": "have 4 bytes together, over JOB_INPUT_BYTES_MAX = 3"}
+
+
+def test_a_file_far_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "JOB_INPUT_BYTES_MAX", 3)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the file was read"))
     (tmp_path / "data").write_bytes(b"1234")
     found = problems(asking(a=PortType.BYTES), f"a={tmp_path / 'data'}")
-    assert found == {"inputs": "have 4 bytes together, over JOB_INPUT_BYTES_MAX = 3"}
+    assert found == {"inputs.a": f"{tmp_path / 'data'} has 4 bytes, over JOB_INPUT_BYTES_MAX = 3"}
+
+
+def test_a_pipe_is_read_once(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=fifo.write_bytes, args=(b"1234",))
+    writer.start()
+    assert read_inputs(asking(a=PortType.BYTES), [f"a={fifo}"]) == {"a": b"1234"}
+    writer.join()
+
+
+def test_a_long_text_is_cut_where_it_is_one_of_several() -> None:
+    assert shorter("x" * 600) == "x" * 600
+    assert shorter("x" * 601).startswith("x" * 600 + " ... ")
 
 
 def write_wav(path: Path, frames: bytes, width: int, channels: int = 1, rate: int = 8_000) -> None:

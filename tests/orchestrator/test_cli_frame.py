@@ -1,5 +1,6 @@
 """The command line's frame: exit codes, what goes to which stream, and what a command costs to start."""
 
+import io
 import json
 import subprocess
 import sys
@@ -96,7 +97,8 @@ def test_each_error_has_its_exit_code(error: StarloomError, code: int) -> None:
         (["submit", "f", "--priority", "high"], "invalid int value: 'high'"),
         (["submit", "f", "--output-dir", "d"], "--output-dir needs --watch"),
         (["get", "j", "-o", "f"], "-o needs --output NAME"),
-        (["jobs", "--limit", "-1"], "--limit is -1"),
+        (["jobs", "--limit=-1"], "'-1' is no whole number of at least 0"),
+        (["watch", "j", "--after", "9" * 20], "is no whole number"),
     ],
 )
 def test_a_wrong_command_line_is_told_on_both_streams(
@@ -205,3 +207,15 @@ def test_json_stays_out_of_what_is_for_people(capsys: pytest.CaptureFixture[str]
     assert "{" not in said
     assert "[bold]" in said
     assert said.splitlines()[0].strip() == "nodes"
+
+
+def test_what_a_stream_cannot_say_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", stream)
+    Output(as_json=True).json({"text": "é中", "file": "bad\udcff"})
+    assert stream.buffer.getvalue() == b'{"text":"\xe9\\u4e2d","file":"bad\\udcff"}\n'
+
+
+def test_a_file_name_that_is_no_text_can_be_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["validate", "no-\udcff.yaml", "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["problems"][0]["place"] == "no-\udcff.yaml"

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import signal
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -254,7 +257,7 @@ async def test_bad_input_is_refused_whole_and_the_cluster_goes_on(starloom: Run,
         (("submit", tmp_path / "none.yaml"), {str(tmp_path / "none.yaml")}),
         (("submit", text), {"inputs.text"}),
         (("submit", text, "--input", "txt=x"), {"inputs.text", "inputs.txt"}),
-        (("submit", text, "--input", "text=x", "--max-parallel", "-1"), {"max_parallel"}),
+        (("submit", text, "--input", "text=x", "--priority", "9" * 12), {"priority"}),
         (("submit", text, "--input", "text=x", "--key", "job-1"), {"key"}),
         (("submit", broken, "--input", f"a={tmp_path / 'file'}"), {"stages.s.kind", "stages.t.in.value"}),
         (("submit", nowhere, "--input", "a=x"), {"stages.s.require"}),
@@ -291,6 +294,48 @@ async def test_a_wrong_token_and_nobody_there(
     said = await starloom("jobs")
     assert said.code == 3
     assert "starloom up" in said.err
+
+
+async def started(*argv: object, cluster: Cluster) -> asyncio.subprocess.Process:
+    """The command as a process of its own."""
+    environment = {**os.environ, ADDRESS_VARIABLE: cluster.address, TOKEN_VARIABLE: TOKEN}
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "starloom.orchestrator.cli.main",
+        *map(str, argv),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=environment,
+    )
+
+
+async def test_ctrl_c_ends_the_watching_and_not_the_job(cluster: Cluster, write: Any) -> None:
+    process = await started("submit", write(gated("a")), "--input", "text=x", "--key", "k", "--watch", cluster=cluster)
+    assert process.stderr is not None
+    while b"started" not in await process.stderr.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == 130
+    assert b"goes on; `starloom watch" in err
+    assert b"Traceback" not in err
+    async with AsyncClient(cluster.address, TOKEN) as client:
+        job = await client.job("k")
+        gates["a"].set()
+        assert await job.result(timeout=60) == {"a": "x"}
+
+
+async def test_a_reader_that_goes_away_ends_the_watching(cluster: Cluster, write: Any) -> None:
+    async with AsyncClient(cluster.address, TOKEN) as client:
+        job = await client.submit(gated("a"), {"text": "x"})
+        process = await started("watch", job.id, "--json", cluster=cluster)
+        assert process.stdout is not None
+        assert b"job-submitted" in await process.stdout.readline()
+        process.stdout._transport.close()  # type: ignore[attr-defined]
+        gates["a"].set()
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (141, b"")
 
 
 async def test_a_live_table_follows_on_a_terminal(

@@ -235,6 +235,28 @@ async def test_followers_live_through_a_restart(client: AsyncClient, cluster: Cl
     assert (await client.cluster()).epoch == 2
 
 
+async def test_a_submission_waits_for_an_orchestrator_that_is_being_restarted(
+    client: AsyncClient, cluster: Cluster
+) -> None:
+    await cluster.down()
+    submitting = asyncio.create_task(client.submit(copying(PortType.BYTES), {"bytes": b"x" * LARGE}))
+    await cluster.up()
+    job = await asyncio.wait_for(submitting, 60)
+    assert await job.result(timeout=60) == {"bytes": b"x" * LARGE}
+    assert [info.id for info in await client.jobs()] == [job.id]
+
+
+async def test_problems_are_those_by_the_nodes_kinds(client: AsyncClient) -> None:
+    assert await client.problems(copying(PortType.TEXT)) == []
+    graph = Graph("wrong")
+    graph.stage("first", "basic.noop")
+    [problem] = await client.problems(graph.build())
+    assert problem.place == "stages.first.kind"
+    with pytest.raises(InvalidInput) as raised:
+        await client.submit(graph.build(), {"other": 1})
+    assert [problem.place for problem in raised.value.problems] == ["stages.first.kind", "inputs.other"]
+
+
 async def in_thread(cluster: Cluster, work: Callable[[Client], Any]) -> Any:
     def run() -> Any:
         with Client(cluster.address, TOKEN) as client:
@@ -258,6 +280,7 @@ async def test_the_synchronous_client_does_the_same(cluster: Cluster) -> None:
         assert [node.name for node in client.nodes()] == ["node"]
         assert client.cluster().epoch == 1
         assert "test.text" in client.kinds()
+        assert client.problems(copying(PortType.TEXT)) == []
         assert client.fetch(job.id, "text", again.status().outputs["text"]) == "x"
         assert job.cancel().status is JobStatus.SUCCEEDED
 

@@ -10,10 +10,11 @@
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -24,7 +25,7 @@ from starloom.agents.values import decode
 from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.document import to_json
-from starloom.dag.errors import Cancelled, DeadlineExceeded, InvalidInput, JobFailed, Problem
+from starloom.dag.errors import Cancelled, DeadlineExceeded, InvalidInput, JobFailed, Problem, Unavailable
 from starloom.dag.facts import JobEnded, JobStatus, StageCommitted, StageDefaulted
 from starloom.dag.ids import JobId, Revision
 from starloom.dag.job import StageStatus
@@ -32,7 +33,7 @@ from starloom.dag.kinds import KindCatalog
 from starloom.dag.validate import problems
 from starloom.dag.values import ValueRef
 from starloom.orchestrator import clientwire
-from starloom.orchestrator.clientinputs import encode_inputs
+from starloom.orchestrator.clientinputs import Encoded, encode_inputs
 from starloom.orchestrator.clientlink import Link, find_cluster
 from starloom.orchestrator.effects import Stopped
 from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo
@@ -43,6 +44,8 @@ OWN_KEY_PREFIX: Final = "auto-"
 
 _OUTPUT_KINDS = ("stage-committed", "stage-defaulted", "job-ended")
 _END_KINDS = ("job-ended",)
+Result = TypeVar("Result")
+
 _PRIORITY_MAX = 2**31 - 1
 _CANCEL_SECONDS = limits.CANCEL_GRACE_SECONDS + limits.RPC_DEADLINE_SECONDS
 
@@ -98,9 +101,8 @@ class AsyncClient:
         the key stands for another job, Overloaded, Unavailable.
         """
         _check_options(priority, max_parallel)
-        document = msgspec.json.encode(to_json(constellation))
         try:
-            encoded = await asyncio.to_thread(encode_inputs, constellation, inputs or {})
+            document, encoded = await asyncio.to_thread(_encode, constellation, inputs or {})
         except InvalidInput as error:
             found = await self.problems(constellation)
             raise InvalidInput([*found, *error.problems], error.what) from error
@@ -113,7 +115,7 @@ class AsyncClient:
             labels=labels,
         )
         large = [item for item in encoded.values() if item.ref.inline is None]
-        await asyncio.gather(*(self._put(item.ref, item.data) for item in large))
+        await _all([partial(self._put, item.ref, item.data) for item in large])
         answer = await self._link.call("Submit", request)
         job = AsyncJob(self, JobId(answer.job_id), constellation, Revision(answer.revision))
         # Under a key of its own, what is there already is this very submission, whose answer was lost.
@@ -157,11 +159,18 @@ class AsyncClient:
 
     async def fetch(self, job: JobId, name: str, ref: ValueRef) -> Any:
         """The value of a declared output `name`. Raises NotFound if its job is not kept any more."""
-        data = await self._link.patiently(lambda: self._transfer.fetch(self.address, job, ref), long=True)
+        data = await self._reach(partial(self._transfer.fetch, self.address, job, ref), long=True)
         return decode(ref.type, data, ref.meta, f"outputs.{name}")
 
     async def _put(self, ref: ValueRef, data: bytes) -> None:
-        await self._link.patiently(lambda: self._transfer.put(self.address, ref, data))
+        await self._reach(partial(self._transfer.put, self.address, ref, data))
+
+    async def _reach(self, transfer: Callable[[], Awaitable[Result]], *, long: bool = False) -> Result:
+        """What a transfer gives, which is repeated as calls are."""
+        try:
+            return await self._link.patiently(transfer, long=long)
+        except Unavailable as error:
+            raise self._link.unreachable(error) from error
 
 
 class AsyncJob:
@@ -255,13 +264,7 @@ class AsyncJob:
             raise job_failed(await self.status())
 
     async def _values(self, outputs: Mapping[str, ValueRef]) -> dict[str, Any]:
-        at_once = asyncio.Semaphore(limits.TRANSFERS_AT_ONCE_MAX)
-
-        async def value(name: str, ref: ValueRef) -> Any:
-            async with at_once:
-                return await self._client.fetch(self.id, name, ref)
-
-        values = await asyncio.gather(*(value(name, ref) for name, ref in outputs.items()))
+        values = await _all([partial(self._client.fetch, self.id, name, ref) for name, ref in outputs.items()])
         return dict(zip(outputs, values, strict=True))
 
     async def _sources(self) -> dict[str, dict[str, list[str]]]:
@@ -272,6 +275,21 @@ class AsyncJob:
         for name, output in self._constellation.outputs.items() if self._constellation else ():
             sources.setdefault(output.upstream, {}).setdefault(output.output, []).append(name)
         return sources
+
+
+async def _all(work: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
+    """What all of `work` gives, in order; at most TRANSFERS_AT_ONCE_MAX at one time."""
+    at_once = asyncio.Semaphore(limits.TRANSFERS_AT_ONCE_MAX)
+
+    async def one(item: Callable[[], Awaitable[Result]]) -> Result:
+        async with at_once:
+            return await item()
+
+    return await asyncio.gather(*map(one, work))
+
+
+def _encode(constellation: Constellation, inputs: Mapping[str, Any]) -> tuple[bytes, dict[str, Encoded]]:
+    return msgspec.json.encode(to_json(constellation)), encode_inputs(constellation, inputs)
 
 
 def job_failed(info: JobInfo) -> JobFailed:

@@ -60,6 +60,9 @@ def _content(port: Port, value: Any, place: str) -> Any:
     if port.type is not PortType.BYTES or not isinstance(value, Path):
         return value
     try:
+        if (size := value.stat().st_size) > limits.JOB_INPUT_BYTES_MAX:
+            what = f"{value} has {size} bytes, over JOB_INPUT_BYTES_MAX = {limits.JOB_INPUT_BYTES_MAX}"
+            raise InvalidInput([Problem(place, what)])
         return value.read_bytes()
     except OSError as error:
         raise InvalidInput([Problem(place, f"{value} cannot be read: {error.strerror or error}")]) from error

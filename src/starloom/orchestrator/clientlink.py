@@ -196,8 +196,12 @@ class Link:
         broken = error.code() in _BROKEN or any(text in (error.details() or "") for text in _BROKEN_TEXTS)
         if _has_detail(error) or not broken:
             return found
+        return self.unreachable(error.details() or error.code().name)
+
+    def unreachable(self, reason: object) -> Unavailable:
+        """The error that says so, and what to do."""
         return Unavailable(
-            f"the orchestrator at {self.address} cannot be reached: {error.details() or error.code().name}; "
+            f"the orchestrator at {self.address} cannot be reached: {reason}; "
             "is it running? `starloom up` starts a cluster"
         )
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 INLINE_TYPES: Final = (PortType.TEXT, PortType.JSON)
 """The types whose values stand in a command's JSON as they are."""
 
+_SHOWN_CHARACTERS: Final = 600
 _SCALES: Final = {1: 2.0**7, 2: 2.0**15, 3: 2.0**23, 4: 2.0**31}
 
 
@@ -82,8 +83,8 @@ def _read(port: Port, text: str) -> Any:
         case PortType.TENSOR:
             return _read_array(path)
         case _:
-            with path.open("rb"):
-                return path
+            # A pipe can be read only once.
+            return path if path.is_file() else path.read_bytes()
 
 
 def _read_array(path: Path) -> Any:
@@ -139,7 +140,7 @@ def output_json(ref: ValueRef, value: Any = None, path: Path | None = None) -> A
 
 
 def output_text(ref: ValueRef, value: Any = None, path: Path | None = None) -> str:
-    """An output in a line for people."""
+    """An output for people: text and JSON as they are, anything else described; or the file that it lies in."""
     if path:
         return str(path)
     if ref.type is PortType.TEXT:
@@ -148,6 +149,11 @@ def output_text(ref: ValueRef, value: Any = None, path: Path | None = None) -> s
         return msgspec.json.encode(value).decode()
     meta = "".join(f", {name} {item}" for name, item in ref.meta.items())
     return f"<{ref.type}, {ref.bytes} bytes{meta}>"
+
+
+def shorter(text: str) -> str:
+    """The beginning of a long text, where it is one of several."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]} ... (`get --output` has it whole)"
 
 
 def save_all(folder: Path, outputs: Mapping[str, tuple[ValueRef, Any]]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from starloom.dag import facts
 from starloom.dag.errors import JobFailed, NotFound, StarloomError
 from starloom.dag.job import ACTIVE, JobState, StageState
-from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command
+from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count
 from starloom.orchestrator.cli.views import event_line, event_row, seconds_text
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def add_parsers(commands: Commands) -> None:
     parser = add_command(commands, "watch", run_watch, "follow a job until it ends, event by event")
     parser.add_argument("job", metavar="JOB", help="a job's id or key")
     parser.add_argument("--port", metavar="NAME", help="only wait for this declared output, and print it")
-    parser.add_argument("--after", type=int, default=0, metavar="OFFSET", help="only events after this offset")
+    parser.add_argument("--after", type=count, default=0, metavar="OFFSET", help="only events after this offset")
 
 
 def run_watch(args: argparse.Namespace, out: Output) -> int:

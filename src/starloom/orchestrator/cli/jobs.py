@@ -6,10 +6,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import msgspec
+
 from starloom.dag.errors import InvalidInput, NotFound, Problem, StarloomError
 from starloom.orchestrator.cli import follow
 from starloom.orchestrator.cli.check import read_constellation
-from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, error_fields
+from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, count, error_fields
 
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
@@ -35,10 +37,10 @@ def add_parsers(commands: Commands) -> None:
     submit.add_argument("--watch", action="store_true", help="follow the job to its end, and print its outputs")
     submit.add_argument("--key", default="", help="your own name for the job; the same again gives the same job")
     submit.add_argument("--priority", type=int, default=0, help="a greater one goes first")
-    submit.add_argument("--max-parallel", type=int, default=0, metavar="N", help="stages that may run at once")
+    submit.add_argument("--max-parallel", type=count, default=0, metavar="N", help="stages that may run at once")
     submit.add_argument("--output-dir", type=Path, metavar="DIR", help="with --watch: write the outputs to files there")
     jobs = add_command(commands, "jobs", run_jobs, "the jobs that are kept, the newest first")
-    jobs.add_argument("--limit", type=int, default=0, metavar="N", help="at most so many")
+    jobs.add_argument("--limit", type=count, default=0, metavar="N", help="at most so many")
     follow.add_parsers(commands)
     get = add_command(commands, "get", run_get, "a job as it stands: its stages and outputs")
     get.add_argument("job", metavar="JOB", help="a job's id or key")
@@ -107,7 +109,7 @@ async def _submit(
 
 async def _finish(client: "AsyncClient", job: "AsyncJob", out: Output, folder: Path | None) -> int:
     """Tells how a job ended, with its outputs."""
-    from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text, save_all
+    from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text, save_all, shorter
 
     info = await job.status()
     wanted = {name: ref for name, ref in info.outputs.items() if folder or ref.type in INLINE_TYPES}
@@ -122,7 +124,7 @@ async def _finish(client: "AsyncClient", job: "AsyncJob", out: Output, folder: P
         "seconds": (info.ended_unix_nanos - info.submitted_unix_nanos) / 1e9,
     }
     for name, ref in info.outputs.items():
-        out.text(f"{name}: {output_text(ref, values.get(name), paths.get(name))}")
+        out.text(f"{name}: {shorter(output_text(ref, values.get(name), paths.get(name)))}")
     if error := await _end_error(job, info):
         return out.error(error, **row)
     out.json(row)
@@ -138,8 +140,6 @@ async def _end_error(job: "AsyncJob", info: "JobInfo") -> StarloomError | None:
 def run_jobs(args: argparse.Namespace, out: Output) -> int:
     from starloom.orchestrator.cli.views import job_row
 
-    if args.limit < 0:
-        raise UsageError(f"--limit is {args.limit}, below 0")
     rows = [job_row(info) for info in with_client(lambda client: client.jobs(args.limit))]
     out.json({"jobs": rows})
     out.table(
@@ -156,8 +156,8 @@ def run_get(args: argparse.Namespace, out: Output) -> int:
 
 
 async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> int:
-    from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text
-    from starloom.orchestrator.cli.views import job_row, seconds_text, stage_row
+    from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text, shorter
+    from starloom.orchestrator.cli.views import job_row, stage_row
     from starloom.orchestrator.client import job_failed
 
     info = await client.info(args.job)
@@ -175,7 +175,7 @@ async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> 
     )
     out.text(f"{info.id}  {info.name}  {info.status}{f': {info.error}' if info.error else ''}")
     out.table(
-        ("stage", "kind", "status", "node", "tier", "target", "model", "attempts", "seconds", ""),
+        ("stage", "kind", "status", "node", "tier", "target", "model", "tries", "queue", "transfer", "load", "run", ""),
         [
             (
                 stage.name,
@@ -186,14 +186,14 @@ async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> 
                 f"{stage.target}{' (emulated)' if stage.emulated else ''}",
                 ", ".join(stage.models),
                 stage.attempts,
-                seconds_text(stage.seconds),
+                *(f"{part:.3f}" for part in msgspec.structs.astuple(stage.seconds)),
                 stage.reason,
             )
             for stage in info.stages
         ],
     )
     for name, ref in info.outputs.items():
-        out.text(f"{name}: {output_text(ref, values.get(name))}")
+        out.text(f"{name}: {shorter(output_text(ref, values.get(name)))}")
     return Exit.DONE
 
 

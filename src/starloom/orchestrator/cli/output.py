@@ -12,12 +12,11 @@ nothing else. Modules of commands import what is heavy (gRPC, rich, numpy) insid
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final, TextIO
-
-import msgspec
 
 from starloom.dag.errors import (
     Conflict,
@@ -35,6 +34,9 @@ if TYPE_CHECKING:
 
 PIPED_COLUMNS: Final = 160
 """The width of what is written where no terminal gives one."""
+
+
+_COUNT_DIGITS_MAX: Final = 9
 
 
 class Exit(IntEnum):
@@ -90,7 +92,7 @@ class Output:
     def json(self, value: Mapping[str, Any]) -> None:
         """Writes one JSON object on one line to standard output, with `--json` only."""
         if self.as_json:
-            self._write(sys.stdout, msgspec.json.encode(value, enc_hook=str).decode())
+            self._write(sys.stdout, json.dumps(value, default=str, ensure_ascii=False, separators=(",", ":")))
 
     def text(self, text: str) -> None:
         """Writes a line for people to standard output, without `--json` only."""
@@ -134,8 +136,17 @@ class Output:
 
     @staticmethod
     def _write(stream: TextIO, line: str) -> None:
-        stream.write(f"{line}\n")
+        # File names may hold what is no text, and a terminal may not have every letter.
+        encoding = stream.encoding or "utf-8"
+        stream.write(f"{line}\n".encode(encoding, "backslashreplace").decode(encoding))
         stream.flush()
+
+
+def count(text: str) -> int:
+    """An argument that is a whole number of at least 0; for the `type` of `add_argument`."""
+    if not text.isascii() or not text.isdecimal() or len(text) > _COUNT_DIGITS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
+    return int(text)
 
 
 Run = Callable[[argparse.Namespace, Output], int]
