@@ -1,6 +1,6 @@
 """The demonstration's job, run and measured: a spoken question about a photograph, answered in speech.
 
-It runs three times on one cluster: cold, warm, and warm with one stage at a time.
+It runs cold, and then in turns warm and warm with one stage at a time, on one cluster.
 """
 
 import time
@@ -27,6 +27,14 @@ class Shows(Protocol):
     """Shows a job's events as they come."""
 
     def __enter__(self) -> Any: ...
+    def __exit__(self, *_: object) -> None: ...
+    def show(self, event: Event) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> None: ...
     def __exit__(self, *_: object) -> None: ...
     def show(self, event: Event) -> None: ...
 
