@@ -1,6 +1,8 @@
 """The client against a real orchestrator and a real agent, over the wire, in one process."""
 
 import asyncio
+import sys
+import textwrap
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -311,3 +313,30 @@ async def test_many_clients_in_many_threads(cluster: Cluster) -> None:
         assert await in_thread(cluster, work) == {"text": text}
 
     await asyncio.gather(*(run(str(n)) for n in range(8)))
+
+
+async def test_a_process_may_end_with_a_stream_half_read_and_a_client_open(cluster: Cluster) -> None:
+    script = """
+        import sys
+        from starloom import Client
+        client = Client(sys.argv[1], sys.argv[2])
+        events = client.job(sys.argv[3]).events()
+        print(next(events).offset, flush=True)
+        kept = [events]
+        kept.append(kept)
+    """
+    async with AsyncClient(cluster.address, TOKEN) as client:
+        job = await client.submit(gated("a"), {"text": "x"})
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-c",
+            textwrap.dedent(script),
+            cluster.address,
+            TOKEN,
+            job.id,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (process.returncode, err) == (0, b"")
+    assert int(out) > 0

@@ -285,7 +285,9 @@ async def test_nobody_there_is_unavailable_in_the_end(unused_tcp_port: int) -> N
 
 
 @pytest.mark.usefixtures("impatient")
-async def test_a_follower_gives_up_in_the_end(control: FakeControl, client: AsyncClient) -> None:
+async def test_a_follower_says_that_it_waits_and_gives_up_in_the_end(
+    control: FakeControl, client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
     control.steps = [[SUBMITTED, BreakError()], *([BreakError()] for _ in range(100))]
     job = await job_of(client)
     seen: list[int] = []
@@ -297,6 +299,8 @@ async def test_a_follower_gives_up_in_the_end(control: FakeControl, client: Asyn
     with pytest.raises(Unavailable, match="Socket closed"):
         await follow()
     assert seen == [1]
+    [record] = caplog.records
+    assert "waiting up to 0.01 s for it to come back" in record.getMessage()
 
 
 async def test_a_wrong_token_is_told(control: FakeControl) -> None:

@@ -5,6 +5,7 @@ submission under a key, a cancel. The orchestrator may be restarted meanwhile, o
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
@@ -21,6 +22,8 @@ from starloom.orchestrator.infos import Event
 from starloom.orchestrator.statefolder import read_cluster, state_folder
 from starloom.v1 import control_pb2 as pb
 from starloom.v1 import control_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 ADDRESS_VARIABLE: Final = "STARLOOM_ADDRESS"
 TOKEN_VARIABLE: Final = "STARLOOM_TOKEN"
@@ -66,10 +69,11 @@ def _check_address(address: str, place: str) -> None:
 
 
 class Patience:
-    """Waits between repeats, longer each time; gives up `seconds` after the first failure."""
+    """Waits between repeats, longer each time; gives up `seconds` after the first failure. `audible`: logs that one."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: float, *, audible: bool = False) -> None:
         self._seconds = seconds
+        self._audible = audible
         self._until: float | None = None
         self._pause = limits.RECONNECT_FIRST_SECONDS
 
@@ -78,6 +82,8 @@ class Patience:
         now = asyncio.get_running_loop().time()
         if self._until is None:
             self._until = now + self._seconds
+            if self._audible:
+                _log.warning("%s; waiting up to %g s for it to come back", error, self._seconds)
         if now >= self._until:
             raise error
         await asyncio.sleep(min(self._pause, self._until - now))
@@ -180,7 +186,9 @@ class Link:
         return clientwire.job_from_wire(response.job).ended
 
     def _patience(self, long: bool) -> Patience:
-        return Patience(limits.ORCHESTRATOR_RESTART_SECONDS if long and self._reached else limits.CONNECT_SECONDS)
+        if long and self._reached:
+            return Patience(limits.ORCHESTRATOR_RESTART_SECONDS, audible=True)
+        return Patience(limits.CONNECT_SECONDS)
 
     def _ready(self) -> Any:
         if self._closed:

@@ -6,8 +6,9 @@ with Client() as client:
 """
 
 import asyncio
+import sys
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,6 +31,7 @@ class _Background:
     def __init__(self) -> None:
         self._guard = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Waits for a coroutine to end on the loop; stops it if this thread is interrupted meanwhile."""
@@ -60,14 +62,24 @@ class _Background:
             while found := self.run(step()):
                 yield found[0]
         finally:
-            self.run(close())
+            self._end(close)
 
     def _running(self) -> asyncio.AbstractEventLoop:
         with self._guard:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
-                threading.Thread(target=self._loop.run_forever, name="starloom-client", daemon=True).start()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="starloom-client", daemon=True)
+                self._thread.start()
             return self._loop
+
+    def _end(self, close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Closes a generator, also where it is collected as garbage: in the loop's own thread, or at the process's end."""
+        if sys.is_finalizing():
+            return
+        if threading.current_thread() is self._thread:
+            asyncio.run_coroutine_threadsafe(close(), self._running())
+        else:
+            self.run(close())
 
 
 _background = _Background()

@@ -5,11 +5,13 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, Self
 
+import msgspec
+
 from starloom.dag import facts
 from starloom.dag.errors import JobFailed, NotFound, StarloomError
 from starloom.dag.job import ACTIVE, JobState, StageState
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count
-from starloom.orchestrator.cli.views import event_line, event_row, seconds_text
+from starloom.orchestrator.cli.views import event_line, event_row
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -140,5 +142,5 @@ def _cells(stage: StageState) -> tuple[str, ...]:
         stage.agent,
         stage.target,
         str(stage.attempt or ""),
-        seconds_text(stage.timing) if done else (stage.error.message if stage.error else ""),
+        f"{sum(msgspec.structs.astuple(stage.timing)):.3f}" if done else (stage.error.message if stage.error else ""),
     )
