@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 from tests.orchestrator.harness import World
 from tests.orchestrator.live import Cluster, gates
+from tests.orchestrator.onray import command_line, embedded
 
 from starloom.devices.node import NodeProfile
 
+__all__ = ["cluster", "command_line", "embedded", "world"]
+
 
 @pytest.fixture
-def world() -> Iterator[Callable[..., World]]:
-    """Makes worlds of nodes; at the end of the test each is compared with one that has only its facts."""
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., World]]:
+    """Makes worlds of nodes; at the end of the test, and before its patches go, each is compared with one of its facts."""
     worlds: list[World] = []
 
     def make(*nodes: NodeProfile) -> World:

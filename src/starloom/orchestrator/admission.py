@@ -174,7 +174,8 @@ def _input_problems(given: Submit) -> Iterator[Problem]:
     for name, port in declared.items():
         ref = given.inputs.get(name)
         if ref is None:
-            if not port.optional:
+            # A stream is refused for what it is, with or without a value.
+            if not port.optional and not port.stream:
                 yield Problem(f"inputs.{name}", f"the job needs {a_port(port)} here; give a value")
         elif ref.type is not port.type:
             yield Problem(f"inputs.{name}", f"is {ref.type}, but the job takes {a_port(port)}")

@@ -39,6 +39,9 @@ class Dispatcher:
             return True
         moves: Sequence[Move] = ()
         if any(item.ref.inline is None for item in fed):
+            # Nothing is made again for a stage that could not be placed even then.
+            if not any(candidate.member.open for candidate in candidates):
+                return False
             if not self._inputs_are_there(run, name, fed):
                 return True
             moves = [
