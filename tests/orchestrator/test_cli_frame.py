@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,19 @@ from starloom.dag.errors import (
 from starloom.orchestrator.cli import check, main, output
 from starloom.orchestrator.cli.output import Exit, Output
 
+EXTRAS = (
+    "ray",
+    "psutil",
+    "onnxruntime",
+    "onnx",
+    "cv2",
+    "soundfile",
+    "soxr",
+    "tokenizers",
+    "hibari",
+    "pyclipper",
+    "sympy",
+)
 HEAVY = ("ray", "onnxruntime", "psutil", "cv2", "soundfile", "onnx", "tokenizers", "networkx")
 
 
@@ -56,6 +70,28 @@ def test_the_help_loads_neither_grpc_nor_numpy_nor_rich() -> None:
     code = "import sys; from starloom.orchestrator.cli.main import main; assert main(['--help']) == 0"
     code += "; assert not {'grpc', 'numpy', 'rich'} & set(sys.modules), set(sys.modules) & {'grpc', 'numpy', 'rich'}"
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (["validate", "CONSTELLATION"], Exit.DONE),
+        (["models", "list"], Exit.DONE),
+        (["nodes"], Exit.UNREACHABLE),
+        (
+            ["submit", "CONSTELLATION", "--input", "audio=CONSTELLATION", "--input", "image=CONSTELLATION"],
+            Exit.UNREACHABLE,
+        ),
+    ],
+)
+def test_a_client_does_without_the_extras(tmp_path: Path, example_folder: Path, argv: list[str], code: Exit) -> None:
+    argv = [argument.replace("CONSTELLATION", str(example_folder / "constellation.yaml")) for argument in argv]
+    script = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS!r})); "
+    script += f"from starloom.orchestrator.cli.main import main; sys.exit(main({argv!r}))"
+    environment = {"STARLOOM_HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
 
 
 def test_the_package_names_what_it_has() -> None:

@@ -1,7 +1,5 @@
 """The `starloom` command: reads the command line, runs one command, and turns errors into messages and exit codes."""
 
-import importlib
-import importlib.util
 import os
 import sys
 from collections.abc import Sequence
@@ -9,10 +7,11 @@ from typing import Final
 
 from starloom import __version__
 from starloom.dag.errors import StarloomError
+from starloom.orchestrator.cli import bench, check, cluster, jobs, models
 from starloom.orchestrator.cli.output import Exit, Output, Parser
 
-FAMILIES: Final = ("cluster", "jobs", "check", "models", "bench")
-"""The modules of this package that have commands, in the order in which the help lists them."""
+FAMILIES: Final = (cluster, jobs, check, models, bench)
+"""The modules that have commands, in the order in which the help lists them."""
 
 
 def parser() -> Parser:
@@ -21,9 +20,7 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"starloom {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for family in FAMILIES:
-        name = f"{__package__}.{family}"
-        if importlib.util.find_spec(name):
-            importlib.import_module(name).add_parsers(commands)
+        family.add_parsers(commands)
     return top
 
 
