@@ -85,7 +85,7 @@ async def test_a_follower_is_woken_by_its_own_job_only() -> None:
         await asyncio.sleep(0)
     assert await of_first == [1, 3]
     assert await of_all == [1, 2, 3]
-    assert log._waiting == {}
+    assert log._followers == {}
 
 
 async def test_a_stream_ends_with_the_jobs_last_record() -> None:
@@ -147,3 +147,20 @@ async def test_many_followers_of_a_busy_log_get_everything_once() -> None:
             await asyncio.sleep(0)
     for start, follower in zip(range(0, 2000, 100), followers, strict=True):
         assert await follower == list(range(start + 1, 3001))
+
+
+async def test_a_follower_of_one_kind_sleeps_through_all_others() -> None:
+    journaled = Journaled()
+    log = EventLog(journaled.read, 0)
+    follow = log.follow(J1, 0, lambda: True, ("job-ended",))
+    waiting = asyncio.ensure_future(anext(follow))
+    await asyncio.sleep(0)
+    for offset in range(1, 50):
+        journaled.add(log, record(offset))
+    (follower,) = log._followers[J1]
+    assert (follower.waiting, follower.after) == (True, 49)
+    journaled.add(log, record(50), record(51, kind="job-ended"), record(52))
+    async with asyncio.timeout(10):
+        assert [each.offset for each in await waiting] == [51]
+    await follow.aclose()
+    assert journaled.reads == 0

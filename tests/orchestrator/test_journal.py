@@ -246,3 +246,15 @@ def test_a_disk_that_stays_full_ends_in_an_error_and_nothing_half_written(journa
     assert [record.fact for record in journal.replay()] == [submitted("j1")]
     journal._writer.execute("PRAGMA max_page_count = 1000000")
     assert journal.append([ended("j1")], NOW)[0].offset == 2
+
+
+def test_more_facts_than_one_statement_takes_are_one_transaction(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_ROWS_PER_STATEMENT", 3)
+    journal.append([skipped("j1", attempt) for attempt in range(1, 8)], NOW)
+    assert len(list(journal.replay())) == 7
+    fill(journal)
+    with pytest.raises(JournalUnwritableError):
+        journal.append([ended("j1"), ended("j1"), ended("j1"), skipped("j1", 1, "r" * 20_000)], NOW)
+    assert len(list(journal.replay())) == 7

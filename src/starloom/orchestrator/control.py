@@ -163,7 +163,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
 
 def new_job_id() -> JobId:
     """A new name for a job; random, so that nobody can guess another's."""
-    return JobId(JOB_ID_PREFIX + "".join(secrets.choice(_ID_LETTERS) for _ in range(_ID_LENGTH)))
+    return JobId(JOB_ID_PREFIX + "".join(_ID_LETTERS[byte % 32] for byte in secrets.token_bytes(_ID_LENGTH)))
 
 
 def _named(job: str) -> str:

@@ -6,7 +6,7 @@ A follower holds nothing but its offset, so a slow one costs no memory.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Sequence
 
 from starloom.dag import limits
 from starloom.dag.ids import JobId
@@ -16,6 +16,41 @@ _RECORD_BYTES = 256
 """About what a record takes beside its line."""
 
 ReadJournal = Callable[[int, JobId | None], Awaitable[list[Record]]]
+
+
+class _Follower:
+    """One reader: it has been given everything up to `after`, of the kinds that it wants."""
+
+    __slots__ = ("after", "kinds", "waiting", "woken")
+
+    def __init__(self, after: int, kinds: Collection[str]) -> None:
+        self.after = after
+        self.kinds = kinds
+        self.woken = asyncio.Event()
+        #: has been given all that is published, and nothing that it wants since
+        self.waiting = False
+
+    def wants(self, record: Record) -> bool:
+        return not self.kinds or record.kind in self.kinds
+
+    def tell(self, records: Iterable[Record]) -> None:
+        """Wakes it if any of these is for it; otherwise it has, in effect, read them."""
+        if not self.waiting:
+            return
+        for record in records:
+            if self.wants(record):
+                self.waiting = False
+                self.woken.set()
+                return
+            self.after = record.offset
+
+    async def more(self) -> None:
+        self.woken.clear()
+        self.waiting = True
+        try:
+            await self.woken.wait()
+        finally:
+            self.waiting = False
 
 
 class EventLog:
@@ -33,26 +68,28 @@ class EventLog:
         self._recent: deque[Record] = deque()
         self._bytes = 0
         self._recent_of: dict[JobId, deque[Record]] = {}
-        self._waiting: dict[JobId | None, set[asyncio.Event]] = {}
+        self._followers: dict[JobId | None, set[_Follower]] = {}
 
     def __repr__(self) -> str:
         return f"<EventLog last={self._last} in_memory={len(self._recent)} jobs={len(self._recent_of)}>"
 
-    def publish(self, records: Iterable[Record]) -> None:
+    def publish(self, records: Sequence[Record]) -> None:
         """Makes journaled records visible, and wakes those who follow."""
-        touched: set[JobId | None] = set()
+        of_jobs: dict[JobId, list[Record]] = {}
         for record in records:
             self._recent.append(record)
             self._bytes += len(record.line) + _RECORD_BYTES
             self._last = record.offset
             if record.job:
                 self._recent_of.setdefault(record.job, deque()).append(record)
-                touched.add(record.job)
+                of_jobs.setdefault(record.job, []).append(record)
         while self._bytes > limits.EVENTS_IN_MEMORY_BYTES_MAX:
             self._forget_oldest()
-        for job in (None, *touched):
-            for woken in self._waiting.get(job, ()):
-                woken.set()
+        for follower in self._followers.get(None, ()):
+            follower.tell(records)
+        for job, of_job in of_jobs.items():
+            for follower in self._followers.get(job, ()):
+                follower.tell(of_job)
 
     async def follow(
         self, job: JobId | None, after: int, more: Callable[[], bool], kinds: Collection[str] = ()
@@ -62,26 +99,27 @@ class EventLog:
         Where `kinds` are given, only facts of these. Ends at the first time that everything published was
         given and `more()` is false.
         """
-        woken = asyncio.Event()
-        waiting = self._waiting.setdefault(job, set())
-        waiting.add(woken)
+        follower = _Follower(after, kinds)
+        followers = self._followers.setdefault(job, set())
+        followers.add(follower)
         try:
             while True:
-                woken.clear()
-                going_on = more()
-                records = await self._next(job, after)
-                if records:
-                    after = records[-1].offset
-                    if wanted := [record for record in records if not kinds or record.kind in kinds]:
+                going_on, last = more(), self._last
+                if records := await self._next(job, follower.after):
+                    follower.after = records[-1].offset
+                    if wanted := list(filter(follower.wants, records)):
                         yield wanted
-                elif going_on:
-                    await woken.wait()
-                else:
+                    continue
+                if not going_on:
                     return
+                # What was published while the journal was read is in memory, and comes next.
+                follower.after = max(follower.after, last)
+                if last == self._last:
+                    await follower.more()
         finally:
-            waiting.discard(woken)
-            if not waiting and self._waiting.get(job) is waiting:
-                del self._waiting[job]
+            followers.discard(follower)
+            if not followers and self._followers.get(job) is followers:
+                del self._followers[job]
 
     async def _next(self, job: JobId | None, after: int) -> list[Record]:
         if after < self._base:
