@@ -1,0 +1,1 @@
+"""The language stage: the family's prompt format, and how its quality is measured."""

@@ -1,0 +1,184 @@
+"""Trains one size: from nothing, from a checkpoint of its own, or from one that grow.py made.
+
+    python -m training.train 1m --minutes 30 [--device cuda --batch 256] [--volumes 0,1,2]
+
+It stops when the minutes are over or the steps are done, and goes on from its last checkpoint when called again. The
+schedule warms up, stays, and falls to zero over the last part of `--steps`. Curves go to out/train/SIZE.csv.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from training.model import SIZES, Model, load, save
+from training.sources import WORK
+
+WARM_UP = 60
+SAVE_SECONDS = 120
+PAD = 0
+WEIGHTS = (0.5, 0.1, 1.0)
+"""How much a token of each kind counts: plain text and passages, questions, answers."""
+
+
+class Batches:
+    """Batches of one volume after the other, rows of like length together, in an order fixed by the seed."""
+
+    def __init__(self, volumes: list[int], batch: int, seed: int) -> None:
+        self.volumes, self.batch, self.seed = volumes, batch, seed
+        self.count = 0
+
+    def order(self, lengths: np.ndarray, chance: np.random.Generator) -> list[np.ndarray]:
+        shuffled = chance.permutation(len(lengths))
+        # Sorted within stretches: little padding, and still another order each time.
+        stretches = [shuffled[n : n + 50 * self.batch] for n in range(0, len(shuffled), 50 * self.batch)]
+        batches = []
+        for stretch in stretches:
+            ranked = stretch[np.argsort(lengths[stretch], kind="stable")]
+            batches += [ranked[n : n + self.batch] for n in range(0, len(ranked) - self.batch + 1, self.batch)]
+        chance.shuffle(batches)
+        return batches
+
+    def run(self, skip: int) -> Any:
+        """Tokens and weights, for ever; `skip` batches were taken before."""
+        taken = 0
+        turn = 0
+        while True:
+            # The first volume is the easy one: once is enough.
+            volume = (
+                self.volumes[turn] if turn < len(self.volumes) else self.volumes[1:][turn % (len(self.volumes) - 1)]
+            )
+            while not (WORK / f"volume{volume}.npz").exists():
+                time.sleep(5)
+            with np.load(WORK / f"volume{volume}.npz") as kept:
+                tokens, kinds, lengths = kept["tokens"], kept["kinds"], kept["lengths"]
+            starts = np.concatenate(([0], np.cumsum(lengths)))
+            for rows in self.order(lengths, np.random.default_rng(self.seed + turn)):
+                taken += 1
+                if taken > skip:
+                    yield self.padded(tokens, kinds, starts, lengths, rows)
+            turn += 1
+
+    @staticmethod
+    def padded(tokens: Any, kinds: Any, starts: Any, lengths: Any, rows: Any) -> tuple[Tensor, Tensor]:
+        width = int(lengths[rows].max())
+        ids = np.full((len(rows), width), PAD, np.int64)
+        weights = np.zeros((len(rows), width), np.float32)
+        table = np.array(WEIGHTS, np.float32)
+        for n, row in enumerate(rows):
+            span = slice(starts[row], starts[row] + lengths[row])
+            ids[n, : lengths[row]] = tokens[span]
+            weights[n, : lengths[row]] = table[kinds[span]]
+        return torch.from_numpy(ids), torch.from_numpy(weights)
+
+
+def optimizers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, which learns from fewer tokens; AdamW for the embedding and the norms."""
+    matrices = [weight for name, weight in model.named_parameters() if weight.dim() == 2 and "embed" not in name]
+    others = [weight for name, weight in model.named_parameters() if weight.dim() != 2 or "embed" in name]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def schedule(step: int, steps: int, decay: float) -> float:
+    falls = int(steps * decay)
+    return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / max(1, falls)))
+
+
+def loss_of(model: Model, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The weighted loss, and the mean losses of context and of answers."""
+    _, last = model.features(tokens[:, :-1])
+    kept = weights[:, 1:] > 0
+    logits = model.logits(last[kept]).float()
+    each = F.cross_entropy(logits, tokens[:, 1:][kept], reduction="none")
+    weight = weights[:, 1:][kept]
+    answer = weight == WEIGHTS[2]
+    return (each * weight).sum() / weight.sum(), each[~answer].mean().detach(), each[answer].mean().detach()
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("size", choices=SIZES)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--decay", type=float, default=0.4)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rate", type=float, default=4e-3)
+    parser.add_argument("--volumes", default="0,1,2,3,4,5")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=1)
+    return parser.parse_args()
+
+
+def begin(options: argparse.Namespace, path: Path) -> tuple[Model, list[torch.optim.Optimizer], int]:
+    """The model with its optimizers and step: from its checkpoint, else from a grown one, else new."""
+    step = 0
+    grown = WORK / f"{options.size}-grown.pt"
+    if path.exists():
+        model, kept = load(path, options.device)
+        step = kept["step"]
+    elif grown.exists():
+        model, kept = load(grown, options.device)
+    else:
+        model, kept = Model(SIZES[options.size]).to(options.device), {}
+    made = optimizers(model, options.rate)
+    for one, state in zip(made, kept.get("optimizers", []), strict=False):
+        one.load_state_dict(state)
+    return model, made, step
+
+
+def main() -> None:
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(options.seed)
+    path = WORK / f"{options.size}.pt"
+    model, made, step = begin(options, path)
+    batches = Batches([int(one) for one in options.volumes.split(",")], options.batch, options.seed).run(step)
+    curve = (WORK / f"{options.size}.csv").open("a", newline="")
+    writer = csv.writer(curve)
+    if curve.tell() == 0:
+        writer.writerow(["step", "tokens", "seconds", "rate", "context_loss", "answer_loss"])
+    started = saved = time.monotonic()
+    sums, tokens_seen = [], 0
+    model.train()
+    while step < options.steps and time.monotonic() - started < options.minutes * 60:
+        tokens, weights = (one.to(options.device) for one in next(batches))
+        share = schedule(step, options.steps, options.decay)
+        for one in made:
+            for group in one.param_groups:
+                group["lr"] = options.rate * share
+        with torch.autocast(options.device, torch.bfloat16):
+            loss, context, answer = loss_of(model, tokens, weights)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for one in made:
+            one.step()
+            one.zero_grad(set_to_none=True)
+        step += 1
+        tokens_seen += int((weights > 0).sum())
+        sums.append((float(context), float(answer)))
+        if step % 50 == 0:
+            mean = np.nanmean(np.array(sums), 0)
+            seconds = time.monotonic() - started
+            writer.writerow(
+                [step, tokens_seen, f"{seconds:.0f}", f"{options.rate * share:.2e}", *(f"{m:.4f}" for m in mean)]
+            )
+            curve.flush()
+            sums = []
+        if time.monotonic() - saved > SAVE_SECONDS:
+            save(model, path, step=step, optimizers=[one.state_dict() for one in made])
+            saved = time.monotonic()
+    save(model, path, step=step, optimizers=[one.state_dict() for one in made])
+
+
+if __name__ == "__main__":
+    main()
