@@ -168,6 +168,8 @@ class Membership:
             run = self._endings.runs.get(task.job)
             if run is None or task not in member.assigned:
                 continue
+            # If the node is to blame, another one is not; if the stage is, it shows sooner.
+            run.avoid.setdefault(task.stage, set()).add(member.name)
             why = f"{member.name} was lost: {reason}"
             if self._settler.supersede(run, task.stage, task.token, why, death=True):
                 self._settler.decide(run, task.stage)

@@ -30,7 +30,7 @@ class Move(NamedTuple):
 
 
 class Want(NamedTuple):
-    """One ready stage, as placement sees it. `avoid`: nodes that could not reach its inputs lately."""
+    """One ready stage, as placement sees it. `avoid`: nodes that could not reach its inputs, or were lost with it."""
 
     job: JobId
     stage: StageId
@@ -94,7 +94,7 @@ def _average(known: float | None, newest: float) -> float:
 class EarliestFinish:
     """The node where the stage ends soonest: wait for a slot, fetch inputs, load models, run.
 
-    Nodes on the kind's own tier go before others, and nodes that could not reach the inputs come last.
+    Nodes on the kind's own tier go before others, and nodes to avoid come last.
     Of equal nodes the one with the least in hand is taken, then the first by name: slots of one node share it.
     """
 

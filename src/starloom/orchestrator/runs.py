@@ -43,8 +43,9 @@ class Run:
         self.waits: dict[StageId, BackOff | AgentId] = {}
         #: lanes whose stages of this job wait for its max_parallel
         self.parked: list[Lane] = []
-        #: how often a stage could not reach its inputs since they were made, and from which nodes
+        #: how often a stage could not reach its inputs since they were made
         self.unreachable: dict[StageId, int] = {}
+        #: nodes where a stage could not reach its inputs, or that were lost with it
         self.avoid: dict[StageId, set[AgentId]] = {}
         #: requests to cancel it that are not answered, each with its time
         self.askers: list[tuple[int, int]] = []
