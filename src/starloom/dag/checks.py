@@ -89,15 +89,18 @@ def number_fault(
     value: Any, *, at_least: float = 0.0, at_most: float | None = None, whole: bool = False, unit: str = ""
 ) -> str:
     """What is wrong with a number in a policy or requirement; empty if nothing is."""
-    wanted = "a whole number" if whole else "a number"
-    bounds = f"{at_least:g} or more" if at_most is None else f"from {at_least:g} to {at_most:g}"
-    asked = f"give {wanted} {bounds}{f' {unit}' if unit else ''}"
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        return f"is {kind_of(value)} ({value!r}); {asked}"
+        return f"is {kind_of(value)} ({value!r}); {_asked(at_least, at_most, whole, unit)}"
     if (
         (isinstance(value, float) and not isfinite(value))
         or value < at_least
         or (at_most is not None and value > at_most)
     ):
-        return f"is {value!r}; {asked}"
+        return f"is {value!r}; {_asked(at_least, at_most, whole, unit)}"
     return ""
+
+
+def _asked(at_least: float, at_most: float | None, whole: bool, unit: str) -> str:
+    wanted = "a whole number" if whole else "a number"
+    bounds = f"{at_least:g} or more" if at_most is None else f"from {at_least:g} to {at_most:g}"
+    return f"give {wanted} {bounds}{f' {unit}' if unit else ''}"

@@ -45,7 +45,14 @@ BYTES_PER_UNIT: Mapping[str, int] = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+_SECONDS_HOW = "write a number of seconds, or text such as 100ms, 5s, 2m or 1h"
+_BYTES_HOW = f"write a number of bytes, or text such as 512MiB or 2GB (units: {', '.join(BYTES_PER_UNIT)})"
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)\s*([A-Za-z]+)")
+
+#: most stages of a large constellation say none of this
+_NOTHING_REQUIRED = Requirements()
+_USUAL_POLICY = Policy()
+_POLICY_KEYS = frozenset({"retry", "timeout", "on_failure", "defaults"})
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -126,10 +133,11 @@ class _Reader:
         return value is True
 
     def _choice(self, place: str, value: Any, choices: type[E], otherwise: E) -> E:
-        if isinstance(value, str) and value in tuple(choices):
+        try:
             return choices(value)
-        self._problem(place, f"is {value!r}; use {_listed(choices)}")
-        return otherwise
+        except ValueError:
+            self._problem(place, f"is {value!r}; use {_listed(choices)}")
+            return otherwise
 
     def _labels(self, place: str, value: Any) -> dict[str, str]:
         return {key: self._text(f"{place}.{key}", text) for key, text in self._mapping(place, value).items()}
@@ -193,9 +201,11 @@ class _Reader:
             id=name,
             kind=self._text(f"{place}.kind", part.get("kind", "")),
             params=self._plain(f"{place}.params", part.get("params", {})),
-            requires=self._requirements(f"{place}.require", part.get("require", {})),
-            policy=self._policy(place, part),
-            join=self._choice(f"{place}.join", part.get("join", Join.ALL), Join, Join.ALL),
+            requires=self._requirements(f"{place}.require", part["require"])
+            if "require" in part
+            else _NOTHING_REQUIRED,
+            policy=self._policy(place, part) if _POLICY_KEYS & part.keys() else _USUAL_POLICY,
+            join=self._choice(f"{place}.join", part["join"], Join, Join.ALL) if "join" in part else Join.ALL,
         )
 
     def _feed(
@@ -232,7 +242,9 @@ class _Reader:
 
     def _condition(self, place: str, part: Mapping[str, Any], output: str) -> tuple[On, Comparison | None]:
         if "when" not in part:
-            on = self._choice(f"{place}.on", part.get("on", On.SUCCESS), On, On.SUCCESS)
+            if "on" not in part:
+                return On.SUCCESS, None
+            on = self._choice(f"{place}.on", part["on"], On, On.SUCCESS)
             if on == On.COMPARISON:
                 self._problem(f"{place}.on", "a comparison needs a when; write when: {is: '>=', value: 0.5}")
             return on, None
@@ -294,29 +306,27 @@ class _Reader:
 
 def read_seconds(value: Any) -> float:
     """Seconds from a number of them, or from text such as `100ms`, `5s`, `2m`, `1h`. Raises ValueError."""
-    how = "write a number of seconds, or text such as 100ms, 5s, 2m or 1h"
     if isinstance(value, str):
         found = _QUANTITY.fullmatch(value.strip())
         if not found or found[2] not in SECONDS_PER_UNIT:
-            raise ValueError(f"is {value!r}; {how}")
+            raise ValueError(f"is {value!r}; {_SECONDS_HOW}")
         value = float(found[1]) * SECONDS_PER_UNIT[found[2]]
     if number_fault(value, at_most=limits.DURATION_SECONDS_MAX):
         most = f"at most DURATION_SECONDS_MAX = {limits.DURATION_SECONDS_MAX:g}"
-        raise ValueError(f"is {value!r}; {how}, not negative and {most}")
+        raise ValueError(f"is {value!r}; {_SECONDS_HOW}, not negative and {most}")
     return float(value)
 
 
 def read_bytes(value: Any) -> int:
     """Bytes from a number of them, or from text such as `512MiB` or `2GB`. Raises ValueError."""
-    how = f"write a number of bytes, or text such as 512MiB or 2GB (units: {', '.join(BYTES_PER_UNIT)})"
     if isinstance(value, str):
         found = _QUANTITY.fullmatch(value.strip())
         if not found or found[2] not in BYTES_PER_UNIT:
-            raise ValueError(f"is {value!r}; {how}")
+            raise ValueError(f"is {value!r}; {_BYTES_HOW}")
         unit = BYTES_PER_UNIT[found[2]]
         value = int(found[1]) * unit if found[1].isdigit() else float(found[1]) * unit
         if value % 1:
-            raise ValueError(f"is {value} bytes; {how}, that comes to whole bytes")
+            raise ValueError(f"is {value} bytes; {_BYTES_HOW}, that comes to whole bytes")
         value = int(value)
     if fault := number_fault(value, whole=True, unit="bytes"):
         raise ValueError(fault)
