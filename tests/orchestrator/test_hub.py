@@ -98,6 +98,7 @@ class Agent:
     """An agent's end as a test drives it: one stream at a time over one Channel."""
 
     def __init__(self, served: Served, name: AgentId = CAM, incarnation: str = "i1") -> None:
+        self._served = served
         self.name = name
         self.incarnation = incarnation
         self.channel: Channel[Report, Command] = Channel()
@@ -135,6 +136,12 @@ class Agent:
             self.channel.resume(welcome.received)
         else:
             self.channel.restart()
+        return welcome
+
+    async def begin(self, **changes: Any) -> Welcome:
+        """Dials, and the hello is journaled."""
+        welcome = await self.dial(**changes)
+        self._served.loop.journal()
         return welcome
 
     async def say(self, message: pb.ConnectRequest) -> None:
@@ -215,7 +222,7 @@ async def test_hello_is_welcomed_and_told(served: Served, agent: Agent) -> None:
 
 
 async def test_reports_are_acknowledged_only_once_they_are_journaled(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     await agent.report(started(1), started(2))
     await served.loop.until(lambda: len(served.loop.reports()) == 2)
     await agent.beat(5)
@@ -227,7 +234,7 @@ async def test_reports_are_acknowledged_only_once_they_are_journaled(served: Ser
 
 
 async def test_reports_that_come_later_wait_for_a_journaling_of_their_own(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     await agent.report(started(1))
     await served.loop.until(lambda: len(served.loop.reports()) == 1)
     first = served.loop.unjournaled.pop()
@@ -239,14 +246,14 @@ async def test_reports_that_come_later_wait_for_a_journaling_of_their_own(served
 
 
 async def test_heartbeats_are_told_and_answered(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     await agent.beat(123, Load(running=3))
     await agent.take(lambda: agent.beats == [123])
     assert served.loop.of(AgentHeartbeat) == [AgentHeartbeat(agent=CAM, incarnation="i1", load=Load(running=3))]
 
 
 async def test_commands_arrive_in_order_with_the_senders_epoch(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     count = 2 * limits.SESSION_FRAME_MESSAGES_MAX + 1
     served.hub.send(CAM, [release(number) for number in range(count)])
     await agent.take(lambda: len(agent.commands) == count)
@@ -258,7 +265,7 @@ async def test_commands_beyond_the_credit_wait_for_acknowledgements(
     served: Served, agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "SESSION_CREDITS", 3)
-    await agent.dial()
+    await agent.begin()
     served.hub.send(CAM, [release(number) for number in range(5)])
     await agent.take(lambda: len(agent.commands) == 3)
     await agent.beat(1)
@@ -266,12 +273,12 @@ async def test_commands_beyond_the_credit_wait_for_acknowledgements(
 
 
 async def test_commands_wait_for_the_agents_next_stream(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     served.hub.send(CAM, [release(1)])
     await agent.take(lambda: len(agent.commands) == 1)
     agent.hang_up()
     served.hub.send(CAM, [release(2), release(3)])
-    welcome = await agent.dial()
+    welcome = await agent.begin()
     assert welcome.resumed
     await agent.take(lambda: len(agent.commands) == 3)
     assert agent.commands == [release(1), release(2), release(3)]
@@ -279,12 +286,12 @@ async def test_commands_wait_for_the_agents_next_stream(served: Served, agent: A
 
 
 async def test_a_resumed_session_repeats_nothing_and_loses_nothing(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     await agent.report(started(1), started(2))
     await served.loop.until(lambda: len(served.loop.reports()) == 2)
     agent.hang_up()
     agent.channel.send([started(3)])
-    welcome = await agent.dial()
+    welcome = await agent.begin()
     assert (welcome.resumed, welcome.received) == (True, 2)
     await agent.flush()
     await served.loop.until(lambda: len(served.loop.reports()) == 3)
@@ -295,12 +302,12 @@ async def test_a_resumed_session_repeats_nothing_and_loses_nothing(served: Serve
 
 @pytest.mark.parametrize("changes", [{"session": "unknown"}, {"incarnation": "i2"}, {"received": 99}])
 async def test_what_does_not_fit_begins_a_new_session(served: Served, agent: Agent, changes: dict[str, Any]) -> None:
-    first = await agent.dial()
+    first = await agent.begin()
     await agent.report(started(1))
     await served.loop.until(lambda: len(served.loop.reports()) == 1)
     agent.hang_up()
     served.hub.send(CAM, [release(1)])
-    second = await agent.dial(**changes)
+    second = await agent.begin(**changes)
     assert not second.resumed
     assert second.session != first.session
     # What was not acknowledged in the old session is told again; its commands are not.
@@ -312,9 +319,9 @@ async def test_what_does_not_fit_begins_a_new_session(served: Served, agent: Age
 
 
 async def test_a_second_stream_takes_the_place_of_the_first(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     first = agent._call
-    await agent.dial()
+    await agent.begin()
     second, agent._call = agent._call, first
     with pytest.raises(Conflict, match="another stream"):
         await agent.take(lambda: False)
@@ -324,21 +331,21 @@ async def test_a_second_stream_takes_the_place_of_the_first(served: Served, agen
 
 
 async def test_a_gap_ends_the_stream_and_the_session_resumes(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     await agent.report(started(1))
     lost = wire.reports_to_wire(Frame(5, 0, (started(5),)))[0]
     await agent.say(pb.ConnectRequest(reports=lost))
     with pytest.raises(StarloomError, match="frame 5 after 1"):
         await agent.take(lambda: False)
     agent.channel.send([started(2)])
-    welcome = await agent.dial()
+    welcome = await agent.begin()
     assert (welcome.resumed, welcome.received) == (True, 1)
     await agent.flush()
     await served.loop.until(lambda: served.loop.reports() == [started(1), started(2)])
 
 
 async def test_goodbye_ends_the_stream_once_it_is_journaled(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     await agent.say(pb.ConnectRequest(goodbye=pb.Goodbye(reason="night")))
     await served.loop.until(lambda: bool(served.loop.of(AgentGoodbye)))
     assert served.loop.of(AgentGoodbye) == [AgentGoodbye(agent=CAM, incarnation="i1", reason="night")]
@@ -347,18 +354,18 @@ async def test_goodbye_ends_the_stream_once_it_is_journaled(served: Served, agen
         assert await agent._call.code() is grpc.StatusCode.OK
     # Nobody is there to be sent anything.
     served.hub.send(CAM, [release(1)])
-    assert not (await agent.dial()).resumed
+    assert not (await agent.begin()).resumed
 
 
 async def test_an_agent_that_was_given_up_has_to_say_hello_again(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     served.hub.forget(CAM, "another incarnation")
     served.hub.send(CAM, [release(1)])
     await agent.take(lambda: agent.commands == [release(1)])
     served.hub.forget(CAM, "i1")
     with pytest.raises(Unavailable, match="taken for lost"):
         await agent.take(lambda: False)
-    assert not (await agent.dial()).resumed
+    assert not (await agent.begin()).resumed
 
 
 async def test_an_orchestrator_of_an_earlier_epoch_is_told_so(served: Served, agent: Agent) -> None:
@@ -411,8 +418,8 @@ async def test_a_malformed_message_ends_its_stream_and_no_other(
     served: Served, agent: Agent, message: pb.ConnectRequest
 ) -> None:
     async with Agent(served, AgentId("other")) as other:
-        await other.dial()
-        await agent.dial()
+        await other.begin()
+        await agent.begin()
         await agent.say(message)
         with pytest.raises(InvalidInput):
             await agent.take(lambda: False)
@@ -422,7 +429,7 @@ async def test_a_malformed_message_ends_its_stream_and_no_other(
 
 
 async def test_an_oversized_message_ends_its_stream(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     await agent.say(pb.ConnectRequest(goodbye=pb.Goodbye(reason="x" * (limits.MESSAGE_BYTES_MAX + 1))))
     with pytest.raises(InvalidInput, match="larger than max"):
         await agent.take(lambda: False)
@@ -430,7 +437,19 @@ async def test_an_oversized_message_ends_its_stream(served: Served, agent: Agent
 
 
 async def test_stopping_ends_every_stream(served: Served, agent: Agent) -> None:
-    await agent.dial()
+    await agent.begin()
     served.hub.close()
     with pytest.raises(Unavailable, match="stopping"):
         await agent.take(lambda: False)
+
+
+async def test_what_was_meant_for_an_earlier_process_does_not_reach_the_next(served: Served, agent: Agent) -> None:
+    await agent.begin()
+    agent.hang_up()
+    await agent.dial(incarnation="i2")
+    # Decided before the new hello was taken in.
+    served.hub.send(CAM, [release(1)])
+    served.loop.journal()
+    served.hub.send(CAM, [release(2)])
+    await agent.take(lambda: bool(agent.commands))
+    assert agent.commands == [release(2)]

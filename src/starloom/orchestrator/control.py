@@ -1,5 +1,6 @@
 """The Control service: what clients ask, checked at the border before the coordinator hears of it."""
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -11,7 +12,6 @@ from typing import Any, Final
 from grpc import aio
 
 from starloom.agents.status import principal, reporting
-from starloom.agents.transfer import off_loop
 from starloom.agents.values import verify
 from starloom.agents.wire import ref_from_wire
 from starloom.dag import document, limits
@@ -72,7 +72,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         async with reporting(context):
             coordinator = self._engine.coordinator
             job = coordinator.find(_named(request.job_id))
-            info = describe.job_info(coordinator, job, self._engine.kept.times(job.id))
+            info = await describe.job_info(coordinator, job, self._engine.kept.times(job.id))
             await self._engine.settled()
             return pb.GetJobResponse(job=wire.job_to_wire(info))
         raise AssertionError("reporting ends the call")
@@ -143,7 +143,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             what = f"have {total} bytes together, over JOB_INPUT_BYTES_MAX = {limits.JOB_INPUT_BYTES_MAX}"
             problems.append(Problem("inputs", what))
         try:
-            constellation = await off_loop(len(data), document.load, data)
+            constellation = await _read(data)
         except InvalidInput as error:
             raise type(error)((*error.problems, *problems), error.what) from error
         if problems:
@@ -164,6 +164,12 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
 def new_job_id() -> JobId:
     """A new name for a job; random, so that nobody can guess another's."""
     return JobId(JOB_ID_PREFIX + "".join(_ID_LETTERS[byte % 32] for byte in secrets.token_bytes(_ID_LENGTH)))
+
+
+async def _read(data: bytes) -> Constellation:
+    if len(data) < limits.DOCUMENT_OFF_LOOP_BYTES_MIN:
+        return document.load(data)
+    return await asyncio.to_thread(document.load, data)
 
 
 def _named(job: str) -> str:

@@ -1,6 +1,8 @@
 """What clients are told of jobs and nodes, made from the coordinator's state."""
 
+import asyncio
 import os
+from typing import Final
 
 from starloom.dag.ids import AgentId
 from starloom.dag.job import ENDED, JobState, StageState, StageStatus
@@ -10,12 +12,18 @@ from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.infos import ClusterInfo, JobInfo, NodeInfo, StageInfo
 from starloom.orchestrator.kept import JobTimes
 
+_STAGES_AT_ONCE: Final = 500
 
-def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | None) -> JobInfo:
-    """A job with its stages and its constellation."""
+
+async def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | None) -> JobInfo:
+    """A job with its stages and its constellation. Lets the event loop go on between parts of a large one."""
     profiles = {node.name: node.profile for node in coordinator.fleet_view()}
-    stages = tuple(_stage_info(coordinator, job, stage, profiles.get(stage.agent)) for stage in job.stages.values())
-    return _job_info(job, times, stages, whole=True)
+    stages: list[StageInfo] = []
+    for index, stage in enumerate(job.stages.values(), 1):
+        stages.append(_stage_info(coordinator, job, stage, profiles.get(stage.agent)))
+        if not index % _STAGES_AT_ONCE:
+            await asyncio.sleep(0)
+    return _job_info(job, times, tuple(stages), whole=True)
 
 
 def job_line(job: JobState, times: JobTimes | None) -> JobInfo:

@@ -43,12 +43,12 @@ class Outlets:
 class Engine:
     """One coordinator on one journal. For one event loop; `failed` ends with the error that ended the loop."""
 
-    def __init__(self, journal: Journal, store: JobStore, coordinator: Coordinator, outlets: Outlets) -> None:
+    def __init__(self, journal: Journal, store: JobStore, coordinator: Coordinator) -> None:
         self.coordinator = coordinator
         self.kept = KeptJobs()
         self._journal = journal
         self._store = store
-        self._outlets = outlets
+        self._outlets: Outlets
         self.events = EventLog(self._read, journal.last_offset)
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._writing = ThreadPoolExecutor(1, "journal")
@@ -66,8 +66,9 @@ class Engine:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    async def start(self, outlets: Outlets) -> None:
         """Replays the journal and takes over. Raises JournalDamaged."""
+        self._outlets = outlets
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._reading, self._replay)
         await loop.run_in_executor(self._reading, self._store.adopt, frozenset(self.kept.digests))
@@ -180,15 +181,12 @@ class Engine:
 
     async def _carry_out(self) -> None:
         try:
-            while not (self._stopping and not self._undone):
+            while self._undone or not self._stopping:
                 await self._decided.wait()
                 self._decided.clear()
-                if self._undone:
-                    self._carrying = True
-                    await self._carry_out_all()
-                    self._carrying = False
-                elif self._stopping:
-                    return
+                self._carrying = True
+                await self._carry_out_all()
+                self._carrying = False
         except Exception as error:
             self._fail(error)
 
@@ -201,22 +199,23 @@ class Engine:
         if facts:
             loop = asyncio.get_running_loop()
             records = await loop.run_in_executor(self._writing, self._journal.append, facts, unix_nanos)
-        for _, done in undone:
+        end = 0
+        for decision, done in undone:
             for each in done:
                 each()
-        self._note(facts, unix_nanos)
-        for decision, _ in undone:
+            self._note(decision.facts, unix_nanos)
             for answer in decision.answers:
                 self._answer(answer)
-        self.events.publish(records)
-        self._send([command for decision, _ in undone for command in decision.commands])
-        for fact in facts:
-            if isinstance(fact, AgentLost):
-                self._outlets.lost(fact.agent, fact.incarnation)
+            begin, end = end, end + len(decision.facts)
+            self.events.publish(records[begin:end])
+            self._send(decision)
+        self._forget_dropped()
 
     def _note(self, facts: Sequence[Fact], unix_nanos: int) -> None:
         for fact in facts:
             self._store.taken(self.kept.note(fact, unix_nanos))
+
+    def _forget_dropped(self) -> None:
         # With nothing undone the coordinator's state is the journal's: a job that is gone there is gone for good.
         if not self._undone and len(self.kept) > len(self.coordinator.jobs):
             free = self.kept.forget(self.coordinator.jobs)
@@ -235,12 +234,15 @@ class Engine:
         else:
             waiting.set_result(answer.result)
 
-    def _send(self, commands: Sequence[tuple[AgentId, Command]]) -> None:
+    def _send(self, decision: Decision) -> None:
         by_agent: dict[AgentId, list[Command]] = {}
-        for agent, command in commands:
+        for agent, command in decision.commands:
             by_agent.setdefault(agent, []).append(command)
         for agent, of_agent in by_agent.items():
             self._outlets.send(agent, of_agent)
+        for fact in decision.facts:
+            if isinstance(fact, AgentLost):
+                self._outlets.lost(fact.agent, fact.incarnation)
 
     def _fail(self, error: Exception) -> None:
         if not self.failed.done():

@@ -40,9 +40,14 @@ class _Session:
         self.incarnation = incarnation
         self.channel: Channel[Command, Report] = Channel()
         self.stream: _Stream | None = None
+        #: whether the coordinator has taken in the session's beginning
+        self.begun = False
 
     def __repr__(self) -> str:
         return f"<Session {self.agent} {self.incarnation} {self.channel!r}>"
+
+    def begin(self) -> None:
+        self.begun = True
 
     def wake(self) -> None:
         if self.stream is not None:
@@ -87,10 +92,11 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
     def send(self, agent: AgentId, commands: Sequence[Command]) -> None:
         """Queues commands in the agent's session, connected or not.
 
-        Without a session they are dropped: the agent's next hello says what it holds, and is answered.
+        Commands from before the session's beginning was taken in are dropped, for they were meant for an
+        earlier one: what the agent holds then, its hello has told, and is answered.
         """
         session = self._sessions.get(agent)
-        if session is None:
+        if session is None or not session.begun:
             _log.info("%s has no session: %d commands dropped", agent, len(commands))
             return
         session.channel.send(commands)
@@ -161,7 +167,7 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
                 held=hello.held,
                 jobs=hello.jobs,
             ),
-            None,
+            session.begin,
         )
         welcome = Welcome(
             session=session.id,
@@ -198,7 +204,8 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
                         partial(session.done, session.channel.received),
                     )
                 # An acknowledgement may have made room for more commands.
-                session.wake()
+                if session.channel.waiting:
+                    session.wake()
             case "heartbeat":
                 load = wire.load_from_wire(message.heartbeat.load_json)
                 session.channel.acknowledge(message.heartbeat.acknowledged)

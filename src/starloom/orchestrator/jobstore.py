@@ -137,7 +137,8 @@ class Upload:
         self._hash = blake3()
         self._written = 0
         self._path = store._incoming / uuid4().hex
-        _check_room(store.folder, ref.bytes)
+        if not self._there:
+            _check_room(store.folder, ref.bytes)
         self._file = None if self._there else self._path.open("xb")
 
     def __enter__(self) -> "Upload":

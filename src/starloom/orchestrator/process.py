@@ -6,6 +6,7 @@ Exit: 0 stopped in order, 1 it could not go on, 2 bad usage, 3 the port or the f
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -22,6 +23,10 @@ from starloom.orchestrator.supervisor import ORCHESTRATOR_NAME, Serving
 _log = logging.getLogger(__name__)
 
 _FAILED, _USAGE, _TAKEN = 1, 2, 3
+
+#: The finished jobs that are kept are many objects and no garbage. With Python's own thresholds, walking over them
+#: took 16 % of the time, in pauses of 160 ms; references are counted, so only cycles wait for the collector.
+_GC_THRESHOLDS = (50_000, 5, 100)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Conflict as error:
         _log.error("%s", error)
         return _TAKEN
-    except StarloomError as error:
+    except (StarloomError, OSError) as error:
         _log.error("the orchestrator ends: %s", error)
         return _FAILED
     return 0
@@ -59,6 +64,8 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
         loop.add_reader(options.parent_fd, told.set)
     orchestrator = Orchestrator(options.folder, options.host, options.port, token)
     address = await orchestrator.start()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
     try:
         _announce(options, Serving(address=address, pid=os.getpid(), epoch=orchestrator.epoch))
         _log.info("serving at %s, epoch %d", address, orchestrator.epoch)

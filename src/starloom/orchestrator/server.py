@@ -81,13 +81,11 @@ class Orchestrator:
         return self.address
 
     async def _start(self, journal: Journal, store: JobStore) -> None:
-        engine: Engine
-
-        hub = Hub(journal.epoch, lambda item, done: engine.post(item, done))
-        engine = Engine(journal, store, Coordinator(journal.epoch), Outlets(hub.send, hub.forget))
+        engine = Engine(journal, store, Coordinator(journal.epoch))
+        hub = Hub(journal.epoch, engine.post)
         engine.failed.add_done_callback(lambda _: hub.close())
         self._hub, self._engine = hub, engine
-        server = aio.server(interceptors=[TokenCheck(self._token)], options=server_options())
+        server = self._server = aio.server(interceptors=[TokenCheck(self._token)], options=server_options())
         values = StoredValues(store, engine)
         control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(engine, store), server)  # type: ignore[no-untyped-call]
         session_pb2_grpc.add_SessionServiceServicer_to_server(hub, server)  # type: ignore[no-untyped-call]
@@ -101,9 +99,8 @@ class Orchestrator:
                 f"the orchestrator cannot listen on {self._host}:{self._port}: {error}; "
                 "stop what listens there, or give another port"
             ) from error
-        await engine.start()
+        await engine.start(Outlets(hub.send, hub.forget))
         await server.start()
-        self._server = server
         self.address = f"{self._host}:{port}"
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
 
