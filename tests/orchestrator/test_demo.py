@@ -1,0 +1,207 @@
+"""The demonstration: its parts, and the whole of it on Ray, from the command line."""
+
+import json
+import statistics
+import wave
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.orchestrator.onray import CommandLine, running_children, until
+
+from starloom.agents.catalog import shipped_kinds
+from starloom.dag import facts
+from starloom.dag.errors import InvalidInput, StarloomError
+from starloom.dag.facts import ErrorInfo, Fact
+from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
+from starloom.dag.validate import problems, warnings
+from starloom.orchestrator.cli import demo as command
+from starloom.orchestrator.cli.main import main
+from starloom.orchestrator.clientsync import Client
+from starloom.orchestrator.cluster import EmbeddedCluster
+from starloom.orchestrator.demo import (
+    PHOTO,
+    QUESTION,
+    Measured,
+    Silent,
+    constellation,
+    example,
+    measure,
+    parallel_width,
+)
+
+WARM_UP_JOBS = 3
+JOBS_IN_A_ROW = 10
+#: what every job leaves behind would be left ten times, and in most processes
+MEDIAN_GROWTH_BYTES_MAX = 8 * 1024 * 1024
+#: ONNX Runtime's arena grows by a step now and then, when calls meet in a new way
+GROWTH_BYTES_MAX = 160 * 1024 * 1024
+DECODING = {"audio.decode", "image.decode", "text.merge"}
+
+
+def fact(kind: type[facts.StageFact], stage: str, attempt: int = 1, **fields: Any) -> Fact:
+    return kind(job=JobId("j"), stage=StageId(stage), token=FencingToken(Epoch(1), Attempt(attempt)), **fields)
+
+
+def test_the_width_is_the_most_that_ran_at_one_time() -> None:
+    started, committed = facts.StageStarted, facts.StageCommitted
+    chain = [fact(started, "a"), fact(committed, "a"), fact(started, "b"), fact(committed, "b")]
+    assert parallel_width(chain) == 1
+    assert parallel_width([fact(started, "a"), fact(started, "b"), fact(committed, "a"), fact(started, "c")]) == 2
+    assert parallel_width([]) == 0
+
+
+def test_attempts_that_ended_otherwise_do_not_run_any_more() -> None:
+    failed = fact(facts.StageFailed, "a", error=ErrorInfo(message="no"))
+    superseded = fact(facts.StageSuperseded, "a", 2, reason="lost")
+    cancelled = facts.StageCancelled(job=JobId("j"), stage=StageId("a"))
+    seen = [
+        fact(facts.StageStarted, "a"),
+        failed,
+        fact(facts.StagePlaced, "a", 2, agent=AgentId("n")),
+        fact(facts.StageStarted, "a", 2),
+        superseded,
+        fact(facts.StageStarted, "a", 3),
+        cancelled,
+        fact(facts.StageStarted, "b"),
+    ]
+    assert parallel_width(seen) == 1
+
+
+def test_its_constellation_ships_with_its_inputs_and_fits_the_kinds_that_ship() -> None:
+    kinds = {kind.name: kind for kind in shipped_kinds()}
+    assert problems(constellation(), kinds) == []
+    assert warnings(constellation(), kinds) == []
+    assert {(example() / name).is_file() for name in (QUESTION, PHOTO)} == {True}
+
+
+def test_faces_are_told_in_a_line() -> None:
+    assert command.faces_text([]) == "none"
+    assert command.faces_text([{"score": 0.914}]) == "one face, score 0.91"
+    assert command.faces_text([{"score": 0.9}, {"score": 0.5}]) == "2 faces, score 0.90, 0.50"
+
+
+def test_missing_input_files_are_all_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["demo", "--json", "--audio", str(tmp_path / "a.wav"), "--image", str(tmp_path)]
+    assert main(arguments) == 2
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert [problem["place"] for problem in error["problems"]] == ["--audio", "--image"]
+
+
+def test_an_unknown_language_is_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--language", "klingon"]) == 2
+    assert "extractive" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert main(["demo", "--keep", str(tmp_path / "file" / "folder")]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
+def test_without_the_extras_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "NEEDED", ("json", "no_such_module"))
+    with pytest.raises(StarloomError, match=r"needs no_such_module.*starloom\[server,agent\]"):
+        command.require_extras()
+
+
+def test_bad_input_is_an_error_of_the_input() -> None:
+    with pytest.raises(InvalidInput):
+        command._inputs(Path("gone"), None)
+
+
+@pytest.mark.ray
+@pytest.mark.models
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+class TestOnRay:
+    """With every model, on real input."""
+
+    @pytest.fixture
+    def client(self, embedded: EmbeddedCluster, model_store: object) -> Iterator[Client]:
+        with Client(embedded.address, embedded.token) as client:
+            yield client
+
+    @staticmethod
+    def ask(client: Client) -> Measured:
+        run = measure(client, constellation(), {"audio": example() / QUESTION, "image": example() / PHOTO}, Silent())
+        assert "unambiguously" in run.outputs["answer"]
+        return run
+
+    def test_the_command_answers_and_leaves_nothing_behind(
+        self, command_line: CommandLine, model_store: object, tmp_path: Path
+    ) -> None:
+        done = command_line.run("demo", "--json", "--keep", str(tmp_path / "kept"))
+        assert done.returncode == 0, done.stderr
+        report = json.loads(done.stdout)
+
+        assert report["status"] == "succeeded"
+        outputs = report["outputs"]
+        assert outputs["transcript"].strip(" .?").lower() == "which pixels does this page call markers"
+        assert "unambiguously" in outputs["answer"]
+        assert "Region-based segmentation" in outputs["text"]
+        assert len(outputs["faces"]) == 1
+        assert outputs["passages"][0]["title"] == "pixel"
+        with wave.open(outputs["speech"]["path"]) as spoken:
+            assert spoken.getnframes() / spoken.getframerate() == pytest.approx(outputs["speech"]["seconds"])
+            assert outputs["speech"]["seconds"] > 3
+
+        assert len(report["nodes"]) == 5
+        assert {node["tier"] for node in report["nodes"]} == {"device", "edge", "cloud"}
+        assert {target for node in report["nodes"] for target in node["targets"]} == {"cpu", "npu"}
+        stages = report["stages"]
+        assert {stage["kind"] for stage in stages} == {stage.kind for stage in constellation().stages.values()}
+        assert all(stage["node"] and stage["attempts"] >= 1 for stage in stages)
+        assert {stage["kind"] for stage in stages if not stage["model"]} <= DECODING | {"text.answer"}
+        assert {(stage["name"], stage["emulated"]) for stage in stages if stage["target"] == "npu"} == {("faces", True)}
+        assert {stage["tier"] for stage in stages} == {"device", "edge", "cloud"}
+        assert all(set(stage["seconds"]) == {"queue", "transfer", "load", "run"} for stage in stages)
+
+        assert report["parallel_width"] >= 2
+        assert report["wall_seconds"] < report["sequential_seconds"]
+        split = report["cold_start"]
+        assert set(split) >= {"models", "orchestrator", "ray", "agents", "job", "load", "total"}
+        assert split["models"] + split["ray"] + split["agents"] + split["job"] <= report["cold_seconds"]
+        assert command_line.processes == []
+        assert not command_line.folder.exists()
+
+    def test_a_file_that_is_no_sound_fails_the_command_in_order(
+        self, command_line: CommandLine, model_store: object, tmp_path: Path
+    ) -> None:
+        (tmp_path / "question.wav").write_text("no sound")
+        done = command_line.run("demo", "--json", "--audio", str(tmp_path / "question.wav"))
+        assert done.returncode == 1, done.stderr
+        report = json.loads(done.stdout)
+        assert report["status"] == "failed"
+        assert [problem["place"] for problem in report["error"]["problems"]] == ["stages.hear"]
+        assert len(report["nodes"]) == 5
+        assert command_line.processes == []
+
+    def test_ten_in_a_row_leave_no_process_handle_or_memory_behind(self, client: Client) -> None:
+        # A first few runs load models, and fill caches and thread pools.
+        for _ in range(WARM_UP_JOBS):
+            self.ask(client)
+        before, processes = self.footprint(client), running_children()
+        for _ in range(JOBS_IN_A_ROW):
+            self.ask(client)
+        after = self.footprint(client)
+        assert running_children() == processes
+        grown = {pid: (handles - before[pid][0], size - before[pid][1]) for pid, (handles, size) in after.items()}
+        assert max(handles for handles, _ in grown.values()) <= 2, grown
+        assert statistics.median_low(size for _, size in grown.values()) <= MEDIAN_GROWTH_BYTES_MAX, grown
+        assert max(size for _, size in grown.values()) <= GROWTH_BYTES_MAX, grown
+        until(lambda: all(node.load.held_bytes == node.load.running == 0 for node in client.nodes()))
+
+    @staticmethod
+    def footprint(client: Client) -> dict[int, tuple[int, int]]:
+        """Open file handles and resident bytes of the orchestrator's and each agent's process."""
+        info = client.cluster()
+        pids = [info.pid, *(node.profile.pid for node in info.nodes if node.state == "online")]
+        found = {}
+        for pid in pids:
+            process = psutil.Process(pid)
+            with process.oneshot():
+                found[pid] = (process.num_fds(), process.memory_info().rss)
+        return found
