@@ -110,19 +110,21 @@ class Link:
 
     async def _connect(self) -> None:
         """One connection, from hello to its end. Raises StarloomError."""
-        async with aio.insecure_channel(self._address, options=status.channel_options()) as channel:
+        async with aio.insecure_channel(self._address, options=status.channel_options(self._address)) as channel:
             stub: Any = session_pb2_grpc.SessionServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Connect(metadata=self._metadata)
+            ending = asyncio.create_task(status.ending(call))
             try:
                 async with asyncio.timeout(limits.CONNECT_SECONDS):
                     stream = _Stream(call, await self._greet(call))
                 await self._converse(stream)
             except aio.AioRpcError as error:
-                raise status.from_rpc(error) from error
+                raise await ending from error
             except TimeoutError as error:
                 late = f"{self._address} did not answer within CONNECT_SECONDS = {limits.CONNECT_SECONDS:g}"
                 raise Unavailable(late) from error
             finally:
+                ending.cancel()
                 call.cancel()
 
     async def _greet(self, call: Any) -> Welcome:

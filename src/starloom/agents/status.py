@@ -26,9 +26,14 @@ AUTHORIZATION_KEY: Final = "authorization"
 LOCAL_PRINCIPAL: Final = "local"
 """Whom every call with the cluster's token is made by: there is one user for now."""
 
-CALL_OVER: Final = (asyncio.InvalidStateError, aio.InternalError)
-"""What writing to a call raises where it is over already; reading from it, or awaiting it, tells why."""
+CALL_OVER: Final = (asyncio.InvalidStateError, aio.InternalError, aio.AioRpcError)
+"""What writing to a call raises where it is over already; `ending` tells why."""
 
+_WRITE_FAILED = "Internal error from Core"
+_STATUS_WAITS = 50
+_STATUS_WAIT_SECONDS = 0.01
+
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
 
 _CLASSES: Final[dict[str, type[StarloomError]]] = {
@@ -88,15 +93,33 @@ def rebuild(found: value_pb2.ErrorDetail) -> StarloomError:
 
 def from_rpc(error: grpc.RpcError) -> StarloomError:
     """The error behind a failed call: what the server said, or, where it said nothing, what the status means."""
-    for key, value in _trailing(error):
+    return _error(error.code(), error.details(), error.trailing_metadata())
+
+
+async def ending(call: Any) -> StarloomError:
+    """How a call ends, as an error; to be awaited in a task from the call's beginning on.
+
+    Where a write meets the end of a call, grpc.aio says INTERNAL in place of the server's status: before it has
+    read that, and for good if it had read it. Who waits from the beginning sees both.
+    """
+    for _ in range(_STATUS_WAITS):
+        code, details, metadata = await call.code(), await call.details(), await call.trailing_metadata()
+        if details != _WRITE_FAILED:
+            break
+        await asyncio.sleep(_STATUS_WAIT_SECONDS)
+    return _error(code, details, metadata)
+
+
+def _error(code: grpc.StatusCode, details: str | None, metadata: Any) -> StarloomError:
+    for key, value in metadata or ():
         if key == ERROR_KEY:
             try:
                 return rebuild(value_pb2.ErrorDetail.FromString(value))
             except DecodeError:
                 break
-    code: grpc.StatusCode = error.code()
-    message = f"{code.name}: {error.details() or 'no reason given'}"
-    return _BY_CODE.get(code, StarloomError)(message)
+    if details == _WRITE_FAILED:
+        return errors.Unavailable("the connection broke off")
+    return _BY_CODE.get(code, StarloomError)(f"{code.name}: {details or 'no reason given'}")
 
 
 async def abort(context: aio.ServicerContext[Any, Any], error: StarloomError) -> NoReturn:
@@ -158,10 +181,11 @@ class TokenCheck(aio.ServerInterceptor):  # type: ignore[type-arg]
         )
 
 
-def channel_options() -> list[tuple[str, Any]]:
-    """Options of every client channel."""
+def channel_options(address: str = "") -> list[tuple[str, Any]]:
+    """Options of every client channel; one to this machine itself passes by the environment's `http_proxy`."""
     return [
         *_shared_options(),
+        ("grpc.enable_http_proxy", 0 if address.startswith(_LOOPBACK) else 1),
         # Each channel has its own connection, so that one peer's bulk does not wait behind another's.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", int(limits.RECONNECT_FIRST_SECONDS * 1000)),
@@ -195,10 +219,6 @@ def _cut(text: str) -> str:
     if len(text) <= limits.STATUS_TEXT_CHARACTERS_MAX:
         return text
     return text[: limits.STATUS_TEXT_CHARACTERS_MAX] + " ... (cut)"
-
-
-def _trailing(error: grpc.RpcError) -> Any:
-    return error.trailing_metadata() or ()
 
 
 def _refusal(handler: Any) -> Any:

@@ -80,6 +80,7 @@ class Transfer:
         Raises Unavailable, Overloaded, and DigestMismatch where `data` is not what `ref` names.
         """
         call = self._stub(address).Put(metadata=self._metadata)
+        ending = asyncio.create_task(status.ending(call))
         try:
             # Not by an iterator of requests: grpc.aio would tell a call that fails under one as cancelled.
             with suppress(*status.CALL_OVER):
@@ -88,8 +89,9 @@ class Transfer:
                 await call.done_writing()
             response = await call
         except aio.AioRpcError as error:
-            raise _at(address, error) from error
+            raise _at(address, await ending) from error
         finally:
+            ending.cancel()
             call.cancel()
         return wire.ref_from_wire(response.ref, "ref")
 
@@ -111,14 +113,14 @@ class Transfer:
             stalled = f"{address} sent nothing for TRANSFER_STALL_SECONDS = {limits.TRANSFER_STALL_SECONDS:g}"
             raise Unavailable(stalled) from error
         except aio.AioRpcError as error:
-            raise _at(address, error) from error
+            raise _at(address, status.from_rpc(error)) from error
         finally:
             call.cancel()
 
     def _stub(self, address: str) -> Any:
         channel = self._channels.get(address)
         if channel is None:
-            channel = self._channels[address] = aio.insecure_channel(address, options=status.channel_options())
+            channel = self._channels[address] = aio.insecure_channel(address, options=status.channel_options(address))
         return data_pb2_grpc.DataServiceStub(channel)  # type: ignore[no-untyped-call]
 
 
@@ -134,6 +136,5 @@ def _parts(ref: ValueRef, data: bytes) -> Iterator[data_pb2.PutRequest]:
         yield data_pb2.PutRequest(chunk=data[start : start + limits.CHUNK_BYTES])
 
 
-def _at(address: str, error: aio.AioRpcError) -> StarloomError:
-    found = status.from_rpc(error)
-    return Unavailable(f"data service {address}: {found}") if type(found) is Unavailable else found
+def _at(address: str, error: StarloomError) -> StarloomError:
+    return Unavailable(f"data service {address}: {error}") if type(error) is Unavailable else error

@@ -1,0 +1,310 @@
+"""Every message to the wire and back, through bytes; and what is malformed is refused with its place."""
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+from tests.agents.fakes import consumed, task
+
+from starloom.agents import values, wire
+from starloom.agents.channel import Frame
+from starloom.agents.messages import (
+    Assign,
+    Cancel,
+    Command,
+    Failed,
+    Finished,
+    Hello,
+    Input,
+    InputLost,
+    Load,
+    Release,
+    Report,
+    Started,
+    WasCancelled,
+    Welcome,
+)
+from starloom.dag import limits
+from starloom.dag.constellation import Comparison, Tier
+from starloom.dag.errors import InvalidInput
+from starloom.dag.facts import Consumed, ErrorInfo, Timing
+from starloom.dag.ids import AgentId, Epoch, JobId, StageId
+from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.values import Port, PortType, ValueRef
+from starloom.devices.node import NodeProfile, Target
+from starloom.v1 import session_pb2 as pb
+from starloom.v1 import value_pb2
+
+DIGEST = values.digest(b"")
+REFS = [
+    ValueRef(type=PortType.JSON, bytes=0, digest=DIGEST, inline=b""),
+    ValueRef(type=PortType.BYTES, bytes=0, digest=DIGEST),
+    ValueRef(type=PortType.TEXT, bytes=2, digest=DIGEST, inline=b"hi", holder="b"),
+    ValueRef(
+        type=PortType.TENSOR, bytes=2**30, digest="f" * 64, meta={"dtype": "int8", "shape": [1, 2]}, holder="edge-ü"
+    ),
+]
+JOB_INPUT = Input(port="x", ref=REFS[0], consumed=Consumed(StageId(""), None, DIGEST))
+UPSTREAM = Input(port="y", ref=REFS[3], consumed=consumed(REFS[3]), address="127.0.0.1:5")
+
+COMMANDS: list[Command] = [
+    Assign(task=task(), kind="basic.noop"),
+    Assign(
+        task=task("stage ü", 2**40, "job", 2**33),
+        kind="k",
+        params={"a": [1, {"b": None}], "c": 1.5, "d": "", "e": 2**60},
+        inputs=(JOB_INPUT, UPSTREAM),
+        target="npu",
+        timeout_seconds=0.25,
+        priority=-3,
+        publish=("a", "b"),
+        comparisons=(
+            Comparison(output="v", operator=">=", value=0.5, path="faces.0.score"),
+            Comparison(output="v", operator="==", value=None),
+        ),
+    ),
+    Cancel(task=task()),
+    Release(job=JobId("j")),
+]
+REPORTS: list[Report] = [
+    Started(task=task()),
+    Finished(task=task(), outputs={}, consumed={}, timing=Timing()),
+    Finished(
+        task=task(),
+        outputs={f"port{number}": ref for number, ref in enumerate(REFS)},
+        consumed={"x": JOB_INPUT.consumed, "y": UPSTREAM.consumed},
+        timing=Timing(queue=0.1, transfer=0.2, load=0.3, run=1e-9),
+        models=("whisper@1", "silero@5"),
+        target="npu",
+        emulated=True,
+        published=("port0",),
+        holds=(True, False, True),
+    ),
+    Failed(task=task(), error=ErrorInfo(message="no\nmore", cause="StageError", transient=True, node="b", trace="t")),
+    Failed(task=task(), error=ErrorInfo(message="", cause="", node="b")),
+    InputLost(task=task(), upstreams=(StageId("up"), StageId("")), reason="away", gone=True),
+    InputLost(task=task(), upstreams=(), reason=""),
+    WasCancelled(task=task()),
+]
+
+
+def bare_assign(**fields: Any) -> pb.Command:
+    return pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), kind="k", target="cpu", **fields))
+
+
+def refusal(function: Any, *args: Any) -> str:
+    with pytest.raises(InvalidInput, match="a message is malformed") as raised:
+        function(*args)
+    assert raised.value.problems[0].place
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("ref", REFS)
+def test_references_go_round(ref: ValueRef) -> None:
+    message = value_pb2.ValueRef.FromString(wire.ref_to_wire(ref).SerializeToString())
+    assert wire.ref_from_wire(message) == ref
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_go_round(command: Command) -> None:
+    message = pb.Command.FromString(wire.command_to_wire(command).SerializeToString())
+    assert wire.command_from_wire(message) == command
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_reports_go_round(report: Report) -> None:
+    message = pb.Report.FromString(wire.report_to_wire(report).SerializeToString())
+    assert wire.report_from_wire(message, node="b") == report
+
+
+def test_frames_go_round() -> None:
+    frame = Frame(7, 3, tuple(COMMANDS))
+    (message,) = wire.commands_to_wire(frame, Epoch(9))
+    assert wire.commands_from_wire(pb.Commands.FromString(message.SerializeToString())) == (frame, Epoch(9))
+    reports = Frame(8, 2, tuple(REPORTS))
+    (sent,) = wire.reports_to_wire(reports)
+    assert wire.reports_from_wire(pb.Reports.FromString(sent.SerializeToString()), "b") == reports
+
+
+def test_empty_frame_carries_an_acknowledgement() -> None:
+    (message,) = wire.reports_to_wire(Frame(1, 5, ()))
+    assert wire.reports_from_wire(message) == Frame(1, 5, ())
+
+
+def test_large_frame_is_split_and_numbered() -> None:
+    big = b"x" * limits.INLINE_VALUE_BYTES_MAX
+    ref = ValueRef(type=PortType.BYTES, bytes=len(big), digest=DIGEST, inline=big)
+    reports = tuple(
+        Finished(task=task(f"s{n}"), outputs={"out": ref}, consumed={}, timing=Timing()) for n in range(200)
+    )
+    parts = wire.reports_to_wire(Frame(11, 4, reports))
+    assert len(parts) == 4
+    assert all(part.ByteSize() < limits.SESSION_FRAME_BYTES_MAX + 1000 for part in parts)
+    frames = [wire.reports_from_wire(part) for part in parts]
+    assert [message for frame in frames for message in frame.messages] == list(reports)
+    assert [frame.sequence for frame in frames] == [
+        11 + sum(len(earlier.messages) for earlier in frames[:index]) for index in range(len(frames))
+    ]
+
+
+def test_one_message_larger_than_a_frame_goes_alone() -> None:
+    params = {"text": "x" * limits.SESSION_FRAME_BYTES_MAX}
+    large = Assign(task=task("large"), kind="k", params=params)
+    parts = wire.commands_to_wire(Frame(1, 0, (COMMANDS[0], large, COMMANDS[0])), Epoch(1))
+    assert [len(part.commands) for part in parts] == [1, 1, 1]
+
+
+def test_hello_and_welcome_go_round() -> None:
+    profile = NodeProfile(
+        name=AgentId("cam"),
+        tier=Tier.DEVICE,
+        targets=(Target(name="cpu"), Target(name="npu", emulated=True, note="on the cpu")),
+        labels={"sensor": "camera"},
+        kinds=("k",),
+        address="127.0.0.1:1",
+        details={"python": "3.11"},
+    )
+    kind = KindSpec(
+        name="k",
+        inputs={"x": Port(PortType.IMAGE, optional=True)},
+        params={"p": Param(type="integer", default=3, choices=(3, 4))},
+        variadic_input=Port(PortType.JSON),
+        tier=Tier.EDGE,
+        cost=Cost(run_seconds=0.5),
+    )
+    first = Hello(agent=AgentId("cam"), incarnation="i", profile=profile, kinds=(kind,))
+    again = Hello(
+        agent=AgentId("cam"),
+        incarnation="i",
+        profile=profile,
+        session="s",
+        received=4,
+        held=(task(), task("t", 2)),
+        jobs=(JobId("j"),),
+        epoch_seen=Epoch(3),
+    )
+    for hello in (first, again):
+        assert wire.hello_from_wire(pb.Hello.FromString(wire.hello_to_wire(hello).SerializeToString())) == hello
+    welcome = Welcome(session="s", epoch=Epoch(2), resumed=True, received=9, lease_seconds=3.0, heartbeat_seconds=0.5)
+    assert wire.welcome_from_wire(wire.welcome_to_wire(welcome)) == welcome
+    load = Load(queued=1, running=2, held_bytes=3, cpu_fraction=0.5, memory_bytes=4, file_handles=5, stale_refused=6)
+    assert wire.load_from_wire(wire.load_to_wire(load)) == load
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'{"queued": "\xff"}', b"[" * 100_000])
+def test_malformed_json_inside_fields_is_refused_with_its_place(data: bytes) -> None:
+    ref = wire.ref_to_wire(REFS[3])
+    if data:
+        ref.meta_json = data
+        assert "value.meta_json" in refusal(wire.ref_from_wire, ref)
+        assert "command.assign.params_json" in refusal(wire.command_from_wire, bare_assign(params_json=data))
+    command = bare_assign(comparisons_json=[data])
+    assert "command.assign.comparisons_json.0" in refusal(wire.command_from_wire, command)
+    hello = pb.Hello(agent="a", incarnation="i", profile_json=data)
+    assert "hello.profile_json" in refusal(wire.hello_from_wire, hello)
+    hello = pb.Hello(agent="a", incarnation="i", profile_json=b'{"name": "a", "tier": "edge"}', kinds_json=[data])
+    assert "hello.kinds_json.0" in refusal(wire.hello_from_wire, hello)
+    assert "heartbeat.load_json" in refusal(wire.load_from_wire, data)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "place"),
+    [
+        ("type", "hologram", "value.type"),
+        ("type", "", "value.type"),
+        ("digest", "F" * 64, "value.digest"),
+        ("digest", "f" * 63, "value.digest"),
+        ("digest", "", "value.digest"),
+        ("bytes", limits.VALUE_BYTES_MAX + 1, "value.bytes"),
+        ("inline", b"longer than two", "value.inline"),
+    ],
+)
+def test_references_that_name_nothing_are_refused(field: str, value: Any, place: str) -> None:
+    message = wire.ref_to_wire(REFS[2])
+    setattr(message, field, value)
+    assert place in refusal(wire.ref_from_wire, message)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pb.Command(),
+        pb.Command(assign=pb.Assign(kind="k", target="cpu")),
+        pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), target="cpu")),
+        pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), kind="k")),
+        pb.Command(cancel=pb.Cancel(task=pb.Task(job_id="j", stage="s", epoch=1))),
+        pb.Command(release=pb.Release()),
+        bare_assign(timeout_seconds=float("nan")),
+        bare_assign(timeout_seconds=float("inf")),
+        bare_assign(timeout_seconds=-1),
+        bare_assign(inputs=[pb.Input(ref=wire.ref_to_wire(REFS[0]))]),
+        bare_assign(inputs=[pb.Input(port="x")]),
+    ],
+)
+def test_malformed_commands_are_refused(command: pb.Command) -> None:
+    assert "commands.0" in refusal(wire.commands_from_wire, pb.Commands(sequence=1, commands=[command]))
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        pb.Report(),
+        pb.Report(started=pb.Started()),
+        pb.Report(failed=pb.Failed(message="x")),
+        pb.Report(input_lost=pb.InputLost()),
+        pb.Report(was_cancelled=pb.WasCancelled(task=pb.Task(job_id="j"))),
+        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), run_seconds=float("nan"))),
+        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), queue_seconds=float("inf"))),
+        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), load_seconds=-0.1)),
+        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), outputs={"o": value_pb2.ValueRef()})),
+        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), consumed={"i": pb.Consumed(digest="x")})),
+    ],
+)
+def test_malformed_reports_are_refused(report: pb.Report) -> None:
+    assert "reports.0" in refusal(wire.reports_from_wire, pb.Reports(sequence=1, reports=[report]))
+
+
+def test_frames_without_a_number_are_refused() -> None:
+    message = pb.Reports(reports=[wire.report_to_wire(REPORTS[0])])
+    assert "reports.sequence" in refusal(wire.reports_from_wire, message)
+
+
+@pytest.mark.parametrize(
+    "hello",
+    [
+        pb.Hello(incarnation="i", profile_json=b'{"name": "", "tier": "edge"}'),
+        pb.Hello(agent="a", profile_json=b'{"name": "a", "tier": "edge"}'),
+        pb.Hello(agent="a", incarnation="i", profile_json=b'{"name": "b", "tier": "edge"}'),
+        pb.Hello(agent="a", incarnation="i", profile_json=b'{"name": "a", "tier": "moon"}'),
+        pb.Hello(agent="a", incarnation="i", profile_json=b'{"name": "a", "tier": "edge"}', held=[pb.Task()]),
+    ],
+)
+def test_malformed_hellos_are_refused(hello: pb.Hello) -> None:
+    assert "hello" in refusal(wire.hello_from_wire, hello)
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
+def test_malformed_welcomes_are_refused(seconds: float) -> None:
+    assert "welcome.lease_seconds" in refusal(
+        wire.welcome_from_wire, pb.Welcome(session="s", epoch=1, lease_seconds=seconds, heartbeat_seconds=1)
+    )
+    assert "welcome" in refusal(wire.welcome_from_wire, pb.Welcome(lease_seconds=1, heartbeat_seconds=1))
+
+
+@for_all(st.binary(max_size=200))
+@settings(max_examples=200, deadline=None)
+def test_no_bytes_raise_anything_but_invalid_input(data: bytes) -> None:
+    converted: list[tuple[Any, Any]] = [
+        (pb.Commands(), wire.commands_from_wire),
+        (pb.Reports(), wire.reports_from_wire),
+    ]
+    for message, convert in converted:
+        # What protobuf itself cannot read ends the call before anything of ours sees it.
+        with suppress(DecodeError):
+            message.ParseFromString(data)
+            with suppress(InvalidInput):
+                convert(message)
