@@ -47,6 +47,8 @@ SHIPPED: Final[Mapping[str, str]] = {
     "text.embed": f"{_STAGES}.embed:Embed",
     "text.retrieve": f"{_STAGES}.retrieve:Retrieve",
     "text.answer": f"{_STAGES}.answer:Answer",
+    "language.generate": f"{_STAGES}.language:Generate",
+    "language.endpoint": f"{_STAGES}.language:Endpoint",
 }
 """`module:class` of each kind that ships."""
 

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import msgspec
 
@@ -35,6 +35,20 @@ Progress = Callable[[str, str], None]
 
 def _silent(_name: str, _what: str) -> None:
     return None
+
+
+LANGUAGE: Final = "language"
+"""The kind of language models."""
+
+LANGUAGE_FILES: Final = frozenset({"config.json", "tokenizer.json"})
+GRAPH_FOLDER: Final = "onnx"
+_DECODERS = ("ForCausalLM", "LMHeadModel")
+
+
+class _Architectures(msgspec.Struct):
+    """The names of the classes that a model's config.json was written for."""
+
+    architectures: tuple[str, ...] = ()
 
 
 _COPY_BYTES = 1024 * 1024
@@ -133,15 +147,26 @@ def pull(
 def add(store: ModelStore, path: Path, name: str, kind: str, licence: str, *, about: str = "") -> ModelEntry:
     """Copies a file, or the files right inside a folder except hidden ones, into the store as the user's own model `name`.
 
-    A single `.onnx` file is stored as `model.onnx`. Raises InvalidInput with all problems, Conflict
+    A single `.onnx` file is stored as `model.onnx`. Graphs beside a config.json and a tokenizer.json may lie in a
+    folder `onnx`, as exporters put them; if that config is a decoder's, `custom` becomes the kind `language`.
+    Of that kind a model is checked whether it can run here. Raises InvalidInput with all problems, Conflict
     if the name stands for another model.
     """
     sources = _user_files(path)
+    if kind == "custom" and _is_language(sources):
+        kind = LANGUAGE
+    if kind == LANGUAGE and (unfit := _language_problems(name, sources)):
+        raise InvalidInput(unfit, f"{path} cannot be added")
+    folder = path if path.is_dir() else path.parent
     files = tuple(
-        ModelFile(path=source.name, name=stored, sha256=sha256_of(source), bytes=source.stat().st_size)
+        ModelFile(
+            path=source.relative_to(folder).as_posix(),
+            name=stored,
+            sha256=sha256_of(source),
+            bytes=source.stat().st_size,
+        )
         for stored, source in sources.items()
     )
-    folder = path.resolve() if path.is_dir() else path.resolve().parent
     version = hashlib.sha256("".join(file.sha256 for file in files).encode()).hexdigest()[:8]
     entry = ModelEntry(
         name=name,
@@ -149,7 +174,7 @@ def add(store: ModelStore, path: Path, name: str, kind: str, licence: str, *, ab
         kind=kind,
         licence=licence,
         about=about,
-        sources=(Source(folder=str(folder)),),
+        sources=(Source(folder=str(folder.resolve())),),
         files=files,
     )
     if problems := check(entry, f"models.{name}"):
@@ -172,15 +197,49 @@ def _user_files(path: Path) -> dict[str, Path]:
         return {DEFAULT_FILE if path.suffix == ".onnx" else path.name: path}
     if not path.is_dir():
         raise InvalidInput([Problem(str(path), "is no file and no folder")], "nothing to add")
-    found = sorted(item for item in path.iterdir() if not item.name.startswith("."))
+    found = _seen(path)
+    graphs = path / GRAPH_FOLDER
+    if graphs in found and {item.name for item in found} >= LANGUAGE_FILES:
+        found = [item for item in found if item != graphs] + _seen(graphs)
+    names = [item.name for item in found]
     problems = [
         Problem(str(item), "is no plain file; a model's files stand side by side")
         for item in found
         if not item.is_file()
     ]
+    problems += [
+        Problem(str(item), "stands there twice, in the folder and above it; keep one of them")
+        for item in found
+        if item.parent == graphs and names.count(item.name) > 1
+    ]
     if problems or not found:
         raise InvalidInput(problems or [Problem(str(path), "is empty")], f"{path} cannot be added")
     return {item.name: item for item in found}
+
+
+def _seen(folder: Path) -> list[Path]:
+    return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
+
+
+def _is_language(sources: dict[str, Path]) -> bool:
+    """Whether the files are a decoder's, by what its config.json calls it."""
+    if not sources.keys() >= LANGUAGE_FILES:
+        return False
+    try:
+        found = msgspec.json.decode(sources["config.json"].read_bytes(), type=_Architectures)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return any(name.endswith(_DECODERS) for name in found.architectures)
+
+
+def _language_problems(name: str, sources: dict[str, Path]) -> list[Problem]:
+    """What keeps these files from being a language model; raises ModelMissing where it cannot be checked."""
+    try:
+        # Needs ONNX Runtime, which most commands on the store do without.
+        from starloom.agents.language.checking import problems
+    except ImportError as error:
+        raise ModelMissing(f"model {name} cannot be checked here: {error}; install starloom[agent]") from error
+    return problems(name, sources)
 
 
 def _write_user_manifest(root: Path, manifest: Manifest, incoming: Path) -> None:

@@ -6,7 +6,7 @@ The processor is a machine's scarcest thing, and several agents may run on one: 
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from starloom.agents.modelstore import DEFAULT_FILE, KeyedLocks, ModelStore
-from starloom.agents.stage import CancelToken
+from starloom.agents.stage import CancelToken, TensorPort
 from starloom.dag import limits
 from starloom.dag.errors import Cancelled, StageError
 
@@ -153,7 +153,7 @@ def backend(target: str) -> TargetBackend:
 
 
 class OnnxModel:
-    """A session bound to one call: `agents.stage.Model`."""
+    """A session bound to one call: `agents.stage.DescribedModel`."""
 
     def __init__(self, session: Any, key: SessionKey, cancel: CancelToken) -> None:
         self._session = session
@@ -167,6 +167,14 @@ class OnnxModel:
     @property
     def output_names(self) -> tuple[str, ...]:
         return tuple(port.name for port in self._session.get_outputs())
+
+    @property
+    def inputs(self) -> tuple[TensorPort, ...]:
+        return _ports(self._session.get_inputs())
+
+    @property
+    def outputs(self) -> tuple[TensorPort, ...]:
+        return _ports(self._session.get_outputs())
 
     @property
     def metadata(self) -> Mapping[str, str]:
@@ -195,6 +203,10 @@ class OnnxModel:
             forget()
         self._cancel.raise_if_cancelled()
         return outputs
+
+
+def _ports(found: Iterable[Any]) -> tuple[TensorPort, ...]:
+    return tuple(TensorPort(port.name, port.type, tuple(port.shape)) for port in found)
 
 
 class CallModels:

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from threading import Event
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -37,6 +37,25 @@ class Model(Protocol):
     def output_names(self) -> tuple[str, ...]: ...
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]: ...
+
+
+class TensorPort(NamedTuple):
+    """An input or output of a graph: its type as ONNX Runtime says it, and sizes, names or None by dimension."""
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...]
+
+
+@runtime_checkable
+class DescribedModel(Model, Protocol):
+    """A model that says what its inputs and outputs are; every model of `Models.session` is one on an agent."""
+
+    @property
+    def inputs(self) -> tuple[TensorPort, ...]: ...
+
+    @property
+    def outputs(self) -> tuple[TensorPort, ...]: ...
 
 
 class Models(Protocol):
