@@ -184,10 +184,11 @@ class Client:
                     seen(piece)
                 reply.seconds = time.monotonic() - began
                 return reply
-            except StageError as error:
-                raise StageError(self._safe(str(error)), transient=error.transient) from None
-            # What the socket says after an abort depends on where it was; hence all of them in one place.
-            except (OSError, HTTPException, ValueError) as error:
+            except _TryAgain:
+                self._cancel.raise_if_cancelled()
+                raise
+            # What a broken-off wait looks like depends on where it was, half a head or half an answer among them.
+            except (OSError, HTTPException, ValueError, StageError) as error:
                 self._cancel.raise_if_cancelled()
                 if connection.expired and reply.has_begun:
                     reply.finish, reply.seconds = "time", time.monotonic() - began
@@ -257,10 +258,12 @@ class Client:
         return data
 
     def _failure(self, error: Exception, connection: Connection, reply: Reply) -> Exception:
-        """What to raise for a broken connection or a wait that was too long."""
+        """What to raise for a broken connection, a wait that was too long, or an answer that is none."""
         where = f"{self._address}: "
         if connection.expired:
             return DeadlineExceeded(f"{where}no answer within seconds_max = {self._patience.total:g}")
+        if isinstance(error, StageError):
+            return StageError(self._safe(str(error)), transient=error.transient)
         late = isinstance(error, TimeoutError)
         if reply.has_begun:
             what = f"no more for gap_seconds = {self._patience.gap:g}" if late else f"broke off: {error}"
