@@ -258,3 +258,28 @@ def test_more_facts_than_one_statement_takes_are_one_transaction(
     with pytest.raises(JournalUnwritableError):
         journal.append([ended("j1"), ended("j1"), ended("j1"), skipped("j1", 1, "r" * 20_000)], NOW)
     assert len(list(journal.replay())) == 7
+
+
+def test_dropped_jobs_leave_gaps_that_are_no_damage(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    journal.append([submitted("j1"), submitted("j2"), ended("j1"), submitted("j3"), ended("j3"), ended("j2")], NOW)
+    journal.drop([JobId("j1"), JobId("j3"), JobId("")])
+    assert [record.offset for record in journal.replay()] == [2, 6]
+    assert journal.append([skipped("j4")], NOW)[0].offset == 7
+    journal.drop([JobId("j4")])
+    journal.close()
+    again = Journal.open(tmp_path)
+    assert again.append([skipped("j5")], NOW)[0].offset == 8
+    assert [record.offset for record in again.replay()] == [2, 6, 8]
+    damage(again, "DELETE FROM facts WHERE offset = 6")
+    with pytest.raises(JournalDamaged, match="1 records up to 8 are missing"):
+        list(again.replay())
+    again.close()
+
+
+def test_a_writer_that_was_replaced_drops_nothing(journal: Journal) -> None:
+    journal.append([submitted("j1"), submitted("j2")], NOW)
+    damage(journal, "UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
+    with pytest.raises(Fenced):
+        journal.drop([JobId("j1")])
+    assert len(list(journal.replay())) == 2

@@ -139,8 +139,9 @@ async def test_jobs_that_have_ended_are_there_after_a_restart(rig: Rig) -> None:
     assert await again.result(timeout=SECONDS) == {"sum": 8, "large": DATA}
 
 
-async def test_values_go_with_the_last_job_that_names_them(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_values_and_facts_go_with_the_jobs_that_are_not_kept(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "FINISHED_JOBS_KEPT", 2)
+    monkeypatch.setattr(limits, "JOBS_DROPPED_TOGETHER", 2)
     await rig.agent("n0")
     rig.gate.open()
     client = await rig.client()
@@ -149,10 +150,18 @@ async def test_values_go_with_the_last_job_that_names_them(rig: Rig, monkeypatch
     def stored() -> set[bytes]:
         return {path.read_bytes() for path in folder.glob("??/*")}
 
+    jobs = []
     for n in range(5):
         job = await client.submit(CHAIN, {"n": n, "data": DATA + bytes([n])})
         await job.result(timeout=SECONDS)
+        jobs.append(job.id)
+    # What was dropped last goes with the restart.
     await rig.restart()
+    await rig.restart()
+    assert {event.fact.job async for event in client.events(follow=False) if hasattr(event.fact, "job")} == set(
+        jobs[3:]
+    )
+    assert [info.id for info in await client.jobs()] == jobs[:2:-1]
     assert stored() == {DATA + bytes([n]) for n in (3, 4)}
 
 

@@ -74,7 +74,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             job = coordinator.find(_named(request.job_id))
             info = await describe.job_info(coordinator, job, self._engine.kept.times(job.id))
             await self._engine.settled()
-            return pb.GetJobResponse(job=wire.job_to_wire(info))
+            return pb.GetJobResponse(job=await asyncio.to_thread(wire.job_to_wire, info))
         raise AssertionError("reporting ends the call")
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:  # noqa: N802

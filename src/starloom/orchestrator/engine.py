@@ -6,6 +6,7 @@ fsync serves all that came while the last one ran. The order of effects is the o
 
 import asyncio
 import logging
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -57,6 +58,7 @@ class Engine:
         self._undone: deque[tuple[Decision, list[Done]]] = deque()
         self._answers: dict[int, asyncio.Future[Submitted | Stopped]] = {}
         self._requests = 0
+        self._dropped: list[JobId] = []
         self._deciding: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
@@ -139,7 +141,8 @@ class Engine:
                 yield fact
 
         self.coordinator.replay(facts())
-        self.kept.forget(self.coordinator.jobs)
+        self._dropped, _ = self.kept.forget(self.coordinator.jobs)
+        self._drop()
 
     async def _read(self, after: int, job: JobId | None) -> list[Record]:
         return await asyncio.get_running_loop().run_in_executor(self._reading, self._journal.read, after, job)
@@ -218,8 +221,17 @@ class Engine:
     def _forget_dropped(self) -> None:
         # With nothing undone the coordinator's state is the journal's: a job that is gone there is gone for good.
         if not self._undone and len(self.kept) > len(self.coordinator.jobs):
-            free = self.kept.forget(self.coordinator.jobs)
+            jobs, free = self.kept.forget(self.coordinator.jobs)
             self._reading.submit(_guarded, self._store.drop, free)
+            self._dropped += jobs
+            if len(self._dropped) >= limits.JOBS_DROPPED_TOGETHER:
+                self._drop()
+
+    def _drop(self) -> None:
+        """Also the records of dropped jobs go, so that the next start does not read them."""
+        jobs, self._dropped = self._dropped, []
+        if jobs:
+            self._writing.submit(_guarded, self._journal.drop, jobs)
 
     def _sweep(self) -> None:
         self._reading.submit(_guarded, self._store.expire)
@@ -264,5 +276,5 @@ def _guarded(function: Callable[Parameters, object], *args: Parameters.args, **k
     """Housekeeping that failed is done again later; nothing hangs on it."""
     try:
         function(*args, **kwargs)
-    except OSError:
-        _log.exception("values in the job store could not be deleted")
+    except (OSError, sqlite3.Error, StarloomError):
+        _log.exception("what no job needs any more could not be deleted")

@@ -11,7 +11,7 @@ is checked inside every transaction, so that a writer that was replaced fails in
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -91,7 +91,8 @@ class Journal:
                 self._writer = opened.enter_context(closing(_connect(folder)))
                 self._reader = opened.enter_context(closing(_connect(folder)))
                 self.epoch = _take_over(self._writer, folder)
-                self.last_offset: int = self._writer.execute("SELECT ifnull(max(offset), 0) FROM facts").fetchone()[0]
+                last = self._writer.execute("SELECT ifnull(max(offset), 0) FROM facts").fetchone()[0]
+                self.last_offset: int = max(last, _meta(self._writer, "last", 0))
             self._opened = opened.pop_all()
 
     @classmethod
@@ -146,16 +147,36 @@ class Journal:
         with _explained(self.folder):
             rows = self._reader.execute(query, (*parameters, after, limit)).fetchall()
         records = [_checked(row) for row in rows]
-        if job is None:
+        if job is None and not _meta(self._reader, "dropped", 0):
             _check_order(records, after)
         return records
 
     def replay(self) -> Iterator[Record]:
         """Every record, from the first on. Raises JournalDamaged, naming the record, at the first that is not whole."""
-        after = 0
+        after = count = 0
         while records := self.read(after):
             yield from records
             after = records[-1].offset
+            count += len(records)
+        with _explained(self.folder):
+            missing = self.last_offset - _meta(self._reader, "dropped", 0) - count
+        if missing > 0:
+            raise JournalDamaged(
+                f"{missing} records up to {self.last_offset} are missing from the journal; restore a copy"
+            )
+
+    def drop(self, jobs: Iterable[JobId]) -> None:
+        """Deletes all records of jobs that nobody asks for any more, so that a replay does not grow with the years.
+
+        For the thread that appends. The jobs must have ended, and other records must have followed.
+        """
+        with _transaction(self._writer):
+            self._check_epoch()
+            dropped = sum(
+                self._writer.execute("DELETE FROM facts WHERE job = ? AND job != ''", (job,)).rowcount for job in jobs
+            )
+            for key, value in (("dropped", _meta(self._writer, "dropped", 0) + dropped), ("last", self.last_offset)):
+                self._writer.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def _insert(self, records: Sequence[Record]) -> None:
         # One statement is one transaction, and gives the interpreter's lock away once, not once a row.
@@ -173,7 +194,11 @@ class Journal:
             f"INSERT INTO facts SELECT * FROM (VALUES {rows}) WHERE ? = (SELECT value FROM meta WHERE key = 'epoch')"
         )
         if self._writer.execute(statement, (*values, self.epoch)).rowcount != len(records):
-            epoch = _meta(self._writer, "epoch")
+            self._check_epoch()
+
+    def _check_epoch(self) -> None:
+        epoch = _meta(self._writer, "epoch")
+        if epoch != self.epoch:
             raise Fenced(f"this orchestrator has epoch {self.epoch}, the journal {epoch}: another one took over")
 
     def _unwritable(self, error: sqlite3.Error) -> JournalUnwritableError:
@@ -255,8 +280,10 @@ def _take_over(connection: sqlite3.Connection, folder: Path) -> Epoch:
         return Epoch(_meta(connection, "epoch"))
 
 
-def _meta(connection: sqlite3.Connection, key: str) -> int:
+def _meta(connection: sqlite3.Connection, key: str, default: int | None = None) -> int:
     row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    if row is None and default is not None:
+        return default
     if row is None:
         raise JournalDamaged(f"the journal's table meta has no {key}; restore a copy")
     return int(row[0])

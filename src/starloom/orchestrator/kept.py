@@ -54,16 +54,17 @@ class KeptJobs:
                 return []
         return self._name(job, refs.values())
 
-    def forget(self, kept: Container[JobId]) -> list[str]:
-        """Forgets the jobs that are not kept; returns the digests that no other job names."""
+    def forget(self, kept: Container[JobId]) -> tuple[list[JobId], list[str]]:
+        """Forgets the jobs that are not kept; returns them, and the digests that no other job names."""
+        gone = [job for job in self._jobs if job not in kept]
         free: list[str] = []
-        for job in [job for job in self._jobs if job not in kept]:
+        for job in gone:
             for digest in self._jobs.pop(job).values:
                 self._named[digest] -= 1
                 if not self._named[digest]:
                     del self._named[digest]
                     free.append(digest)
-        return free
+        return gone, free
 
     def _name(self, job: JobId, refs: Iterable[ValueRef]) -> list[str]:
         known = self._jobs.get(job)

@@ -63,7 +63,11 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
         # Nothing is ever written to it: it becomes readable when its other end is closed, if only by SIGKILL.
         loop.add_reader(options.parent_fd, told.set)
     orchestrator = Orchestrator(options.folder, options.host, options.port, token)
+    # A replay makes objects that stay: to look through them for garbage again and again takes most of its time.
+    gc.disable()
     address = await orchestrator.start()
+    gc.freeze()
+    gc.enable()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
     try:
