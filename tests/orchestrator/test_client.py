@@ -248,6 +248,19 @@ async def test_a_submission_waits_for_an_orchestrator_that_is_being_restarted(
     assert [info.id for info in await client.jobs()] == [job.id]
 
 
+async def test_a_proxy_for_the_web_is_passed_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    cluster = Cluster(tmp_path / "orchestrator")
+    await cluster.up()
+    async with cluster.agent(), AsyncClient(cluster.address, TOKEN) as client:
+        job = await client.submit(copying(PortType.BYTES), {"bytes": b"x" * LARGE})
+        assert await job.result(timeout=60) == {"bytes": b"x" * LARGE}
+    await cluster.down()
+
+
 async def test_problems_are_those_by_the_nodes_kinds(client: AsyncClient) -> None:
     assert await client.problems(copying(PortType.TEXT)) == []
     graph = Graph("wrong")

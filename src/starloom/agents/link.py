@@ -113,18 +113,17 @@ class Link:
         async with aio.insecure_channel(self._address, options=status.channel_options(self._address)) as channel:
             stub: Any = session_pb2_grpc.SessionServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Connect(metadata=self._metadata)
-            ending = asyncio.create_task(status.ending(call))
+            end = status.CallEnd(call)
             try:
                 async with asyncio.timeout(limits.CONNECT_SECONDS):
                     stream = _Stream(call, await self._greet(call))
                 await self._converse(stream)
             except aio.AioRpcError as error:
-                raise await ending from error
+                raise await end.error() from error
             except TimeoutError as error:
                 late = f"{self._address} did not answer within CONNECT_SECONDS = {limits.CONNECT_SECONDS:g}"
                 raise Unavailable(late) from error
             finally:
-                ending.cancel()
                 call.cancel()
 
     async def _greet(self, call: Any) -> Welcome:

@@ -7,7 +7,8 @@ ErrorDetail with the class, the whole message and every problem, because gRPC ma
 import asyncio
 import hmac
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
 
@@ -27,11 +28,10 @@ LOCAL_PRINCIPAL: Final = "local"
 """Whom every call with the cluster's token is made by: there is one user for now."""
 
 CALL_OVER: Final = (asyncio.InvalidStateError, aio.InternalError, aio.AioRpcError)
-"""What writing to a call raises where it is over already; `ending` tells why."""
+"""What writing to a call raises where it is over already; `CallEnd` tells why."""
 
 _WRITE_FAILED = "Internal error from Core"
-_STATUS_WAITS = 50
-_STATUS_WAIT_SECONDS = 0.01
+_STATUS_POLL_SECONDS = 0.005
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _HEALTH_PREFIX = "/grpc.health.v1.Health/"
@@ -96,18 +96,40 @@ def from_rpc(error: grpc.RpcError) -> StarloomError:
     return _error(error.code(), error.details(), error.trailing_metadata())
 
 
-async def ending(call: Any) -> StarloomError:
-    """How a call ends, as an error; to be awaited in a task from the call's beginning on.
+class CallEnd:
+    """How a call ends; to be made with the call, before anything is written.
 
-    Where a write meets the end of a call, grpc.aio says INTERNAL in place of the server's status: before it has
-    read that, and for good if it had read it. Who waits from the beginning sees both.
+    Where a write meets the end of a call, grpc.aio says INTERNAL in place of the server's status: for a moment,
+    if it has not read that, and for good, if it just had. So the first status is noted as it is set, and is read
+    again if it is that one.
     """
-    for _ in range(_STATUS_WAITS):
-        code, details, metadata = await call.code(), await call.details(), await call.trailing_metadata()
-        if details != _WRITE_FAILED:
-            break
-        await asyncio.sleep(_STATUS_WAIT_SECONDS)
-    return _error(code, details, metadata)
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._error: StarloomError | None = None
+        call.add_done_callback(self._note)
+
+    async def error(self) -> StarloomError:
+        """The error that ended a call which is known to be over."""
+        deadline = time.monotonic() + limits.STATUS_WAIT_SECONDS
+        while self._error is None and time.monotonic() < deadline:
+            await asyncio.sleep(_STATUS_POLL_SECONDS)
+            self._note(self._call)
+        return self._error or errors.Unavailable("the connection broke off")
+
+    def _note(self, call: Any) -> None:
+        if call.done() and self._error is None and (details := _now(call.details())) != _WRITE_FAILED:
+            self._error = _error(_now(call.code()), details, _now(call.trailing_metadata()))
+
+
+def _now(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that has nothing to wait for."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    return None
 
 
 def _error(code: grpc.StatusCode, details: str | None, metadata: Any) -> StarloomError:
@@ -117,8 +139,6 @@ def _error(code: grpc.StatusCode, details: str | None, metadata: Any) -> Starloo
                 return rebuild(value_pb2.ErrorDetail.FromString(value))
             except DecodeError:
                 break
-    if details == _WRITE_FAILED:
-        return errors.Unavailable("the connection broke off")
     return _BY_CODE.get(code, StarloomError)(f"{code.name}: {details or 'no reason given'}")
 
 

@@ -80,7 +80,7 @@ class Transfer:
         Raises Unavailable, Overloaded, and DigestMismatch where `data` is not what `ref` names.
         """
         call = self._stub(address).Put(metadata=self._metadata)
-        ending = asyncio.create_task(status.ending(call))
+        end = status.CallEnd(call)
         try:
             # Not by an iterator of requests: grpc.aio would tell a call that fails under one as cancelled.
             with suppress(*status.CALL_OVER):
@@ -89,9 +89,8 @@ class Transfer:
                 await call.done_writing()
             response = await call
         except aio.AioRpcError as error:
-            raise _at(address, await ending) from error
+            raise _at(address, await end.error()) from error
         finally:
-            ending.cancel()
             call.cancel()
         return wire.ref_from_wire(response.ref, "ref")
 

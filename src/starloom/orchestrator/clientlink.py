@@ -194,7 +194,7 @@ class Link:
         if self._closed:
             raise StarloomError("the client is closed; make a new one")
         if self._stub is None:
-            self._channel = aio.insecure_channel(self.address, options=status.channel_options())
+            self._channel = aio.insecure_channel(self.address, options=status.channel_options(self.address))
             self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
         return self._stub
 
