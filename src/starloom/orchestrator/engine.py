@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec
 
@@ -26,10 +27,14 @@ from starloom.orchestrator.inputs import CancelJob, Input, Submit, Tick
 from starloom.orchestrator.jobstore import JobStore
 from starloom.orchestrator.journal import Journal, Record
 from starloom.orchestrator.kept import KeptJobs
+from starloom.orchestrator.onethread import OneThread
 
 _log = logging.getLogger(__name__)
 
 Done = Callable[[], None]
+Undone = Sequence[tuple[Decision, list[Done]]]
+"""Decisions with what is to be called back once they are journaled."""
+
 Parameters = ParamSpec("Parameters")
 
 
@@ -51,8 +56,9 @@ class Engine:
         self._store = store
         self._outlets: Outlets
         self.events = EventLog(self._read, journal.last_offset)
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._writing = ThreadPoolExecutor(1, "journal")
+        self._loop = asyncio.get_running_loop()
+        self.failed: asyncio.Future[None] = self._loop.create_future()
+        self._writing = OneThread("journal")
         self._reading = ThreadPoolExecutor(1, "journal-read")
         self._inbox: deque[tuple[Input, Done | None]] = deque()
         self._undone: deque[tuple[Decision, list[Done]]] = deque()
@@ -63,36 +69,31 @@ class Engine:
         self._sweeping: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at: int | None = None
-        self._decided = asyncio.Event()
         self._carrying = False
         self._stopping = False
-        self._task: asyncio.Task[None] | None = None
 
     async def start(self, outlets: Outlets) -> None:
         """Replays the journal and takes over. Raises JournalDamaged."""
         self._outlets = outlets
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._reading, self._replay)
-        await loop.run_in_executor(self._reading, self._store.adopt, frozenset(self.kept.digests))
+        await self._loop.run_in_executor(self._reading, self._replay)
+        await self._loop.run_in_executor(self._reading, self._store.adopt, frozenset(self.kept.digests))
         self._sweep()
         self._put(self.coordinator.boot(time.monotonic_ns()), [])
         self._arm()
-        self._task = loop.create_task(self._carry_out())
         await self.settled()
 
     async def stop(self) -> None:
         """Decides and carries out what has come, then ends. What clients still wait for ends as Unavailable."""
+        self._stopping = True
+        while self._inbox and not self.failed.done():
+            self._decide()
         for handle in (self._alarm, self._sweeping, self._deciding):
             if handle is not None:
                 handle.cancel()
-        while self._inbox and not self.failed.done():
-            self._decide()
-        self._stopping = True
-        self._decided.set()
-        if self._task is not None:
-            await self._task
+        with suppress(Unavailable):
+            await self.settled()
         self._end_answers()
-        self._writing.shutdown()
+        self._writing.close()
         self._reading.shutdown()
         if self.failed.done():
             self.failed.exception()
@@ -102,7 +103,7 @@ class Engine:
         self._inbox.append((item, done))
         if self._deciding is None and not self._stopping:
             # Whatever else arrives in this turn of the event loop joins the batch.
-            self._deciding = asyncio.get_running_loop().call_soon(self._decide)
+            self._deciding = self._loop.call_soon(self._decide)
 
     async def ask(self, make: Callable[[int], Submit | CancelJob]) -> Submitted | Stopped:
         """Posts the input that `make` gives for a request's number, and returns the answer, or raises it."""
@@ -110,7 +111,7 @@ class Engine:
             raise _gone()
         self._requests += 1
         request = self._requests
-        answer: asyncio.Future[Submitted | Stopped] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Submitted | Stopped] = self._loop.create_future()
         self._answers[request] = answer
         try:
             self.post(make(request))
@@ -124,6 +125,8 @@ class Engine:
 
     async def settled(self) -> None:
         """Returns once everything decided so far is journaled: what was seen of the state cannot be lost any more."""
+        if self.failed.done():
+            raise _gone()
         if self._undone or self._carrying:
             written = asyncio.Event()
             self._put(Decision(), [written.set])
@@ -145,11 +148,11 @@ class Engine:
         self._drop()
 
     async def _read(self, after: int, job: JobId | None) -> list[Record]:
-        return await asyncio.get_running_loop().run_in_executor(self._reading, self._journal.read, after, job)
+        return await self._loop.run_in_executor(self._reading, self._journal.read, after, job)
 
     def _decide(self) -> None:
         self._deciding = None
-        if self.failed.done():
+        if self.failed.done() or not self._inbox:
             return
         count = min(len(self._inbox), limits.BATCH_INPUTS_MAX)
         batch = [self._inbox.popleft() for _ in range(count)]
@@ -161,11 +164,12 @@ class Engine:
         self._put(decision, [done for _, done in batch if done is not None])
         self._arm()
         if self._inbox:
-            self._deciding = asyncio.get_running_loop().call_soon(self._decide)
+            self._deciding = self._loop.call_soon(self._decide)
 
     def _put(self, decision: Decision, done: list[Done]) -> None:
         self._undone.append((decision, done))
-        self._decided.set()
+        if not self._carrying:
+            self._carry_out()
 
     def _arm(self) -> None:
         due = self.coordinator.next_wake()
@@ -175,33 +179,44 @@ class Engine:
             self._alarm.cancel()
         self._alarm_at = due
         # The event loop's clock is the monotonic one as well, in seconds.
-        loop = asyncio.get_running_loop()
-        self._alarm = None if due is None else loop.call_at(due / 1e9, self._ring)
+        self._alarm = None if due is None else self._loop.call_at(due / 1e9, self._ring)
 
     def _ring(self) -> None:
         self._alarm_at = None
         self.post(Tick())
 
-    async def _carry_out(self) -> None:
-        try:
-            while self._undone or not self._stopping:
-                await self._decided.wait()
-                self._decided.clear()
-                self._carrying = True
-                await self._carry_out_all()
-                self._carrying = False
-        except Exception as error:
-            self._fail(error)
-
-    async def _carry_out_all(self) -> None:
+    def _carry_out(self) -> None:
+        """Hands all that is undone to the journal; what is written in the meantime waits, to be written together."""
         undone = tuple(self._undone)
         self._undone.clear()
         facts = [fact for decision, _ in undone for fact in decision.facts]
-        records: list[Record] = []
-        unix_nanos = time.time_ns()
+        self._carrying = True
         if facts:
-            loop = asyncio.get_running_loop()
-            records = await loop.run_in_executor(self._writing, self._journal.append, facts, unix_nanos)
+            self._writing.call(self._append, undone, facts, time.time_ns())
+        else:
+            self._written(undone, [], 0)
+
+    def _append(self, undone: Undone, facts: Sequence[Fact], unix_nanos: int) -> None:
+        """In the journal's thread."""
+        try:
+            records = self._journal.append(facts, unix_nanos)
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._fail, error)
+        else:
+            self._loop.call_soon_threadsafe(self._written, undone, records, unix_nanos)
+
+    def _written(self, undone: Undone, records: Sequence[Record], unix_nanos: int) -> None:
+        try:
+            self._follow_up(undone, records, unix_nanos)
+        except Exception as error:
+            self._fail(error)
+            return
+        self._carrying = False
+        if self._undone:
+            self._carry_out()
+
+    def _follow_up(self, undone: Undone, records: Sequence[Record], unix_nanos: int) -> None:
+        """What follows from decisions that are journaled, in the order that `Decision` states."""
         end = 0
         for decision, done in undone:
             for each in done:
@@ -231,11 +246,11 @@ class Engine:
         """Also the records of dropped jobs go, so that the next start does not read them."""
         jobs, self._dropped = self._dropped, []
         if jobs:
-            self._writing.submit(_guarded, self._journal.drop, jobs)
+            self._writing.call(_guarded, self._journal.drop, jobs)
 
     def _sweep(self) -> None:
         self._reading.submit(_guarded, self._store.expire)
-        self._sweeping = asyncio.get_running_loop().call_later(limits.UPLOAD_KEPT_SECONDS, self._sweep)
+        self._sweeping = self._loop.call_later(limits.UPLOAD_KEPT_SECONDS, self._sweep)
 
     def _answer(self, answer: Answer) -> None:
         waiting = self._answers.get(answer.request)
