@@ -10,8 +10,8 @@ from starloom.agents import status, values, wire
 from starloom.agents.channel import Channel
 from starloom.agents.dataservice import DataService
 from starloom.agents.messages import Assign, Command, Hello, Input, Load, Report, Started, Welcome
-from starloom.agents.stage import Outputs, Stage, StageCall, StreamStage
-from starloom.dag.errors import NotFound, StarloomError, Unavailable
+from starloom.agents.stage import CancelToken, Model, Outputs, Stage, StageCall, StreamStage
+from starloom.dag.errors import ModelMissing, NotFound, StarloomError, Unavailable
 from starloom.dag.facts import Consumed
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindCatalog, KindSpec
@@ -303,3 +303,52 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+class Told:
+    """Takes reports, as a session would, and lets a test wait for them."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self._changed = asyncio.Event()
+
+    def __call__(self, report: Report) -> None:
+        self.reports.append(report)
+        self._changed.set()
+
+    async def final(self, wanted: TaskToken) -> Report:
+        """The final report of an attempt, once it is here; fails if there are two."""
+        await self.until(lambda: any(r.task == wanted and not isinstance(r, Started) for r in self.reports))
+        (found,) = [r for r in self.reports if r.task == wanted and not isinstance(r, Started)]
+        return found
+
+    async def started(self, wanted: TaskToken) -> None:
+        await self.until(lambda: Started(task=wanted) in self.reports)
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+class NoModels:
+    """The models of a call that has none."""
+
+    load_seconds = 0.0
+    models: list[str] = []
+    targets: list[str] = []
+    emulated = False
+
+    def session(self, model: str, file: str = "model.onnx", *, target: str | None = None) -> Model:
+        raise ModelMissing(f"model {model} is not here")
+
+    def path(self, model: str, file: str) -> str:
+        raise ModelMissing(f"model {model} is not here")
+
+    def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
+        return make()
+
+
+def no_models(cancel: CancelToken, target: str) -> NoModels:
+    return NoModels()
