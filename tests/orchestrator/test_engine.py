@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.orchestrator.rig import SECONDS, Rig, request
+from tests.orchestrator.rig import SECONDS, Rig, constellation, request
 
+from starloom.dag.constellation import Constellation
 from starloom.dag.errors import Unavailable
 from starloom.dag.facts import Fact, JobEnded, JobSubmitted, StageCommitted
+from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.journal import Journal, JournalUnwritableError, Record
 from starloom.v1 import control_pb2 as pb
 
@@ -132,3 +134,51 @@ async def test_a_death_at_any_append_loses_nothing_that_was_told(
     facts = [event.fact async for event in job.events()]
     assert sum(isinstance(fact, StageCommitted) for fact in facts) == 2
     assert isinstance(facts[-1], JobEnded)
+
+
+async def test_a_job_ends_though_its_orchestrator_dies_again_and_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each life may append a little more than the one before; every second dies after the write, the others before."""
+    append = Journal.append
+    left, lives = 1, 0
+
+    def dying(journal: Journal, facts: Sequence[Fact], unix_nanos: int) -> list[Record]:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise JournalUnwritableError("dead already")
+        if left == 0:
+            if lives % 2:
+                append(journal, facts, unix_nanos)
+            raise JournalUnwritableError("died")
+        return append(journal, facts, unix_nanos)
+
+    await rig.agent("n1")
+    client = await rig.client()
+    monkeypatch.setattr(Journal, "append", dying)
+    chain = ", ".join(f"s{n}: {{kind: basic.add, in: {{x: s{n - 1}.value, y: $n}}}}" for n in range(1, 12))
+    document = constellation(
+        f"inputs: {{n: json}}\nstages: {{s0: {{kind: basic.add, in: {{x: $n}}}}, {chain}}}\noutputs: {{sum: s11.value}}"
+    )
+    outcome = asyncio.create_task(run_job(client, document))
+    while not outcome.done():
+        died = asyncio.ensure_future(rig.orchestrator.failed())
+        await asyncio.wait((died, outcome), return_when=asyncio.FIRST_COMPLETED, timeout=SECONDS)
+        if died.done():
+            assert isinstance(died.exception(), JournalUnwritableError)
+            lives += 1
+            left = 2 + lives
+            await rig.restart()
+        died.cancel()
+    left = 1_000_000
+    assert await outcome == 12
+    assert lives > 3
+    job = await client.job("k")
+    committed = [event.fact for event in [e async for e in job.events()] if isinstance(event.fact, StageCommitted)]
+    assert sorted(fact.stage for fact in committed) == sorted(f"s{n}" for n in range(12))
+
+
+async def run_job(client: AsyncClient, document: Constellation) -> Any:
+    job = await client.submit(document, {"n": 1}, key="k")
+    return (await job.result(timeout=2 * SECONDS))["sum"]
