@@ -37,19 +37,19 @@ class RayCluster:
         self._nodes = nodes
         self._logs = logs
         self._folder: Path | None = None
+        self._ours = False
         self._actors: dict[str, Any] = {}
         self._ready: dict[Any, str] = {}
 
     def start(self) -> None:
         """Starts Ray, and no agent yet. Raises Unavailable if Ray does not come up, or runs in this process already."""
-        folder = _short_folder()
+        self._folder = folder = _short_folder()
         os.environ.update(_settings(folder))
         import ray
 
         if ray.is_initialized():
-            shutil.rmtree(folder)
             raise Unavailable("Ray runs in this process already; one process holds one embedded cluster")
-        self._folder = folder
+        self._ours = True
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
@@ -101,16 +101,16 @@ class RayCluster:
 
     def stop(self) -> None:
         """Stops the agents in order, then Ray; leaves no process and no file of Ray's. May be called again."""
-        if self._folder is None:
-            return
-        import ray
+        if self._ours:
+            import ray
 
-        try:
-            if ray.is_initialized():
-                self._end_agents()
-        finally:
-            self._actors, self._ready = {}, {}
-            ray.shutdown()
+            try:
+                if ray.is_initialized():
+                    self._end_agents()
+            finally:
+                self._ours, self._actors, self._ready = False, {}, {}
+                ray.shutdown()
+        if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
