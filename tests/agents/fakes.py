@@ -96,6 +96,14 @@ class MemoryStore:
         #: for each read to come, how many parts to give before it breaks off
         self.breaks: list[int] = []
         self.part_bytes = 64 * 1024
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Waits until the condition holds, asked after each read and put."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
 
     def add(self, data: bytes) -> str:
         digest = values.digest(data)
@@ -104,6 +112,7 @@ class MemoryStore:
 
     async def read(self, job: JobId, digest: str, offset: int) -> AsyncIterator[bytes | memoryview]:
         self.reads.append((digest, offset))
+        self._changed.set()
         if self.closed is not None:
             raise self.closed
         if digest not in self.values:
@@ -118,6 +127,7 @@ class MemoryStore:
 
     async def put(self, ref: ValueRef, chunks: AsyncIterator[bytes]) -> ValueRef:
         self.puts += 1
+        self._changed.set()
         if self.closed is not None:
             raise self.closed
         data = values.verify(ref, b"".join([chunk async for chunk in chunks]))

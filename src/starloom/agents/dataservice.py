@@ -94,10 +94,10 @@ def _within(ref: ValueRef, got: int, chunk: bytes) -> bytes:
 class DataServer:
     """A gRPC server with the Data service of one agent, and the health service. Only loopback unless told otherwise."""
 
-    def __init__(self, source: ValueSource, token: str, host: str = "127.0.0.1") -> None:
+    def __init__(self, source: ValueSource, token: str, host: str = "127.0.0.1", sink: ValueSink | None = None) -> None:
         self._host = host
         self._server = aio.server(interceptors=[status.TokenCheck(token)], options=status.server_options())
-        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(source), self._server)  # type: ignore[no-untyped-call]
+        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(source, sink), self._server)  # type: ignore[no-untyped-call]
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
