@@ -245,6 +245,25 @@ async def test_reports_that_come_later_wait_for_a_journaling_of_their_own(served
     assert agent.channel.kept == (started(2),)
 
 
+async def test_an_acknowledgement_travels_with_what_comes_soon(
+    served: Served, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "ACKNOWLEDGEMENT_WAITS_SECONDS", 3600.0)
+    await agent.begin()
+    await agent.report(started(1))
+    await served.loop.until(lambda: len(served.loop.reports()) == 1)
+    served.loop.journal()
+    await agent.beat(7)
+    answer = await agent.hear()
+    assert (answer.heartbeat.sent_nanos, answer.heartbeat.acknowledged) == (7, 1)
+    await agent.report(started(2))
+    await served.loop.until(lambda: len(served.loop.reports()) == 2)
+    served.loop.journal()
+    served.hub.send(CAM, [release(1)])
+    command = await agent.hear()
+    assert (command.commands.acknowledged, len(command.commands.commands)) == (2, 1)
+
+
 async def test_heartbeats_are_told_and_answered(served: Served, agent: Agent) -> None:
     await agent.begin()
     await agent.beat(123, Load(running=3))

@@ -70,6 +70,29 @@ class _Stream:
         self.error: StarloomError | None = None
         self.beat: int | None = None
         self.acknowledged = 0
+        #: runs while an acknowledgement waits for a command to travel with
+        self.waiting: asyncio.TimerHandle | None = None
+        self.waited = False
+
+    def acknowledge_soon(self) -> bool:
+        """Whether an acknowledgement that has nothing to travel with has waited long enough."""
+        if self.waited:
+            return True
+        if self.waiting is None:
+            loop = asyncio.get_running_loop()
+            self.waiting = loop.call_later(limits.ACKNOWLEDGEMENT_WAITS_SECONDS, self._let_go)
+        return False
+
+    def acknowledge(self, number: int) -> None:
+        """The agent is being told that all up to `number` is journaled."""
+        self.acknowledged, self.waited = number, False
+        if self.waiting is not None:
+            self.waiting.cancel()
+            self.waiting = None
+
+    def _let_go(self) -> None:
+        self.waited = True
+        self.woken.set()
 
     def end(self, error: StarloomError | None = None) -> None:
         if not self.over:
@@ -239,9 +262,10 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
             return []
         channel = session.channel
         parts = [part for frame in channel.frames() for part in wire.commands_to_wire(frame, self._epoch)]
-        if not parts and channel.acknowledged > stream.acknowledged:
+        if not parts and channel.acknowledged > stream.acknowledged and stream.acknowledge_soon():
             parts = [pb.Commands(acknowledged=channel.acknowledged, sender_epoch=self._epoch)]
-        stream.acknowledged = channel.acknowledged
+        if parts or stream.beat is not None:
+            stream.acknowledge(channel.acknowledged)
         outgoing = [pb.ConnectResponse(commands=part) for part in parts]
         if stream.beat is not None:
             beat = pb.HeartbeatReply(
