@@ -107,8 +107,8 @@ def export(inner: Any, path: Path) -> None:
     axes = {
         **dict.fromkeys(("input_ids", "position_ids", "logits"), tokens),
         "attention_mask": {0: "batch_size", 1: "total_sequence_length"},
-        **dict.fromkeys(past, {0: "batch_size", 2: "past_sequence_length"}),
-        **dict.fromkeys(present, {0: "batch_size", 2: "total_sequence_length"}),
+        **{name: {0: "batch_size", 2: "past_sequence_length"} for name in past},
+        **{name: {0: "batch_size", 2: "total_sequence_length"} for name in present},
     }
     torch.onnx.export(
         Layout(inner),

@@ -5,7 +5,7 @@ stop, or take turns with other requests.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,7 +25,8 @@ from starloom.dag.errors import Cancelled, InvalidInput, Problem
 class Request:
     """What to generate from. `ends` are tokens that end the text; they and `stops` are no part of it.
 
-    `context` bounds prompt and answer together, in tokens; 0 where the model names no bound.
+    `context` bounds prompt and answer together, in tokens; 0 where the model names no bound. `allowed`
+    says of the tokens chosen so far which ones may follow, or None for any.
     """
 
     prompt: tuple[int, ...]
@@ -34,6 +35,7 @@ class Request:
     ends: frozenset[int] = frozenset()
     stops: tuple[str, ...] = ()
     context: int = 0
+    allowed: Callable[[Sequence[int]], Collection[int] | None] = lambda _: None
 
 
 class Step(NamedTuple):
@@ -89,9 +91,8 @@ def generate(
     budget = fitted(request)
     began = clock()
     text, stop = Detokeniser(vocabulary, request.prompt), StopText(request.stops)
-    token: int | None = None
+    made: list[int] = []
     cache: KVCache | None = None
-    count = 0
 
     def last(finish: Finish, at: int | None = None, probability: float = 0.0) -> Step:
         rest = "" if stop.stopped else stop.push(text.flush()) + stop.flush()
@@ -99,7 +100,7 @@ def generate(
 
     while True:
         try:
-            for read in _runs(decoder, request.prompt, token, cache, cancel):
+            for read in _runs(decoder, request.prompt, made, cache, cancel):
                 logits, cache = read
                 if clock() - began >= budget.seconds:
                     yield last(Finish.TIME)
@@ -107,29 +108,30 @@ def generate(
         except Cancelled:
             yield last(Finish.CANCELLED)
             return
-        choice = choose(_known(logits, vocabulary), request.sampling, draw(request.sampling.seed, count))
-        token, count = choice.token, count + 1
-        if token in request.ends:
+        chance = draw(request.sampling.seed, len(made))
+        choice = choose(_known(logits, vocabulary), request.sampling, chance, request.allowed(made))
+        made.append(choice.token)
+        if choice.token in request.ends:
             yield last(Finish.STOP, *choice)
             return
-        said = stop.push(text.push(token))
-        over = Finish.STOP if stop.stopped else budget.over(count, clock() - began)
+        said = stop.push(text.push(choice.token))
+        over = Finish.STOP if stop.stopped else budget.over(len(made), clock() - began)
         if over:
             ending = last(over, *choice)
             yield ending._replace(text=said + ending.text)
             return
-        yield Step(token, said, choice.log_probability, clock() - began)
+        yield Step(choice.token, said, choice.log_probability, clock() - began)
 
 
 def _runs(
-    decoder: Decoder, prompt: Sequence[int], token: int | None, cache: KVCache | None, cancel: CancelToken
+    decoder: Decoder, prompt: Sequence[int], made: Sequence[int], cache: KVCache | None, cancel: CancelToken
 ) -> Iterator[tuple[NDArray[np.float32], KVCache]]:
     """The runs up to the next token's logits: of the prompt in pieces, later of the token before."""
     cancel.raise_if_cancelled()
-    if token is None or cache is None:
+    if not made or cache is None:
         yield from decoder.pieces([prompt])
     else:
-        yield decoder.step([token], cache)
+        yield decoder.step([made[-1]], cache)
 
 
 def _known(logits: NDArray[np.float32], vocabulary: Vocabulary) -> NDArray[np.float32]:

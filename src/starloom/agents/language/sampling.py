@@ -1,5 +1,6 @@
 """Choosing the next token from logits. Pure: chance is a number that is passed in."""
 
+from collections.abc import Collection
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -73,11 +74,19 @@ def probabilities(logits: Row, sampling: Sampling) -> NDArray[np.float64]:
     return result
 
 
-def choose(logits: Row, sampling: Sampling, chance: float) -> Choice:
-    """The next token after logits [vocabulary]. `chance`, from [0, 1), decides where something is drawn."""
+def choose(logits: Row, sampling: Sampling, chance: float, allowed: Collection[int] | None = None) -> Choice:
+    """The next token after logits [vocabulary]. `chance`, from [0, 1), decides where something is drawn.
+
+    `allowed` are the only tokens that may come, at least one, unless it is None.
+    """
+    among = logits
+    if allowed is not None:
+        among = np.full_like(logits, -np.inf)
+        chosen = list(allowed)
+        among[chosen] = logits[chosen]
     if sampling.temperature <= 0:
-        token = int(np.argmax(logits))
+        token = int(np.argmax(among))
     else:
-        total = np.cumsum(probabilities(logits, sampling))
+        total = np.cumsum(probabilities(among, sampling))
         token = min(int(np.searchsorted(total, chance * total[-1], side="right")), len(total) - 1)
     return Choice(token, float(log_softmax(logits)[token]))

@@ -19,10 +19,10 @@ _CONTEXT_TOKENS = 6
 
 
 class Vocabulary:
-    """A tokenizer. `size`: one more than its greatest token. Safe for threads."""
+    """A `tokenizers.Tokenizer`. `size`: one more than its greatest token. Safe for threads."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.size = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     @classmethod
@@ -37,17 +37,22 @@ class Vocabulary:
 
     def encode(self, text: str, *, marked: bool) -> list[int]:
         """Tokens of a text; `marked` adds the marks that the tokenizer sets around a whole text."""
-        found: list[int] = self._tokenizer.encode(text, add_special_tokens=marked).ids
+        found: list[int] = self.tokenizer.encode(text, add_special_tokens=marked).ids
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, special ones left out."""
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def spelled(self, tokens: Sequence[int]) -> str:
+        """Text of tokens, with the names of special ones."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=False)
         return text
 
     def token(self, name: str) -> int | None:
         """The number of a token by its exact name."""
-        found: int | None = self._tokenizer.token_to_id(name)
+        found: int | None = self.tokenizer.token_to_id(name)
         return found
 
     def mismatch(self, logits: int) -> str:
