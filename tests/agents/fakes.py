@@ -206,6 +206,11 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
         assert self._stream is not None
         self._stream.cancel()
 
+    @property
+    def kept(self) -> Sequence[Command]:
+        """Commands that the agent has not acknowledged."""
+        return self._channel.kept
+
     def send(self, *commands: Command) -> None:
         self._channel.send(commands)
         self._woken.set()
