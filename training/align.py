@@ -62,7 +62,7 @@ def train(options: argparse.Namespace) -> None:
         one.weight.data = eye.repeat(large.config.hidden_size // small.config.hidden_size, 1)
     maps.to(options.device)
     made = [*optimizers(small, options.rate), torch.optim.AdamW(maps.parameters(), lr=options.rate)]
-    batches = Batches([int(one) for one in options.volumes.split(",")], options.batch, 99).run(0)
+    batches = Batches([int(one) for one in options.volumes.split(",")], options.batch, 99).run()
     started = time.monotonic()
     step = 0
     # The rate falls with the share of steps or minutes that is over, whichever is further.
@@ -70,7 +70,7 @@ def train(options: argparse.Namespace) -> None:
         tokens, weights = (one.to(options.device) for one in next(batches))
         for one in made:
             for group in one.param_groups:
-                group["lr"] = options.rate * schedule(step, 10**9, 0.0) * (1 - share)
+                group["lr"] = options.rate * schedule(step, share, 1.0)
         with torch.autocast(options.device, torch.bfloat16):
             loss = aligned_loss(small, large, maps, tokens, weights)
         loss.backward()

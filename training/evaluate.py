@@ -1,6 +1,6 @@
 """Measures exported sizes on the held-out questions and text, beside the extractive answer.
 
-    python -m training.evaluate FILE.onnx [FILE.onnx ...] [--questions N] [--extractive]
+    python -m training.evaluate FILE.onnx [FILE.onnx ...] [--questions N] [--free] [--extractive]
 
 Each FILE lies beside its config.json or is out/train/SIZE-float32.onnx. One JSON object a line; no torch.
 """
@@ -59,17 +59,23 @@ def main() -> int:
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--questions", type=int, default=10_000)
     parser.add_argument("--extractive", action="store_true")
-    parser.add_argument("--show", type=int, default=0)
+    parser.add_argument("--free", action="store_true", help="also without holding answers to their passages")
+    parser.add_argument("--show", type=int, default=0, help="print so many wrong answers")
     options = parser.parse_args()
     reader = Tokenizer.from_file(str(quality.FOLDER / "tokenizer.json"))
     questions = quality.held_out()[: options.questions]
     texts = quality.held_out_text()
     for path in options.files:
         started, made = time.monotonic(), decoder(path)
-        replies = [quality.answered(made, reader, asked) for asked in questions]
+        replies = [prompt.checked(quality.answered(made, reader, asked), asked.snippets) for asked in questions]
         figures: dict[str, Any] = {"file": path.name, **quality.measured(questions, replies)._asdict()}
         figures["seconds"] = time.monotonic() - started
         figures["perplexity"], figures["bits_per_byte"] = quality.perplexity(made, reader, texts)
+        if options.free:
+            free = [quality.answered(made, reader, asked, copied=False) for asked in questions]
+            for name, share in quality.measured(questions, free)._asdict().items():
+                figures[f"free_{name}"] = share
+            figures.pop("free_by_kind")
         sys.stdout.write(json.dumps(figures) + "\n")
         wrong = [(a, r) for a, r in zip(questions, replies, strict=True) if not quality.right(r, a)]
         for asked, reply in wrong[: options.show]:

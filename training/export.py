@@ -7,7 +7,7 @@ float32 is from torch, and incremental decoding from the full pass, over mixed b
 """
 
 import json
-import logging
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -17,13 +17,15 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from starloom.agents.language import prompt
 from training.graph import Builder
 from training.model import Config, Model, load
+from training.prepare import TOKENIZER
 from training.sources import WORK
 
+BLOCK = 64
+"""INT8 weights to a scale."""
 SHAPES = ((2, 7, 5), (1, 1, 0), (1, 16, 0), (3, 2, 9), (1, 1, 40), (4, 30, 100))
 """Batch, new tokens, past tokens."""
 
@@ -91,7 +93,7 @@ def apart(made: ort.InferenceSession, config: dict[str, Any], model: Model | Non
 
 
 def export(size: str, folder: Path) -> dict[str, Any]:
-    """Writes model.onnx (INT8), model-float32.onnx beside the working files, and the configurations."""
+    """Writes model.onnx (INT8), the float32 graph beside the working files, and the configurations."""
     model, kept = load(WORK / f"{size}.pt")
     model.eval()
     config = configuration(model.config)
@@ -99,17 +101,10 @@ def export(size: str, folder: Path) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     whole = WORK / f"{size}-float32.onnx"
     onnx.save(Builder(config, weights).build(), str(whole))
-    # quantize_dynamic asks for a cleaning pass that the hand-built graph does not need.
-    logging.getLogger().setLevel(logging.ERROR)
     small = folder / "model.onnx"
-    quantize_dynamic(
-        whole,
-        small,
-        op_types_to_quantize=["MatMul", "Gather"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT, "MatMulConstBOnly": True},
-    )
+    onnx.save(Builder(config, weights, BLOCK).build(), str(small))
+    # Each folder is whole, as `starloom models add` wants it.
+    shutil.copy(TOKENIZER, folder / "tokenizer.json")
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     generation = {"eos_token_id": config["eos_token_id"], "pad_token_id": config["pad_token_id"], "do_sample": False}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")

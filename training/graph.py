@@ -14,7 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 17
 MASKED = -1e9
 CONTRIB = "com.microsoft"
-"""ONNX Runtime's own operators: MatMulNBits multiplies by INT8 weights without turning activations into INT8."""
+"""ONNX Runtime's own operators, MatMulNBits among them."""
+ROW_WISE = 4
+"""MatMulNBits' accuracy level that turns activations into INT8 as well, each block of each token by itself."""
 
 
 class Graph:
@@ -54,12 +56,12 @@ def blocks(matrix: NDArray[np.float32], size: int) -> tuple[NDArray[np.uint8], N
 class Builder:
     """One model's graph. `weights` have Hugging Face's names; with `block` they are INT8, so many to a scale.
 
-    Only the weights are INT8 then: activations stay float32, so a token's result does not depend on
-    which others are computed with it, and incremental decoding equals the full pass.
+    Activations are turned into INT8 token by token, not by one scale for all as quantize_dynamic does. So a
+    token's result does not depend on which others are computed with it, and incremental decoding equals the full pass.
     """
 
     def __init__(
-        self, config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]], block: int = 0, accuracy: int = 1
+        self, config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]], block: int = 0, accuracy: int = ROW_WISE
     ) -> None:
         self.config, self.weights, self.graph = config, weights, Graph()
         self.block, self.accuracy = block, accuracy

@@ -3,12 +3,14 @@
     python -m training.train 1m --minutes 30 [--device cuda --batch 256] [--volumes 0,1,2]
 
 It stops when the minutes are over or the steps are done, and goes on from its last checkpoint when called again. The
-schedule warms up, stays, and falls to zero over the last part of `--steps`. Curves go to out/train/SIZE.csv.
+rate rises, stays, and falls to nought over the last part of the minutes or steps, whichever end first.
+Curves go to out/train/SIZE.csv.
 """
 
 import argparse
 import csv
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +47,20 @@ class Batches:
         chance.shuffle(batches)
         return batches
 
-    def run(self, skip: int) -> Any:
-        """Tokens and weights, for ever; `skip` batches were taken before."""
-        taken = 0
+    def run(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Tokens and weights, for ever."""
         turn = 0
         while True:
+            volume = self.volumes[turn % len(self.volumes)]
             # The first volume is the easy one: once is enough.
-            volume = (
-                self.volumes[turn] if turn < len(self.volumes) else self.volumes[1:][turn % (len(self.volumes) - 1)]
-            )
-            while not (WORK / f"volume{volume}.npz").exists():
-                time.sleep(5)
+            if volume == 0 and turn:
+                turn += 1
+                continue
             with np.load(WORK / f"volume{volume}.npz") as kept:
                 tokens, kinds, lengths = kept["tokens"], kept["kinds"], kept["lengths"]
             starts = np.concatenate(([0], np.cumsum(lengths)))
             for rows in self.order(lengths, np.random.default_rng(self.seed + turn)):
-                taken += 1
-                if taken > skip:
-                    yield self.padded(tokens, kinds, starts, lengths, rows)
+                yield self.padded(tokens, kinds, starts, lengths, rows)
             turn += 1
 
     @staticmethod
@@ -88,9 +86,9 @@ def optimizers(model: Model, rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
-def schedule(step: int, steps: int, decay: float) -> float:
-    falls = int(steps * decay)
-    return min(1.0, (step + 1) / WARM_UP, max(0.02, (steps - step) / max(1, falls)))
+def schedule(steps_now: int, done: float, decay: float) -> float:
+    """The share of the full rate: rises over the first steps of a call, and falls over the last `decay` of the whole."""
+    return min(1.0, (steps_now + 1) / WARM_UP, max(0.01, (1 - done) / decay))
 
 
 def loss_of(model: Model, tokens: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,7 +140,9 @@ def main() -> None:
     torch.manual_seed(options.seed)
     path = WORK / f"{options.size}.pt"
     model, made, step = begin(options, path)
-    batches = Batches([int(one) for one in options.volumes.split(",")], options.batch, options.seed).run(step)
+    # Another order after each interruption, so that no row is read more often than others.
+    batches = Batches([int(one) for one in options.volumes.split(",")], options.batch, options.seed + 1000 * step).run()
+    first = step
     curve = (WORK / f"{options.size}.csv").open("a", newline="")
     writer = csv.writer(curve)
     if curve.tell() == 0:
@@ -150,9 +150,9 @@ def main() -> None:
     started = saved = time.monotonic()
     sums, tokens_seen = [], 0
     model.train()
-    while step < options.steps and time.monotonic() - started < options.minutes * 60:
+    while (done := max(step / options.steps, (time.monotonic() - started) / 60 / options.minutes)) < 1:
         tokens, weights = (one.to(options.device) for one in next(batches))
-        share = schedule(step, options.steps, options.decay)
+        share = schedule(step - first, done, options.decay)
         for one in made:
             for group in one.param_groups:
                 group["lr"] = options.rate * share

@@ -1,6 +1,8 @@
 """The family's prompt format: what is written is what is read, and nobody's text can pass for the format's marks."""
 
-from starloom.agents.language import prompt
+from tokenizers import Tokenizer
+
+from starloom.agents.language import prompt, quality
 from starloom.agents.language.prompt import Reply, Snippet
 
 LIS = Snippet("LIS", "A language designed by Ichbiah in 1973. It was the ancestor of Ada.")
@@ -53,3 +55,21 @@ def test_a_reply_gets_the_case_that_it_has_in_its_passage() -> None:
 
 def test_comparison_ignores_case_articles_and_punctuation() -> None:
     assert prompt.normalised('The "Scandinavian" peninsula.') == prompt.normalised("scandinavian Peninsula")
+
+
+def test_an_answer_is_held_to_the_passage_that_it_names() -> None:
+    reader = Tokenizer.from_file(str(quality.FOLDER / "tokenizer.json"))
+    copying = prompt.Copying(reader, [LIS, ADA])
+    end = prompt.MARKS.index(prompt.END)
+
+    def next_words(said: str) -> set[str]:
+        allowed = copying.allowed(reader.encode(said).ids)
+        assert allowed is not None
+        return {"END" if token == end else reader.decode([token]) for token in allowed}
+
+    assert copying.allowed([]) is None
+    assert copying.allowed(reader.encode(" Unix:").ids) is None
+    assert end not in (copying.allowed(reader.encode(" LIS:").ids) or ())
+    assert " designed" in next_words(" LIS: A language")
+    assert " made" not in next_words(" LIS: A language")
+    assert next_words(" ada: a language made") == {"END", reader.decode([reader.encode(" mandatory").ids[0]])}

@@ -8,7 +8,7 @@ lower-case only (its tokenizer folds case); `restored` gives a span the case tha
 
 import re
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 PAD: Final = "<|pad|>"
 END: Final = "<|end|>"
@@ -26,6 +26,7 @@ SNIPPET_CHARACTERS: Final = 200
 
 _MARK = re.compile(r"<\|[^|<>]{0,40}\|>")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[\"'(]?[A-Z0-9])")
+_INNER = re.compile(r"(?<=[^\w\s])(?=\w)")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NOT_WORD = re.compile(r"[^\w\s]|_")
 
@@ -56,7 +57,7 @@ def plain(text: str) -> str:
 
 def snippet(title: str, text: str, characters: int = SNIPPET_CHARACTERS) -> Snippet:
     """A passage's title, and as many whole sentences as fit; at least the first one, cut after a word."""
-    title = plain(title).replace(":", " ").strip()
+    title = plain(title.replace(":", " "))
     kept = ""
     for sentence in _SENTENCE.split(plain(text)):
         longer = f"{kept} {sentence}".strip()
@@ -97,6 +98,45 @@ def parse(text: str) -> Reply:
     if REFUSAL in text or not colon:
         return Reply("", "")
     return Reply(title.strip(), span.strip())
+
+
+class Encoder(Protocol):
+    """What is used of a `tokenizers.Tokenizer`."""
+
+    def encode(self, text: str) -> Any: ...
+
+
+class Copying:
+    """Holds an answer to its passage: once it has named one, only words that stand there in a row may follow.
+
+    The title is left free: a model that names what no passage holds is told by `checked`, and has refused.
+    """
+
+    def __init__(self, reader: Encoder, snippets: Sequence[Snippet]) -> None:
+        self._end = MARKS.index(END)
+        self._titles: list[tuple[int, ...]] = []
+        self._passages: list[tuple[int, ...]] = []
+        for one in snippets:
+            # A span that begins after a bracket or quote has a space before it in the answer: other tokens.
+            for text in dict.fromkeys((one.text, _INNER.sub(" ", one.text))):
+                self._titles.append(tuple(reader.encode(f" {one.title}:").ids))
+                self._passages.append(tuple(reader.encode(f" {one.title}: {text}").ids))
+
+    def allowed(self, made: Sequence[int]) -> frozenset[int] | None:
+        """The tokens that may come after those of an answer that `made` holds; None if any may."""
+        found: set[int] = set()
+        named = False
+        for title, passage in zip(self._titles, self._passages, strict=True):
+            if tuple(made[: len(title)]) != title:
+                continue
+            named = True
+            span = tuple(made[len(title) :])
+            if span:
+                found.add(self._end)
+            for start in range(len(passage) - len(span)):
+                if passage[start : start + len(span)] == span:
+                    found.add(passage[start + len(span)])
+        return frozenset(found) if named else None
 
 
 def normalised(text: str) -> str:

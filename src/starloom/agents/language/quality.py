@@ -6,7 +6,7 @@ Greedy decoding with a cache, one question at a time: the plainest use of the gr
 import gzip
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from starloom.agents.language import prompt
-from starloom.agents.language.prompt import Reply, Snippet
+from starloom.agents.language.prompt import Copying, Reply, Snippet
 
 FOLDER: Final = Path(str(files("starloom.agents"))) / "data" / "language"
 QUESTIONS: Final = "heldout.jsonl.gz"
@@ -51,14 +51,12 @@ class Asked(NamedTuple):
 class Quality(NamedTuple):
     """Shares in [0, 1]. `exact_match` and `wrong_refusals` are of the answerable questions, `refused` of the others.
 
-    `raw_*` are without the check that a passage bears the answer out.
+    `by_kind` has the number of questions of each kind, and the share that was answered, or refused, rightly.
     """
 
     exact_match: float
     refused: float
     wrong_refusals: float
-    raw_exact_match: float
-    raw_refused: float
     by_kind: dict[str, tuple[int, float]]
 
 
@@ -95,15 +93,25 @@ class Decoder:
         found: NDArray[np.float32] = outputs[0][0]
         return found
 
-    def greedy(self, ids: Sequence[int], end: int, limit: int = ANSWER_TOKENS_MAX) -> list[int]:
+    def greedy(
+        self, ids: Sequence[int], end: int, copying: Copying | None = None, limit: int = ANSWER_TOKENS_MAX
+    ) -> list[int]:
         """The likeliest tokens after `ids`, up to `end`, which is left out."""
         self.reset()
         made: list[int] = []
-        token = int(self.logits(ids)[-1].argmax())
+        token = likeliest(self.logits(ids)[-1], copying and copying.allowed(made))
         while token != end and len(made) < limit:
             made.append(token)
-            token = int(self.logits([token])[-1].argmax())
+            token = likeliest(self.logits([token])[-1], copying and copying.allowed(made))
         return made
+
+
+def likeliest(logits: NDArray[np.float32], allowed: Collection[int] | None) -> int:
+    """The token of the highest logit, of those allowed if not all are."""
+    if not allowed:
+        return int(logits.argmax())
+    among = np.fromiter(sorted(allowed), np.int64)
+    return int(among[logits[among].argmax()])
 
 
 def _lines(path: Path) -> Iterator[Any]:
@@ -129,10 +137,11 @@ def held_out_text(folder: Path = FOLDER) -> list[str]:
     return list(_lines(folder / TEXT))
 
 
-def answered(decoder: Decoder, reader: Reader, asked: Asked) -> Reply:
-    """The model's reply, unchecked."""
+def answered(decoder: Decoder, reader: Reader, asked: Asked, *, copied: bool = True) -> Reply:
+    """The model's reply, not yet checked; its span is held to its passage unless `copied` is false."""
     ids = reader.encode(prompt.prompt(asked.snippets, asked.question)).ids
-    made = decoder.greedy(ids, prompt.MARKS.index(prompt.END))
+    copying = Copying(reader, asked.snippets) if copied else None
+    made = decoder.greedy(ids, prompt.MARKS.index(prompt.END), copying)
     return prompt.parse(reader.decode(made, skip_special_tokens=False))
 
 
@@ -142,32 +151,29 @@ def right(reply: Reply, asked: Asked) -> bool:
 
 
 def measured(questions: Sequence[Asked], replies: Sequence[Reply]) -> Quality:
-    """The figures of unchecked replies to the questions."""
-    checked = [prompt.checked(reply, asked.snippets) for reply, asked in zip(replies, questions, strict=True)]
+    """The figures of replies to the questions."""
     answerable = [n for n, asked in enumerate(questions) if not asked.reply.refused]
     others = [n for n, asked in enumerate(questions) if asked.reply.refused]
 
     def share(numbers: Sequence[int], good: Sequence[bool]) -> float:
         return sum(good[n] for n in numbers) / max(1, len(numbers))
 
-    exact = [right(reply, asked) for reply, asked in zip(checked, questions, strict=True)]
-    raw = [right(reply, asked) for reply, asked in zip(replies, questions, strict=True)]
-    refused = [reply.refused for reply in checked]
+    exact = [right(reply, asked) for reply, asked in zip(replies, questions, strict=True)]
+    refused = [reply.refused for reply in replies]
     kinds = sorted({asked.kind for asked in questions})
     groups = {kind: [n for n, asked in enumerate(questions) if asked.kind == kind] for kind in kinds}
     return Quality(
         exact_match=share(answerable, exact),
         refused=share(others, refused),
         wrong_refusals=share(answerable, refused),
-        raw_exact_match=share(answerable, raw),
-        raw_refused=share(others, [reply.refused for reply in replies]),
         by_kind={kind: (len(numbers), share(numbers, exact)) for kind, numbers in groups.items()},
     )
 
 
 def quality(decoder: Decoder, reader: Reader, questions: Sequence[Asked]) -> Quality:
-    """Answers all questions, and measures."""
-    return measured(questions, [answered(decoder, reader, asked) for asked in questions])
+    """Answers all questions as a stage would, each reply copied and checked, and measures."""
+    replies = [prompt.checked(answered(decoder, reader, asked), asked.snippets) for asked in questions]
+    return measured(questions, replies)
 
 
 def windows(reader: Reader, texts: Sequence[str]) -> Iterator[list[int]]:
