@@ -1,0 +1,270 @@
+"""A whole agent against a scripted orchestrator: its work, its session, and that it leaves nothing behind."""
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psutil
+import pytest
+from tests.agents.fakes import TOKEN, WAIT_SECONDS, FakeOrchestrator, assign, given, task
+
+from starloom.agents.agent import Agent, AgentConfig
+from starloom.agents.messages import Cancel, Finished, InputLost, Release, Started, WasCancelled
+from starloom.agents.transfer import Transfer
+from starloom.dag import limits
+from starloom.dag.errors import InvalidInput, NotFound, Unauthenticated
+from starloom.dag.ids import JobId
+from starloom.dag.values import PortType
+
+_LONG = {"seconds": 3600}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RECONNECT_FIRST_SECONDS", 0.005)
+    monkeypatch.setattr(limits, "RECONNECT_LAST_SECONDS", 0.05)
+
+
+def config(orchestrator: FakeOrchestrator, **fields: Any) -> AgentConfig:
+    chosen: dict[str, Any] = {"name": "a", "tier": "edge", "token": TOKEN, "slots": 2} | fields
+    return AgentConfig(orchestrator=orchestrator.address, **chosen)
+
+
+@asynccontextmanager
+async def running(orchestrator: FakeOrchestrator, **fields: Any) -> AsyncIterator[Agent]:
+    agent = Agent(config(orchestrator, **fields))
+    await agent.start()
+    try:
+        async with asyncio.timeout(WAIT_SECONDS):
+            await agent.connected.wait()
+        yield agent
+    finally:
+        await agent.stop()
+
+
+async def test_agent_says_who_it_is_and_what_it_can() -> None:
+    async with FakeOrchestrator() as orchestrator:
+        async with running(orchestrator, targets=("cpu", "npu"), labels={"sensor": "camera"}) as agent:
+            (hello,) = orchestrator.hellos
+            assert hello.profile == agent.profile
+            profile = agent.profile
+            assert (profile.name, profile.tier, profile.labels) == ("a", "edge", {"sensor": "camera"})
+            assert [(target.name, target.emulated) for target in profile.targets] == [("cpu", False), ("npu", True)]
+            assert profile.slots == 2
+            assert profile.cores > 0
+            assert profile.memory_bytes > 0
+            assert profile.pid == os.getpid()
+            assert "CPUExecutionProvider" in profile.providers
+            assert profile.details["onnxruntime"]
+            assert profile.kinds == tuple(kind.name for kind in hello.kinds)
+            assert {"basic.noop", "speech.transcribe"} <= set(profile.kinds)
+            assert profile.address.startswith("127.0.0.1:")
+        assert orchestrator.goodbyes == ["the agent was stopped"]
+
+
+async def test_agent_offers_only_what_it_is_configured_to() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator, kinds=("basic.noop", "basic.add")):
+        assert [kind.name for kind in orchestrator.hellos[0].kinds] == ["basic.noop", "basic.add"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"kinds": ("basic.none",)}, "'basic.none' cannot run here"),
+        ({"tier": "moon"}, "choose one of device, edge, cloud"),
+        ({"targets": ("cpu", "abacus")}, "'abacus' cannot be computed on here"),
+        ({"targets": ()}, "are empty"),
+    ],
+)
+async def test_agent_that_cannot_be_does_not_start(fields: dict[str, Any], what: str) -> None:
+    async with FakeOrchestrator() as orchestrator:
+        agent = Agent(config(orchestrator, **fields))
+        with pytest.raises(InvalidInput, match=what):
+            await agent.start()
+        await agent.stop()
+
+
+async def test_stages_run_and_pass_large_values_by_reference() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator) as agent:
+        make = assign("make", "basic.make_bytes", params={"size": 300_000})
+        orchestrator.send(make)
+        report = await orchestrator.last(make.task)
+        assert isinstance(report, Finished)
+        ref = report.outputs["data"]
+        assert (ref.holder, ref.inline) == ("a", None)
+        async with Transfer(TOKEN) as transfer:
+            assert len(await transfer.fetch(agent.profile.address, JobId("j"), ref)) == 300_000
+            orchestrator.send(Release(job=JobId("j")), assign("after", job="k"))
+            await orchestrator.last(task("after", job="k"))
+            with pytest.raises(NotFound):
+                await transfer.fetch(agent.profile.address, JobId("j"), ref)
+
+
+async def test_two_agents_hand_a_value_over() -> None:
+    async with (
+        FakeOrchestrator() as first,
+        FakeOrchestrator() as second,
+        running(first) as maker,
+        running(second, name="b"),
+    ):
+        make = assign("make", "basic.make_bytes", params={"size": 2_000_000})
+        first.send(make)
+        made = await first.last(make.task)
+        assert isinstance(made, Finished)
+        item = given("data", PortType.BYTES, b"", inline=False, address=maker.profile.address)
+        fields = {name: getattr(item, name) for name in item.__struct_fields__} | {"ref": made.outputs["data"]}
+        echo = assign("echo", "basic.echo", inputs=(type(item)(**fields),), publish=("data",))
+        second.send(echo)
+        report = await second.last(echo.task)
+        assert isinstance(report, Finished)
+        assert report.outputs["data"].digest == made.outputs["data"].digest
+        assert report.published == ("data",)
+        assert list(second.store.values) == [made.outputs["data"].digest]
+
+
+async def test_work_goes_on_through_a_break_and_its_end_is_told_once() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator) as agent:
+        orchestrator.send(assign("long", "basic.sleep", params=_LONG))
+        await orchestrator.until(lambda: orchestrator.started(task("long")))
+        orchestrator.drop()
+        await orchestrator.until(lambda: len(orchestrator.hellos) == 2)
+        assert orchestrator.hellos[1].held == (task("long"),)
+        assert orchestrator.hellos[1].jobs == ("j",)
+        orchestrator.send(Cancel(task=task("long")))
+        assert await orchestrator.last(task("long")) == WasCancelled(task=task("long"))
+        assert len(orchestrator.finals(task("long"))) == 1
+        assert agent.runtime.core.active == ()
+
+
+async def test_restarted_orchestrator_hears_what_is_held_and_what_has_ended() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator):
+        orchestrator.acknowledge = False
+        orchestrator.send(assign("long", "basic.sleep", params=_LONG), assign("short"))
+        await orchestrator.until(lambda: orchestrator.started(task("long")) and orchestrator.finals(task("short")))
+        orchestrator.reports.clear()
+        await orchestrator.restart()
+        assert isinstance(await orchestrator.last(task("short")), Finished)
+        hello = orchestrator.hellos[-1]
+        assert set(hello.held) == {task("long"), task("short")}
+        assert (hello.session != "", hello.epoch_seen) == (True, 1)
+        # A repeated assignment of what runs already is no second run.
+        orchestrator.send(assign("long", "basic.sleep", params=_LONG), assign("short"), Cancel(task=task("long")))
+        assert isinstance(await orchestrator.last(task("long")), WasCancelled)
+        assert len(orchestrator.finals(task("short"))) == 1
+
+
+async def test_frames_sent_twice_run_once() -> None:
+    async with FakeOrchestrator() as orchestrator:
+        orchestrator.twice = True
+        async with running(orchestrator):
+            orders = [assign(f"s{number}") for number in range(20)]
+            orchestrator.send(*orders)
+            for order in orders:
+                await orchestrator.last(order.task)
+            assert all(len(orchestrator.finals(order.task)) == 1 for order in orders)
+
+
+async def test_input_that_is_lost_is_told() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator):
+        order = assign("s", "basic.echo", inputs=(given("data", PortType.BYTES, b"x", inline=False),))
+        orchestrator.send(order)
+        report = await orchestrator.last(order.task)
+        assert isinstance(report, InputLost)
+        assert report.gone
+
+
+async def test_heartbeats_tell_the_load() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator):
+        orchestrator.send(*(assign(f"s{number}", "basic.sleep", params=_LONG) for number in range(5)))
+        await orchestrator.until(lambda: orchestrator.loads and orchestrator.loads[-1].running == 2)
+        load = orchestrator.loads[-1]
+        assert load.queued == 3
+        assert load.memory_bytes > 1_000_000
+        assert load.file_handles > 3
+
+
+async def test_agent_with_a_wrong_token_ends_with_the_reason() -> None:
+    async with FakeOrchestrator() as orchestrator:
+        agent = Agent(config(orchestrator, token="wrong"))
+        await agent.start()
+        with pytest.raises(Unauthenticated):
+            await agent.run()
+
+
+async def test_run_lasts_until_stop() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator) as agent:
+        lasting = asyncio.create_task(agent.run())
+        orchestrator.send(assign("long", "basic.sleep", params=_LONG))
+        await orchestrator.until(lambda: Started(task=task("long")) in orchestrator.reports)
+        assert not lasting.done()
+        await agent.stop()
+        async with asyncio.timeout(WAIT_SECONDS):
+            await lasting
+        assert orchestrator.finals(task("long")) == []
+        assert orchestrator.goodbyes == ["the agent was stopped"]
+
+
+async def test_agent_stops_where_nobody_listens() -> None:
+    async with FakeOrchestrator() as orchestrator:
+        agent = Agent(config(orchestrator))
+    await agent.start()
+    async with asyncio.timeout(WAIT_SECONDS):
+        await agent.stop()
+        await agent.stop()
+
+
+async def test_twenty_starts_and_stops_leave_nothing_behind() -> None:
+    process = psutil.Process()
+    async with FakeOrchestrator() as orchestrator:
+
+        async def once(number: int) -> tuple[int, int, int]:
+            async with running(orchestrator):
+                order = assign(f"s{number}", "basic.make_bytes", params={"size": 100_000}, publish=("data",))
+                orchestrator.send(order)
+                await orchestrator.last(order.task)
+                orchestrator.send(assign(f"t{number}", "basic.sleep", params=_LONG))
+                await orchestrator.until(lambda: orchestrator.started(task(f"t{number}")))
+            orchestrator.forget()
+            gc.collect()
+            threads = [thread for thread in threading.enumerate() if not thread.name.startswith("asyncio_")]
+            return process.num_fds(), len(threads), len(asyncio.all_tasks())
+
+        # The first ones open what a process keeps: the resolver's and the poller's handles.
+        settled = [await once(number) for number in range(5)][-1]
+        last = [await once(number) for number in range(5, 25)][-1]
+        assert last[1:] == settled[1:]
+        assert last[0] <= settled[0] + 2
+
+
+def test_importing_the_agent_is_light() -> None:
+    code = (
+        "import sys, starloom.agents.agent; "
+        "print([name for name in ('cv2', 'soundfile', 'tokenizers', 'onnxruntime', 'onnx', 'ray') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_moving_values_needs_neither_onnx_runtime_nor_psutil() -> None:
+    code = (
+        "import sys, starloom.agents.transfer, starloom.agents.dataservice; "
+        "print([name for name in ('onnxruntime', 'psutil', 'ray') if name in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+async def test_profile_is_there_only_after_the_start() -> None:
+    async with FakeOrchestrator() as orchestrator:
+        agent = Agent(config(orchestrator))
+        assert repr(agent).startswith("<Agent a ")
+        with pytest.raises(AssertionError, match="not started"):
+            _ = agent.profile
+        with pytest.raises(AssertionError, match="not started"):
+            _ = agent.runtime
