@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from starloom.orchestrator.clientsync import Client
     from starloom.orchestrator.cluster import EmbeddedCluster, StartUp
     from starloom.orchestrator.demo import Measured
+    from starloom.orchestrator.infos import NodeInfo
 
 LANGUAGES: Final = ("extractive",)
 """What may write the answer."""
@@ -97,6 +98,7 @@ class _Demo:
         self._keep = keep
         self._began = began
         self._models_seconds = 0.0
+        self._nodes: tuple[NodeInfo, ...] = ()
         self._row: dict[str, Any] = {"status": "failed", "outputs": {}, "nodes": [], "stages": []}
 
     def run(self, folder: Path) -> int:
@@ -128,14 +130,18 @@ class _Demo:
         assert cluster.info is not None
         self._row |= cluster_row(cluster.info, cluster.address)
         self._out.note(start_up_line(cluster.start_up))
+        self._nodes = cluster.info.nodes
         what = constellation()
         with Client(cluster.address, cluster.token) as client:
-            cold = measure(client, what, self._inputs, Progress(self._out))
+            cold = measure(client, what, self._inputs, self._progress())
             total = time.perf_counter() - self._began
             self._answer(cold)
             self._cold_start(cluster.start_up, cold, total)
             warm, alone = self._take_turns(client, what)
         self._compare(warm, alone)
+
+    def _progress(self) -> Progress:
+        return Progress(self._out, self._nodes)
 
     def _take_turns(self, client: "Client", what: "Constellation") -> tuple[list["Measured"], list["Measured"]]:
         """ROUNDS runs on the warm cluster, and as many with one stage at a time, in turns."""
@@ -146,7 +152,7 @@ class _Demo:
             self._out.note(
                 "the same again, on the warm cluster, and with one stage at a time" if number == 0 else "again"
             )
-            warm.append(measure(client, what, self._inputs, Silent() if number else Progress(self._out)))
+            warm.append(measure(client, what, self._inputs, Silent() if number else self._progress()))
             alone.append(measure(client, what, self._inputs, Silent(), max_parallel=1))
         return warm, alone
 

@@ -2,14 +2,16 @@
 
 import argparse
 import sys
+import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
 from starloom.dag import facts
 from starloom.dag.errors import JobFailed, NotFound, StarloomError
-from starloom.dag.job import ACTIVE, JobState, StageState
+from starloom.dag.job import ACTIVE, JobState, StageState, StageStatus
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count
 from starloom.orchestrator.cli.views import event_line, event_row
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from starloom.orchestrator.client import AsyncClient, AsyncJob
-    from starloom.orchestrator.infos import Event
+    from starloom.orchestrator.infos import Event, NodeInfo
 
 _ROWS_MAX: Final = 30
 """A table that is longer would not fit a screen: then only stages that run are listed."""
@@ -86,11 +88,13 @@ async def follow(job: "AsyncJob", progress: "Progress") -> None:
 
 
 class Progress:
-    """A job's progress on standard error. Show it events in order, inside `with`."""
+    """A job's progress on standard error. Show it events in order, inside `with`; `nodes` tell of tiers and targets."""
 
-    def __init__(self, out: Output) -> None:
+    def __init__(self, out: Output, nodes: "Iterable[NodeInfo]" = ()) -> None:
         self._console: Console = out.console(err=True)
         self._out = out
+        self._profiles = {node.name: node.profile for node in nodes}
+        self._began: dict[str, float] = {}
         self._job: JobState | None = None
         self._live: Any = None
 
@@ -114,12 +118,14 @@ class Progress:
             self._job = JobState(event.fact)
         elif self._job is not None:
             self._job.apply(event.fact)
+            if isinstance(event.fact, facts.StageStarted):
+                self._began[event.fact.stage] = time.monotonic()
 
     def _table(self) -> "Table":
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-        for column in ("stage", "status", "node", "target", "attempt", "seconds"):
+        for column in ("stage", "status", "node", "tier", "target", "attempt", "seconds"):
             table.add_column(column)
         if self._job is None:
             return table
@@ -128,19 +134,28 @@ class Progress:
         table.title = f"{self._job.id}  {self._job.status}  " + ", ".join(f"{n} {s}" for s, n in counts.items())
         shown = stages if len(stages) <= _ROWS_MAX else [stage for stage in stages if stage.status in ACTIVE]
         for stage in shown[:_ROWS_MAX]:
-            table.add_row(*_cells(stage))
+            table.add_row(*self._cells(stage))
         return table
 
+    def _cells(self, stage: StageState) -> tuple[str, ...]:
+        profile = self._profiles.get(stage.agent)
+        target = profile.target(stage.target) if profile else None
+        return (
+            stage.spec.id,
+            stage.status,
+            stage.agent,
+            profile.tier if profile else "",
+            f"{stage.target}{' (emulated)' if target and target.emulated else ''}",
+            str(stage.attempt or ""),
+            self._seconds(stage),
+        )
 
-def _cells(stage: StageState) -> tuple[str, ...]:
-    from starloom.dag.job import StageStatus
-
-    done = stage.status is StageStatus.SUCCEEDED
-    return (
-        stage.spec.id,
-        stage.status,
-        stage.agent,
-        stage.target,
-        str(stage.attempt or ""),
-        f"{sum(msgspec.structs.astuple(stage.timing)):.3f}" if done else (stage.error.message if stage.error else ""),
-    )
+    def _seconds(self, stage: StageState) -> str:
+        """What the stage took, or has taken so far; or why it failed."""
+        match stage.status:
+            case StageStatus.SUCCEEDED:
+                return f"{sum(msgspec.structs.astuple(stage.timing)):.3f}"
+            case StageStatus.RUNNING if stage.spec.id in self._began:
+                return f"{time.monotonic() - self._began[stage.spec.id]:.1f}"
+            case _:
+                return stage.error.message if stage.error else ""
