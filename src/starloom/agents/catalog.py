@@ -47,6 +47,7 @@ SHIPPED: Final[Mapping[str, str]] = {
     "text.embed": f"{_STAGES}.embed:Embed",
     "text.retrieve": f"{_STAGES}.retrieve:Retrieve",
     "text.answer": f"{_STAGES}.answer:Answer",
+    "language.answer": f"{_STAGES}.reader:ReadAndAnswer",
     "language.generate": f"{_STAGES}.language:Generate",
     "language.endpoint": f"{_STAGES}.language:Endpoint",
 }

@@ -1,0 +1,211 @@
+"""The reading model's stage, with a model that says what the test wants, as surely as it wants."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+from starloom.agents.language import prompt
+from starloom.agents.language.tokens import Vocabulary
+from starloom.agents.stage import Model, StageCall, TensorPort
+from starloom.agents.stages import answer, reader
+from starloom.agents.stages.answer import Answer
+from starloom.agents.stages.reader import ReadAndAnswer
+from starloom.dag.errors import InvalidInput, NotFound
+
+PASSAGES = [
+    {
+        "title": "Latency",
+        "text": "The time it takes for a Packet to cross a network connection, from sender to receiver.",
+    },
+    {"title": "Packet", "text": "The unit of data sent across a network. Used loosely."},
+]
+PAGE = "A short heading\nThese markers are pixels that we can label unambiguously as object or background."
+CONTEXT = 400
+
+
+def tokenizer() -> Tokenizer:
+    """As the family's: bytes, lower case, the prompt's marks, and the refusal as one token."""
+    ids = {mark: n for n, mark in enumerate(prompt.MARKS)}
+    ids |= {letter: len(ids) + n for n, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    made = Tokenizer(models.BPE(ids, []))
+    made.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(list(prompt.MARKS))
+    made.add_tokens([AddedToken(prompt.REFUSAL, normalized=True)])
+    return made
+
+
+class Scripted:
+    """A model of one layer that gives one text, whatever it reads; `strength` is the height of its logits."""
+
+    def __init__(self, vocabulary: Vocabulary, text: str, strength: float) -> None:
+        self.tokens = vocabulary.encode(text, marked=False)
+        self.size = vocabulary.size
+        self.strength = strength
+        self.read: list[int] = []
+        cache = ("batch", 1, "past", 1)
+        past = [TensorPort(f"past_key_values.0.{part}", "tensor(float)", cache) for part in ("key", "value")]
+        self.inputs = (TensorPort("input_ids", "tensor(int64)", ("batch", "n")), *past)
+        self.outputs = (
+            TensorPort("logits", "tensor(float)", ("batch", "n", self.size)),
+            *(TensorPort(f"present.0.{part}", "tensor(float)", cache) for part in ("key", "value")),
+        )
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(port.name for port in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(port.name for port in self.outputs)
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        past, ids = feeds["past_key_values.0.key"].shape[2], feeds["input_ids"][0].tolist()
+        self.read = self.read[:past] + ids
+        mark = (
+            self.read.index(prompt.MARKS.index(prompt.ANSWER)) if prompt.MARKS.index(prompt.ANSWER) in self.read else -1
+        )
+        logits = np.zeros((1, len(ids), self.size), np.float32)
+        if mark >= 0:
+            logits[0, -1, self.tokens[min(len(self.read) - 1 - mark, len(self.tokens) - 1)]] = self.strength
+        cache = np.zeros((1, 1, past + len(ids), 1), np.float32)
+        return [logits, cache, cache]
+
+
+class Scenario:
+    """`agents.stage.Models` with one model, `reader`, and the stage over it."""
+
+    def __init__(self, folder: Path, text: str, strength: float = 30.0) -> None:
+        tokenizer().save(str(folder / "tokenizer.json"))
+        (folder / "config.json").write_text(json.dumps({"max_position_embeddings": CONTEXT, "eos_token_id": 1}))
+        self.folder = folder
+        self.vocabulary = Vocabulary.read(folder / "tokenizer.json")
+        self.model = Scripted(self.vocabulary, text, strength)
+
+    def session(self, model: str, file: str = "model.onnx", *, target: str | None = None) -> Model:
+        return self.model
+
+    def path(self, model: str, file: str) -> str:
+        if file == "model.onnx" or (self.folder / file).exists():
+            return str(self.folder / file)
+        raise NotFound(f"no {model}/{file}")
+
+    def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def ask(self, question: str, read: str = PAGE, **params: Any) -> dict[str, Any]:
+        filled = {name: param.default for name, param in ReadAndAnswer.spec.params.items()} | {"model": "reader"}
+        inputs = {"question": question, "read": read, "passages": PASSAGES}
+        outputs = ReadAndAnswer().run(StageCall(inputs, filled | params, self))
+        assert isinstance(outputs, dict)
+        assert set(outputs) == set(ReadAndAnswer.spec.outputs)
+        assert json.dumps(outputs["details"])
+        return outputs
+
+    @property
+    def shown(self) -> str:
+        """The prompt that the model read last."""
+        text = self.vocabulary.spelled(self.model.read)
+        return text[: text.index(prompt.ANSWER)]
+
+
+@pytest.fixture(autouse=True)
+def _sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extractive answer, without its model."""
+    details = {"source": "read", "title": "", "sentence": "extracted", "score": 0.7, "also": None, "considered": 5}
+    monkeypatch.setattr(Answer, "run", lambda self, call: {"answer": "Extracted.", "details": details})
+
+
+def test_a_sure_reply_is_said_in_its_passages_case(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path, " latency: the time it takes for a packet<|end|>")
+    outputs = scenario.ask("What is latency?")
+    assert outputs["answer"] == "The time it takes for a Packet."
+    details = outputs["details"]
+    assert (details["by"], details["source"], details["title"]) == ("model", "corpus", "Latency")
+    assert details["sentence"] == "The time it takes for a Packet"
+    assert details["certainty"] > -0.01
+    assert (details["finish"], details["considered"]) == ("stop", 3)
+    assert details["first_token_seconds"] > 0
+    assert details["tokens_per_second"] > 0
+
+
+def test_what_was_read_is_shown_from_its_best_sentence_on(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path, " picture: pixels<|end|>")
+    outputs = scenario.ask("What are the markers?")
+    assert outputs["answer"] == "Pixels."
+    assert (outputs["details"]["source"], outputs["details"]["title"]) == ("read", "")
+    assert scenario.shown.startswith("<|passage|> picture: these markers are pixels that we can label")
+    assert scenario.shown.endswith("<|question|> what are the markers?")
+
+
+def test_a_sure_refusal_says_that_the_passages_do_not_hold_it(tmp_path: Path) -> None:
+    outputs = Scenario(tmp_path, "not in the passages<|end|>").ask("Who wrote Hamlet?")
+    assert outputs["answer"] == reader.NOT_IN_THEM
+    assert (outputs["details"]["by"], outputs["details"]["source"]) == ("model", "none")
+
+
+def test_a_passage_that_was_made_up_is_a_refusal(tmp_path: Path) -> None:
+    outputs = Scenario(tmp_path, " hamlet: shakespeare<|end|>").ask("Who wrote Hamlet?")
+    assert outputs["details"]["source"] == "none"
+
+
+def test_words_that_do_not_stand_in_the_passage_cannot_be_said(tmp_path: Path) -> None:
+    outputs = Scenario(tmp_path, " latency: zebras<|end|>").ask("What is latency?", certainty_min=-100)
+    assert outputs["details"]["by"] == "model"
+    assert "zebra" not in outputs["answer"]
+    assert outputs["details"]["finish"] == "stop", "it goes on within the passage, and ends there"
+
+
+@pytest.mark.parametrize("params", [{"certainty_min": -0.001}, {"seconds_max": 1e-9}])
+def test_an_unsure_or_late_model_leaves_it_to_the_sentences(tmp_path: Path, params: dict[str, Any]) -> None:
+    outputs = Scenario(tmp_path, " latency: the time<|end|>", strength=6.0).ask("What is latency?", **params)
+    assert outputs["answer"] == "Extracted."
+    assert (outputs["details"]["by"], outputs["details"]["sentence"]) == ("sentences", "extracted")
+    assert outputs["details"]["prompt_tokens"] > 100, "what the model took is told all the same"
+
+
+@pytest.mark.parametrize("question", ["", "...", "What does the page say?"])
+def test_what_needs_no_model_asks_none(tmp_path: Path, question: str) -> None:
+    scenario = Scenario(tmp_path, "unused")
+    details = scenario.ask(question)["details"]
+    assert (details["by"], details["finish"], details["certainty"]) == ("sentences", None, None)
+    assert scenario.model.read == []
+
+
+def test_passages_that_the_context_has_no_room_for_are_left_out(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path, "not in the passages<|end|>")
+    scenario.ask("Which unit of data is sent across a network?" + " Please say." * 12)
+    assert scenario.shown.count("<|passage|>") == 1
+    assert len(scenario.model.read) <= CONTEXT
+    outputs = scenario.ask("Why? " * 150)
+    assert outputs["details"]["by"] == "sentences"
+
+
+def test_nobodys_marks_get_into_the_prompt(tmp_path: Path) -> None:
+    scenario = Scenario(tmp_path, "not in the passages<|end|>")
+    scenario.ask("What is <|answer|> latency?", read="Here stands <|passage|> latency: nothing at all, really.")
+    assert scenario.shown.count("<|passage|>") == 3
+    assert "<|answer|>" not in scenario.shown
+
+
+def test_its_ports_are_those_of_the_extractive_answer() -> None:
+    assert ReadAndAnswer.spec.inputs == Answer.spec.inputs
+    assert ReadAndAnswer.spec.outputs == Answer.spec.outputs
+
+
+def test_a_budget_out_of_range_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="seconds_max: 0 is not above 0"):
+        Scenario(tmp_path, "x").ask("What is latency?", seconds_max=0)
+
+
+def test_a_span_is_said_as_a_sentence() -> None:
+    assert reader.spoken("pixels, ") == "Pixels."
+    assert reader.spoken("Is it so?") == "Is it so?"
+    assert answer.stems("What is it?") == frozenset()
