@@ -3,6 +3,7 @@
 from typing import Any
 
 import msgspec
+import pytest
 from tests.orchestrator.harness import JSON, KINDS, SECOND, World, facts_of, node
 
 from starloom.agents.messages import Assign, Cancel, Release
@@ -232,6 +233,31 @@ class TestHello:
         w.hello(agent)
         assert len(facts_of(w, AgentLost)) == 0
         assert w.coordinator.fleet_view()[0].profile.address == "edge-1:2"
+
+
+class TestForgotten:
+    def test_nodes_under_ever_new_names_are_not_kept_for_ever(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "LOST_NODES_KEPT", 2)
+        w = world(node("edge-1"))
+        graph = Graph("pair")
+        a = graph.stage("a", "t.blob", require=Requirements(node="n-0"))
+        hold = graph.stage("hold", "t.work", require=Requirements(node="edge-1"))
+        graph.stage("b", "t.need", data=a["data"], after=[hold])
+        w.join(node("n-0"))
+        job = w.submit(graph.build(KINDS))
+        w.finish("a")
+        for index in range(5):
+            w.join(node(f"n-{index + 1}"))
+            w.goodbye(f"n-{index}")
+        assert [view.name for view in w.coordinator.fleet_view()] == ["edge-1", "n-3", "n-4", "n-5"]
+        w.advance(LOST)
+        w.finish("hold")
+        assert w.status(job, "a", "b") == ["pending", "pending"], "what a forgotten node held is gone"
+        w.join(node("n-0"))
+        w.finish_all()
+        assert w.status(job) == "succeeded"
 
 
 class TestFlapping:

@@ -42,6 +42,7 @@ class TestCancel:
         assert w.agents["edge-1"].log[-1] == Release(job=job)
         (fact,) = facts_of(w, JobCancelRequested)
         assert (fact.principal, fact.reason) == ("tester", "test")
+        assert w.job(job).error == "cancelled by tester: test"
 
     def test_a_job_without_attempts_stops_at_once(self, world: Any) -> None:
         w = world(node("edge-1"))
@@ -174,3 +175,11 @@ class TestDisturbed:
         w.finish_all()
         assert w.status(other) == "succeeded"
         assert w.coordinator.waits_for(job, "s19") == ""
+
+    def test_stages_that_waited_for_a_place_are_out_of_line(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        w.silence("edge-1")
+        w.advance(limits.LEASE_SECONDS + 0.1)
+        for _ in range(3):
+            w.cancel(w.submit(line()))
+        assert all(not lane.jobs and not lane.stages for lane in w.coordinator._lanes._lanes.values())

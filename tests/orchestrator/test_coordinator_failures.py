@@ -9,7 +9,7 @@ from tests.orchestrator.harness import KINDS, facts_of, inline, node, stored
 from starloom.agents.messages import Cancel, Failed, Finished, Release, Started, WasCancelled
 from starloom.dag.builder import Graph
 from starloom.dag.constellation import Constellation, OnFailure, Policy, Retry
-from starloom.dag.facts import Consumed, ErrorInfo, StageCommitted, StageFailed, StageStarted
+from starloom.dag.facts import Consumed, ErrorInfo, StageCommitted, StageFailed, StageStarted, Timing
 from starloom.dag.ids import Attempt, FencingToken, StageId, TaskToken
 from starloom.dag.values import PortType
 from starloom.orchestrator.inputs import AgentReports
@@ -189,6 +189,14 @@ class TestReports:
         w.report(w.agents["edge-1"], msgspec.structs.replace(report, published=()))
         assert w.status(job) == "succeeded"
         assert w.job(job).outputs["out"].inline is not None
+
+    def test_times_that_are_none_are_left_out(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(one())
+        report = w.agents["edge-1"].result(w.assigned("a"), run=float("nan"), load=-1.0)
+        w.report(w.agents["edge-1"], report)
+        assert w.status(job) == "succeeded"
+        assert w.stage(job, "a").timing == Timing()
 
     def test_the_holder_is_who_reported(self, world: Any) -> None:
         w = world(node("edge-1"))

@@ -137,6 +137,7 @@ class JobState:
         self.inputs = submitted.inputs
         self.status = JobStatus.RUNNING
         self.revision: Revision = submitted.revision
+        #: why it failed, or is being cancelled
         self.error = ""
         self.outputs: dict[str, ValueRef] = {}
         self.constellation: Constellation = submitted.constellation
@@ -168,6 +169,8 @@ class JobState:
             case facts.JobCancelRequested():
                 self._expect(fact, self.status is JobStatus.RUNNING)
                 self.status = JobStatus.CANCELLING
+                who = f" by {fact.principal}" if fact.principal else ""
+                self.error = f"cancelled{who}{f': {fact.reason}' if fact.reason else ''}"
             case facts.JobEnded():
                 self._expect(fact, not self.ended and fact.status in JOB_ENDED and not self.active_attempts)
                 self.status, self.outputs, self.error = fact.status, fact.outputs, fact.error

@@ -53,7 +53,7 @@ class Coordinator:
         self._ledger = Ledger(self._state, epoch)
         self._lanes = ReadyLanes(self._state.fleet)
         self._waits = Waits()
-        self._endings = Endings(self._state, self._ledger)
+        self._endings = Endings(self._state, self._ledger, self._lanes)
         self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._endings)
         self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)

@@ -76,10 +76,10 @@ class Dispatcher:
             ref = item.ref
             if ref.inline is not None or ref.holder == JOB_STORE or item.upstream is None:
                 continue
-            holder = self._fleet.members[AgentId(ref.holder)]
-            if not holder.holds(item.upstream.incarnation):
+            holder = self._fleet.members.get(AgentId(ref.holder))
+            if holder is None or not holder.holds(item.upstream.incarnation):
                 gone[item.consumed.upstream] = (
-                    f"{holder.name}, which held its output {item.port}, was lost; {name} needs it"
+                    f"{ref.holder}, which held its output {item.port}, was lost; {name} needs it"
                 )
             elif holder.state is AgentState.SUSPECT:
                 silent = holder.name

@@ -6,6 +6,7 @@ from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.dag.job import ACTIVE, ENDED, JobState, StageStatus
 from starloom.orchestrator.effects import Stopped
 from starloom.orchestrator.fleet import AgentState
+from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.state import Ledger, State
 
@@ -15,9 +16,10 @@ NANOS = 1_000_000_000
 class Endings:
     """The open jobs' runs, and what happens when one ends."""
 
-    def __init__(self, state: State, ledger: Ledger) -> None:
+    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes) -> None:
         self._state = state
         self._ledger = ledger
+        self._lanes = lanes
         self.runs: dict[JobId, Run] = {}
         self._seq = 0
 
@@ -33,7 +35,7 @@ class Endings:
         if job.ended or job.open_stages:
             return
         if job.status is JobStatus.CANCELLING:
-            self._end(run, JobEnded(job=job.id, status=JobStatus.CANCELLED, error="cancelled"))
+            self._end(run, JobEnded(job=job.id, status=JobStatus.CANCELLED, error=job.error))
         else:
             self._end(run, JobEnded(job=job.id, status=JobStatus.SUCCEEDED, outputs=job.declared()))
 
@@ -61,7 +63,7 @@ class Endings:
                 self._stop(job, name)
             elif stage.status is StageStatus.PENDING:
                 self._ledger.record(StageCancelled(job=job.id, stage=name))
-        run.queued.clear()
+        self._lanes.drop(run)
         run.waits.clear()
         self.check(run)
 
@@ -72,7 +74,7 @@ class Endings:
     def _end(self, run: Run, fact: JobEnded) -> None:
         self._ledger.record(fact)
         run.closed = True
-        run.queued.clear()
+        self._lanes.drop(run)
         run.waits.clear()
         del self.runs[run.job.id]
         for agent in sorted(run.job.agents):

@@ -113,6 +113,8 @@ class Fleet:
         #: agents that may have room again since the ready stages were last looked at
         self.opened: dict[AgentId, Member] = {}
         self._offering: dict[str, int] = {}
+        #: lost agents, the one that was lost first at the front
+        self._lost: dict[AgentId, None] = {}
 
     def joined(self, fact: AgentJoined) -> None:
         """A process is there; if it is not the one that was, what that one held is gone."""
@@ -121,6 +123,7 @@ class Fleet:
         if member.incarnation != fact.incarnation:
             member.resident.clear()
         member.incarnation = fact.incarnation
+        self._lost.pop(fact.agent, None)
         member.describe(msgspec.convert(fact.profile, NodeProfile))
         member.kinds, member.offers = fact.kinds, {}
         member.state = AgentState.ONLINE
@@ -133,7 +136,16 @@ class Fleet:
         member = self.members[fact.agent]
         self._withdraw(member)
         member.state = AgentState.LOST
+        self._lost[fact.agent] = None
+        if len(self._lost) > limits.LOST_NODES_KEPT:
+            self._forget_one()
         self.version += 1
+
+    def _forget_one(self) -> None:
+        """Nodes that come under ever new names are not kept for ever; one whose attempts are not yet superseded is."""
+        idle = next((name for name in self._lost if not self.members[name].assigned), None)
+        if idle is not None:
+            del self._lost[idle], self.members[idle]
 
     def place(self, agent: AgentId, task: TaskToken) -> None:
         """An attempt was given to an agent."""

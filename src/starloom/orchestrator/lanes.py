@@ -7,7 +7,7 @@ greatest upward rank, then the order of the constellation.
 """
 
 from collections.abc import Callable
-from heapq import heappop, heappush, heapreplace
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from starloom.dag import limits
@@ -98,10 +98,22 @@ class ReadyLanes:
         spec = run.job.stages[stage].spec
         self._enter(self.lane(spec.kind, spec.requires), run, stage)
 
+    def drop(self, run: Run) -> None:
+        """The job has ended: its stages are out, even of lanes that nothing is served from."""
+        run.queued.clear()
+        for lane in run.lanes.values():
+            del lane.stages[run.job.id]
+            lane.jobs = [entry for entry in lane.jobs if entry[3] is not run]
+            heapify(lane.jobs)
+        run.lanes.clear()
+        run.parked.clear()
+        self._parked.pop(run.job.id, None)
+
     def _enter(self, lane: Lane, run: Run, stage: StageId) -> None:
         heap = lane.stages.get(run.job.id)
         if heap is None:
             heap = lane.stages[run.job.id] = []
+            run.lanes[lane.seq] = lane
             self._join(lane, run)
         heappush(heap, (-run.rank.get(stage, 0.0), run.order[stage], stage))
         if not lane.blocked:
@@ -157,7 +169,7 @@ class ReadyLanes:
                 heappop(heap)
             if not heap:
                 heappop(lane.jobs)
-                del lane.stages[run.job.id]
+                del lane.stages[run.job.id], run.lanes[lane.seq]
             elif run.full:
                 heappop(lane.jobs)
                 run.parked.append(lane)
@@ -183,7 +195,7 @@ class ReadyLanes:
                     self._awake[lane.seq] = lane
                 member.blocked.clear()
         self._fleet.opened.clear()
-        for run in [run for run in self._parked.values() if run.closed or not run.full]:
+        for run in [run for run in self._parked.values() if not run.full]:
             del self._parked[run.job.id]
             for lane in run.parked:
                 self._join(lane, run)

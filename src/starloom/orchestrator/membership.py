@@ -18,6 +18,7 @@ from starloom.orchestrator.state import Ledger, State
 
 LEASE_NANOS: Final = round(limits.LEASE_SECONDS * NANOS)
 _SUSPECT_NANOS: Final = round(limits.LOST_AFTER_SUSPECT_SECONDS * NANOS)
+_LATE_NANOS: Final = round(limits.HEARTBEAT_SECONDS * NANOS)
 _FLAP_WINDOW_NANOS: Final = round(limits.AGENT_FLAP_WINDOW_SECONDS * NANOS)
 _FLAP_REST_NANOS: Final = round(limits.AGENT_FLAP_REST_SECONDS * NANOS)
 
@@ -96,8 +97,8 @@ class Membership:
             if self._watched.get(name) != time:
                 continue
             del self._watched[name]
-            member = self._fleet.members[name]
-            if member.state is AgentState.LOST:
+            member = self._fleet.members.get(name)
+            if member is None or member.state is AgentState.LOST:
                 continue
             if member.deadline > now:
                 self._watch(member, member.deadline)
@@ -113,8 +114,8 @@ class Membership:
             self._fleet.opened[member.name] = member
 
     def _forgive_own_sleep(self, now: int) -> None:
-        """If this process itself was stopped for long, the silence was not the agents': leases start anew."""
-        if not self._deadlines or now - self._deadlines[0][0] <= LEASE_NANOS:
+        """If this process itself was stopped, the silence was not the agents': leases start anew."""
+        if not self._deadlines or now - self._deadlines[0][0] <= _LATE_NANOS:
             return
         for member in self._fleet.members.values():
             member.deadline = max(member.deadline, now + LEASE_NANOS)

@@ -1,11 +1,13 @@
 """Takes in what agents report of their attempts. Idempotent: a report may come again, late, or of a token long dead."""
 
+from math import isfinite
+
 import msgspec
 
 from starloom.agents.messages import Cancel, Failed, Finished, InputLost, Report, Started, WasCancelled
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
-from starloom.dag.facts import ErrorInfo, StageCommitted, StageStarted
+from starloom.dag.facts import ErrorInfo, StageCommitted, StageStarted, Timing
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.job import StageState, StageStatus
 from starloom.dag.values import JOB_STORE, ValueRef
@@ -94,7 +96,7 @@ class Reports:
             outputs=_held_where(report, agent),
             consumed=report.consumed,
             published=report.published,
-            timing=report.timing,
+            timing=_plain(report.timing),
             models=report.models,
             target=report.target,
             emulated=report.emulated,
@@ -149,6 +151,12 @@ class Reports:
             token = run.job.stages[upstream].committed
             if token is not None and work.fetches.get(upstream, token) == token:
                 self._settler.reopen(run, upstream, f"its output is gone: {report.reason}")
+
+
+def _plain(timing: Timing) -> Timing:
+    """The timing, if it is one: what is not finite could not even be read back from the journal."""
+    seconds = (timing.queue, timing.transfer, timing.load, timing.run)
+    return timing if all(isfinite(each) and each >= 0 for each in seconds) else Timing()
 
 
 def _held_where(report: Finished, agent: AgentId) -> dict[str, ValueRef]:

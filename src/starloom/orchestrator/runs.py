@@ -41,7 +41,9 @@ class Run:
         self.queued: set[StageId] = set()
         #: pending stages whose upstreams let them run, and which wait for a time or for a node that holds an input
         self.waits: dict[StageId, BackOff | AgentId] = {}
-        #: lanes whose stages of this job wait for its max_parallel
+        #: lanes that have stages of this job, by their number
+        self.lanes: dict[int, Lane] = {}
+        #: those of them whose stages wait for its max_parallel
         self.parked: list[Lane] = []
         #: how often a stage could not reach its inputs since they were made
         self.unreachable: dict[StageId, int] = {}

@@ -162,6 +162,9 @@ class Settler:
         ports = self._state.fleet.kinds[stage.spec.kind].outputs
         outputs: dict[str, ValueRef] = {}
         for port, value in values.items():
+            if port not in ports:
+                # The fleet's kind is another one than when the job was accepted.
+                continue
             data, meta = encode(ports[port].type, value, f"stages.{name}.defaults.{port}")
             outputs[port] = ValueRef(
                 type=ports[port].type, bytes=len(data), digest=digest(data), meta=meta, inline=data
