@@ -14,7 +14,7 @@ from grpc import aio
 from starloom.agents.agent import Agent, AgentConfig
 from starloom.agents.stage import Outputs, Stage, StageCall, StreamStage
 from starloom.agents.stages import basic
-from starloom.agents.status import auth_metadata, channel_options, from_rpc
+from starloom.agents.status import CallEnd, auth_metadata, channel_options
 from starloom.agents.values import refer
 from starloom.agents.wire import ref_to_wire
 from starloom.dag.constellation import Constellation
@@ -167,7 +167,9 @@ class Rig:
     @property
     def channel(self) -> aio.Channel:
         if self._channel is None:
-            options = [option for option in channel_options() if option[0] != "grpc.max_send_message_length"]
+            options = [
+                option for option in channel_options(self.address) if option[0] != "grpc.max_send_message_length"
+            ]
             options.append(("grpc.max_send_message_length", -1))
             self._channel = aio.insecure_channel(self.address, options=options)
             self._stack.push_async_callback(self._channel.close, None)
@@ -211,12 +213,13 @@ class Rig:
 
 async def answered(call: Any) -> Any:
     """The answer of a call, or all of a streaming one; raises the StarloomError that it ended with."""
+    end = CallEnd(call)
     try:
         if isinstance(call, AsyncIterator) or hasattr(call, "__aiter__"):
             return [message async for message in call]
         return await call
     except aio.AioRpcError as error:
-        raise from_rpc(error) from error
+        raise await end.error() from error
 
 
 async def until(true: Callable[[], Any]) -> None:

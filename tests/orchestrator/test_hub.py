@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from grpc import aio
 from starloom.agents import wire
 from starloom.agents.channel import Channel, Frame
 from starloom.agents.messages import Command, Hello, Load, Release, Report, Started, Welcome
-from starloom.agents.status import TokenCheck, auth_metadata, channel_options, from_rpc, server_options
+from starloom.agents.status import CALL_OVER, CallEnd, TokenCheck, auth_metadata, channel_options, server_options
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import Conflict, Fenced, InvalidInput, StarloomError, Unauthenticated, Unavailable
@@ -29,9 +30,9 @@ CAM = AgentId("cam")
 SECONDS = 10
 
 
-def _other_options() -> list[tuple[str, Any]]:
+def _other_options(address: str) -> list[tuple[str, Any]]:
     """A client's that does not mind how much it sends."""
-    return [option for option in channel_options() if option[0] != "grpc.max_send_message_length"]
+    return [option for option in channel_options(address) if option[0] != "grpc.max_send_message_length"]
 
 
 class Loop:
@@ -107,9 +108,10 @@ class Agent:
         self.beats: list[int] = []
         self.epochs: set[int] = set()
         self._wire = aio.insecure_channel(
-            served.address, options=[("grpc.max_send_message_length", -1), *_other_options()]
+            served.address, options=[("grpc.max_send_message_length", -1), *_other_options(served.address)]
         )
         self._call: Any = None
+        self._end: Any = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -128,7 +130,7 @@ class Agent:
             "received": self.channel.received,
         }
         hello = wire.hello_to_wire(Hello(**{**fields, **changes}))
-        self._call = session_pb2_grpc.SessionServiceStub(self._wire).Connect(metadata=auth_metadata(token))  # type: ignore[no-untyped-call]
+        self.open(token)
         await self.say(pb.ConnectRequest(hello=hello))
         welcome = wire.welcome_from_wire((await self.hear()).welcome)
         self.session = welcome.session
@@ -144,15 +146,21 @@ class Agent:
         self._served.loop.journal()
         return welcome
 
+    def open(self, token: str = TOKEN) -> None:
+        self._call = session_pb2_grpc.SessionServiceStub(self._wire).Connect(metadata=auth_metadata(token))  # type: ignore[no-untyped-call]
+        self._end = CallEnd(self._call)
+
     async def say(self, message: pb.ConnectRequest) -> None:
-        await self._call.write(message)
+        # What ended the call is for `hear` to say.
+        with suppress(*CALL_OVER):
+            await self._call.write(message)
 
     async def hear(self) -> pb.ConnectResponse:
         try:
             async with asyncio.timeout(SECONDS):
                 message = await self._call.read()
         except aio.AioRpcError as error:
-            raise from_rpc(error) from error
+            raise await self._end.error() from error
         assert isinstance(message, pb.ConnectResponse)
         return message
 
@@ -339,12 +347,13 @@ async def test_what_does_not_fit_begins_a_new_session(served: Served, agent: Age
 
 async def test_a_second_stream_takes_the_place_of_the_first(served: Served, agent: Agent) -> None:
     await agent.begin()
-    first = agent._call
+    first = agent._call, agent._end
     await agent.begin()
-    second, agent._call = agent._call, first
+    second = agent._call, agent._end
+    agent._call, agent._end = first
     with pytest.raises(Conflict, match="another stream"):
         await agent.take(lambda: False)
-    agent._call = second
+    agent._call, agent._end = second
     served.hub.send(CAM, [release(1)])
     await agent.take(lambda: agent.commands == [release(1)])
 
@@ -415,7 +424,7 @@ async def test_a_call_without_the_token_is_refused(served: Served, agent: Agent)
 async def test_a_first_message_that_is_no_hello_is_refused(
     served: Served, agent: Agent, message: pb.ConnectRequest, place: str
 ) -> None:
-    agent._call = session_pb2_grpc.SessionServiceStub(agent._wire).Connect(metadata=auth_metadata(TOKEN))  # type: ignore[no-untyped-call]
+    agent.open()
     await agent.say(message)
     with pytest.raises(InvalidInput, match=place):
         await agent.hear()
