@@ -211,8 +211,10 @@ class World:
             agent = self.agents.get(name)
             if agent is not None and agent.connected:
                 agent.receive(command)
+        touched = {getattr(fact, "job", "") for fact in decision.facts}
         for job in self.coordinator.jobs.values():
-            job.validate()
+            if job.id in touched:
+                job.validate()
         for run in self.coordinator._endings.runs.values():
             for stage in run.queued:
                 assert run.job.stages[stage].status is StageStatus.PENDING

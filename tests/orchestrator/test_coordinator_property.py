@@ -26,7 +26,7 @@ from starloom.dag.constellation import (
 )
 from starloom.dag.facts import ErrorInfo, Fact, JobStatus, StageCommitted, StagePlaced, StageSuperseded
 from starloom.dag.ids import JobId, StageId, TaskToken
-from starloom.dag.job import ENDED, StageStatus
+from starloom.dag.job import ENDED, JobState, StageStatus
 from starloom.dag.validate import problems
 from starloom.orchestrator.effects import Decision, Stopped
 from starloom.orchestrator.inputs import AgentHeartbeat, AgentReports, Input
@@ -36,6 +36,7 @@ from starloom.orchestrator.state import State
 
 TIERS = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
 STEPS_OF_TROUBLE = 120
+EXPLAINED_EVERY = 5
 
 
 def random_constellation(random: Random, joins: tuple[Join, ...] = (Join.ALL,)) -> Constellation:
@@ -105,7 +106,7 @@ class Chaos:
         self.committed: set[TaskToken] = set()
         self.live: set[TaskToken] = set()
         self.transient_failures: dict[tuple[JobId, StageId], int] = {}
-        self.jobs = 0
+        self.jobs = self.decisions = 0
         #: what the facts alone tell, one after another
         self.shadow = State(EarliestFinish())
         for fact in self.world.facts:
@@ -113,13 +114,18 @@ class Chaos:
         self.world.watch = self.check
 
     def check(self, decision: Decision) -> None:
-        """Every commit comes from a live token, once; and whatever waits has a reason."""
+        """Every commit comes from a live token, once."""
         for fact in decision.facts:
             self.follow(fact)
-        for job in self.world.coordinator.jobs.values():
-            for name, stage in job.stages.items():
-                waits = self.world.coordinator.waits_for(job.id, name)
-                assert bool(waits) == (stage.status not in ENDED), f"{name}: {stage!r} waits for {waits!r}"
+        self.decisions += 1
+        for job in () if self.decisions % EXPLAINED_EVERY else self.world.coordinator._state.open.values():
+            self.check_reasons(job)
+
+    def check_reasons(self, job: JobState) -> None:
+        """Whatever is open has something that it waits for."""
+        for name, stage in job.stages.items():
+            waits = self.world.coordinator.waits_for(job.id, name)
+            assert bool(waits) == (stage.status not in ENDED), f"{name}: {stage!r} waits for {waits!r}"
 
     def follow(self, fact: Fact) -> None:
         if isinstance(fact, StagePlaced):
@@ -338,7 +344,7 @@ def poisoned(world: World, job: JobId) -> bool:
 
 @pytest.mark.parametrize("block", range(4))
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 def test_jobs_end_as_if_undisturbed(block: int, seed: int) -> None:
     random = Random(seed * 4 + block)
     constellation = random_constellation(random)
@@ -355,7 +361,7 @@ def test_jobs_end_as_if_undisturbed(block: int, seed: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_results_are_consistent_though_attempts_differ(seed: int) -> None:
     random = Random(seed)
     constellation = random_constellation(random, (Join.ALL, Join.ALL, Join.ANY))
@@ -370,7 +376,7 @@ def test_results_are_consistent_though_attempts_differ(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32))
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 def test_a_cancelled_job_stops_whatever_happens(seed: int) -> None:
     random = Random(seed)
     constellation = random_constellation(random)
