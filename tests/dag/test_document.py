@@ -363,6 +363,8 @@ outputs: {o: one}
         (b"a: \xff", "byte 3 is not UTF-8"),
         ("a: \ud800", "is not UTF-8"),
         ("a: " + "9" * 5_000, "has 5000 digits"),
+        ('{"stages": {"a": {"retry": {"factor": 1' + "0" * 400 + "}}}}", "a whole number of 1329 bits"),
+        ('{"stages": {"a": {"params": {"b": 1' + "0" * 400 + "}}}}", "a whole number of 1329 bits"),
         ("a: " + "[" * 50 + "]" * 50, "DOCUMENT_DEPTH_MAX = 32"),
         ("[" * 100_000, "DOCUMENT_DEPTH_MAX = 32"),
         ('{"a":' * 100_000, "DOCUMENT_DEPTH_MAX = 32"),

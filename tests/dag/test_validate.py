@@ -140,6 +140,7 @@ def test_what_is_allowed(constellation: Constellation) -> None:
         (good(name="x" * 129), "name", "NAME_CHARACTERS_MAX = 128"),
         (good(labels={"team": 3}), "labels.team", "the value is a whole number"),
         (good(labels={"team": "x" * 129}), "labels.team", "129 characters"),
+        (good(labels={"team": "\ud800"}), "labels.team", "the value holds '\\ud800', half of a pair"),
         (good(inputs={"photo": IMAGE, "a.b": TEXT}), "inputs.a.b", "is not made of letters"),
         (good(stages=with_stages(stage("a.b", "text.chunks"))), "stages.a.b", "is not made of letters"),
         (good(stages={**good().stages, sid("x"): stage("y", "text.chunks")}), "stages.x", "calls itself 'y'"),
@@ -159,6 +160,8 @@ def test_what_is_allowed(constellation: Constellation) -> None:
         (with_trim(params={"length": 3, "ratio": float("nan")}), "stages.trim.params", "holds nan"),
         (with_trim(params={"length": 3, "extra": {"a": [b"x"]}}), "stages.trim.params", "holds a bytes"),
         (with_trim(params={"length": 2**70}), "stages.trim.params", "does not fit 64 bits"),
+        (with_trim(params={"length": 10**400}), "stages.trim.params", "a whole number of 1329 bits"),
+        (with_trim(params={"length": 3, "extra": {"a": {"\ud800": 1}}}), "stages.trim.params", "half of a pair"),
         (
             with_trim(params={"length": 3, "extra": {"a": "x" * limits.PARAMS_BYTES_MAX}}),
             "stages.trim.params",
@@ -167,6 +170,17 @@ def test_what_is_allowed(constellation: Constellation) -> None:
         (with_trim(requires=Requirements(target="gpu")), "stages.trim.require.target", "it can on cpu, npu"),
         (with_trim(requires=Requirements(tiers=("moon",))), "stages.trim.require.tier", "'moon'"),  # type: ignore[arg-type]
         (with_trim(requires=Requirements(memory_bytes=-1)), "stages.trim.require.memory", "is -1"),
+        (
+            with_trim(requires=Requirements(memory_bytes=10**400)),
+            "stages.trim.require.memory",
+            "a whole number from 0 to",
+        ),
+        (with_trim(requires=Requirements(node="\udfff")), "stages.trim.require.node", "half of a pair"),
+        (
+            with_trim(requires=Requirements(labels={"\ud800": "b"})),
+            "stages.trim.require.labels.\ud800",
+            "the key holds",
+        ),
         (with_trim(requires=Requirements(labels={"a": 1})), "stages.trim.require.labels.a", "as text, '1'"),  # type: ignore[dict-item]
         (with_trim(policy=Policy(timeout_seconds=float("nan"))), "stages.trim.timeout", "is nan"),
         (with_trim(policy=Policy(timeout_seconds=-1.0)), "stages.trim.timeout", "is -1.0"),
@@ -258,6 +272,8 @@ def test_what_is_allowed(constellation: Constellation) -> None:
         (compared("score", "==", float("nan")), "stages.trim.after.when.value", "holds nan"),
         (compared("text", "==", 1), "stages.trim.after.when.value", "compare it with text"),
         (compared("text", "==", "a", path="b"), "stages.trim.after.when.path", "text, which has no parts"),
+        (compared("score", "==", {"\ud800": 1}), "stages.trim.after.when.value", "half of a pair"),
+        (compared("score", "==", 1, path="a.\ud800"), "stages.trim.after.when.path", "half of a pair"),
         (compared("score", "==", 1, path="a..b"), "stages.trim.after.when.path", "has an empty part"),
         (
             good(outputs={"answer": OutputBinding(upstream=sid("tirm"), output="text")}),

@@ -55,6 +55,13 @@ def kind_of(value: Any) -> str:
     return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
 
 
+def text_fault(text: str) -> str:
+    """What keeps text from being UTF-8, which the wire and the journal are; else empty."""
+    if text.isascii() or not _UNPAIRED.search(text):
+        return ""
+    return f"holds {text!r}, half of a pair of UTF-16 code units; give whole characters"
+
+
 def plain_fault(value: Any) -> str:
     """What keeps a value from being JSON: an object, a key that is not text, NaN, or too much depth; else empty.
 
@@ -69,16 +76,19 @@ def plain_fault(value: Any) -> str:
             for key in part:
                 if not isinstance(key, str):
                     return f"has the key {key!r}, which is {kind_of(key)}, not text"
+                if fault := text_fault(key):
+                    return fault
             waiting.extend((item, depth + 1) for item in part.values())
         elif isinstance(part, list | tuple):
             waiting.extend((item, depth + 1) for item in part)
         elif isinstance(part, float) and not isfinite(part):
             return f"holds {part}, which JSON cannot say"
         elif isinstance(part, int) and not _INTEGER_MIN <= part <= _INTEGER_MAX:
-            return f"holds {part:.3g}, which does not fit 64 bits; pass it as text"
-        elif isinstance(part, str) and not part.isascii() and _UNPAIRED.search(part):
-            return f"holds {part!r}, half of a pair of UTF-16 code units; give whole characters"
-        elif part is not None and not isinstance(part, bool | int | float | str):
+            return f"holds a whole number of {part.bit_length()} bits, which does not fit 64 bits; pass it as text"
+        elif isinstance(part, str):
+            if fault := text_fault(part):
+                return fault
+        elif part is not None and not isinstance(part, bool | int | float):
             return (
                 f"holds a {type(part).__name__}; only text, numbers, true, false, null, lists and mappings can travel"
             )

@@ -7,6 +7,7 @@ import msgspec
 
 from starloom.dag.constellation import Comparison
 
+_INDEX_DIGITS_MAX = 18
 _ENCODER = msgspec.json.Encoder(order="sorted")
 
 
@@ -33,11 +34,16 @@ def _walk(value: Any, path: str) -> tuple[Any, bool]:
     for step in path.split(".") if path else ():
         if isinstance(value, Mapping) and step in value:
             value = value[step]
-        elif isinstance(value, list | tuple) and step.isdecimal() and int(step) < len(value):
+        elif isinstance(value, list | tuple) and _is_index(step) and int(step) < len(value):
             value = value[int(step)]
         else:
             return None, False
     return value, True
+
+
+def _is_index(step: str) -> bool:
+    # Python refuses to read a number of thousands of digits.
+    return step.isdecimal() and len(step) <= _INDEX_DIGITS_MAX
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -153,7 +153,11 @@ class _Reader:
         if fault := number_fault(value, whole=whole, at_least=at_least):
             self._problem(place, fault)
             return otherwise
-        return type(otherwise)(value)  # type: ignore[call-arg]
+        try:
+            return type(otherwise)(value)  # type: ignore[call-arg]
+        except OverflowError:
+            self._problem(place, f"is a whole number of {value.bit_length()} bits, which is too large")
+            return otherwise
 
     def _quantity(self, place: str, value: Any, otherwise: T, read: Callable[[Any], T]) -> T:
         try:

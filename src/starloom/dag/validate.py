@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from starloom.dag import limits
-from starloom.dag.checks import kind_of, name_fault, plain_fault, suggestion
+from starloom.dag.checks import kind_of, name_fault, plain_fault, suggestion, text_fault
 from starloom.dag.constellation import API_VERSION, Comparison, Constellation, Dependency, InputBinding, Join, On
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -197,6 +197,8 @@ class _Validator:
             yield Problem(
                 f"{place}.when.path", f"{comparison.output!r} is text, which has no parts; leave the path out"
             )
+        elif fault := text_fault(comparison.path):
+            yield Problem(f"{place}.when.path", fault)
         elif comparison.path and not all(comparison.path.split(".")):
             yield Problem(f"{place}.when.path", f"{comparison.path!r} has an empty part; write it as faces.0.score")
 

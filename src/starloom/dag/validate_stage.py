@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from starloom.dag import limits
-from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion
+from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
 from starloom.dag.constellation import OnFailure, Policy, Requirements, StageSpec, Tier
 from starloom.dag.errors import Problem
 from starloom.dag.kinds import PARAM_TYPES, KindSpec, Param
@@ -16,6 +16,7 @@ PLAIN_TYPES = (PortType.TEXT, PortType.JSON)
 """The port types whose values a document can hold, as defaults and in comparisons."""
 
 _USUAL_POLICY = Policy()
+_MEMORY_BYTES_MAX = 2**63 - 1
 
 
 def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
@@ -75,8 +76,10 @@ def _requirement_problems(place: str, requires: Requirements, kind: KindSpec | N
     for tier in requires.tiers:
         if tier not in tuple(Tier):
             yield Problem(f"{place}.tier", f"no tier is called {tier!r}; use device, edge or cloud")
-    if fault := number_fault(requires.memory_bytes, whole=True, unit="bytes"):
+    if fault := number_fault(requires.memory_bytes, at_most=_MEMORY_BYTES_MAX, whole=True, unit="bytes"):
         yield Problem(f"{place}.memory", fault)
+    if fault := text_fault(requires.node):
+        yield Problem(f"{place}.node", fault)
     yield from label_problems(f"{place}.labels", requires.labels)
 
 
@@ -95,6 +98,8 @@ def label_problems(place: str, labels: Mapping[str, str]) -> Iterator[Problem]:
             elif len(text) > limits.NAME_CHARACTERS_MAX:
                 over = f"over NAME_CHARACTERS_MAX = {limits.NAME_CHARACTERS_MAX}"
                 yield Problem(f"{place}.{key[:32]}", f"the {what} has {len(text)} characters, {over}")
+            elif fault := text_fault(text):
+                yield Problem(f"{place}.{key}", f"the {what} {fault}")
 
 
 def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Iterator[Problem]:
