@@ -127,6 +127,7 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
 
     def forget(self, agent: AgentId, incarnation: str) -> None:
         """The agent was given up: if it is there after all, it has to begin a new session."""
+        _log.info("%s was taken for lost", agent)
         session = self._sessions.get(agent)
         if session is not None and session.incarnation == incarnation:
             del self._sessions[agent]
@@ -180,6 +181,7 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
             session.channel.resume(hello.received)
         session.stream = stream
         stream.woken.set()
+        _log.info("%s %s session %s", hello.agent, "goes on with" if resumed else "begins", session.id)
         self._post(
             AgentHello(
                 agent=hello.agent,
