@@ -267,8 +267,7 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
             lease_seconds=self.lease_seconds,
             heartbeat_seconds=self.heartbeat_seconds,
         )
-        await context.write(pb.ConnectResponse(welcome=wire.welcome_to_wire(welcome)))
-        self._stream = asyncio.create_task(self._write(context))
+        self._stream = asyncio.create_task(self._write(context, welcome))
         reader = asyncio.create_task(self._read(messages))
         await self._notify()
         try:
@@ -278,7 +277,8 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
             reader.cancel()
             await asyncio.gather(self._stream, reader, return_exceptions=True)
 
-    async def _write(self, context: aio.ServicerContext[Any, Any]) -> None:
+    async def _write(self, context: aio.ServicerContext[Any, Any], welcome: Welcome) -> None:
+        await context.write(pb.ConnectResponse(welcome=wire.welcome_to_wire(welcome)))
         self._woken.set()
         while True:
             await self._woken.wait()

@@ -265,6 +265,16 @@ async def test_cancel_while_fetching_stops_the_transfer() -> None:
         assert rig.told.reports == [WasCancelled(task=order.task)]
 
 
+async def test_cancel_in_the_same_frame_as_its_assignment_is_told() -> None:
+    there = HeldBack()
+    async with serving(there) as address, rigged() as rig:
+        far = given("data", PortType.BYTES, BIG, holder="b", address=address, inline=False)
+        rig.send(assign("far", "basic.echo", inputs=(far,)), Cancel(task=task("far")))
+        assert await rig.told.final(task("far")) == WasCancelled(task=task("far"))
+        rig.send(assign("near"), Cancel(task=task("near")))
+        assert await rig.told.final(task("near")) == WasCancelled(task=task("near"))
+
+
 async def test_cancel_in_the_queue_starts_nothing() -> None:
     gate = Gate()
     async with rigged(gate.stage, slots=1) as rig:
@@ -284,6 +294,28 @@ async def test_cancel_while_running_is_told_when_the_stage_is_back() -> None:
         await rig.told.started(order.task)
         rig.send(Cancel(task=order.task))
         assert await rig.told.final(order.task) == WasCancelled(task=order.task)
+
+
+async def test_failure_of_what_a_stage_does_on_its_cancel_stays_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    stopped = threading.Event()
+
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    def function(call: StageCall) -> Outputs:
+        call.cancel.on_cancel(stopped.set)
+        call.cancel.on_cancel(fail)
+        assert stopped.wait(WAIT_SECONDS)
+        call.cancel.raise_if_cancelled()
+        return {}
+
+    async with rigged(made(KindSpec(name="t.clumsy"), function)) as rig:
+        rig.send(assign("s", "t.clumsy"))
+        await rig.told.started(task("s"))
+        rig.send(Cancel(task=task("s")), assign("next"))
+        assert isinstance(await rig.told.final(task("s")), WasCancelled)
+        assert isinstance(await rig.told.final(task("next")), Finished)
+    assert "t.clumsy" in caplog.text
 
 
 async def test_stage_that_ignores_its_cancel_is_waited_for_and_logged(

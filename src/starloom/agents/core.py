@@ -142,6 +142,11 @@ class AgentCore:
         """Attempts accepted and not ended."""
         return tuple(self._attempts)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no attempt is active."""
+        return not self._attempts
+
     def phase(self, task: TaskToken) -> Phase | None:
         """How far an attempt is; None where it is not active."""
         attempt = self._attempts.get(task)

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -22,7 +23,7 @@ from starloom.agents.stage import CancelToken
 from starloom.agents.transfer import Transfer
 from starloom.agents.workers import Began, Ended, Workers
 from starloom.dag import limits
-from starloom.dag.errors import DeadlineExceeded, DigestMismatch, Overloaded, StarloomError
+from starloom.dag.errors import DeadlineExceeded, DigestMismatch, Overloaded, StarloomError, Unavailable
 from starloom.dag.facts import ErrorInfo, Timing
 from starloom.dag.ids import Epoch, TaskToken
 from starloom.dag.values import ValueRef
@@ -44,7 +45,7 @@ class _Work:
         self.accepted = 0
         self.fetching = 0
         #: its fetch or its publication
-        self.task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.timed_out = False
 
@@ -89,7 +90,7 @@ class Runtime:
         deadline = time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds):
-                while self.core.active:
+                while not self.core.idle:
                     self._idle.clear()
                     await self._idle.wait()
         except TimeoutError:
@@ -108,7 +109,9 @@ class Runtime:
                     todo.extend(self._start(start))
                 case Fetch(assign):
                     work = self._works[assign.task] = _Work(assign)
-                    work.task = asyncio.create_task(self._fetch(work))
+                    fetching = asyncio.create_task(self._inputs.remote(assign))
+                    fetching.add_done_callback(partial(self._fetched, work))
+                    work.task = fetching
                 case Stop(task):
                     self._stop(task)
                 case Drop(task):
@@ -116,7 +119,7 @@ class Runtime:
                 case Forget(job):
                     self._holder.release(job)
                     self._inputs.release(job)
-        if not self.core.active:
+        if self.core.idle:
             self._idle.set()
 
     def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
@@ -143,7 +146,11 @@ class Runtime:
 
     def _stop(self, task: TaskToken) -> None:
         work = self._works[task]
-        work.cancel.cancel()
+        try:
+            work.cancel.cancel()
+        # What a stage does on its cancel is foreign code, and must not end the loop's work.
+        except Exception:
+            _log.exception("%s: what kind %s does on a cancel failed", task, work.assign.kind)
         if work.task is not None:
             work.task.cancel()
         if work.timer is not None:
@@ -159,19 +166,30 @@ class Runtime:
             limits.CANCEL_GRACE_SECONDS,
         )
 
-    async def _fetch(self, work: _Work) -> None:
+    def _fetched(self, work: _Work, fetching: asyncio.Task[dict[str, bytes]]) -> None:
         task = work.assign.task
-        try:
-            work.fetched = await self._inputs.remote(work.assign)
-        except asyncio.CancelledError:
-            self._carry_out(self._end(task, WasCancelled(task=task)))
-        except InputsLost as lost:
-            self._carry_out(self._end(task, _lost(task, lost)))
-        # Whatever goes wrong here is told: an attempt without an end would hang its job.
-        except Exception as error:
-            self._carry_out(self._end(task, Failed(task=task, error=failure(error, self.core.agent))))
+        if (unable := self._unable(task, fetching)) is not None:
+            self._carry_out(self._end(task, unable))
         else:
+            work.fetched = fetching.result()
             self._carry_out(self.core.fetched(task, time.monotonic_ns()))
+
+    def _unable(self, task: TaskToken, done: asyncio.Task[Any]) -> Report | None:
+        """What to report of a fetch or a publication that did not succeed. Whatever went wrong is told.
+
+        Asked in a task's callback, which runs even where a cancel came before the task's first step.
+        """
+        if done.cancelled():
+            if self.core.is_cancelled(task):
+                return WasCancelled(task=task)
+            error: BaseException | None = Unavailable("a transfer was broken off: the agent is stopping")
+        else:
+            error = done.exception()
+        if error is None:
+            return None
+        if isinstance(error, InputsLost):
+            return _lost(task, error)
+        return Failed(task=task, error=failure(error, self.core.agent))
 
     def _worked(self, events: Sequence[Began[TaskToken] | Ended[TaskToken]]) -> None:
         for event in events:
@@ -226,26 +244,25 @@ class Runtime:
         report = _report(work, made, published)
         if not to_put:
             return self._end(task, report)
-        found = self.core.computed(task, made.ended)
-        work.task = asyncio.create_task(self._publish(work, made, to_put, report))
-        return found
+        publishing = asyncio.create_task(self._publish(task, made, to_put))
+        publishing.add_done_callback(partial(self._published, report))
+        work.task = publishing
+        return self.core.computed(task, made.ended)
 
-    async def _publish(self, work: _Work, made: Made, ports: Sequence[str], report: Finished) -> None:
-        task = work.assign.task
-        began = time.monotonic_ns()
-        try:
-            for port in ports:
-                await self._put(task, made.outputs[port], made.data[port])
-        except asyncio.CancelledError:
-            self._carry_out(self._end(task, WasCancelled(task=task)))
-        # Whatever goes wrong here is told: an attempt without an end would hang its job.
-        except Exception as error:
-            self._carry_out(self._end(task, Failed(task=task, error=failure(error, self.core.agent))))
-        else:
-            taken = (time.monotonic_ns() - began) / _NANOS
-            timing = report.timing
-            told = Timing(queue=timing.queue, transfer=timing.transfer + taken, load=timing.load, run=timing.run)
-            self._carry_out(self._end(task, msgspec.structs.replace(report, timing=told)))
+    async def _publish(self, task: TaskToken, made: Made, ports: Sequence[str]) -> float:
+        """Puts outputs into the job store; the seconds that took."""
+        began = time.monotonic()
+        for port in ports:
+            await self._put(task, made.outputs[port], made.data[port])
+        return time.monotonic() - began
+
+    def _published(self, report: Finished, publishing: asyncio.Task[float]) -> None:
+        task = report.task
+        if (unable := self._unable(task, publishing)) is not None:
+            self._carry_out(self._end(task, unable))
+            return
+        timing = msgspec.structs.replace(report.timing, transfer=report.timing.transfer + publishing.result())
+        self._carry_out(self._end(task, msgspec.structs.replace(report, timing=timing)))
 
     async def _put(self, task: TaskToken, ref: ValueRef, data: bytes) -> None:
         """Puts until it is there: an orchestrator that is away comes back. Raises what no repetition mends."""

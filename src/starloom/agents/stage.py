@@ -15,7 +15,6 @@ no state of a call on `self`.
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from threading import Event
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
@@ -81,15 +80,16 @@ class CancelToken:
     """Tells a running call to stop. `on_cancel` adds something to do at once, from another thread."""
 
     def __init__(self) -> None:
-        self._event = Event()
+        # A truth value and no threading.Event: each attempt makes a token, and nothing waits for one.
+        self._cancelled = False
         self._callbacks: list[Callable[[], None]] = []
 
     @property
     def cancelled(self) -> bool:
-        return self._event.is_set()
+        return self._cancelled
 
     def cancel(self) -> None:
-        self._event.set()
+        self._cancelled = True
         for callback in tuple(self._callbacks):
             callback()
 
