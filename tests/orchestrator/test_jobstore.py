@@ -170,6 +170,35 @@ def test_a_value_that_came_anew_for_another_job_is_not_dropped(store: JobStore) 
     assert store.has(name)
 
 
+def test_a_value_that_a_kept_job_names_outlives_a_second_upload_of_it(store: JobStore, clock: Clock) -> None:
+    named: set[str] = set()
+    store.adopt(named)
+    name = put(store, DATA)
+    named.add(name)
+    store.taken([name])
+    # The same bytes come again, for a submission that is refused.
+    put(store, DATA)
+    clock.now += HOUR + 1
+    assert store.expire() == 0
+    assert store.has(name)
+    named.clear()
+    store.drop([name])
+    assert not store.has(name)
+
+
+def test_a_value_that_another_job_took_before_it_could_be_dropped_stays(store: JobStore) -> None:
+    named: set[str] = set()
+    store.adopt(named)
+    name = put(store, DATA)
+    store.taken([name])
+    # The first job is forgotten, and a second one takes the value while the deletion still waits for its thread.
+    assert store.claim(name)
+    named.add(name)
+    store.taken([name])
+    store.drop([name])
+    assert store.has(name)
+
+
 def test_a_claimed_value_stays_for_its_submission(store: JobStore, clock: Clock) -> None:
     name = put(store, DATA)
     clock.now += HOUR - 1

@@ -76,7 +76,7 @@ class Engine:
         """Replays the journal and takes over. Raises JournalDamaged."""
         self._outlets = outlets
         await self._loop.run_in_executor(self._reading, self._replay)
-        await self._loop.run_in_executor(self._reading, self._store.adopt, frozenset(self.kept.digests))
+        await self._loop.run_in_executor(self._reading, self._store.adopt, self.kept.digests)
         self._sweep()
         self._put(self.coordinator.boot(time.monotonic_ns()), [])
         self._arm()

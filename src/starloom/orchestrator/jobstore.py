@@ -36,8 +36,10 @@ class JobStore:
         self._wall_seconds = wall_seconds
         self._incoming = folder / "incoming"
         self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
-        #: values that no job named since they came, with the wall time of their coming
+        #: values that came lately and wait for a job to name them, with the wall time of their coming
         self._unclaimed: dict[str, float] = {}
+        #: values that kept jobs name
+        self._kept: Container[str] = ()
         self._lock = Lock()
 
     def __repr__(self) -> str:
@@ -83,14 +85,19 @@ class JobStore:
             self._unclaimed.pop(digest, None)
 
     def drop(self, digests: Iterable[str]) -> None:
-        """Deletes values that no job names any more; those that came anew for another job stay."""
+        """Deletes values that no job names any more; those that came anew, or that another job took since, stay."""
         for digest in digests:
             with self._lock:
-                if digest not in self._unclaimed:
+                # In this order: a job that takes a value is in `_kept` before the value is out of `_unclaimed`.
+                if digest not in self._unclaimed and digest not in self._kept:
                     self._path(digest).unlink(missing_ok=True)
 
     def adopt(self, kept: Container[str]) -> None:
-        """At the start: what no kept job names waits for one, and what had only half arrived is deleted."""
+        """At the start: what no kept job names waits for one, and what had only half arrived is deleted.
+
+        `kept` is asked from now on, from any thread, and so has to follow the jobs.
+        """
+        self._kept = kept
         for path in self._incoming.iterdir():
             path.unlink()
         found = ((path.parent.name + path.name, path.stat().st_mtime) for path in self.folder.glob("??/*"))
@@ -98,15 +105,21 @@ class JobStore:
         self._unclaimed = {digest: seconds for seconds, digest in unnamed}
 
     def expire(self) -> int:
-        """Deletes what no job took within UPLOAD_KEPT_SECONDS; returns how many values."""
+        """Deletes what no job took within UPLOAD_KEPT_SECONDS, and no kept one names; returns how many values."""
         oldest = self._wall_seconds() - limits.UPLOAD_KEPT_SECONDS
-        expired = [digest for digest, seconds in tuple(self._unclaimed.items()) if seconds < oldest]
-        for digest in expired:
+        expired = 0
+        for digest, seconds in tuple(self._unclaimed.items()):
+            if seconds >= oldest:
+                continue
             with self._lock:
-                if self._unclaimed.get(digest, oldest) < oldest:
-                    del self._unclaimed[digest]
+                if self._unclaimed.get(digest, oldest) >= oldest:
+                    continue
+                self._unclaimed.pop(digest, None)
+                # One that a kept job names came a second time, for a submission that was refused.
+                if digest not in self._kept:
                     self._path(digest).unlink(missing_ok=True)
-        return len(expired)
+                    expired += 1
+        return expired
 
     def _await_job(self, digest: str) -> None:
         self._unclaimed[digest] = self._wall_seconds()
