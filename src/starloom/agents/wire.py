@@ -4,10 +4,9 @@ What arrives is checked: a malformed message raises InvalidInput, which says whe
 pairs, `x_to_wire` and `x_from_wire`.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from math import inf
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -28,83 +27,24 @@ from starloom.agents.messages import (
     WasCancelled,
     Welcome,
 )
+from starloom.agents.wirevalues import digest_from_wire as digest_from_wire
+from starloom.agents.wirevalues import encode, object_from_wire, parse, refusal
+from starloom.agents.wirevalues import ref_from_wire as ref_from_wire
+from starloom.agents.wirevalues import ref_to_wire as ref_to_wire
 from starloom.dag import limits
 from starloom.dag.constellation import Comparison
-from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
-from starloom.dag.values import PortType, ValueRef
 from starloom.devices.node import NodeProfile
 from starloom.v1 import session_pb2 as pb
-from starloom.v1 import value_pb2
 
 Parsed = TypeVar("Parsed")
 
-_DIGEST = re.compile("[0-9a-f]{64}")
-
-_encode = msgspec.json.Encoder().encode
-_objects: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
 _profiles = msgspec.json.Decoder(NodeProfile)
 _kinds = msgspec.json.Decoder(KindSpec)
 _loads = msgspec.json.Decoder(Load)
 _comparisons = msgspec.json.Decoder(Comparison)
-
-
-def _refuse(place: str, what: str) -> NoReturn:
-    raise InvalidInput([Problem(place, what)], "a message is malformed")
-
-
-def _parse(decoder: msgspec.json.Decoder[Parsed], data: bytes, place: str) -> Parsed:
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        _refuse(place, f"is no readable JSON of its type: {error}")
-
-
-def _object(data: bytes, place: str) -> dict[str, Any]:
-    return _parse(_objects, data, place) if data else {}
-
-
-def ref_to_wire(ref: ValueRef) -> value_pb2.ValueRef:
-    """A reference, its inline bytes with it."""
-    return value_pb2.ValueRef(
-        type=ref.type.value,
-        bytes=ref.bytes,
-        digest=ref.digest,
-        meta_json=_encode(ref.meta) if ref.meta else b"",
-        inline=ref.inline,
-        holder=ref.holder,
-    )
-
-
-def ref_from_wire(message: value_pb2.ValueRef, place: str = "value") -> ValueRef:
-    """A reference; raises InvalidInput for an unknown type, a digest that is none, or a wrong size."""
-    try:
-        port_type = PortType(message.type)
-    except ValueError:
-        _refuse(f"{place}.type", f"is {message.type!r}; known types are {', '.join(PortType)}")
-    digest_from_wire(message.digest, f"{place}.digest")
-    if message.bytes > limits.VALUE_BYTES_MAX:
-        _refuse(f"{place}.bytes", f"is {message.bytes}, over VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}")
-    inline = message.inline if message.HasField("inline") else None
-    if inline is not None and len(inline) != message.bytes:
-        _refuse(f"{place}.inline", f"has {len(inline)} bytes, but the value has {message.bytes}")
-    return ValueRef(
-        type=port_type,
-        bytes=message.bytes,
-        digest=message.digest,
-        meta=_object(message.meta_json, f"{place}.meta_json"),
-        inline=inline,
-        holder=message.holder,
-    )
-
-
-def digest_from_wire(digest: str, place: str = "digest") -> str:
-    """`digest`, if it is one; raises InvalidInput otherwise."""
-    if not _DIGEST.fullmatch(digest):
-        _refuse(place, f"is {digest[:80]!r}, not the 64 lower-case hex digits of a BLAKE3 digest")
-    return digest
 
 
 def task_to_wire(task: TaskToken) -> pb.Task:
@@ -115,7 +55,7 @@ def task_to_wire(task: TaskToken) -> pb.Task:
 def task_from_wire(message: pb.Task, place: str = "task") -> TaskToken:
     """A token; raises InvalidInput where it names no attempt."""
     if not message.job_id or not message.stage or not message.epoch or not message.attempt:
-        _refuse(place, "lacks a job, a stage, an epoch or an attempt")
+        raise refusal(place, "lacks a job, a stage, an epoch or an attempt")
     return TaskToken(JobId(message.job_id), StageId(message.stage), _token(message.epoch, message.attempt))
 
 
@@ -128,8 +68,8 @@ def hello_to_wire(hello: Hello) -> pb.Hello:
     return pb.Hello(
         agent=hello.agent,
         incarnation=hello.incarnation,
-        profile_json=_encode(hello.profile),
-        kinds_json=[_encode(kind) for kind in hello.kinds],
+        profile_json=encode(hello.profile),
+        kinds_json=[encode(kind) for kind in hello.kinds],
         session=hello.session,
         received=hello.received,
         held=[task_to_wire(task) for task in hello.held],
@@ -141,15 +81,15 @@ def hello_to_wire(hello: Hello) -> pb.Hello:
 def hello_from_wire(message: pb.Hello) -> Hello:
     """An agent's first message; raises InvalidInput."""
     if not message.agent or not message.incarnation:
-        _refuse("hello", "lacks the agent's name or its incarnation")
-    profile = _parse(_profiles, message.profile_json, "hello.profile_json")
+        raise refusal("hello", "lacks the agent's name or its incarnation")
+    profile = parse(_profiles, message.profile_json, "hello.profile_json")
     if profile.name != message.agent:
-        _refuse("hello.profile_json.name", f"is {profile.name!r}, but the agent is {message.agent!r}")
+        raise refusal("hello.profile_json.name", f"is {profile.name!r}, but the agent is {message.agent!r}")
     return Hello(
         agent=AgentId(message.agent),
         incarnation=message.incarnation,
         profile=profile,
-        kinds=tuple(_parse(_kinds, kind, f"hello.kinds_json.{n}") for n, kind in enumerate(message.kinds_json)),
+        kinds=tuple(parse(_kinds, kind, f"hello.kinds_json.{n}") for n, kind in enumerate(message.kinds_json)),
         session=message.session,
         received=message.received,
         held=tuple(task_from_wire(task, f"hello.held.{n}") for n, task in enumerate(message.held)),
@@ -173,11 +113,11 @@ def welcome_to_wire(welcome: Welcome) -> pb.Welcome:
 def welcome_from_wire(message: pb.Welcome) -> Welcome:
     """The answer to Hello; raises InvalidInput."""
     if not message.session or not message.epoch:
-        _refuse("welcome", "lacks a session or an epoch")
+        raise refusal("welcome", "lacks a session or an epoch")
     for name in ("lease_seconds", "heartbeat_seconds"):
         seconds = getattr(message, name)
         if not 0 < seconds <= limits.DURATION_SECONDS_MAX:
-            _refuse(f"welcome.{name}", f"is {seconds}, not above 0 and at most {limits.DURATION_SECONDS_MAX}")
+            raise refusal(f"welcome.{name}", f"is {seconds}, not above 0 and at most {limits.DURATION_SECONDS_MAX}")
     return Welcome(
         session=message.session,
         epoch=Epoch(message.epoch),
@@ -190,12 +130,12 @@ def welcome_from_wire(message: pb.Welcome) -> Welcome:
 
 def load_to_wire(load: Load) -> bytes:
     """A heartbeat's load, as JSON."""
-    return _encode(load)
+    return encode(load)
 
 
 def load_from_wire(data: bytes) -> Load:
     """A heartbeat's load; raises InvalidInput."""
-    return _parse(_loads, data, "heartbeat.load_json")
+    return parse(_loads, data, "heartbeat.load_json")
 
 
 def reports_to_wire(frame: Frame[Report]) -> list[pb.Reports]:
@@ -229,7 +169,7 @@ def commands_from_wire(message: pb.Commands) -> tuple[Frame[Command], Epoch]:
 
 def _sequence(number: int, messages: tuple[Any, ...], place: str) -> int:
     if messages and number < 1:
-        _refuse(f"{place}.sequence", "is 0; the first message has number 1")
+        raise refusal(f"{place}.sequence", "is 0; the first message has number 1")
     return number
 
 
@@ -268,42 +208,44 @@ def command_from_wire(message: pb.Command, place: str = "command") -> Command:
             return Cancel(task=task_from_wire(message.cancel.task, f"{place}.cancel.task"))
         case "release":
             if not message.release.job_id:
-                _refuse(f"{place}.release.job_id", "is empty")
+                raise refusal(f"{place}.release.job_id", "is empty")
             return Release(job=JobId(message.release.job_id))
         case _:
-            _refuse(place, "is none that is known here: the sender is newer")
+            raise refusal(place, "is none that is known here: the sender is newer")
 
 
 def _assign_to_wire(assign: Assign) -> pb.Assign:
     return pb.Assign(
         task=task_to_wire(assign.task),
         kind=assign.kind,
-        params_json=_encode(assign.params) if assign.params else b"",
+        params_json=encode(assign.params) if assign.params else b"",
         inputs=[_input_to_wire(item) for item in assign.inputs],
         target=assign.target,
         timeout_seconds=assign.timeout_seconds,
         priority=assign.priority,
         publish=assign.publish,
-        comparisons_json=[_encode(comparison) for comparison in assign.comparisons],
+        comparisons_json=[encode(comparison) for comparison in assign.comparisons],
     )
 
 
 def _assign_from_wire(message: pb.Assign, place: str) -> Assign:
     if not message.kind or not message.target:
-        _refuse(place, "lacks a kind or a target")
+        raise refusal(place, "lacks a kind or a target")
     if not 0 <= message.timeout_seconds <= limits.DURATION_SECONDS_MAX:
-        _refuse(f"{place}.timeout_seconds", f"is {message.timeout_seconds}, not 0 to {limits.DURATION_SECONDS_MAX}")
+        raise refusal(
+            f"{place}.timeout_seconds", f"is {message.timeout_seconds}, not 0 to {limits.DURATION_SECONDS_MAX}"
+        )
     return Assign(
         task=task_from_wire(message.task, f"{place}.task"),
         kind=message.kind,
-        params=_object(message.params_json, f"{place}.params_json"),
+        params=object_from_wire(message.params_json, f"{place}.params_json"),
         inputs=tuple(_input_from_wire(item, f"{place}.inputs.{n}") for n, item in enumerate(message.inputs)),
         target=message.target,
         timeout_seconds=message.timeout_seconds,
         priority=message.priority,
         publish=tuple(message.publish),
         comparisons=tuple(
-            _parse(_comparisons, data, f"{place}.comparisons_json.{n}")
+            parse(_comparisons, data, f"{place}.comparisons_json.{n}")
             for n, data in enumerate(message.comparisons_json)
         ),
     )
@@ -323,7 +265,7 @@ def _input_to_wire(item: Input) -> pb.Input:
 
 def _input_from_wire(message: pb.Input, place: str) -> Input:
     if not message.port:
-        _refuse(f"{place}.port", "is empty")
+        raise refusal(f"{place}.port", "is empty")
     ref = ref_from_wire(message.ref, f"{place}.ref")
     return Input(
         port=message.port,
@@ -391,7 +333,7 @@ def report_from_wire(message: pb.Report, place: str = "report", node: str = "") 
         case "was_cancelled":
             return WasCancelled(task=task_from_wire(message.was_cancelled.task, f"{place}.was_cancelled.task"))
         case _:
-            _refuse(place, "is none that is known here: the sender is newer")
+            raise refusal(place, "is none that is known here: the sender is newer")
 
 
 def _finished_to_wire(report: Finished, task: pb.Task) -> pb.Finished:
@@ -453,5 +395,5 @@ def _timing_from_wire(message: pb.Finished, place: str) -> Timing:
     )
     # A journal is JSON, which has no word for infinity or for what is no number.
     if not all(0 <= seconds < inf for seconds in (timing.queue, timing.transfer, timing.load, timing.run)):
-        _refuse(f"{place}.timing", f"is {timing}; every time is a finite number of seconds from 0 on")
+        raise refusal(f"{place}.timing", f"is {timing}; every time is a finite number of seconds from 0 on")
     return timing
