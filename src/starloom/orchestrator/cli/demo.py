@@ -25,7 +25,7 @@ LANGUAGES: Final = ("extractive",)
 """What may write the answer."""
 
 ANSWER_NAME: Final = "answer.wav"
-ROUNDS: Final = 3
+ROUNDS: Final = 5
 """How often the warm job is run: a machine does other things as well, and a single run tells more of them."""
 NEEDED: Final = ("ray", "psutil", "onnxruntime", "cv2", "soundfile", "soxr", "tokenizers", "hibari")
 """The modules of the extras `server` and `agent` that nothing here works without."""
