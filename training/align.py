@@ -157,6 +157,7 @@ def measure(options: argparse.Namespace) -> None:
         found = exact_match(model, questions)
         figures[name] = {"exact_match": found.exact_match, "refused": found.refused}
     np.savez_compressed(SHIPPED / f"map-{options.small}-{options.large}.npz", matrix=matrix.numpy().astype(np.float16))
+    (WORK / f"map-{options.small}-{options.large}.json").write_text(json.dumps(figures) + "\n")
     sys.stdout.write(json.dumps(figures) + "\n")
 
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 
 from starloom.agents.language import prompt, quality
 from training.prepare import LENGTH, plain_texts, tokenizer
-from training.sources import entries
+from training.sources import WORK, entries
 
 DISCOUNT = 0.75
 VOCABULARY = 2048
@@ -68,6 +68,7 @@ def main(arguments: list[str]) -> int:
     texts = plain_texts([entry for entry in entries() if not entry.held_out], False)
     training = [[end, *one.ids, end] for one in reader.encode_batch([f" {text}" for text in texts])]
     held = quality.held_out_text()
+    lines = ""
     for order in orders:
         model = KneserNey(order)
         for ids in training:
@@ -84,8 +85,9 @@ def main(arguments: list[str]) -> int:
             "perplexity": math.exp(loss / tokens),
             "bits_per_byte": loss / math.log(2) / quality.text_bytes(held),
         }
-        sys.stdout.write(json.dumps(figures) + "\n")
-        sys.stdout.flush()
+        lines += json.dumps(figures) + "\n"
+    (WORK / "ngram.jsonl").write_text(lines)
+    sys.stdout.write(lines)
     assert LENGTH == quality.WINDOW
     return 0
 
