@@ -34,14 +34,14 @@ class Dispatcher:
         """Places a stage, or finds what else it waits for; False if no candidate has room."""
         job = run.job
         candidates = lane.candidates(self._fleet)
+        # Before its inputs are looked at: there may be many, and none is made again for a stage without a place.
+        if not any(candidate.member.open for candidate in candidates):
+            return False
         fed: Sequence[Fed] = inputs_of(job, name) if job.upstreams[name] or job.bindings[name] else ()
         if lane.required and not self._has_inputs(lane, run, name, fed):
             return True
         moves: Sequence[Move] = ()
         if any(item.ref.inline is None for item in fed):
-            # Nothing is made again for a stage that could not be placed even then.
-            if not any(candidate.member.open for candidate in candidates):
-                return False
             if not self._inputs_are_there(run, name, fed):
                 return True
             moves = [

@@ -143,8 +143,11 @@ def _digest(outcome: Outcome | StageState, arc: Dependency) -> str | None:
 
 def comparisons_of(job: JobState, stage: StageId) -> tuple[Comparison, ...]:
     """The different comparisons that dependencies make of a stage's outputs, in a fixed order."""
+    arcs = job.downstreams[stage]
+    if not arcs:
+        return ()
     found: dict[str, Comparison] = {}
-    for arc in job.downstreams[stage]:
+    for arc in arcs:
         if arc.comparison is not None:
             found.setdefault(comparison_key(arc.comparison), arc.comparison)
     return tuple(found.values())

@@ -108,8 +108,8 @@ class EarliestFinish:
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
         """The open candidate that ends the stage soonest; None if no one is open."""
         costs, kind = self.costs, want.kind
-        best: Choice | None = None
-        best_key = (True, True, 0.0, 0)
+        best: Candidate | None = None
+        best_key, best_seconds = (0, 0.0, 0), 0.0
         for candidate in candidates:
             member, target, preferred = candidate
             if not member.open:
@@ -122,10 +122,11 @@ class EarliestFinish:
                 finish += member.seconds / member.slots
             if want.moves:
                 finish += transfer_seconds(want.moves, member)
-            key = (member.name in want.avoid, not preferred, finish, len(member.assigned))
+            rank = 2 * (member.name in want.avoid) + (not preferred)
+            key = (rank, finish, len(member.assigned))
             if best is None or key < best_key:
-                best, best_key = Choice(candidate, seconds), key
-        return best
+                best, best_key, best_seconds = candidate, key, seconds
+        return Choice(best, best_seconds) if best else None
 
 
 def transfer_seconds(moves: Sequence[Move], sink: Member) -> float:

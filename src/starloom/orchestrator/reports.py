@@ -155,8 +155,9 @@ class Reports:
 
 def _plain(timing: Timing) -> Timing:
     """The timing, if it is one: what is not finite could not even be read back from the journal."""
-    seconds = (timing.queue, timing.transfer, timing.load, timing.run)
-    return timing if all(isfinite(each) and each >= 0 for each in seconds) else Timing()
+    total = timing.queue + timing.transfer + timing.load + timing.run
+    least = min(timing.queue, timing.transfer, timing.load, timing.run)
+    return timing if isfinite(total) and least >= 0 else Timing()
 
 
 def _held_where(report: Finished, agent: AgentId) -> dict[str, ValueRef]:
