@@ -66,7 +66,7 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
         case BackOff(until=until, why=why):
             return f"the next attempt, in {max(0, until - now) / NANOS:.1f} s, after: {why}"
         case str() as agent:
-            return f"{agent}, which holds an input and has not been heard of for {_silence(fleet, agent, now):.1f} s"
+            return f"{agent}, which holds an input and has not been heard of for {_silence(fleet, AgentId(agent), now):.1f} s"
     if run.full:
         return (
             f"one of the job's {job.active_attempts} active stages to end: max_parallel is {job.options.max_parallel}"
@@ -94,8 +94,8 @@ def _for_place(stage: StageState, lanes: ReadyLanes, fleet: Fleet) -> str:
     return f"a node that may run it: {_names(reasons, '; ')}"
 
 
-def _silence(fleet: Fleet, agent: str, now: int) -> float:
-    return max(0, now - next(m.heard for n, m in fleet.members.items() if n == agent)) / NANOS
+def _silence(fleet: Fleet, agent: AgentId, now: int) -> float:
+    return max(0, now - fleet.members[agent].heard) / NANOS
 
 
 def _names(names: Sequence[str], separator: str = ", ") -> str:
