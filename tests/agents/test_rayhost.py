@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 
 from starloom.agents.agent import AgentConfig
 from starloom.agents.rayhost import ENDED_EARLY, AgentActor
+from starloom.dag import limits
 from starloom.dag.errors import InvalidInput
 
 CONFIG = AgentConfig(name="edge-1", tier="edge", orchestrator="127.0.0.1:1", token="t")
@@ -77,13 +79,20 @@ async def test_it_runs_one_agent_from_its_construction_until_stop(tmp_path: Path
     assert made[0].heard == ["start", "end", "goodbye"]
 
 
-def test_an_agent_that_cannot_start_is_told_at_the_construction(tmp_path: Path) -> None:
+async def test_an_agent_that_cannot_start_is_told_to_whoever_waits_and_its_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Faulty(StandIn):
         async def start(self) -> None:
             raise InvalidInput("no such target")
 
+    ended: Future[int] = Future()
+    monkeypatch.setattr("os._exit", ended.set_result)
+    monkeypatch.setattr(limits, "START_AGAIN_SECONDS", 0.0)
+    actor = AgentActor(CONFIG, str(tmp_path / "agent.log"), Faulty)
     with pytest.raises(InvalidInput, match="no such target"):
-        AgentActor(CONFIG, str(tmp_path / "agent.log"), Faulty)
+        await actor.ready()
+    assert await asyncio.wrap_future(ended) == ENDED_EARLY
 
 
 @pytest.mark.parametrize("ending", ["return", "raise RuntimeError('out of luck')"])

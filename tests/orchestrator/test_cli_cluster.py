@@ -112,6 +112,19 @@ class TestOnRay:
         assert command_line.processes == []
         assert command_line.run("nodes").returncode == 3
 
+    def test_a_node_that_this_machine_cannot_have_is_told_and_nothing_is_left(
+        self, command_line: CommandLine, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "cluster.yaml"
+        path.write_text(TWO_NODES.replace("npu", "fpga"))
+        up = command_line.run("up", str(path), "--json")
+        assert up.returncode == 2, up.stderr
+        [problem] = json.loads(up.stdout)["error"]["problems"]
+        assert problem["place"] == "nodes.near.targets"
+        assert "'fpga'" in problem["what"]
+        assert "Traceback" not in up.stderr
+        assert command_line.processes == []
+
     def test_a_cluster_whose_holder_is_killed_leaves_nothing_and_starts_again(
         self, command_line: CommandLine, cluster_file: str
     ) -> None:

@@ -7,6 +7,7 @@ driver. `orchestrator.raycluster` makes the class an actor; nothing here imports
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,6 +15,7 @@ from threading import Thread
 from typing import Final, Protocol
 
 from starloom.agents.agent import Agent, AgentConfig
+from starloom.dag import limits
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ENDED_EARLY: Final = 70
@@ -33,8 +35,8 @@ class Runs(Protocol):
 class AgentActor:
     """Runs one agent in an event loop and thread of its own, so that nothing Ray does delays its heartbeats.
 
-    Raises what the agent's `start` raises. If its `run` ends otherwise than by `stop`, the process ends, and
-    Ray starts another one.
+    If the agent's `run` ends otherwise than by `stop`, the process ends, and Ray starts another one; so it does
+    START_AGAIN_SECONDS after a `start` that failed.
     """
 
     def __init__(self, config: AgentConfig, log_file: str, make: Callable[[AgentConfig], Runs] = Agent) -> None:
@@ -46,16 +48,16 @@ class AgentActor:
         self._started: Future[tuple[Runs, asyncio.AbstractEventLoop]] = Future()
         self._thread = Thread(target=self._live, args=(config,), name="agent", daemon=True)
         self._thread.start()
-        self._started.result()
 
     async def ready(self) -> int:
-        """The process's id, once the agent has started."""
+        """The process's id, once the agent has started. Raises what its `start` raised."""
+        await asyncio.wrap_future(self._started)
         return os.getpid()
 
     async def stop(self) -> int:
         """Stops the agent in order: it says goodbye. Returns the process's id."""
         self._stopping = True
-        agent, loop = self._started.result()
+        agent, loop = await asyncio.wrap_future(self._started)
         try:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(agent.stop(), loop))
         finally:
@@ -66,10 +68,11 @@ class AgentActor:
         try:
             asyncio.run(self._run(config))
         except BaseException as error:
+            _log.exception("agent %s failed", config.name)
             if not self._started.done():
                 self._started.set_exception(error)
-                return
-            _log.exception("agent %s failed", config.name)
+                # Whoever waits for `ready` is told first; and a fault that stays is not met at once again.
+                time.sleep(limits.START_AGAIN_SECONDS)
         if not self._stopping:
             _log.error("agent %s ended without having been told to; its process ends", config.name)
             logging.shutdown()

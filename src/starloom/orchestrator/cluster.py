@@ -7,6 +7,7 @@ with EmbeddedCluster(clusterfile.DEFAULT, folder) as cluster:
 
 import os
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Final, Self
 import msgspec
 
 from starloom.dag import limits
-from starloom.dag.errors import DeadlineExceeded, Unavailable
+from starloom.dag.errors import DeadlineExceeded, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.orchestrator import statefolder
 from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
 from starloom.orchestrator.infos import ClusterInfo
@@ -76,8 +77,9 @@ class EmbeddedCluster:
     def start(self) -> None:
         """Starts everything, and returns when every node is online.
 
-        Raises Conflict if another process holds the folder, Unavailable if a part does not start, and
-        DeadlineExceeded, naming the nodes, after CLUSTER_READY_SECONDS. After an error nothing is left.
+        Raises Conflict if another process holds the folder, InvalidInput for nodes that this machine cannot have,
+        Unavailable if a part does not start, and DeadlineExceeded, naming the nodes, after CLUSTER_READY_SECONDS.
+        After an error nothing is left.
         """
         try:
             self._start()
@@ -168,7 +170,7 @@ class EmbeddedCluster:
                 if not missing:
                     return info
                 if failures := ray.failures():
-                    raise Unavailable("\n".join(f"node {name} did not start: {why}" for name, why in failures.items()))
+                    raise _not_started(failures)
                 if supervisor.ended.wait(_POLL_SECONDS):
                     raise Unavailable(supervisor.failure or "the orchestrator was stopped while the nodes started")
                 if time.monotonic() > deadline:
@@ -176,3 +178,16 @@ class EmbeddedCluster:
                         f"not online within CLUSTER_READY_SECONDS = {limits.CLUSTER_READY_SECONDS:g}: "
                         f"{', '.join(missing)}; see {self.folder / statefolder.LOGS_NAME}"
                     )
+
+
+def _not_started(failures: Mapping[str, Exception]) -> StarloomError:
+    """One error for all nodes that did not start: InvalidInput, with each problem, if that is all that is wrong."""
+    problems = [
+        Problem(f"nodes.{name}.{problem.place}", problem.what)
+        for name, error in failures.items()
+        if isinstance(error, InvalidInput)
+        for problem in error.problems
+    ]
+    if all(isinstance(error, InvalidInput) for error in failures.values()):
+        return InvalidInput(problems, "the cluster cannot be as it is described")
+    return Unavailable("\n".join(f"node {name} did not start: {error}" for name, error in failures.items()))

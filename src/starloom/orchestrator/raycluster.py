@@ -85,18 +85,18 @@ class RayCluster:
         self._actors[config.name] = handle
         self._ready[handle.ready.remote()] = config.name
 
-    def failures(self) -> dict[str, str]:
-        """Why agents could not be started, by node; those that are still starting are left out."""
+    def failures(self) -> dict[str, Exception]:
+        """What agents failed with at their start, by node; those that are still starting are left out."""
         import ray
 
         done, _ = ray.wait(list(self._ready), num_returns=len(self._ready), timeout=0)
-        found = {}
+        found: dict[str, Exception] = {}
         for reference in done:
             try:
                 ray.get(reference)
-            # Ray raises what the actor raised, of any class.
+            # Ray raises what the actor raised, of any class, with its own trace around it.
             except Exception as error:
-                found[self._ready[reference]] = str(error)
+                found[self._ready[reference]] = getattr(error, "cause", None) or error
         return found
 
     def stop(self) -> None:

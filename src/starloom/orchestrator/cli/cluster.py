@@ -19,7 +19,7 @@ from starloom.dag import limits
 from starloom.dag.errors import Conflict, DeadlineExceeded, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.orchestrator import statefolder
 from starloom.orchestrator.cli import demo
-from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command
+from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, problem_rows
 from starloom.orchestrator.cli.views import cluster_row
 
 if TYPE_CHECKING:
@@ -105,7 +105,9 @@ def _hold(spec: "ClusterSpec", folder: Path, out: Output, ready: int | None) -> 
                 raise Unavailable(cluster.failure)
     except StarloomError as error:
         if ready is not None:
-            _answer(ready, {"error": str(error)})
+            problems = error.problems if isinstance(error, InvalidInput) else ()
+            what = error.what if isinstance(error, InvalidInput) else str(error)
+            _answer(ready, {"error": what, "problems": problem_rows(problems)})
         raise
     return Exit.DONE
 
@@ -144,7 +146,8 @@ def _start(file: Path | None, folder: Path, out: Output) -> int:
     row = msgspec.json.decode(answer)
     if "error" in row:
         child.wait()
-        raise Unavailable(f"the cluster did not start: {row['error']}")
+        problems = [Problem(**problem) for problem in row["problems"]]
+        raise InvalidInput(problems, row["error"]) if problems else Unavailable(row["error"])
     _show(row, out)
     return Exit.DONE
 
