@@ -46,6 +46,11 @@ def test_the_example_is_valid(example_folder: Path, capsys: pytest.CaptureFixtur
     assert f"is valid: spoken-question, {len(constellation.stages)} stages" in capsys.readouterr().out
 
 
+def test_a_device_without_an_end_is_read_up_to_the_limit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "/dev/zero", "--json"]) == 2
+    assert "DOCUMENT_BYTES_MAX" in json.loads(capsys.readouterr().out)["problems"][0]["what"]
+
+
 @pytest.mark.parametrize(
     ("name", "stages", "places"),
     [

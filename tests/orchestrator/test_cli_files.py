@@ -86,11 +86,17 @@ def test_too_many_bytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_file_far_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "JOB_INPUT_BYTES_MAX", 3)
-    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("the file was read"))
     (tmp_path / "data").write_bytes(b"1234")
+    monkeypatch.setattr(limits, "JOB_INPUT_BYTES_MAX", 3)
+    monkeypatch.setattr(Path, "open", lambda *_: pytest.fail("the file was read"))
     found = problems(asking(a=PortType.BYTES), f"a={tmp_path / 'data'}")
-    assert found == {"inputs.a": f"{tmp_path / 'data'} has 4 bytes, over JOB_INPUT_BYTES_MAX = 3"}
+    assert found == {"inputs.a": f"{tmp_path / 'data'} has 4 bytes or more, over JOB_INPUT_BYTES_MAX = 3"}
+
+
+@pytest.mark.parametrize("port", [PortType.BYTES, PortType.TEXT, PortType.JSON, PortType.IMAGE])
+def test_a_device_without_an_end_is_read_up_to_the_limit(monkeypatch: pytest.MonkeyPatch, port: PortType) -> None:
+    monkeypatch.setattr(limits, "JOB_INPUT_BYTES_MAX", 1000)
+    assert "has more bytes than JOB_INPUT_BYTES_MAX = 1000" in problems(asking(a=port), "a=@/dev/zero")["inputs.a"]
 
 
 def test_a_pipe_is_read_once(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from starloom.dag.checks import suggestion
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.values import JOB_STORE, Port, PortType, ValueRef
+from starloom.orchestrator.filebytes import read_at_most
 
 
 class Encoded(NamedTuple):
@@ -60,9 +61,12 @@ def _content(port: Port, value: Any, place: str) -> Any:
     if port.type is not PortType.BYTES or not isinstance(value, Path):
         return value
     try:
-        if (size := value.stat().st_size) > limits.JOB_INPUT_BYTES_MAX:
-            what = f"{value} has {size} bytes, over JOB_INPUT_BYTES_MAX = {limits.JOB_INPUT_BYTES_MAX}"
-            raise InvalidInput([Problem(place, what)])
-        return value.read_bytes()
+        size = value.stat().st_size
+        # A pipe or a device tells no size.
+        data = read_at_most(value, limits.JOB_INPUT_BYTES_MAX) if size <= limits.JOB_INPUT_BYTES_MAX else b""
     except OSError as error:
         raise InvalidInput([Problem(place, f"{value} cannot be read: {error.strerror or error}")]) from error
+    if (size := max(size, len(data))) > limits.JOB_INPUT_BYTES_MAX:
+        what = f"{value} has {size} bytes or more, over JOB_INPUT_BYTES_MAX = {limits.JOB_INPUT_BYTES_MAX}"
+        raise InvalidInput([Problem(place, what)])
+    return data

@@ -20,6 +20,7 @@ from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidConstellation, InvalidInput, Problem
 from starloom.dag.validate_stage import label_problems
 from starloom.dag.yamltext import read_yaml
+from starloom.orchestrator.filebytes import read_at_most
 
 TARGETS: Final = ("cpu", "gpu", "npu", "fpga")
 
@@ -55,7 +56,7 @@ DEFAULT: Final = ClusterSpec(
 def read_file(path: Path) -> ClusterSpec:
     """The cluster that a file describes. Raises InvalidInput with all problems, also if there is no such file."""
     try:
-        data = path.read_bytes()
+        data = read_at_most(path, limits.DOCUMENT_BYTES_MAX)
     except OSError as error:
         raise InvalidInput([Problem(str(path), f"cannot be read: {error.strerror}")], "bad cluster file") from error
     return parse(data, str(path))

@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from starloom.dag import limits
 from starloom.dag.errors import InvalidConstellation, InvalidInput, Problem
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, problem_rows
+from starloom.orchestrator.filebytes import read_at_most
 
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
@@ -20,7 +22,7 @@ def add_parsers(commands: Commands) -> None:
 def read_file(path: Path, what: str = "file") -> bytes:
     """The bytes of a file that the user named. Raises InvalidInput if it cannot be read."""
     try:
-        return path.read_bytes()
+        return read_at_most(path, limits.DOCUMENT_BYTES_MAX)
     except OSError as error:
         raise InvalidInput([Problem(str(path), error.strerror or str(error))], f"the {what} cannot be read") from error
 

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.values import Port, PortType, ValueRef
+from starloom.orchestrator.filebytes import read_at_most
 
 if TYPE_CHECKING:
     from starloom.agents.values import Audio
@@ -73,9 +75,9 @@ def _read(port: Port, text: str) -> Any:
     path = Path(text.removeprefix("@"))
     match port.type:
         case PortType.TEXT:
-            return path.read_text("utf-8") if text.startswith("@") else text
+            return _read_whole(path).decode() if text.startswith("@") else text
         case PortType.JSON:
-            return msgspec.json.decode(path.read_bytes() if text.startswith("@") else text)
+            return msgspec.json.decode(_read_whole(path) if text.startswith("@") else text)
         case PortType.AUDIO:
             return _read_wav(path)
         case PortType.IMAGE:
@@ -84,7 +86,14 @@ def _read(port: Port, text: str) -> Any:
             return _read_array(path)
         case _:
             # A pipe can be read only once.
-            return path if path.is_file() else path.read_bytes()
+            return path if path.is_file() else _read_whole(path)
+
+
+def _read_whole(path: Path) -> bytes:
+    data = read_at_most(path, limits.JOB_INPUT_BYTES_MAX)
+    if len(data) > limits.JOB_INPUT_BYTES_MAX:
+        raise ValueError(f"it has more bytes than JOB_INPUT_BYTES_MAX = {limits.JOB_INPUT_BYTES_MAX}")
+    return data
 
 
 def _read_array(path: Path) -> Any:
@@ -125,7 +134,7 @@ def _read_image(path: Path) -> Any:
         ) from None
     import numpy as np
 
-    picture = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
+    picture = cv2.imdecode(np.frombuffer(_read_whole(path), np.uint8), cv2.IMREAD_COLOR)
     if picture is None:
         raise ValueError("is no picture")
     return np.ascontiguousarray(picture[:, :, ::-1])
