@@ -89,6 +89,16 @@ async def test_a_wrong_constellation_comes_back_with_every_place(client: AsyncCl
     assert await client.jobs() == []
 
 
+async def test_text_that_is_no_unicode_is_told_with_its_place(client: AsyncClient) -> None:
+    graph = Graph("half", labels={"team": "\ud800"})
+    graph.stage("a", "test.text", value=graph.input("text", PortType.TEXT))
+    with pytest.raises(InvalidInput, match=r"labels\.team: the value holds"):
+        await client.submit(graph.build(), {"text": "x"})
+    with pytest.raises(InvalidInput, match=r"(?s)labels\.team: the value holds.*key: holds"):
+        await client.submit(copying(PortType.TEXT), {"text": "x"}, key="\ud800", labels={"team": "\ud800"})
+    assert await client.jobs() == []
+
+
 async def test_what_no_node_can_run_is_infeasible(client: AsyncClient) -> None:
     graph = Graph("nowhere")
     text = graph.input("text", PortType.TEXT)

@@ -23,6 +23,7 @@ from starloom.agents import wire
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import decode
 from starloom.dag import limits
+from starloom.dag.checks import text_fault
 from starloom.dag.constellation import Constellation
 from starloom.dag.document import to_json
 from starloom.dag.errors import Cancelled, DeadlineExceeded, InvalidInput, JobFailed, Problem, Unavailable
@@ -31,6 +32,7 @@ from starloom.dag.ids import JobId, Revision
 from starloom.dag.job import StageStatus
 from starloom.dag.kinds import KindCatalog
 from starloom.dag.validate import problems
+from starloom.dag.validate_stage import label_problems
 from starloom.dag.values import ValueRef
 from starloom.orchestrator import clientwire
 from starloom.orchestrator.clientinputs import Encoded, encode_inputs
@@ -100,7 +102,7 @@ class AsyncClient:
         Raises InvalidConstellation, Infeasible or InvalidInput with everything that is wrong, Conflict if
         the key stands for another job, Overloaded, Unavailable.
         """
-        _check_options(priority, max_parallel)
+        _check_options(key, priority, max_parallel, labels or {})
         try:
             document, encoded = await asyncio.to_thread(_encode, constellation, inputs or {})
         except InvalidInput as error:
@@ -289,7 +291,11 @@ async def _all(work: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:
 
 
 def _encode(constellation: Constellation, inputs: Mapping[str, Any]) -> tuple[bytes, dict[str, Encoded]]:
-    return msgspec.json.encode(to_json(constellation)), encode_inputs(constellation, inputs)
+    try:
+        return msgspec.json.encode(to_json(constellation)), encode_inputs(constellation, inputs)
+    except UnicodeEncodeError as error:
+        # Where that is, validation finds.
+        raise InvalidInput([], f"constellation {constellation.name!r} cannot be sent") from error
 
 
 def job_failed(info: JobInfo) -> JobFailed:
@@ -308,8 +314,10 @@ def _where(node: str, attempts: int) -> str:
     return f"on {node}, {tries}" if node else tries
 
 
-def _check_options(priority: int, max_parallel: int) -> None:
-    found = []
+def _check_options(key: str, priority: int, max_parallel: int, labels: Mapping[str, str]) -> None:
+    found = [*label_problems("labels", labels)]
+    if fault := text_fault(key):
+        found.append(Problem("key", fault))
     if not -_PRIORITY_MAX <= priority <= _PRIORITY_MAX:
         found.append(Problem("priority", f"{priority} is not between -{_PRIORITY_MAX} and {_PRIORITY_MAX}"))
     if not 0 <= max_parallel <= limits.JOB_PARALLEL_MAX:
