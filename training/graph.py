@@ -61,7 +61,11 @@ class Builder:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]], block: int = 0, accuracy: int = ROW_WISE
+        self,
+        config: Mapping[str, Any],
+        weights: Mapping[str, NDArray[np.float32]],
+        block: int = 0,
+        accuracy: int = ROW_WISE,
     ) -> None:
         self.config, self.weights, self.graph = config, weights, Graph()
         self.block, self.accuracy = block, accuracy

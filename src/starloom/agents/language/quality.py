@@ -99,10 +99,10 @@ class Decoder:
         """The likeliest tokens after `ids`, up to `end`, which is left out."""
         self.reset()
         made: list[int] = []
-        token = likeliest(self.logits(ids)[-1], copying and copying.allowed(made))
+        token = likeliest(self.logits(ids)[-1], copying.allowed(made) if copying else None)
         while token != end and len(made) < limit:
             made.append(token)
-            token = likeliest(self.logits([token])[-1], copying and copying.allowed(made))
+            token = likeliest(self.logits([token])[-1], copying.allowed(made) if copying else None)
         return made
 
 
