@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from starloom.dag.errors import Conflict, Unavailable
+from starloom.dag.errors import Conflict, InvalidInput, Unavailable
 from starloom.orchestrator.statefolder import (
     CLUSTER_NAME,
     ClusterRecord,
@@ -41,6 +41,12 @@ def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.
     assert state_folder({"XDG_STATE_HOME": "/x"}) == Path("/x/starloom/cluster")
     assert state_folder({"XDG_STATE_HOME": "relative"}) == tmp_path / ".local/state/starloom/cluster"
     assert state_folder({}) == tmp_path / ".local/state/starloom/cluster"
+
+
+def test_a_folder_that_cannot_be_made_is_told_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "cluster").write_text("a file")
+    with pytest.raises(InvalidInput, match=r"cluster: no cluster can be kept there: File exists.*STARLOOM_HOME"):
+        prepare(tmp_path / "cluster")
 
 
 def test_only_the_user_can_read_it(folder: Path) -> None:

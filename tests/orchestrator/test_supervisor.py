@@ -147,9 +147,11 @@ def test_a_first_start_that_fails_is_told_with_the_log_and_not_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STAND_IN_MODE", "never")
+    (tmp_path / LOG_NAME).write_text("of an earlier cluster\n")
     supervisor = Started(tmp_path).supervisor
-    with pytest.raises(Unavailable, match=r"did not start: it ended with status 1; (.*\n)+.*record 7"):
+    with pytest.raises(Unavailable, match=r"did not start: it ended with status 1; (.*\n)+.*record 7") as raised:
         supervisor.wait_ready()
+    assert "earlier" not in str(raised.value)
     assert (tmp_path / "starts").read_text() == "x"
     supervisor.stop()
 

@@ -11,6 +11,7 @@ The client reads this too, so it needs the standard library and msgspec only.
 import fcntl
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,8 +20,9 @@ from typing import Final
 
 import msgspec
 
-from starloom.dag.errors import Conflict, Unavailable
+from starloom.dag.errors import Conflict, InvalidInput, Problem, Unavailable
 
+HOME_VARIABLE: Final = "STARLOOM_HOME"
 CLUSTER_NAME: Final = "cluster.json"
 TOKEN_NAME: Final = "token"
 LOCK_NAME: Final = "cluster.lock"
@@ -57,7 +59,7 @@ class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """`$STARLOOM_HOME/cluster`, else `$XDG_STATE_HOME/starloom/cluster`, else `~/.local/state/starloom/cluster`."""
-    if home := environment.get("STARLOOM_HOME"):
+    if home := environment.get(HOME_VARIABLE):
         return Path(home) / "cluster"
     # The XDG base directory specification has relative paths ignored.
     state = Path(environment.get("XDG_STATE_HOME", ""))
@@ -65,10 +67,16 @@ def state_folder(environment: Mapping[str, str] = os.environ) -> Path:
 
 
 def prepare(folder: Path) -> None:
-    """Makes the folder and its `logs`, for this user alone."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
-    (folder / LOGS_NAME).mkdir(mode=0o700, exist_ok=True)
+    """Makes the folder and its `logs`, for this user alone. Raises InvalidInput if it cannot be made or written to."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+        (folder / LOGS_NAME).mkdir(mode=0o700, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        what = f"no cluster can be kept there: {error.strerror}; name another folder with {HOME_VARIABLE}"
+        raise InvalidInput([Problem(str(folder), what)], "the state folder cannot be used") from error
 
 
 def make_token(folder: Path) -> str:

@@ -73,6 +73,8 @@ class Supervisor:
         self._folder = folder
         self._token_file = token_file
         self._log = logs / LOG_NAME
+        #: where the last child's part of the log begins, in bytes
+        self._log_begin = 0
         self._port = port
         self._served = False
         self._on_serving = on_serving
@@ -172,6 +174,7 @@ class Supervisor:
         options += ["--ready-fd", str(given), "--parent-fd", str(parent)]
         try:
             with self._log.open("ab") as log, self._changed:
+                self._log_begin = log.tell()
                 # A group of its own: Ctrl-C reaches the supervisor alone, which ends the child in order.
                 self._child = subprocess.Popen(
                     (*self._command, *options),
@@ -208,7 +211,8 @@ class Supervisor:
             self._changed.notify_all()
 
     def _tail(self) -> str:
+        """The last lines that the last child wrote."""
         with self._log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
+            log.seek(max(self._log_begin, log.seek(0, os.SEEK_END) - _LOG_TAIL_BYTES))
             lines = log.read().decode("utf-8", "replace").splitlines()
         return "\n".join(f"  {line}" for line in lines[-_LOG_TAIL_LINES:])
