@@ -1,0 +1,257 @@
+"""Told of all that happens in a run: keeps what the journal says, and asks every property whether that may be."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from starloom.agents.core import Instruction
+from starloom.agents.messages import Assign, Finished, Report
+from starloom.dag import facts as f
+from starloom.dag.constellation import Dependency, StageSpec
+from starloom.dag.facts import AnyFact, Fact, JobStatus, decode_fact
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
+from starloom.dag.job import StageStatus
+from starloom.orchestrator.effects import Decision, Stopped, Submitted
+
+if TYPE_CHECKING:
+    from starloom.dag.errors import StarloomError
+    from starloom.orchestrator.simulate.agent import AgentProcess
+    from starloom.orchestrator.simulate.clients import Client
+    from starloom.orchestrator.simulate.daemon import Orchestrator
+    from starloom.orchestrator.simulate.properties import Property
+    from starloom.orchestrator.simulate.world import World
+
+STORY_LINES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A property that does not hold, where and when: seconds since the run began. `story` is what led there."""
+
+    property: str
+    what: str
+    seconds: float
+    job: str = ""
+    stage: str = ""
+    story: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class StageView:
+    """One stage, as the journal has it."""
+
+    spec: StageSpec
+    status: StageStatus = StageStatus.PENDING
+    live: dict[FencingToken, AgentId] = field(default_factory=dict)
+    over: set[FencingToken] = field(default_factory=set)
+    committed: FencingToken | None = None
+    outputs: dict[str, str] = field(default_factory=dict)
+    holds: dict[str, bool] = field(default_factory=dict)
+    consumed: dict[str, f.Consumed] = field(default_factory=dict)
+    failures: int = 0
+    deaths: int = 0
+    input_losses: int = 0
+
+
+class JobView:
+    """One job, as the journal has it."""
+
+    def __init__(self, fact: f.JobSubmitted) -> None:
+        self.submitted = fact
+        self.status = JobStatus.RUNNING
+        self.cancelled = False
+        self.stages = {name: StageView(spec) for name, spec in fact.constellation.stages.items()}
+        self.upstreams: dict[StageId, list[Dependency]] = {name: [] for name in self.stages}
+        for arc in fact.constellation.dependencies:
+            self.upstreams[arc.downstream].append(arc)
+        self.live = 0
+        #: its events: offsets with lines
+        self.events: list[tuple[int, bytes]] = []
+        #: stages whose fate faults have changed for good: their budgets were used up, or what they give differs
+        self.tainted: set[StageId] = set()
+
+    @property
+    def ended(self) -> bool:
+        return self.status not in (JobStatus.RUNNING, JobStatus.CANCELLING)
+
+
+_ENDS = {
+    f.StageCommitted: StageStatus.SUCCEEDED,
+    f.StageDefaulted: StageStatus.SUCCEEDED,
+    f.StageSkipped: StageStatus.SKIPPED,
+    f.StageCancelled: StageStatus.CANCELLED,
+}
+
+
+class Judge:
+    """Keeps the views, and the violations that were found."""
+
+    def __init__(self, world: "World", properties: Sequence[type["Property"]]) -> None:
+        self.world = world
+        self.violations: list[Violation] = []
+        self.jobs: dict[JobId, JobView] = {}
+        self.agent_live: dict[AgentId, int] = {}
+        #: what each attempt gave, wherever it ran
+        self.made: dict[TaskToken, Finished] = {}
+        #: attempts that are journaled
+        self.placed: set[TaskToken] = set()
+        #: the last time that something was journaled, and facts of no job, for stories
+        self.moved = 0
+        self._times: list[int] = []
+        self._general: list[tuple[int, AnyFact]] = []
+        self.properties = [each(self) for each in properties]
+        self._hooks: dict[str, list[Callable[..., None]]] = {}
+
+    def violated(self, name: str, what: str, job: str = "", stage: str = "") -> None:
+        """A property does not hold."""
+        story = self.story(JobId(job), StageId(stage)) if stage else ()
+        self.violations.append(Violation(name, what, self.world.loop.seconds, job, stage, story))
+
+    def journaled(self, facts: Sequence[Fact], lines: Sequence[bytes], orchestrator: "Orchestrator") -> None:
+        """A batch is durable; of one that was torn there are no lines."""
+        if not lines:
+            return
+        self.moved = self.world.loop.now
+        offset = len(self.world.disk.lines) - len(lines)
+        asked = self._of("fact")
+        for line in lines:
+            offset += 1
+            self._times.append(self.moved)
+            fact = decode_fact(line)
+            job = self.jobs.get(getattr(fact, "job", JobId("")))
+            stage = job.stages.get(getattr(fact, "stage", StageId(""))) if job is not None else None
+            for ask in asked:
+                ask(fact, job, stage)
+            self._apply(fact, job, stage, offset, line)
+
+    def decided(self, orchestrator: "Orchestrator", decision: Decision) -> None:
+        """A coordinator has decided."""
+        for ask in self._of("decided"):
+            ask(orchestrator, decision)
+
+    def replayed(self, orchestrator: "Orchestrator") -> None:
+        """A coordinator has taken the journal over."""
+        for ask in self._of("replayed"):
+            ask(orchestrator)
+
+    def answered(self, orchestrator: "Orchestrator", result: "Submitted | Stopped | StarloomError") -> None:
+        """A client is being answered."""
+        for ask in self._of("answered"):
+            ask(result)
+
+    def accepted(self, client: "Client", result: Submitted) -> None:
+        """A client's job was accepted."""
+        for ask in self._of("accepted"):
+            ask(client, result)
+
+    def refused(self, client: "Client", error: "StarloomError") -> None:
+        """A client's job was not accepted, for good."""
+        self.violated("every job ends", f"{client.name} was refused: {error}")
+
+    def commanded(
+        self, process: "AgentProcess", epoch: Epoch, seen: Epoch, instructions: Sequence[Instruction]
+    ) -> None:
+        """An agent's core was given commands; `seen` is the highest epoch that it had obeyed before."""
+        for ask in self._of("commanded"):
+            ask(process, epoch, seen, instructions)
+
+    def began(self, process: "AgentProcess", assign: Assign) -> None:
+        """An attempt began to run."""
+        for ask in self._of("began"):
+            ask(process, assign)
+
+    def ended(self, process: "AgentProcess", report: Report) -> None:
+        """An attempt ended."""
+        if isinstance(report, Finished):
+            self.made[report.task] = report
+
+    def end(self) -> None:
+        """The run is over."""
+        for ask in self._of("end"):
+            ask()
+
+    def story(self, job: JobId, stage: StageId) -> tuple[str, ...]:
+        """What the journal says of a stage, of the processes that it was given to, and of orchestrators' starts."""
+        view = self.jobs.get(job)
+        if view is None:
+            return ()
+        own = [(offset, fact) for offset, fact in self._facts_of(view) if getattr(fact, "stage", "") == stage]
+        agents = {fact.agent for _, fact in own if isinstance(fact, f.StagePlaced)}
+        first = own[0][0] if own else 0
+        around = [
+            (offset, fact)
+            for offset, fact in self._general
+            if offset > first and (isinstance(fact, f.EpochStarted) or getattr(fact, "agent", "") in agents)
+        ]
+        told = sorted([*own, *around], key=lambda each: each[0])
+        return tuple(self._line(offset, fact) for offset, fact in told[-STORY_LINES:])
+
+    def _facts_of(self, view: JobView) -> list[tuple[int, AnyFact]]:
+        return [(offset, decode_fact(line)) for offset, line in view.events]
+
+    def _line(self, offset: int, fact: AnyFact) -> str:
+        seconds = (self._times[offset - 1] - self._times[0]) / 1e9
+        parts = {
+            name: getattr(fact, name, None) for name in ("stage", "token", "agent", "incarnation", "reason", "error")
+        }
+        said = " ".join(f"{name}={value}" for name, value in parts.items() if value)
+        return f"{seconds:9.3f} s  #{offset} {type(fact).__name__} {said}"
+
+    def _of(self, hook: str) -> list[Callable[..., None]]:
+        """What the properties that care for something have to say of it."""
+        known = self._hooks.get(hook)
+        if known is None:
+            known = self._hooks[hook] = [getattr(each, hook) for each in self.properties if hasattr(each, hook)]
+        return known
+
+    def _apply(self, fact: AnyFact, job: JobView | None, stage: StageView | None, offset: int, line: bytes) -> None:
+        if isinstance(fact, f.JobSubmitted):
+            job = self.jobs[fact.job] = JobView(fact)
+        if job is None:
+            if not isinstance(fact, f.AgentJoined):
+                self._general.append((offset, fact))
+            return
+        job.events.append((offset, line))
+        if isinstance(fact, f.JobCancelRequested):
+            job.status, job.cancelled = JobStatus.CANCELLING, True
+        elif isinstance(fact, f.JobEnded):
+            job.status = fact.status
+        elif stage is not None:
+            before = dict(stage.live)
+            self._apply_to_stage(fact, stage)
+            for token, agent in before.items():
+                if token not in stage.live:
+                    stage.over.add(token)
+                    self.agent_live[agent] -= 1
+            job.live += len(stage.live) - len(before)
+
+    def _apply_to_stage(self, fact: AnyFact, stage: StageView) -> None:
+        match fact:
+            case f.StagePlaced():
+                stage.live[fact.token] = fact.agent
+                stage.status = StageStatus.PLACED
+                self.agent_live[fact.agent] = self.agent_live.get(fact.agent, 0) + 1
+                self.placed.add(TaskToken(fact.job, fact.stage, fact.token))
+            case f.StageStarted():
+                stage.status = StageStatus.RUNNING
+            case f.StageCommitted() | f.StageDefaulted() | f.StageSkipped() | f.StageCancelled():
+                stage.live.clear()
+                stage.status = _ENDS[type(fact)]
+                if not isinstance(fact, f.StageCancelled):
+                    stage.committed = fact.token
+                    outputs: dict[str, Any] = getattr(fact, "outputs", {})
+                    stage.outputs = {name: ref.digest for name, ref in outputs.items()}
+                    stage.holds = getattr(fact, "holds", {})
+                    stage.consumed = getattr(fact, "consumed", {})
+            case f.StageFailed():
+                stage.live.pop(fact.token, None)
+                stage.failures += 1
+                stage.status = StageStatus.FAILED if fact.retry_seconds is None else StageStatus.PENDING
+            case f.StageSuperseded():
+                stage.live.pop(fact.token, None)
+                stage.deaths += fact.death
+                stage.input_losses += fact.input_lost
+                stage.status = StageStatus.PENDING
+            case f.StageReopened():
+                stage.status, stage.committed = StageStatus.PENDING, None
+                stage.outputs, stage.holds, stage.consumed = {}, {}, {}

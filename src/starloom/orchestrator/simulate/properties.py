@@ -1,0 +1,419 @@
+"""What must hold in every run, whatever breaks. Each class is one property; `name` is what a violation of it is called.
+
+A property has those of these methods that it needs:
+
+    fact(fact, job, stage)      a fact is durable; the views are as they were before it
+    decided(orchestrator, decision)         a coordinator has decided
+    replayed(orchestrator)                  a coordinator has read the journal back
+    answered(result), accepted(client, answer)
+    commanded(process, epoch, seen, instructions), began(process, assign)
+    end()                                   the run is over, and quiet for a while
+"""
+
+from collections.abc import Sequence
+
+from starloom.agents.core import Instruction
+from starloom.agents.messages import Assign
+from starloom.dag import facts as f
+from starloom.dag import limits
+from starloom.dag.conditions import comparison_key
+from starloom.dag.constellation import Dependency, Join, On, OnFailure
+from starloom.dag.errors import StarloomError
+from starloom.dag.facts import AnyFact, JobStatus
+from starloom.dag.ids import Epoch, StageId, TaskToken
+from starloom.dag.job import StageStatus
+from starloom.orchestrator.effects import Decision, Stopped, Submitted
+from starloom.orchestrator.simulate.agent import AgentProcess
+from starloom.orchestrator.simulate.clients import Client
+from starloom.orchestrator.simulate.daemon import Orchestrator
+from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.model import Expected, expected, in_order
+
+_DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)
+
+
+class Property:
+    """The base of all properties."""
+
+    name = ""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.world = judge.world
+
+    def broken(self, what: str, job: str = "", stage: str = "") -> None:
+        """It does not hold."""
+        self.judge.violated(self.name, what, job, stage)
+
+
+class Acyclic(Property):
+    name = "acyclic"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if isinstance(fact, f.JobSubmitted) and len(in_order(fact.constellation)) != len(fact.constellation.stages):
+            self.broken("an accepted constellation has a cycle", fact.job)
+
+
+class OneCommit(Property):
+    name = "one commit"
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
+        self._seen: set[TaskToken] = set()
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if not isinstance(fact, f.StageCommitted | f.StageDefaulted | f.StageSkipped) or stage is None:
+            return
+        task = TaskToken(fact.job, fact.stage, fact.token)
+        if stage.committed is not None:
+            self.broken(f"{fact.token} commits beside {stage.committed}", fact.job, fact.stage)
+        if task in self._seen:
+            self.broken(f"{fact.token} commits again", fact.job, fact.stage)
+        self._seen.add(task)
+
+
+class ConditionsHold(Property):
+    name = "conditions hold"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if job is None or stage is None:
+            return
+        if isinstance(fact, f.StagePlaced) and not _may(job, fact.stage, stage, run=True):
+            self.broken(f"{fact.token} is placed against its conditions", fact.job, fact.stage)
+        if (
+            isinstance(fact, f.StageSkipped)
+            and stage.status is StageStatus.PENDING
+            and not _may(job, fact.stage, stage, run=False)
+        ):
+            self.broken("it is skipped, though its conditions do not say so", fact.job, fact.stage)
+
+
+class JournaledFirst(Property):
+    name = "journaled before it runs"
+
+    def began(self, process: AgentProcess, assign: Assign) -> None:
+        task = assign.task
+        if task not in self.judge.placed:
+            self.broken(f"{process.name} runs {task}, of which the journal knows nothing", task.job, task.stage)
+
+
+class ResultsOfTheirTokens(Property):
+    name = "no result from a stale token"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if not isinstance(fact, f.StageCommitted) or stage is None:
+            return
+        made = self.judge.made.get(TaskToken(fact.job, fact.stage, fact.token))
+        if made is None:
+            self.broken(f"{fact.token} commits, but no attempt of it finished", fact.job, fact.stage)
+        elif {n: r.digest for n, r in made.outputs.items()} != {n: r.digest for n, r in fact.outputs.items()}:
+            self.broken(f"{fact.token} commits what another attempt gave", fact.job, fact.stage)
+
+
+class OnlyLiveTokens(Property):
+    name = "nothing commits from a superseded token"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if isinstance(fact, f.StageCommitted) and stage is not None and fact.token not in stage.live:
+            why = "is superseded" if fact.token in stage.over else "was never placed"
+            self.broken(f"{fact.token} commits, though it {why}", fact.job, fact.stage)
+
+
+class Budgets(Property):
+    name = "budgets are kept"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if job is None or stage is None:
+            return
+        if isinstance(fact, f.StagePlaced):
+            self._placed(fact, job)
+        elif isinstance(fact, f.StageFailed):
+            self._failed(fact, job, stage)
+
+    def began(self, process: AgentProcess, assign: Assign) -> None:
+        if process.runner.running > process.profile.slots:
+            self.broken(f"{process.name} runs {process.runner.running} attempts in {process.profile.slots} slots")
+
+    def _placed(self, fact: f.StagePlaced, job: JobView) -> None:
+        bound = job.submitted.options.max_parallel
+        if 0 < bound <= job.live:
+            self.broken(f"{job.live + 1} attempts of the job, and max_parallel is {bound}", fact.job, fact.stage)
+        slots = self.world.slots[fact.agent]
+        live = self.judge.agent_live.get(fact.agent, 0)
+        if live >= slots + limits.AGENT_BACKLOG_STAGES:
+            self.broken(f"{fact.agent} with {slots} slots was given {live + 1} attempts", fact.job, fact.stage)
+
+    def _failed(self, fact: f.StageFailed, job: JobView, stage: StageView) -> None:
+        times = stage.spec.policy.retry.times
+        if fact.retry_seconds is not None:
+            if stage.failures >= times:
+                self.broken(f"retry {stage.failures + 1} of {times}", fact.job, fact.stage)
+            return
+        if fact.error.transient and stage.failures < times:
+            self.broken(f"given up after {stage.failures + 1} failures, with {times} retries", fact.job, fact.stage)
+        if stage.spec.params["fails"] or fact.error.cause == "InputUnavailable":
+            return
+        used_up = (
+            fact.error.transient
+            or stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX
+            or stage.input_losses >= limits.INPUT_LOSSES_PER_STAGE_MAX
+            or fact.stage in self.world.liars.get(fact.job, ())
+        )
+        if not used_up:
+            self.broken(f"failed for good without need: {fact.error.message}", fact.job, fact.stage)
+        job.tainted.add(fact.stage)
+
+
+class EveryJobEnds(Property):
+    name = "every job ends"
+
+    def accepted(self, client: Client, answer: Submitted) -> None:
+        if answer.job not in self.judge.jobs:
+            self.broken(f"{client.name} was told of {answer.job}, which is not journaled", answer.job)
+
+    def end(self) -> None:
+        coordinator = self.world.current.coordinator
+        for client in self.world.clients:
+            if client.job is None:
+                self.broken(f"{client.name} has no answer")
+        for name, job in self.judge.jobs.items():
+            if job.ended:
+                continue
+            for stage in job.stages:
+                waits = coordinator.waits_for(name, stage) if name in coordinator.jobs else "a coordinator"
+                if waits:
+                    self.broken(f"{stage} waits for {waits}", name, stage)
+                    return
+
+
+class Answers(Property):
+    name = "answers are true"
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
+        self._job_of: dict[str, str] = {}
+
+    def answered(self, result: Submitted | Stopped | StarloomError) -> None:
+        if isinstance(result, StarloomError):
+            return
+        job = self.judge.jobs.get(result.job)
+        if job is None:
+            self.broken("answered before it is journaled", result.job)
+        elif isinstance(result, Stopped) and job.status is not result.status:
+            self.broken(f"answered {result.status}, and the journal says {job.status}", result.job)
+
+    def accepted(self, client: Client, answer: Submitted) -> None:
+        known = self._job_of.setdefault(client.name, answer.job)
+        if known != answer.job:
+            self.broken(f"the key {client.name} has two jobs, {known} and {answer.job}", answer.job)
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if (
+            isinstance(fact, f.JobEnded)
+            and job is not None
+            and job.cancelled
+            and fact.status is not JobStatus.CANCELLED
+        ):
+            self.broken(f"its cancel was accepted, and it ends {fact.status}", fact.job)
+
+
+class OutputsAreDurable(Property):
+    name = "declared outputs are in the job store"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if isinstance(fact, f.JobEnded) and fact.status is JobStatus.SUCCEEDED:
+            for name, ref in fact.outputs.items():
+                if ref.inline is None and ref.digest not in self.world.disk.values:
+                    self.broken(f"output {name} is not there", fact.job)
+
+
+class SameOutputs(Property):
+    name = "outputs as undisturbed"
+
+    def end(self) -> None:
+        for name, job in self.judge.jobs.items():
+            known = expected(job.submitted.constellation, job.submitted.inputs)
+            job.tainted.update(self.world.fickle.get(name, ()))
+            tainted = self._tainted(job)
+            for stage, wanted in known.items():
+                if wanted is not None and stage not in tainted:
+                    self._compare(name, stage, job.stages[stage], wanted, job)
+            self._compare_job(name, job, known, bool(tainted))
+
+    def _compare(self, name: str, stage: StageId, view: StageView, wanted: Expected, job: JobView) -> None:
+        if view.status not in _DONE:
+            if job.status is JobStatus.SUCCEEDED:
+                self.broken(f"is {view.status} in a job that succeeded", name, stage)
+            return
+        if view.status is not wanted.status:
+            self.broken(f"is {view.status}, and undisturbed {wanted.status}", name, stage)
+        elif view.outputs != wanted.digests:
+            self.broken("its outputs differ from those of an undisturbed run", name, stage)
+
+    def _compare_job(self, name: str, job: JobView, known: dict[StageId, Expected | None], tainted: bool) -> None:
+        if job.cancelled or tainted or not job.ended:
+            return
+        fails = any(one is not None and one.status is StageStatus.FAILED for one in known.values())
+        may_fail = fails or any(
+            one is None and job.stages[stage].spec.policy.on_failure is OnFailure.FAIL for stage, one in known.items()
+        )
+        if job.status is JobStatus.SUCCEEDED and fails:
+            self.broken("succeeded, and undisturbed it fails", name)
+        if job.status is JobStatus.FAILED and not may_fail:
+            self.broken("failed, and undisturbed it succeeds", name)
+
+    def _tainted(self, job: JobView) -> set[StageId]:
+        """The stages that faults have changed, and all that rest on these."""
+        found = set(job.tainted)
+        for stage in in_order(job.submitted.constellation):
+            if any(arc.upstream in found for arc in job.upstreams[stage]):
+                found.add(stage)
+        return found
+
+
+class Consistent(Property):
+    name = "results rest on those that count"
+
+    def end(self) -> None:
+        for name, job in self.judge.jobs.items():
+            if job.status is not JobStatus.SUCCEEDED:
+                continue
+            for stage, view in job.stages.items():
+                read = {arc.input: arc for arc in job.upstreams[stage] if arc.output}
+                for port, consumed in view.consumed.items():
+                    arc = read.get(port)
+                    if arc and job.stages[arc.upstream].outputs.get(arc.output) != consumed.digest:
+                        self.broken(f"{port} was read from a result of {arc.upstream} that does not count", name, stage)
+                if view.status is StageStatus.SUCCEEDED and not _may(job, stage, view, run=True):
+                    self.broken("ran, and its conditions do not hold in the end", name, stage)
+
+
+class ClientsSawAll(Property):
+    name = "clients saw the journal"
+
+    def end(self) -> None:
+        for client in self.world.clients:
+            job = self.judge.jobs.get(client.job) if client.job is not None else None
+            if job is None or client.events == job.events:
+                continue
+            for seen, written in zip(client.events, job.events, strict=False):
+                if seen != written:
+                    self.broken(f"{client.name} saw {seen!r}, and the journal has {written!r}", client.job or "")
+                    break
+            else:
+                self.broken(f"{client.name} saw {len(client.events)} of {len(job.events)} events", client.job or "")
+
+
+class StatesAreValid(Property):
+    name = "states are valid"
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
+        self._since: dict[str, int] = {}
+
+    def decided(self, orchestrator: Orchestrator, decision: Decision) -> None:
+        touched: dict[str, int] = {}
+        for fact in decision.facts:
+            if isinstance(fact, f.StageFact | f.StageCancelled | f.JobEnded | f.JobSubmitted):
+                touched[fact.job] = touched.get(fact.job, 0) + 1
+        jobs = orchestrator.coordinator.jobs
+        for name, job in jobs.items() if touched else ():
+            count = touched.get(name)
+            if count is None:
+                continue
+            # A large job is looked at once for as many facts as it has stages: a share of the work, not a multiple.
+            self._since[name] = since = self._since.get(name, 0) + count
+            if len(job.stages) > LARGE_JOB_STAGES and since < len(job.stages):
+                continue
+            self._since[name] = 0
+            try:
+                job.validate()
+            except AssertionError as error:
+                self.broken(str(error), name)
+
+
+LARGE_JOB_STAGES = 300
+
+
+class ReplayIsTheSame(Property):
+    name = "replay gives the same state"
+
+    def replayed(self, orchestrator: Orchestrator) -> None:
+        jobs = orchestrator.coordinator.jobs
+        for name, job in self.judge.jobs.items():
+            state = jobs.get(name)
+            if state is None:
+                if not job.ended:
+                    self.broken("an open job is not there", name)
+                continue
+            if state.status is not job.status:
+                self.broken(f"is {state.status}, and the journal says {job.status}", name)
+            for stage, view in job.stages.items():
+                got = state.stages[stage]
+                if (got.status, got.committed, got.live) != (view.status, view.committed, view.live):
+                    self.broken(f"{got!r}, and the journal says {view.status} of {view.live}", name, stage)
+
+    def end(self) -> None:
+        self.replayed(self.world.current)
+
+
+class Released(Property):
+    name = "agents keep nothing of ended jobs"
+
+    def end(self) -> None:
+        for name, process in self.world.processes.items():
+            kept = dict.fromkeys([*process.core.jobs, *process.runner.keeps])
+            for job in kept:
+                view = self.judge.jobs.get(job)
+                if view is None or view.ended:
+                    self.broken(f"{name} keeps something of {job}, which has ended", job)
+            if not any(not view.ended for view in self.judge.jobs.values()) and not process.core.idle:
+                self.broken(f"{name} has {process.core.active}")
+
+
+class NoOldEpoch(Property):
+    name = "no command from an old epoch"
+
+    def commanded(self, process: AgentProcess, epoch: Epoch, seen: Epoch, instructions: Sequence[Instruction]) -> None:
+        if epoch < seen and instructions:
+            self.broken(f"{process.name} had heard epoch {seen}, and did what epoch {epoch} said: {instructions[0]!r}")
+
+
+PROPERTIES: tuple[type[Property], ...] = (
+    Acyclic,
+    OneCommit,
+    ConditionsHold,
+    JournaledFirst,
+    ResultsOfTheirTokens,
+    OnlyLiveTokens,
+    Budgets,
+    EveryJobEnds,
+    Answers,
+    OutputsAreDurable,
+    SameOutputs,
+    Consistent,
+    ClientsSawAll,
+    StatesAreValid,
+    ReplayIsTheSame,
+    Released,
+    NoOldEpoch,
+)
+
+
+def _lets(arc: Dependency, upstream: StageView) -> bool | None:
+    """Whether an upstream lets a stage start; None while it has not ended."""
+    if upstream.status not in _DONE:
+        return None
+    if arc.on is On.COMPLETION:
+        return True
+    if upstream.status is not StageStatus.SUCCEEDED:
+        return False
+    return arc.comparison is None or upstream.holds.get(comparison_key(arc.comparison), False)
+
+
+def _may(job: JobView, name: StageId, stage: StageView, run: bool) -> bool:
+    """Whether a stage may run, or may be skipped, by what is journaled of its upstreams."""
+    lets = [_lets(arc, job.stages[arc.upstream]) for arc in job.upstreams[name]]
+    if stage.spec.join is Join.ANY and lets:
+        return True in lets if run else all(one is False for one in lets)
+    return all(lets) if run else None not in lets and False in lets

@@ -1,0 +1,155 @@
+"""Random nodes, and random constellations with conditions, joins, policies and failures."""
+
+from typing import NamedTuple
+
+from starloom.agents.values import digest
+from starloom.dag.constellation import (
+    Comparison,
+    Constellation,
+    Dependency,
+    InputBinding,
+    Join,
+    On,
+    OnFailure,
+    OutputBinding,
+    Policy,
+    Requirements,
+    Retry,
+    StageSpec,
+    Tier,
+)
+from starloom.dag.facts import JobOptions
+from starloom.dag.ids import AgentId, StageId
+from starloom.dag.values import PortType, ValueRef
+from starloom.devices.node import NodeProfile, Target
+from starloom.orchestrator.simulate.loop import Chance
+from starloom.orchestrator.simulate.model import BYTES, KINDS
+
+TIERS = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
+LOOKS_BACK = 24
+"""A stage's upstreams are among so many stages before it: jobs get longer with their size, not only wider."""
+
+
+class Work(NamedTuple):
+    """What a client is to submit."""
+
+    constellation: Constellation
+    inputs: dict[str, ValueRef]
+    options: JobOptions
+
+
+def nodes(chance: Chance, count: int) -> list[NodeProfile]:
+    """Nodes on all tiers, as far as `count` goes."""
+    found = []
+    for index in range(count):
+        tier = TIERS[index] if index < len(TIERS) else chance.pick(TIERS)
+        found.append(
+            NodeProfile(
+                name=AgentId(f"{tier}-{index}"),
+                tier=tier,
+                targets=(Target(name="cpu"),),
+                memory_bytes=2**30,
+                slots=1 + chance.below(4),
+                kinds=tuple(KINDS),
+            )
+        )
+    return found
+
+
+def work(chance: Chance, stages: int, name: str, tiers: int = len(TIERS)) -> Work:
+    """A valid job of so many stages, of which about one in three has its own way of failing."""
+    style = _Style(chance, tiers)
+    specs: dict[StageId, StageSpec] = {}
+    arcs: list[Dependency] = []
+    bindings: list[InputBinding] = []
+    names = [StageId(f"s{index}") for index in range(stages)]
+    for index, stage in enumerate(names):
+        before = names[max(0, index - LOOKS_BACK) : index]
+        upstreams = chance.sample(before, chance.below(min(len(before), 3) + 1))
+        spec = specs[stage] = style.stage(stage, index, upstreams, specs)
+        arcs += [style.arc(specs, upstream, spec, number) for number, upstream in enumerate(upstreams)]
+        if spec.kind == "sim.blob" and chance.happens(0.2):
+            bindings.append(InputBinding(source="data", downstream=stage, input="given"))
+    outputs = {}
+    for stage in chance.sample(names[-LOOKS_BACK:], 1 + chance.below(4)):
+        outputs[f"o-{stage}"] = OutputBinding(upstream=stage, output=_output(specs[stage]))
+    constellation = Constellation(
+        name=name,
+        stages=specs,
+        dependencies=tuple(arcs),
+        inputs={"data": BYTES},
+        bindings=tuple(bindings),
+        outputs=outputs,
+    )
+    inputs = {"data": ValueRef(type=PortType.BYTES, bytes=50_000, digest=digest(name.encode()))}
+    options = JobOptions(
+        priority=chance.below(3), max_parallel=1 + chance.below(8) if stages <= 200 and chance.happens(0.3) else 0
+    )
+    return Work(constellation, inputs, options)
+
+
+class _Style:
+    """How one job's stages are: drawn once, so that jobs differ."""
+
+    def __init__(self, chance: Chance, tiers: int) -> None:
+        self._chance = chance
+        self._tiers = TIERS[:tiers]
+        self._any = chance.happens(0.3)
+        self._failing = chance.pick((0.0, 0.02, 0.06))
+        self._hard = chance.happens(0.15)
+        self._seconds = chance.pick((0.05, 0.3, 1.2))
+
+    def stage(self, name: StageId, index: int, upstreams: list[StageId], specs: dict[StageId, StageSpec]) -> StageSpec:
+        chance = self._chance
+        kind = chance.pick(("sim.work", "sim.blob", "sim.blob", "sim.judge"))
+        if upstreams and specs[upstreams[0]].kind == "sim.blob" and chance.happens(0.3):
+            kind = "sim.read"
+        fails = chance.happens(self._failing)
+        params = {"seed": index, "seconds": round(self._seconds * chance.between(0.2, 2.0), 4), "fails": fails}
+        if kind == "sim.judge":
+            params["score"] = index % 3
+        elif kind == "sim.blob":
+            params["size"] = 20_000 + chance.below(2_000_000)
+        return StageSpec(
+            id=name,
+            kind=kind,
+            params=params,
+            requires=Requirements(tiers=(chance.pick(self._tiers),) if chance.happens(0.2) else ()),
+            policy=self._policy(kind),
+            join=Join.ANY
+            if self._any and len(upstreams) > 1 and kind != "sim.read" and chance.happens(0.3)
+            else Join.ALL,
+        )
+
+    def _policy(self, kind: str) -> Policy:
+        chance = self._chance
+        retry = Retry(times=chance.below(4), first_seconds=0.05)
+        timeout = chance.pick((0.0, 0.0, 20.0))
+        if self._hard and chance.happens(0.5):
+            return Policy(retry=retry, timeout_seconds=timeout)
+        if kind != "sim.blob" and chance.happens(0.4):
+            defaults = {"value": {"score": chance.below(3)}}
+            return Policy(retry=retry, timeout_seconds=timeout, on_failure=OnFailure.DEFAULT, defaults=defaults)
+        return Policy(retry=retry, timeout_seconds=timeout, on_failure=OnFailure.SKIP)
+
+    def arc(self, specs: dict[StageId, StageSpec], upstream: StageId, spec: StageSpec, number: int) -> Dependency:
+        chance = self._chance
+        kind = specs[upstream].kind
+        takes = "sim.blob" if spec.kind in ("sim.blob", "sim.read") else ""
+        fits = (kind == "sim.blob") == bool(takes)
+        names = {}
+        if spec.kind == "sim.read":
+            if number == 0:
+                names = {"output": "data", "input": "data"}
+        elif fits and chance.happens(0.8):
+            names = {"output": _output(specs[upstream]), "input": f"from_{upstream}"}
+        on = chance.pick((On.SUCCESS, On.SUCCESS, On.SUCCESS, On.COMPLETION))
+        comparison = None
+        if kind == "sim.judge" and chance.happens(0.4):
+            on = On.COMPARISON
+            comparison = Comparison(output="value", path="score", operator=">=", value=chance.below(3))
+        return Dependency(upstream=upstream, downstream=spec.id, on=on, comparison=comparison, **names)
+
+
+def _output(spec: StageSpec) -> str:
+    return next(iter(KINDS[spec.kind].outputs))
