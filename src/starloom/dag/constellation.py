@@ -75,7 +75,7 @@ class Join(StrEnum):
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A vertex: a registered kind with its parameters, requirements and policy."""
+    """A vertex: a registered kind with its parameters, requirements and policy. `cancelled`: it is skipped, not run."""
 
     id: StageId
     kind: str
@@ -83,6 +83,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     requires: Requirements = Requirements()
     policy: Policy = Policy()
     join: Join = Join.ALL
+    cancelled: bool = False
 
 
 class On(StrEnum):

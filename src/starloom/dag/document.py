@@ -18,6 +18,7 @@
         defaults: {text: ""}
         join: all                               # all | any
         after: [other, {stage: another, on: completion}]            # order only
+        cancelled: false                        # true: the stage is skipped
       pick:
         kind: x
         in:
@@ -47,6 +48,7 @@ from starloom.dag.constellation import (
     Join,
     On,
     OnFailure,
+    Policy,
     Requirements,
     Retry,
     StageSpec,
@@ -66,7 +68,7 @@ def load(text: str | bytes, *, place: str = "") -> Constellation:
     Raises InvalidConstellation: for text that cannot be read, with line and column; else with every
     structural problem. What the parts mean together is for `dag.validate`.
     """
-    return from_json(_read(text, place), _what(place))
+    return from_json(read_document(text, _what(place)), _what(place))
 
 
 def dump(constellation: Constellation) -> str:
@@ -108,16 +110,18 @@ def to_json(constellation: Constellation) -> dict[str, Any]:
         feeds[binding.downstream][binding.input] = f"${binding.source}"
     for dependency in constellation.dependencies:
         if dependency.carries_data:
-            feeds[dependency.downstream][dependency.input] = _source(dependency)
+            feeds[dependency.downstream][dependency.input] = source_to_json(dependency)
         else:
-            after[dependency.downstream].append(_order(dependency))
+            after[dependency.downstream].append(order_to_json(dependency))
     return _without_empty(
         {
             "api_version": constellation.api_version,
             "name": constellation.name,
             "labels": constellation.labels,
             "inputs": {name: _port(port) for name, port in constellation.inputs.items()},
-            "stages": {name: _stage(stage, feeds[name], after[name]) for name, stage in constellation.stages.items()},
+            "stages": {
+                name: stage_to_json(stage, feeds[name], after[name]) for name, stage in constellation.stages.items()
+            },
             "outputs": {name: f"{out.upstream}.{out.output}" for name, out in constellation.outputs.items()},
         },
         keep=("api_version", "name", "stages"),
@@ -128,21 +132,22 @@ def _what(place: str) -> str:
     return f"{place or 'the document'} is no constellation"
 
 
-def _read(text: str | bytes, place: str) -> Any:
+def read_document(text: str | bytes, what: str) -> Any:
+    """The plain value of a document's text. Raises InvalidConstellation, headed by `what`, with line and column."""
     data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(data) > limits.DOCUMENT_BYTES_MAX:
         size = f"{len(data)} bytes are over DOCUMENT_BYTES_MAX = {limits.DOCUMENT_BYTES_MAX}"
-        raise InvalidConstellation([Problem("", size)], _what(place))
+        raise InvalidConstellation([Problem("", size)], what)
     try:
         decoded = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         fault = f"byte {error.start} is not UTF-8; save the document as UTF-8"
-        raise InvalidConstellation([Problem("", fault)], _what(place)) from error
+        raise InvalidConstellation([Problem("", fault)], what) from error
     try:
         found = _read_json(decoded) if decoded.lstrip()[:1] == "{" else None
         return read_yaml(decoded) if found is None else found
     except InvalidConstellation as error:
-        raise InvalidConstellation(error.problems, _what(place)) from error
+        raise InvalidConstellation(error.problems, what) from error
 
 
 def _read_json(text: str) -> Any:
@@ -225,37 +230,50 @@ def _comparison(comparison: Comparison, carried: str) -> dict[str, Any]:
     return {**when, "path": comparison.path} if comparison.path else when
 
 
-def _source(dependency: Dependency) -> str | dict[str, Any]:
+def source_to_json(dependency: Dependency) -> str | dict[str, Any]:
+    """What stands under `in` for a dependency with data."""
     name = f"{dependency.upstream}.{dependency.output}"
     condition = _condition(dependency)
     return {"from": name, **condition} if condition else name
 
 
-def _order(dependency: Dependency) -> str | dict[str, Any]:
+def order_to_json(dependency: Dependency) -> str | dict[str, Any]:
+    """What stands under `after` for a dependency without data."""
     condition = _condition(dependency)
     return {"stage": str(dependency.upstream), **condition} if condition else str(dependency.upstream)
 
 
-def _stage(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> dict[str, Any]:
-    policy = stage.policy
+def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> dict[str, Any]:
+    """What stands under a stage's name, with what stands under its `in` and `after`."""
     return _without_empty(
         {
             "kind": stage.kind,
             "in": feeds,
             "params": msgspec.to_builtins(stage.params),
-            "require": _requirements(stage.requires),
-            "retry": _retry(policy.retry),
-            "timeout": _seconds_text(policy.timeout_seconds) if policy.timeout_seconds else None,
-            "on_failure": str(policy.on_failure) if policy.on_failure != OnFailure.FAIL else None,
-            "defaults": msgspec.to_builtins(policy.defaults),
+            "require": requirements_to_json(stage.requires),
+            **policy_to_json(stage.policy),
             "join": str(stage.join) if stage.join != Join.ALL else None,
             "after": after,
+            "cancelled": stage.cancelled or None,
         },
         keep=("kind",),
     )
 
 
-def _requirements(requires: Requirements) -> dict[str, Any]:
+def policy_to_json(policy: Policy) -> dict[str, Any]:
+    """A policy's keys, which stand beside a stage's others."""
+    return _without_empty(
+        {
+            "retry": _retry(policy.retry),
+            "timeout": _seconds_text(policy.timeout_seconds) if policy.timeout_seconds else None,
+            "on_failure": str(policy.on_failure) if policy.on_failure != OnFailure.FAIL else None,
+            "defaults": msgspec.to_builtins(policy.defaults),
+        }
+    )
+
+
+def requirements_to_json(requires: Requirements) -> dict[str, Any]:
+    """What stands under `require`."""
     tiers = [str(tier) for tier in requires.tiers]
     return _without_empty(
         {

@@ -52,6 +52,12 @@ class Infeasible(InvalidInput):
     status = "FAILED_PRECONDITION"
 
 
+class PatchRefused(InvalidInput):
+    """A patch cannot be taken; `problems` has every reason, and nothing has changed."""
+
+    status = "FAILED_PRECONDITION"
+
+
 class NotFound(StarloomError):
     """No such job, stage, port, model or value."""
 

@@ -53,6 +53,7 @@ _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
 _POLICY_KEYS = frozenset({"retry", "timeout", "on_failure", "defaults"})
+_STAGE_KEYS = ("kind", "in", "params", "require", *sorted(_POLICY_KEYS), "join", "after", "cancelled")
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -63,15 +64,18 @@ def from_json(document: Any, what: str = "the document is no constellation") -> 
 
     Raises InvalidConstellation, headed by `what`, with every structural problem.
     """
-    reader = _Reader()
+    reader = Reader()
     constellation = reader.constellation(document)
     if reader.problems:
         raise InvalidConstellation(reader.problems, what)
     return constellation
 
 
-class _Reader:
-    """Reads parts; notes what is wrong and goes on with a stand-in, so that one pass finds everything."""
+class Reader:
+    """Reads parts; notes what is wrong and goes on with a stand-in, so that one pass finds everything.
+
+    Its methods are for readers that derive from it, of documents with the same grammar.
+    """
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
@@ -190,17 +194,10 @@ class _Reader:
         self, name: StageId, value: Any, bindings: list[InputBinding], dependencies: list[Dependency]
     ) -> StageSpec:
         place = f"stages.{name}"
-        known = ("kind", "in", "params", "require", "retry", "timeout", "on_failure", "defaults", "join", "after")
-        part = self._mapping(place, value, known, needed=("kind",))
+        part = self._mapping(place, value, _STAGE_KEYS, needed=("kind",))
         for port, source in self._mapping(f"{place}.in", part.get("in", {})).items():
-            self._feed(name, port, source, bindings, dependencies)
-        after = part.get("after", [])
-        if isinstance(after, str | dict):
-            after = [after]
-        if not isinstance(after, list | tuple):
-            self._problem(f"{place}.after", f"is {kind_of(after)}; write a list of stages")
-            after = []
-        dependencies.extend(self._after(name, f"{place}.after[{index}]", item) for index, item in enumerate(after))
+            self._feed(place, name, port, source, bindings, dependencies)
+        dependencies.extend(self._orders(name, f"{place}.after", part.get("after", [])))
         return StageSpec(
             id=name,
             kind=self._text(f"{place}.kind", part.get("kind", "")),
@@ -210,12 +207,27 @@ class _Reader:
             else _NOTHING_REQUIRED,
             policy=self._policy(place, part) if _POLICY_KEYS & part.keys() else _USUAL_POLICY,
             join=self._choice(f"{place}.join", part["join"], Join, Join.ALL) if "join" in part else Join.ALL,
+            cancelled=self._flag(f"{place}.cancelled", part["cancelled"]) if "cancelled" in part else False,
         )
 
+    def _orders(self, stage: StageId, place: str, value: Any) -> list[Dependency]:
+        if isinstance(value, str | dict):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            self._problem(place, f"is {kind_of(value)}; write a list of stages")
+            return []
+        return [self._after(stage, f"{place}[{index}]", item) for index, item in enumerate(value)]
+
     def _feed(
-        self, stage: StageId, port: str, value: Any, bindings: list[InputBinding], dependencies: list[Dependency]
+        self,
+        of: str,
+        stage: StageId,
+        port: str,
+        value: Any,
+        bindings: list[InputBinding],
+        dependencies: list[Dependency],
     ) -> None:
-        place = f"stages.{stage}.in.{port}"
+        place = f"{of}.in.{port}"
         part = {"from": value}
         if isinstance(value, dict):
             part = self._mapping(place, value, ("from", "on", "when"), needed=("from",))

@@ -9,7 +9,7 @@ downstream stage does not exist is `dependencies[3]`.
     warnings(constellation, kinds)        # what is allowed, but seldom meant
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from starloom.dag import limits
@@ -36,6 +36,16 @@ def validate(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> Non
 def problems(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> list[Problem]:
     """Everything that is wrong with a constellation, in the order of its document; empty if nothing is."""
     return list(_Validator(constellation, kinds).problems())
+
+
+def problems_of_part(part: Constellation, kinds: Mapping[str, KindSpec], stages: Iterable[StageId]) -> list[Problem]:
+    """What is wrong with some stages of a constellation, apart from cycles and sizes. Linear in the part's size.
+
+    `part` has all stages to look up, but only the dependencies, bindings and outputs that are to be checked;
+    of each of `stages` it has all that lead into it.
+    """
+    validator = _Validator(part, kinds)
+    return [*validator.part_problems(stages), *validator.output_problems()]
 
 
 def warnings(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> list[Problem]:
@@ -71,16 +81,19 @@ class _Validator:
                 yield Problem(f"inputs.{name}", fault)
             if port.type not in tuple(PortType):
                 yield Problem(f"inputs.{name}.type", f"no port type is called {port.type!r}; use {', '.join(PortType)}")
-        for stage_name, stage in self._c.stages.items():
-            yield from stage_problems(stage_name, stage, self._kinds)
+        yield from self.part_problems(self._c.stages)
+        yield from self._cycle_problems()
+        yield from self.output_problems()
+
+    def part_problems(self, stages: Iterable[StageId]) -> Iterator[Problem]:
+        for name in stages:
+            yield from stage_problems(name, self._c.stages[name], self._kinds)
         for binding in self._c.bindings:
             yield from self._binding_problems(binding)
         for index, dependency in enumerate(self._c.dependencies):
             yield from self._dependency_problems(self._dependency_place(index, dependency), dependency)
         yield from self._duplicate_problems()
-        yield from self._feed_problems()
-        yield from self._cycle_problems()
-        yield from self._output_problems()
+        yield from self._feed_problems(stages)
 
     def _head_problems(self) -> Iterator[Problem]:
         if self._c.api_version != API_VERSION:
@@ -214,12 +227,13 @@ class _Validator:
                 yield Problem(self._dependency_place(index, dependency), what)
             group.append(dependency)
 
-    def _feed_problems(self) -> Iterator[Problem]:
+    def _feed_problems(self, stages: Iterable[StageId]) -> Iterator[Problem]:
         for (stage, name), sources in self._feeds.items():
             if len(sources) > 1:
                 given = "twice" if len(sources) == 2 else f"{len(sources)} times"
                 yield Problem(f"stages.{stage}.in.{name}", f"is fed {given}, by {' and '.join(sources)}; keep one")
-        for stage, spec in self._c.stages.items():
+        for stage in stages:
+            spec = self._c.stages[stage]
             kind = self._kinds.get(spec.kind)
             for name, port in kind.inputs.items() if kind else ():
                 if not port.optional and (stage, name) not in self._feeds:
@@ -236,7 +250,7 @@ class _Validator:
             place = f"stages.{cycle[1]}"
             yield Problem(place, f"waits for itself: {cycle_text(cycle)}; remove one of these dependencies")
 
-    def _output_problems(self) -> Iterator[Problem]:
+    def output_problems(self) -> Iterator[Problem]:
         for name, binding in self._c.outputs.items():
             faults = (
                 name_fault(name),

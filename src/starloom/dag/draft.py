@@ -1,0 +1,346 @@
+"""Does a patch's operations on a copy of what they touch, and finds everything that is wrong with the result.
+
+patched, difference = apply(constellation, patch, kinds)        # raises PatchRefused with all problems
+difference = difference_of(shape, patch, kinds)                 # the same for a shape, which stays as it is
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, assert_never
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.checks import plain_fault, suggestion
+from starloom.dag.constellation import Constellation, Dependency, InputBinding, OutputBinding, StageSpec
+from starloom.dag.errors import PatchRefused, Problem
+from starloom.dag.ids import StageId
+from starloom.dag.kinds import KindSpec
+from starloom.dag.order import cycle_text, find_cycles
+from starloom.dag.patch import (
+    Add,
+    AnyOperation,
+    ArcKey,
+    CancelStage,
+    Change,
+    Difference,
+    Move,
+    OutputChange,
+    Patch,
+    Remove,
+    Replace,
+    ResumeStage,
+    Rewire,
+    SetOutputs,
+    SetPolicy,
+    Splice,
+    arc_key,
+)
+from starloom.dag.shape import Shape
+from starloom.dag.splice import Spliced, spliced
+from starloom.dag.validate import problems_of_part
+
+REFUSED = "the patch was refused, and nothing has changed"
+
+
+def apply(
+    constellation: Constellation, patch: Patch, kinds: Mapping[str, KindSpec]
+) -> tuple[Constellation, Difference]:
+    """The constellation that a patch makes of another, and how they differ. Raises PatchRefused with all problems."""
+    shape = Shape(constellation)
+    difference, problems = difference_of(shape, patch, kinds)
+    if problems:
+        raise PatchRefused(problems, REFUSED)
+    shape.apply(difference)
+    return shape.constellation, difference
+
+
+def difference_of(shape: Shape, patch: Patch, kinds: Mapping[str, KindSpec]) -> tuple[Difference, list[Problem]]:
+    """What a patch would change, and everything that is wrong with it. Takes time in what it touches."""
+    draft = _Draft(shape)
+    for index, operation in enumerate(patch.operations):
+        draft.do(f"patch[{index}]", operation)
+    difference = draft.difference()
+    problems = [*draft.problems, *draft.faults(difference, kinds)]
+    if not problems and not difference:
+        problems = [Problem("patch", "changes nothing; say what is to be different")]
+    return difference, problems
+
+
+class _Draft:
+    """What a patch makes of the stages that it touches; all others are looked up in the shape."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.problems: list[Problem] = []
+        self._shape = shape
+        self._specs: dict[StageId, StageSpec | None] = {}
+        self._arcs: dict[StageId, list[Dependency]] = {}
+        self._bindings: dict[StageId, list[InputBinding]] = {}
+        self._outputs: dict[str, OutputBinding | None] = {}
+
+    def do(self, place: str, operation: AnyOperation) -> None:
+        """Does one operation; what cannot be done is a problem at its place."""
+        match operation:
+            case Add():
+                self._add(f"{place}.add", operation)
+            case Remove(stage=stage):
+                if self._known(f"{place}.remove", stage):
+                    self._specs[stage], self._arcs[stage], self._bindings[stage] = None, [], []
+            case Replace(stage=stage):
+                if self._known(f"{place}.replace", stage):
+                    self._replace(f"{place}.replace", operation)
+            case Rewire(stage=stage):
+                if self._known(f"{place}.rewire", stage):
+                    self._rewire(f"{place}.rewire", operation)
+            case Move(stage=stage, requires=requires):
+                self._set(f"{place}.move", stage, requires=requires)
+            case SetPolicy(stage=stage, policy=policy):
+                self._set(f"{place}.set_policy", stage, policy=policy)
+            case CancelStage(stage=stage):
+                self._set(f"{place}.cancel_stage", stage, cancelled=True)
+            case ResumeStage(stage=stage):
+                self._set(f"{place}.resume_stage", stage, cancelled=False)
+            case Splice():
+                self._splice(f"{place}.splice", operation)
+            case SetOutputs(outputs=outputs):
+                for name, output in outputs.items():
+                    if output is None and self._output(name) is None:
+                        self._problem(f"{place}.outputs.{name}", f"is no output{suggestion(name, self._shape.outputs)}")
+                    self._outputs[name] = output
+            case _:
+                assert_never(operation)
+
+    def spec(self, stage: StageId) -> StageSpec | None:
+        """A stage as it would be; None if there would be none."""
+        return self._specs[stage] if stage in self._specs else self._shape.specs.get(stage)
+
+    def names(self) -> list[StageId]:
+        """The names of all stages that there would be."""
+        return [stage for stage in {**self._shape.specs, **self._specs} if self.spec(stage) is not None]
+
+    def arcs_into(self, stage: StageId) -> list[Dependency]:
+        """The dependencies that would lead into a stage."""
+        found = self._arcs.get(stage)
+        return self._shape.upstreams.get(stage, []) if found is None else found
+
+    def difference(self) -> Difference:
+        """All that would differ."""
+        shape = self._shape
+        changes = (Change(shape.specs.get(stage), spec) for stage, spec in self._specs.items())
+        removed: list[Dependency] = []
+        added: list[Dependency] = []
+        for stage, arcs in self._arcs.items():
+            before = {arc_key(arc): arc for arc in shape.upstreams.get(stage, ())}
+            after = {arc_key(arc): arc for arc in arcs}
+            removed += (arc for key, arc in before.items() if key not in after)
+            added += (arc for key, arc in after.items() if key not in before)
+        unbound: list[InputBinding] = []
+        bound: list[InputBinding] = []
+        for stage, bindings in self._bindings.items():
+            known = shape.bindings.get(stage, [])
+            unbound += (binding for binding in known if binding not in bindings)
+            bound += (binding for binding in bindings if binding not in known)
+        outputs = ((name, OutputChange(shape.outputs.get(name), out)) for name, out in self._outputs.items())
+        return Difference(
+            stages=tuple(change for change in changes if change.before != change.after),
+            removed=tuple(removed),
+            added=tuple(added),
+            unbound=tuple(unbound),
+            bound=tuple(bound),
+            outputs={name: change for name, change in outputs if change.before != change.after},
+        )
+
+    def faults(self, difference: Difference, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
+        """Everything that would be wrong with the constellation, in and around what differs."""
+        yield from self._size_faults(difference)
+        gone = [change.stage for change in difference.stages if change.after is None]
+        yield from self._orphan_faults(gone)
+        stages = [stage for stage in difference.touched if self.spec(stage) is not None]
+        yield from problems_of_part(self._part(difference, stages, set(gone)), kinds, stages)
+        yield from self._cycle_faults(difference.added)
+
+    def _problem(self, place: str, what: str) -> None:
+        self.problems.append(Problem(place, what))
+
+    def _known(self, place: str, stage: StageId) -> bool:
+        if self.spec(stage) is not None:
+            return True
+        self._problem(place, f"no stage is called {stage!r}{suggestion(stage, self.names())}")
+        return False
+
+    def _output(self, name: str) -> OutputBinding | None:
+        return self._outputs[name] if name in self._outputs else self._shape.outputs.get(name)
+
+    def _set(self, place: str, stage: StageId, **fields: Any) -> None:
+        spec = self.spec(stage)
+        if spec is not None:
+            self._specs[stage] = msgspec.structs.replace(spec, **fields)
+        else:
+            self._known(place, stage)
+
+    def _mine(self, stage: StageId) -> tuple[list[Dependency], list[InputBinding]]:
+        """What leads into a stage, to be changed."""
+        arcs = self._arcs.get(stage)
+        if arcs is None:
+            arcs = self._arcs[stage] = list(self._shape.upstreams.get(stage, ()))
+        bindings = self._bindings.get(stage)
+        if bindings is None:
+            bindings = self._bindings[stage] = list(self._shape.bindings.get(stage, ()))
+        return arcs, bindings
+
+    def _add(self, place: str, add: Add) -> None:
+        fresh: set[StageId] = set()
+        for spec in add.stages:
+            if self.spec(spec.id) is not None:
+                self._problem(f"{place}.stages.{spec.id}", "there is already one of that name; take another")
+                continue
+            fresh.add(spec.id)
+            self._specs[spec.id], self._arcs[spec.id], self._bindings[spec.id] = spec, [], []
+        names = {spec.id for spec in add.stages}
+        items: list[Dependency | InputBinding] = [*add.dependencies, *add.bindings]
+        for item in items:
+            if item.downstream in fresh:
+                into: list[Any] = (self._arcs if isinstance(item, Dependency) else self._bindings)[item.downstream]
+                into.append(item)
+            elif item.downstream not in names:
+                self._problem(place, f"something leads into {item.downstream!r}, which is not added here; rewire that")
+
+    def _replace(self, place: str, replace: Replace) -> None:
+        spec = self.spec(replace.stage)
+        assert spec is not None
+        params = spec.params if replace.params is None else replace.params
+        if replace.model:
+            params = {**params, "model": replace.model}
+        if fault := plain_fault(params):
+            self._problem(f"{place}.params", fault)
+            return
+        self._set(place, replace.stage, kind=replace.kind or spec.kind, params=params)
+
+    def _rewire(self, place: str, rewire: Rewire) -> None:
+        if rewire.join is not None:
+            self._set(place, rewire.stage, join=rewire.join)
+        arcs, bindings = self._mine(rewire.stage)
+        items: list[Dependency | InputBinding] = [*rewire.dependencies, *rewire.bindings, *(rewire.after or ())]
+        for item in [*items, *rewire.waits, *rewire.frees]:
+            if item.downstream != rewire.stage:
+                self._problem(place, f"something leads into {item.downstream!r} instead of {rewire.stage!r}")
+                return
+        fed = {arc.input for arc in arcs if arc.input} | {binding.input for binding in bindings}
+        for port in rewire.unfed:
+            if port not in fed:
+                self._problem(f"{place}.in.{port}", f"has no source that could go{suggestion(port, fed)}")
+        ports = {*rewire.unfed, *(arc.input for arc in rewire.dependencies), *(each.input for each in rewire.bindings)}
+        frees = {arc_key(arc) for arc in rewire.frees}
+        for key in frees.difference(map(arc_key, arcs)):
+            self._problem(f"{place}.after", f"{rewire.stage} does not wait for {key.upstream} like that")
+        arcs[:] = [
+            *(arc for arc in arcs if self._stays(arc, ports, frees, rewire.after is None)),
+            *rewire.dependencies,
+            *(rewire.after or ()),
+            *rewire.waits,
+        ]
+        bindings[:] = [*(binding for binding in bindings if binding.input not in ports), *rewire.bindings]
+
+    @staticmethod
+    def _stays(arc: Dependency, ports: set[str], frees: set[ArcKey], orders_stay: bool) -> bool:
+        if arc.carries_data:
+            return arc.input not in ports
+        return orders_stay and arc_key(arc) not in frees
+
+    def _splice(self, place: str, splice: Splice) -> None:
+        found = spliced(place, splice)
+        if not isinstance(found, Spliced):
+            self.problems += found
+            return
+        self._add(place, found.add)
+        for rewire in found.rewires:
+            if self._known(f"{place}.outputs", rewire.stage):
+                self._rewire(f"{place}.outputs", rewire)
+
+    def _size_faults(self, difference: Difference) -> Iterator[Problem]:
+        born = sum(change.before is None for change in difference.stages)
+        died = sum(change.after is None for change in difference.stages)
+        stages = len(self._shape.specs) + born - died
+        arcs = self._shape.dependency_count + len(difference.added) - len(difference.removed)
+        if not stages:
+            yield Problem("stages", "there would be none; a constellation needs at least one stage")
+        sizes = (
+            ("stages", stages, "STAGES_PER_JOB_MAX", limits.STAGES_PER_JOB_MAX),
+            ("dependencies", arcs, "DEPENDENCIES_PER_JOB_MAX", limits.DEPENDENCIES_PER_JOB_MAX),
+        )
+        for place, count, name, limit in sizes:
+            if count > limit:
+                yield Problem(place, f"{count} would be over {name} = {limit}; split the job")
+
+    def _orphan_faults(self, gone: Iterable[StageId]) -> Iterator[Problem]:
+        """What would still need a stage that is taken away."""
+        for stage in gone:
+            for consumer in dict.fromkeys(arc.downstream for arc in self._shape.downstreams[stage]):
+                for arc in self.arcs_into(consumer):
+                    if arc.upstream == stage:
+                        place = f"stages.{consumer}.in.{arc.input}" if arc.input else f"stages.{consumer}.after"
+                        yield Problem(place, f"still needs {stage}, which is removed; rewire it, or remove it as well")
+
+    def _part(self, difference: Difference, stages: Iterable[StageId], gone: set[StageId]) -> Constellation:
+        """What has to be checked: all that leads into the stages, and out of those whose kind changed."""
+        arcs = [arc for stage in stages for arc in self.arcs_into(stage) if arc.upstream not in gone]
+        inside = set(stages)
+        retyped = {
+            change.stage
+            for change in difference.stages
+            if change.before is not None and change.after is not None and change.before.kind != change.after.kind
+        }
+        for stage in retyped:
+            consumers = {arc.downstream for arc in self._shape.downstreams[stage]} - inside
+            arcs += (arc for consumer in consumers for arc in self.arcs_into(consumer) if arc.upstream == stage)
+        names = set(self._outputs)
+        if retyped or gone:
+            names |= {name for name, out in self._shape.outputs.items() if out.upstream in retyped | gone}
+        outputs = {name: out for name in names if (out := self._output(name)) is not None}
+        bindings = (self._bindings.get(stage, self._shape.bindings.get(stage, [])) for stage in stages)
+        return msgspec.structs.replace(
+            self._shape.origin,
+            stages=_Stages(self),
+            dependencies=tuple(arcs),
+            bindings=tuple(binding for some in bindings for binding in some),
+            outputs=outputs,
+        )
+
+    def _cycle_faults(self, added: Iterable[Dependency]) -> Iterator[Problem]:
+        """Cycles that new dependencies would close: each leads through one, so one walk from their ends finds all."""
+        added = [arc for arc in added if arc.upstream != arc.downstream]
+        out: dict[StageId, list[StageId]] = {}
+        for stage, arcs in self._arcs.items():
+            for arc in arcs:
+                if arc.upstream != stage:
+                    out.setdefault(arc.upstream, []).append(stage)
+        found: dict[StageId, list[StageId]] = {}
+        waiting = [arc.downstream for arc in added]
+        while waiting:
+            stage = waiting.pop()
+            if stage not in found:
+                kept = [a.downstream for a in self._shape.downstreams.get(stage, ()) if a.downstream not in self._arcs]
+                found[stage] = [*out.get(stage, ()), *kept]
+                waiting += found[stage]
+        if not any(arc.upstream in found for arc in added):
+            return
+        for cycle in find_cycles(found):
+            yield Problem(f"stages.{cycle[1]}", f"would wait for itself: {cycle_text(cycle)}; leave one of these out")
+
+
+class _Stages(Mapping[StageId, StageSpec]):
+    """The stages of a draft, to look up."""
+
+    def __init__(self, draft: _Draft) -> None:
+        self._draft = draft
+
+    def __getitem__(self, stage: StageId) -> StageSpec:
+        found = self._draft.spec(stage)
+        if found is None:
+            raise KeyError(stage)
+        return found
+
+    def __iter__(self) -> Iterator[StageId]:
+        return iter(self._draft.names())
+
+    def __len__(self) -> int:
+        return len(self._draft.names())
