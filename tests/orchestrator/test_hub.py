@@ -194,8 +194,13 @@ class Agent:
                 self.channel.acknowledge(message.heartbeat.acknowledged)
                 self.beats.append(message.heartbeat.sent_nanos)
 
-    def hang_up(self) -> None:
+    async def hang_up(self) -> None:
+        """Ends the stream, and returns when the other end has noticed."""
         self._call.cancel()
+        session = self._served.hub._sessions[self.name]
+        async with asyncio.timeout(SECONDS):
+            while session.stream is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0)
 
 
 @pytest.fixture
@@ -303,7 +308,7 @@ async def test_commands_wait_for_the_agents_next_stream(served: Served, agent: A
     await agent.begin()
     served.hub.send(CAM, [release(1)])
     await agent.take(lambda: len(agent.commands) == 1)
-    agent.hang_up()
+    await agent.hang_up()
     served.hub.send(CAM, [release(2), release(3)])
     welcome = await agent.begin()
     assert welcome.resumed
@@ -316,7 +321,7 @@ async def test_a_resumed_session_repeats_nothing_and_loses_nothing(served: Serve
     await agent.begin()
     await agent.report(started(1), started(2))
     await served.loop.until(lambda: len(served.loop.reports()) == 2)
-    agent.hang_up()
+    await agent.hang_up()
     agent.channel.send([started(3)])
     welcome = await agent.begin()
     assert (welcome.resumed, welcome.received) == (True, 2)
@@ -332,7 +337,7 @@ async def test_what_does_not_fit_begins_a_new_session(served: Served, agent: Age
     first = await agent.begin()
     await agent.report(started(1))
     await served.loop.until(lambda: len(served.loop.reports()) == 1)
-    agent.hang_up()
+    await agent.hang_up()
     served.hub.send(CAM, [release(1)])
     second = await agent.begin(**changes)
     assert not second.resumed
@@ -356,6 +361,21 @@ async def test_a_second_stream_takes_the_place_of_the_first(served: Served, agen
     agent._call, agent._end = second
     served.hub.send(CAM, [release(1)])
     await agent.take(lambda: agent.commands == [release(1)])
+
+
+async def test_another_process_of_that_name_is_refused_while_the_first_is_connected(
+    served: Served, agent: Agent
+) -> None:
+    await agent.begin()
+    async with Agent(served, incarnation="i2") as other:
+        with pytest.raises(Conflict, match="a node called cam is connected already"):
+            await other.dial()
+        served.hub.send(CAM, [release(1)])
+        await agent.take(lambda: agent.commands == [release(1)])
+        assert len(served.loop.of(AgentHello)) == 1
+        # Its lease is over: it is gone, whatever its stream says.
+        served.hub.forget(CAM, "i1")
+        assert not (await other.begin()).resumed
 
 
 async def test_a_gap_ends_the_stream_and_the_session_resumes(served: Served, agent: Agent) -> None:
@@ -473,7 +493,7 @@ async def test_stopping_ends_every_stream(served: Served, agent: Agent) -> None:
 
 async def test_what_was_meant_for_an_earlier_process_does_not_reach_the_next(served: Served, agent: Agent) -> None:
     await agent.begin()
-    agent.hang_up()
+    await agent.hang_up()
     await agent.dial(incarnation="i2")
     # Decided before the new hello was taken in.
     served.hub.send(CAM, [release(1)])

@@ -173,6 +173,9 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
         old = self._sessions.get(hello.agent)
         resumed = old is not None and _fits(old, hello)
         if old is not None and old.stream is not None:
+            if old.incarnation != hello.incarnation:
+                # Two processes of one name would oust each other for ever; the lease tells if the first one is gone.
+                raise Conflict(f"a node called {hello.agent} is connected already; give this one another name")
             old.stream.end(Conflict(f"{hello.agent} has opened another stream"))
         if old is None or not resumed:
             session = self._sessions[hello.agent] = _Session(hello.agent, hello.incarnation)
