@@ -67,6 +67,8 @@ class Link:
         self._endpoint = endpoint
         self._channel: Channel[Report, Command] = Channel()
         self._outbox: list[Report] = []
+        #: wakes the writer for starts that have waited long enough
+        self._lingering: asyncio.TimerHandle | None = None
         self._session = ""
         #: whether there ever was a session
         self._known = False
@@ -76,9 +78,16 @@ class Link:
         self.connected = asyncio.Event()
 
     def send(self, report: Report) -> None:
-        """Queues a report: it arrives once, whatever happens to the connection."""
+        """Queues a report: it arrives once, whatever happens to the connection.
+
+        A start waits REPORT_STARTED_SECONDS for its attempt's end, which makes it needless.
+        """
         self._outbox.append(report)
-        self._woken.set()
+        if not isinstance(report, Started):
+            self._woken.set()
+        elif self._lingering is None:
+            loop = asyncio.get_running_loop()
+            self._lingering = loop.call_later(limits.REPORT_STARTED_SECONDS, self._woken.set)
 
     async def run(self) -> None:
         """Dials until `leave`. Raises what a first dial says that no repetition mends: Unauthenticated, InvalidInput."""
@@ -223,6 +232,9 @@ class Link:
 
     def _flush(self) -> None:
         """Reports enter the channel. A start that has ended since is not told."""
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
         if self._outbox:
             ended = {report.task for report in self._outbox if not isinstance(report, Started)}
             self._channel.send(
