@@ -7,6 +7,7 @@ import signal
 import sys
 import wave
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,6 +308,8 @@ async def started(*argv: object, cluster: Cluster) -> asyncio.subprocess.Process
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env=environment,
+        # A shell starts what runs in the background with SIGINT ignored, and a child would inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 

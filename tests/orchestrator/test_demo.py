@@ -35,11 +35,12 @@ from starloom.orchestrator.demo import (
 
 WARM_UP_JOBS = 3
 JOBS_IN_A_ROW = 10
+TENS_MAX = 3
 ROUNDS_MIN, ROUNDS_MAX = 3, 15
 #: what every job leaves behind would be left ten times, and in most processes
 MEDIAN_GROWTH_BYTES_MAX = 8 * 1024 * 1024
 #: ONNX Runtime's arena grows by a step now and then, when calls meet in a new way
-GROWTH_BYTES_MAX = 160 * 1024 * 1024
+GROWTH_BYTES_MAX = 32 * 1024 * 1024
 DECODING = {"audio.decode", "image.decode", "text.merge"}
 
 
@@ -213,16 +214,25 @@ class TestOnRay:
         # A first few runs load models, and fill caches and thread pools.
         for _ in range(WARM_UP_JOBS):
             self.ask(client)
-        before, processes = self.footprint(client), running_children()
-        for _ in range(JOBS_IN_A_ROW):
-            self.ask(client)
-        after = self.footprint(client)
-        assert running_children() == processes
-        grown = {pid: (handles - before[pid][0], size - before[pid][1]) for pid, (handles, size) in after.items()}
+        processes = running_children()
+        for _ in range(TENS_MAX):
+            grown = self.growth(client)
+            assert running_children() == processes
+            # What is left behind is left in every ten; an arena of ONNX Runtime's reaches its size and stays.
+            if max(size for _, size in grown.values()) <= GROWTH_BYTES_MAX:
+                break
         assert max(handles for handles, _ in grown.values()) <= 2, grown
         assert statistics.median_low(size for _, size in grown.values()) <= MEDIAN_GROWTH_BYTES_MAX, grown
         assert max(size for _, size in grown.values()) <= GROWTH_BYTES_MAX, grown
         until(lambda: all(node.load.held_bytes == node.load.running == 0 for node in client.nodes()))
+
+    def growth(self, client: Client) -> dict[int, tuple[int, int]]:
+        """What ten jobs add to each process's open file handles and resident bytes."""
+        before = self.footprint(client)
+        for _ in range(JOBS_IN_A_ROW):
+            self.ask(client)
+        after = self.footprint(client)
+        return {pid: (handles - before[pid][0], size - before[pid][1]) for pid, (handles, size) in after.items()}
 
     @staticmethod
     def footprint(client: Client) -> dict[int, tuple[int, int]]:
