@@ -44,7 +44,13 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):
-    """Stop an attempt, wherever it is; answered by Ended with `cancelled`, or with what it had become."""
+    """Stop an attempt, wherever it is; answered by WasCancelled, unless its end was told before."""
+
+    task: TaskToken
+
+
+class Revoke(msgspec.Struct, frozen=True, kw_only=True):
+    """Give an attempt back that has not started; answered by Revoked, or by what it is: Started or its end."""
 
     task: TaskToken
 
@@ -55,7 +61,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     job: JobId
 
 
-Command = Assign | Cancel | Release
+Command = Assign | Cancel | Revoke | Release
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,7 +73,7 @@ class Started(msgspec.Struct, frozen=True, kw_only=True):
 class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """The attempt gave a result.
 
-    `published` names the ports whose bytes are in the job store; `holds` says of each comparison of the
+    `published` names the ports whose bytes are in the job store, or inline here; `holds` says of each comparison of the
     assignment whether it holds, in its order. `emulated`: the target computed elsewhere.
     """
 
@@ -108,7 +114,13 @@ class WasCancelled(msgspec.Struct, frozen=True, kw_only=True):
     task: TaskToken
 
 
-Report = Started | Finished | Failed | InputLost | WasCancelled
+class Revoked(msgspec.Struct, frozen=True, kw_only=True):
+    """The attempt was given back: it has not started, and will not."""
+
+    task: TaskToken
+
+
+Report = Started | Finished | Failed | InputLost | WasCancelled | Revoked
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
