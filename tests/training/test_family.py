@@ -18,6 +18,9 @@ from starloom.agents.language.prompt import Reply
 SIZES = sorted(path.parent.name for path in quality.FOLDER.glob("*/model.onnx"))
 SHAPES = ((2, 7, 5), (1, 1, 0), (1, 16, 0), (3, 2, 9), (1, 1, 40), (4, 30, 100))
 MOST_BYTES = 25_000_000
+pytestmark = pytest.mark.skipif(
+    not (quality.FOLDER / "record.json").exists(), reason="no weights are recorded here yet; see training/README.md"
+)
 
 
 @cache
