@@ -86,6 +86,7 @@ def story() -> World:
     world.cancel("job-cancelled")
     world.acknowledge_cancels()
     _lose_a_value(world)
+    _change(world)
     world.restart()
     world.submit(PLAIN, job="job-over-restart")
     world.start("a")
@@ -106,6 +107,20 @@ def _lose_a_value(world: World) -> None:
     world.finish("make")
     world.goodbye(holder.name, "power cut")
     world.join(holder)
+    world.finish_all()
+
+
+def _change(world: World) -> None:
+    """A job is changed while it runs: what was given out is given back, and what has ended runs again."""
+    job = world.submit(PLAIN, job="job-patched")
+    world.patch(job, "- replace: {stage: a, params: {label: new}}", why="a better one", id="patch-1")
+    world.give_back()
+    world.finish("a")
+    added = "{c: {kind: t.work, in: {v: a.value}, after: [{stage: b, on: completion}]}}"
+    world.patch(job, f"- add: {added}\n- move: {{stage: b, require: {{labels: {{rack: left}}}}}}", restart=True)
+    world.patch(job, "- replace: {stage: a, params: {label: newest}}\n- outputs: {v: null, w: c.value}", restart=True)
+    world.patch(job, "- cancel_stage: b", restart=True)
+    world.acknowledge_cancels()
     world.finish_all()
 
 

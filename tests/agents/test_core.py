@@ -10,7 +10,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.agents.fakes import assign, given, task
 
 from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Phase, Start, Stop, Tell
-from starloom.agents.messages import Assign, Cancel, Command, Failed, Finished, Release, Report, Started, WasCancelled
+from starloom.agents.messages import (
+    Assign,
+    Cancel,
+    Command,
+    Failed,
+    Finished,
+    Release,
+    Report,
+    Revoke,
+    Revoked,
+    Started,
+    WasCancelled,
+)
 from starloom.dag import limits
 from starloom.dag.facts import ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
@@ -52,6 +64,61 @@ class Driven:
 
 def starts(instructions: Sequence[Instruction]) -> list[str]:
     return [found.assign.task.stage for found in instructions if isinstance(found, Start)]
+
+
+def test_an_attempt_that_waits_is_given_back_and_stays_so() -> None:
+    driven = Driven()
+    running, waiting = assign("running"), assign("waiting")
+    driven.tell(running, waiting)
+    found = driven.tell(Revoke(task=waiting.task))
+    assert found == [Drop(waiting.task), Tell(Revoked(task=waiting.task))]
+    assert driven.tell(Revoke(task=waiting.task), waiting) == []
+    assert driven.core.active == (running.task,)
+
+
+def test_an_attempt_that_fetches_is_given_back_once_nothing_of_it_runs() -> None:
+    driven = Driven()
+    order = remote()
+    driven.tell(order)
+    assert driven.tell(Revoke(task=order.task)) == [Stop(order.task)]
+    assert driven.tell(Revoke(task=order.task), Cancel(task=order.task)) == []
+    assert driven.core.ended(order.task, WasCancelled(task=order.task), 1) == [Tell(Revoked(task=order.task))]
+
+
+def test_an_attempt_whose_inputs_came_meanwhile_is_given_back() -> None:
+    driven = Driven()
+    order = remote()
+    driven.tell(order)
+    driven.tell(Revoke(task=order.task))
+    assert driven.core.fetched(order.task, 1) == [Tell(Revoked(task=order.task)), Drop(order.task)]
+
+
+def test_an_attempt_that_started_says_so_when_it_is_asked_back_and_runs_on() -> None:
+    driven = Driven()
+    order = assign("s")
+    driven.tell(order)
+    assert driven.tell(Revoke(task=order.task)) == [Tell(Started(task=order.task))], "a worker has it"
+    driven.core.began(order.task, 1)
+    assert driven.tell(Revoke(task=order.task)) == [Tell(Started(task=order.task))]
+    assert driven.finish(order.task) == [Tell(finished(order.task))]
+    assert driven.tell(Revoke(task=order.task)) == [], "its report says what it is"
+
+
+def test_a_revocation_that_overtakes_its_assignment_wins() -> None:
+    driven = Driven()
+    order = assign("s")
+    assert driven.tell(Revoke(task=order.task)) == [Tell(Revoked(task=order.task))]
+    assert driven.tell(order, Revoke(task=order.task)) == []
+    assert driven.core.idle
+
+
+def test_what_is_being_cancelled_is_not_given_back() -> None:
+    driven = Driven()
+    order = assign("s")
+    driven.tell(order)
+    driven.tell(Cancel(task=order.task))
+    assert driven.tell(Revoke(task=order.task)) == []
+    assert driven.core.ended(order.task, finished(order.task), 1) == [cancelled(order.task)]
 
 
 def test_an_attempt_starts_at_once_and_is_told_to_its_end() -> None:

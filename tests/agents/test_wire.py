@@ -24,6 +24,8 @@ from starloom.agents.messages import (
     Load,
     Release,
     Report,
+    Revoke,
+    Revoked,
     Started,
     WasCancelled,
     Welcome,
@@ -68,6 +70,7 @@ COMMANDS: list[Command] = [
         ),
     ),
     Cancel(task=task()),
+    Revoke(task=task()),
     Release(job=JobId("j")),
 ]
 REPORTS: list[Report] = [
@@ -89,6 +92,7 @@ REPORTS: list[Report] = [
     InputLost(task=task(), upstreams=(StageId("up"), StageId("")), reason="away", gone=True),
     InputLost(task=task(), upstreams=(), reason=""),
     WasCancelled(task=task()),
+    Revoked(task=task()),
 ]
 
 
@@ -237,6 +241,7 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
         pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), target="cpu")),
         pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), kind="k")),
         pb.Command(cancel=pb.Cancel(task=pb.Task(job_id="j", stage="s", epoch=1))),
+        pb.Command(revoke=pb.Revoke()),
         pb.Command(release=pb.Release()),
         bare_assign(timeout_seconds=float("nan")),
         bare_assign(timeout_seconds=float("inf")),

@@ -21,6 +21,8 @@ from starloom.agents.messages import (
     Load,
     Release,
     Report,
+    Revoke,
+    Revoked,
     Started,
     WasCancelled,
 )
@@ -32,10 +34,11 @@ from starloom.dag.facts import AnyFact, ErrorInfo, Fact, JobOptions, Timing, dec
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
 from starloom.dag.job import JobState, StageState, StageStatus
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
+from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import JOB_STORE, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.coordinator import Coordinator
-from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
+from starloom.orchestrator.effects import Answer, Decision, Patched, Stopped, Submitted
 from starloom.orchestrator.inputs import (
     AgentGoodbye,
     AgentHeartbeat,
@@ -43,6 +46,7 @@ from starloom.orchestrator.inputs import (
     AgentReports,
     CancelJob,
     Input,
+    PatchJob,
     Submit,
     Tick,
 )
@@ -123,6 +127,8 @@ class FakeAgent:
     #: accepted attempts without a final report
     tasks: dict[TaskToken, Assign] = field(default_factory=dict)
     cancelled: set[TaskToken] = field(default_factory=set)
+    #: attempts that it was asked to give back, and that are still here
+    revoking: set[TaskToken] = field(default_factory=set)
     held: set[tuple[JobId, str]] = field(default_factory=set)
     log: list[Command] = field(default_factory=list)
 
@@ -139,6 +145,8 @@ class FakeAgent:
                     self.tasks[task] = command
             case Cancel(task=task):
                 self.cancelled.add(task)
+            case Revoke(task=task):
+                self.revoking.add(task)
             case Release(job=job):
                 self.tasks = {task: assign for task, assign in self.tasks.items() if task.job != job}
                 self.cancelled = {task for task in self.cancelled if task.job != job}
@@ -324,6 +332,25 @@ class World:
         self.handle(CancelJob(request=self.request, job=job, principal="tester", reason="test"))
         return self.request
 
+    def patch(self, job: str, text: str, **fields: Any) -> int:
+        """Asks for a patch, given as the operations of its document; gives the request's number."""
+        self.request += 1
+        patch = msgspec.structs.replace(load_patch(f"patch:\n{text}"), **fields)
+        self.handle(PatchJob(request=self.request, job=job, patch=patch, principal="tester"))
+        return self.request
+
+    def patched(self, request: int) -> Patched:
+        """The answer to a patch that was taken."""
+        result = self.answers[request]
+        assert isinstance(result, Patched), result
+        return result
+
+    def refused(self, request: int) -> str:
+        """The words of the answer to a patch that was refused."""
+        result = self.answers[request]
+        assert isinstance(result, StarloomError), result
+        return str(result)
+
     def stopped(self, request: int) -> Stopped:
         """The answer to a cancel request."""
         result = self.answers[request]
@@ -395,6 +422,14 @@ class World:
             for task in [task for task in agent.tasks if task in agent.cancelled]:
                 self.report(agent, WasCancelled(task=task))
 
+    def give_back(self, *stages: str) -> None:
+        """Agents give back what they were asked for; of these stages, or of all."""
+        for agent in self.agents.values():
+            for task in [
+                task for task in agent.tasks if task in agent.revoking and (not stages or task.stage in stages)
+            ]:
+                self.report(agent, Revoked(task=task))
+
     def finish_all(self, salt: str = "") -> None:
         """Attempts finish, whatever their order, until no agent has any."""
         while active := [(agent, task) for agent in self.agents.values() for task in agent.tasks]:
@@ -446,12 +481,12 @@ def snapshot(coordinator: Coordinator) -> dict[str, Any]:
 
 
 def _job(job: JobState) -> dict[str, Any]:
-    plain = {name: value for name, value in vars(job).items() if name != "stages"}
+    plain = {name: value for name, value in vars(job).items() if name not in ("stages", "shape")}
     stages = {name: {slot: getattr(stage, slot) for slot in StageState.__slots__} for name, stage in job.stages.items()}
     for stage in stages.values():
         for slot in ("outputs", "holds", "consumed"):
             stage[slot] = dict(stage[slot])
-    return {**plain, "stages": stages}
+    return {**plain, "constellation": job.constellation, "submitted": job.submitted, "stages": stages}
 
 
 def facts_of(world: World, kind: type[Fact], stage: str = "") -> list[Any]:

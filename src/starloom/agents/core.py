@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from starloom.agents.messages import Assign, Cancel, Command, Release, Report, Started, WasCancelled
+from starloom.agents.messages import Assign, Cancel, Command, Release, Report, Revoke, Revoked, Started, WasCancelled
 from starloom.dag import limits
 from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
 
@@ -72,7 +72,18 @@ class Phase(Enum):
 
 
 class _Attempt:
-    __slots__ = ("accepted", "ahead", "assign", "cancelled", "fetching", "order", "phase", "released", "since")
+    __slots__ = (
+        "accepted",
+        "ahead",
+        "assign",
+        "cancelled",
+        "fetching",
+        "order",
+        "phase",
+        "released",
+        "revoked",
+        "since",
+    )
 
     def __init__(self, assign: Assign, accepted: int, order: int) -> None:
         self.assign = assign
@@ -86,8 +97,16 @@ class _Attempt:
         #: its inputs are fetched, or being fetched, and it waits
         self.ahead = False
         self.cancelled = False
+        #: its cancel is a revocation: it never started
+        self.revoked = False
         #: its job was released: nobody waits for a report
         self.released = False
+
+    @property
+    def stopped(self) -> Report:
+        """The report of one that was cancelled, once nothing of it runs any more."""
+        task = self.assign.task
+        return Revoked(task=task) if self.revoked else WasCancelled(task=task)
 
     @property
     def rank(self) -> tuple[int, int]:
@@ -178,6 +197,8 @@ class AgentCore:
                     self._accept(command, now)
                 case Cancel(task=task):
                     self._cancel(task, found)
+                case Revoke(task=task):
+                    self._revoke(task, found)
                 case Release(job=job):
                     self._release(job, found)
         return self._advance(found, now)
@@ -188,7 +209,7 @@ class AgentCore:
         attempt.fetching = now - attempt.since
         found: list[Instruction] = []
         if attempt.cancelled:
-            self._end(attempt, WasCancelled(task=task), found)
+            self._end(attempt, attempt.stopped, found)
             found.append(Drop(task))
         else:
             self._make_ready(attempt)
@@ -214,7 +235,7 @@ class AgentCore:
         if attempt.phase is Phase.RUNNING:
             self._learn(attempt, now)
         if attempt.cancelled:
-            report = WasCancelled(task=task)
+            report = attempt.stopped
         found: list[Instruction] = []
         self._end(attempt, report, found)
         return self._advance(found, now)
@@ -246,12 +267,31 @@ class AgentCore:
                 known.add(task)
                 found.append(Tell(WasCancelled(task=task)))
         elif not attempt.cancelled:
-            attempt.cancelled = True
-            if attempt.phase in (Phase.QUEUED, Phase.READY):
-                found.append(Drop(task))
-                self._end(attempt, WasCancelled(task=task), found)
-            else:
-                found.append(Stop(task))
+            self._stop(attempt, found)
+
+    def _stop(self, attempt: _Attempt, found: list[Instruction]) -> None:
+        task = attempt.assign.task
+        attempt.cancelled = True
+        if attempt.phase in (Phase.QUEUED, Phase.READY):
+            found.append(Drop(task))
+            self._end(attempt, attempt.stopped, found)
+        else:
+            found.append(Stop(task))
+
+    def _revoke(self, task: TaskToken, found: list[Instruction]) -> None:
+        """One that is with a worker has started, though it may be behind another there. Of one that ended, the report says all."""
+        attempt = self._attempts.get(task)
+        if attempt is None:
+            known = self._known.setdefault(task.job, set())
+            if task not in known:
+                known.add(task)
+                found.append(Tell(Revoked(task=task)))
+        elif attempt.phase in (Phase.HANDED, Phase.RUNNING, Phase.PUBLISHING):
+            if not attempt.cancelled:
+                found.append(Tell(Started(task=task)))
+        elif not attempt.cancelled:
+            attempt.revoked = True
+            self._stop(attempt, found)
 
     def _release(self, job: JobId, found: list[Instruction]) -> None:
         for task in self._known.pop(job, ()):

@@ -23,6 +23,8 @@ from starloom.agents.messages import (
     Load,
     Release,
     Report,
+    Revoke,
+    Revoked,
     Started,
     WasCancelled,
     Welcome,
@@ -195,6 +197,8 @@ def command_to_wire(command: Command) -> pb.Command:
             return pb.Command(assign=_assign_to_wire(command))
         case Cancel(task=task):
             return pb.Command(cancel=pb.Cancel(task=task_to_wire(task)))
+        case Revoke(task=task):
+            return pb.Command(revoke=pb.Revoke(task=task_to_wire(task)))
         case Release(job=job):
             return pb.Command(release=pb.Release(job_id=job))
 
@@ -206,6 +210,8 @@ def command_from_wire(message: pb.Command, place: str = "command") -> Command:
             return _assign_from_wire(message.assign, f"{place}.assign")
         case "cancel":
             return Cancel(task=task_from_wire(message.cancel.task, f"{place}.cancel.task"))
+        case "revoke":
+            return Revoke(task=task_from_wire(message.revoke.task, f"{place}.revoke.task"))
         case "release":
             if not message.release.job_id:
                 raise refusal(f"{place}.release.job_id", "is empty")
@@ -303,6 +309,8 @@ def report_to_wire(report: Report) -> pb.Report:
             )
         case WasCancelled():
             return pb.Report(was_cancelled=pb.WasCancelled(task=task))
+        case Revoked():
+            return pb.Report(revoked=pb.Revoked(task=task))
 
 
 def report_from_wire(message: pb.Report, place: str = "report", node: str = "") -> Report:
@@ -332,6 +340,8 @@ def report_from_wire(message: pb.Report, place: str = "report", node: str = "") 
             )
         case "was_cancelled":
             return WasCancelled(task=task_from_wire(message.was_cancelled.task, f"{place}.was_cancelled.task"))
+        case "revoked":
+            return Revoked(task=task_from_wire(message.revoked.task, f"{place}.revoked.task"))
         case _:
             raise refusal(place, "is none that is known here: the sender is newer")
 

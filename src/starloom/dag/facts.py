@@ -12,6 +12,7 @@ import msgspec
 from starloom.dag.constellation import Constellation
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, Revision, StageId
 from starloom.dag.kinds import KindSpec
+from starloom.dag.patch import Difference
 from starloom.dag.values import ValueRef
 
 
@@ -188,6 +189,23 @@ class StageCancelled(Fact, frozen=True, tag="stage-cancelled"):
     stage: StageId
 
 
+class JobPatched(Fact, frozen=True, tag="job-patched"):
+    """A patch was taken: the job's constellation is what `difference` makes of it, as this revision.
+
+    `operations` names them in short, for people; `digest` tells them from others under the same `patch`, its id.
+    """
+
+    job: JobId
+    revision: Revision
+    difference: Difference
+    operations: tuple[str, ...] = ()
+    principal: str = ""
+    why: str = ""
+    patch: str = ""
+    digest: str = ""
+    restart: bool = False
+
+
 class JobCancelRequested(Fact, frozen=True, tag="job-cancel-requested"):
     job: JobId
     principal: str = ""
@@ -217,6 +235,7 @@ AnyFact = (
     | StageSuperseded
     | StageReopened
     | StageCancelled
+    | JobPatched
     | JobCancelRequested
     | JobEnded
 )

@@ -10,10 +10,11 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from starloom.dag import facts
-from starloom.dag.constellation import Constellation, Dependency, InputBinding, StageSpec
-from starloom.dag.errors import InvalidTransition
+from starloom.dag.constellation import Constellation, StageSpec
+from starloom.dag.errors import InvalidTransition, NotFound
 from starloom.dag.facts import Fact, JobStatus
 from starloom.dag.ids import AgentId, Attempt, FencingToken, Revision, StageId
+from starloom.dag.shape import Shape, constellation_at
 from starloom.dag.values import ValueRef
 
 _STORY_FACTS: Final = 20
@@ -125,6 +126,13 @@ class StageState:
     def outcome(self) -> Outcome:
         return Outcome(self.status, self.outputs, self.holds)
 
+    def change(self, spec: StageSpec) -> None:
+        """It is another stage from here on: what went wrong before does not count against it."""
+        self.spec = spec
+        self.failures = self.deaths = self.input_losses = 0
+        self.retry_seconds = None
+        self.error = None
+
 
 class JobState:
     """A job: its constellation, the state of each stage, and the arcs indexed from both ends."""
@@ -140,22 +148,38 @@ class JobState:
         #: why it failed, or is being cancelled
         self.error = ""
         self.outputs: dict[str, ValueRef] = {}
-        self.constellation: Constellation = submitted.constellation
-        self.stages = {stage: StageState(spec) for stage, spec in self.constellation.stages.items()}
-        self.upstreams: dict[StageId, list[Dependency]] = {stage: [] for stage in self.stages}
-        self.downstreams: dict[StageId, list[Dependency]] = {stage: [] for stage in self.stages}
-        self.bindings: dict[StageId, list[InputBinding]] = {stage: [] for stage in self.stages}
-        for dependency in self.constellation.dependencies:
-            self.upstreams[dependency.downstream].append(dependency)
-            self.downstreams[dependency.upstream].append(dependency)
-        for binding in self.constellation.bindings:
-            self.bindings[binding.downstream].append(binding)
+        #: the patches that were taken, in order: the first made revision 2 of revision 1
+        self.patches: list[facts.JobPatched] = []
+        self.shape = Shape(submitted.constellation)
+        self.stages = {stage: StageState(spec) for stage, spec in self.shape.specs.items()}
+        self.upstreams = self.shape.upstreams
+        self.downstreams = self.shape.downstreams
+        self.bindings = self.shape.bindings
         #: arcs into a stage whose upstream has not ended; the stage is decided when none is left
         self.undecided = {stage: len(arcs) for stage, arcs in self.upstreams.items()}
         self.open_stages = len(self.stages)
         self.active_attempts = 0
         #: every agent that was given a stage
         self.agents: set[AgentId] = set()
+        #: the last attempts of stages that a patch removed: one that comes under the same name counts on
+        self._former_attempts: dict[StageId, Attempt] = {}
+
+    @property
+    def constellation(self) -> Constellation:
+        """The constellation as it is now; after a patch it is made when it is asked for."""
+        return self.shape.constellation
+
+    @property
+    def submitted(self) -> Constellation:
+        """The constellation that the job was accepted with."""
+        return self.shape.origin
+
+    def constellation_at(self, revision: int) -> Constellation:
+        """The constellation as it was at a revision. Raises NotFound if there was none."""
+        first = self.revision - len(self.patches)
+        if not first <= revision <= self.revision:
+            raise NotFound(f"job {self.id} has no revision {revision}; it has {first} to {self.revision}")
+        return constellation_at(self.submitted, (patch.difference for patch in self.patches[: revision - first]))
 
     @property
     def ended(self) -> bool:
@@ -166,6 +190,9 @@ class JobState:
         match fact:
             case facts.StageFact() | facts.StageCancelled():
                 self._apply_to_stage(fact)
+            case facts.JobPatched():
+                self._expect(fact, self.status is JobStatus.RUNNING and fact.revision == self.revision + 1)
+                self._patch(fact)
             case facts.JobCancelRequested():
                 self._expect(fact, self.status is JobStatus.RUNNING)
                 self.status = JobStatus.CANCELLING
@@ -202,10 +229,36 @@ class JobState:
             for dependency in self.downstreams[fact.stage]:
                 self.undecided[dependency.downstream] -= change
 
+    def _patch(self, fact: facts.JobPatched) -> None:
+        difference = fact.difference
+        for change in difference.stages:
+            stage = self.stages.get(change.stage)
+            if (stage.spec if stage else None) != change.before or (stage and stage.live):
+                raise InvalidTransition(f"job {self.id} has {stage}; {fact!r} does not fit")
+            if stage is None and change.after is not None:
+                stage = self.stages[change.stage] = StageState(change.after)
+                stage.attempt = self._former_attempts.pop(change.stage, stage.attempt)
+                self.open_stages += 1
+            elif stage is not None and change.after is not None:
+                stage.change(change.after)
+            elif stage is not None:
+                del self.stages[change.stage], self.undecided[change.stage]
+                self._former_attempts[change.stage] = stage.attempt
+                self.open_stages -= stage.status not in ENDED
+        self.shape.apply(difference)
+        for name in difference.touched:
+            if name in self.stages:
+                self.undecided[name] = self._open_arcs(name)
+        self.revision = fact.revision
+        self.patches.append(fact)
+
+    def _open_arcs(self, name: StageId) -> int:
+        return sum(self.stages[arc.upstream].status not in ENDED for arc in self.upstreams[name])
+
     def declared(self) -> dict[str, ValueRef]:
         """The job's declared outputs that are there, by name."""
         found = {}
-        for name, binding in self.constellation.outputs.items():
+        for name, binding in self.shape.outputs.items():
             ref = self.stages[binding.upstream].outputs.get(binding.output)
             if ref is not None:
                 found[name] = ref
@@ -216,8 +269,12 @@ class JobState:
         for name, stage in self.stages.items():
             for what in _faults(stage):
                 raise AssertionError(f"{name}: {stage!r}: {what}")
-            waiting = sum(self.stages[d.upstream].status not in ENDED for d in self.upstreams[name])
+            waiting = self._open_arcs(name)
             assert self.undecided[name] == waiting, f"{name}: undecided {self.undecided[name]}, counted {waiting}"
+        specs = {name: stage.spec for name, stage in self.stages.items()}
+        assert specs == self.shape.specs, "the stages are not those of the constellation"
+        assert self.undecided.keys() == specs.keys(), "undecided is of other stages"
+        assert self.revision == 1 + len(self.patches), "the revision does not count the patches"
         assert self.open_stages == sum(s.status not in ENDED for s in self.stages.values()), "open_stages is off"
         assert self.active_attempts == sum(len(s.live) for s in self.stages.values()), "active_attempts is off"
         assert not self.ended or self.active_attempts == 0, "an ended job has live tokens"

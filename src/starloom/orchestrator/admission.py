@@ -1,8 +1,9 @@
 """Whether a job is accepted: whole, with all that is wrong in one answer, or not at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from starloom.dag import limits
+from starloom.dag.constellation import StageSpec
 from starloom.dag.errors import (
     Conflict,
     Infeasible,
@@ -14,6 +15,7 @@ from starloom.dag.errors import (
     Unavailable,
 )
 from starloom.dag.facts import JobSubmitted
+from starloom.dag.ids import StageId
 from starloom.dag.job import JobState
 from starloom.dag.validate import problems
 from starloom.dag.validate_stage import a_port, label_problems
@@ -67,7 +69,7 @@ class Admission:
         job = self._state.jobs[given.job]
         run = self._endings.begin(job)
         for name, arcs in job.upstreams.items():
-            if not arcs:
+            if not arcs or job.stages[name].spec.cancelled:
                 self._settler.decide(run, name)
         self._ledger.answer(given.request, Submitted(job=job.id, revision=job.revision))
 
@@ -80,7 +82,7 @@ class Admission:
             return None
         job = self._state.jobs[known]
         parts = {
-            "constellation": job.constellation == given.constellation,
+            "constellation": job.submitted == given.constellation,
             "inputs": _content(job.inputs) == _content(given.inputs),
             "options": job.options == given.options,
         }
@@ -94,22 +96,24 @@ class Admission:
         """Raises the error for a job that cannot be accepted."""
         if not self._fleet.members:
             raise Unavailable("no agent has joined yet, so nothing could run; start one and try again")
-        self._check_load(given)
-        wrong = [*problems(given.constellation, self._fleet.kinds), *self._stream_problems(given)]
+        self.check_load(1, len(given.constellation.stages))
+        stages = given.constellation.stages
+        wrong = [*problems(given.constellation, self._fleet.kinds), *self._input_streams(given)]
+        wrong += self.stream_problems(stages)
         unfit = [*_input_problems(given), *_option_problems(given)]
         if wrong:
             raise InvalidConstellation([*wrong, *unfit], f"constellation {given.constellation.name!r} is not valid")
         if unfit:
             raise InvalidInput(unfit, "the job cannot be accepted")
-        infeasible = list(self._infeasible(given))
+        infeasible = list(self.infeasible(stages))
         if infeasible:
             raise Infeasible(infeasible, "no node meets the requirements of these stages")
 
-    def _check_load(self, given: Submit) -> None:
+    def check_load(self, more_jobs: int, more: int) -> None:
+        """Raises Overloaded if so many more jobs, and so many more stages, are too many."""
         jobs = len(self._state.open)
         stages = sum(job.open_stages for job in self._state.open.values())
-        more = len(given.constellation.stages)
-        if jobs >= limits.OPEN_JOBS_MAX:
+        if jobs + more_jobs > limits.OPEN_JOBS_MAX:
             what = f"{jobs} jobs are open, and OPEN_JOBS_MAX = {limits.OPEN_JOBS_MAX}"
         elif stages + more > limits.OPEN_STAGES_MAX:
             what = f"{stages} stages are open, and {more} more are over OPEN_STAGES_MAX = {limits.OPEN_STAGES_MAX}"
@@ -117,25 +121,28 @@ class Admission:
             return
         raise Overloaded(f"{what}; try again once some have ended", limits.OVERLOADED_RETRY_SECONDS)
 
-    def _stream_problems(self, given: Submit) -> Iterator[Problem]:
-        """Streams are part of the language, but this version runs one-shot ports only."""
+    def _input_streams(self, given: Submit) -> Iterator[Problem]:
         for name, port in given.constellation.inputs.items():
             if port.stream:
                 yield Problem(f"inputs.{name}", "is a stream; this version runs one-shot ports only")
+
+    def stream_problems(self, stages: Mapping[StageId, StageSpec]) -> Iterator[Problem]:
+        """Streams are part of the language, but this version runs one-shot ports only."""
         streaming = {
             kind.name
             for kind in self._fleet.kinds.values()
             if any(port.stream for port in (*kind.inputs.values(), *kind.outputs.values()))
             or (kind.variadic_input is not None and kind.variadic_input.stream)
         }
-        for name, stage in given.constellation.stages.items() if streaming else ():
+        for name, stage in stages.items() if streaming else ():
             if stage.kind in streaming:
                 what = f"{stage.kind} has stream ports; this version runs one-shot ports only"
                 yield Problem(f"stages.{name}.kind", what)
 
-    def _infeasible(self, given: Submit) -> Iterator[Problem]:
+    def infeasible(self, stages: Mapping[StageId, StageSpec]) -> Iterator[Problem]:
+        """The stages that no node may run, each with the reason for every node."""
         reasons: dict[int, str] = {}
-        for name, stage in given.constellation.stages.items():
+        for name, stage in stages.items():
             lane = self._lanes.lane(stage.kind, stage.requires)
             if lane.seq not in reasons:
                 reasons[lane.seq] = self._why_nowhere(lane)

@@ -11,6 +11,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     admission    whether a job is accepted            settle    what follows when a stage ends or fails
     membership   agents and their leases              dispatch  ready stages and their places
     reports      what agents say of their attempts    endings   how jobs end
+    patching     changes of jobs that run
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,11 +32,13 @@ from starloom.orchestrator.inputs import (
     AgentReports,
     CancelJob,
     Input,
+    PatchJob,
     Submit,
     Tick,
 )
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.membership import Membership
+from starloom.orchestrator.patching import Patching
 from starloom.orchestrator.placement import EarliestFinish, Planner
 from starloom.orchestrator.reports import Reports
 from starloom.orchestrator.runs import Run, Waits
@@ -58,6 +61,7 @@ class Coordinator:
         self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._reports = Reports(self._state, self._ledger, self._endings, self._settler)
+        self._patching = Patching(self._state, self._ledger, self._lanes, self._endings, self._settler, self._admission)
         self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)
 
     def replay(self, facts: Iterable[Fact]) -> None:
@@ -86,8 +90,8 @@ class Coordinator:
 
     def next_wake(self) -> int | None:
         """When a Tick is due at the latest, in monotonic nanoseconds; None if only inputs can change anything."""
-        times = [time for time in (self._membership.next_time, self._waits.next_time) if time is not None]
-        return min(times, default=None)
+        due = (self._membership.next_time, self._waits.next_time, self._patching.next_time)
+        return min((time for time in due if time is not None), default=None)
 
     @property
     def jobs(self) -> Mapping[JobId, JobState]:
@@ -135,8 +139,12 @@ class Coordinator:
                 self._admission.submit(given)
             case CancelJob():
                 self._cancel(given)
+            case PatchJob():
+                self._patch(given)
             case AgentHello():
                 self._membership.hello(given)
+                if not given.resumed:
+                    self._patching.hello(given.agent)
             case AgentGoodbye():
                 self._membership.goodbye(given)
             case Tick():
@@ -148,6 +156,7 @@ class Coordinator:
         for run, stage in self._waits.due(self._ledger.now):
             self._settler.decide(run, stage)
         self._settler.drain()
+        self._patching.settle()
         self._dispatcher.run()
 
     def _cancel(self, given: CancelJob) -> None:
@@ -163,6 +172,14 @@ class Coordinator:
         run.askers.append((given.request, self._ledger.now))
         if job.status is JobStatus.RUNNING:
             self._endings.cancel(run, given.principal, given.reason)
+
+    def _patch(self, given: PatchJob) -> None:
+        try:
+            job = self.find(given.job)
+        except NotFound as error:
+            self._ledger.answer(given.request, error)
+        else:
+            self._patching.request(job, given)
 
     def _resume(self, run: Run) -> None:
         """An open job after a restart: its pending stages get ready or wait, as before."""

@@ -26,12 +26,27 @@ class Stopped(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class Patched(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer to PatchJob: the revision that the patch made, and what changed, in words.
+
+    `existing`: it was taken before, under the same id.
+    """
+
+    job: JobId
+    revision: Revision
+    changes: tuple[str, ...] = ()
+    existing: bool = False
+
+
+Result = Submitted | Stopped | Patched
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What to tell the client of a request: a result, or an error."""
 
     request: int
-    result: Submitted | Stopped | StarloomError
+    result: Result | StarloomError
 
 
 @dataclass(slots=True)

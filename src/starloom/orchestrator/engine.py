@@ -21,9 +21,9 @@ from starloom.dag.errors import StarloomError, Unavailable
 from starloom.dag.facts import AgentLost, Fact
 from starloom.dag.ids import AgentId, JobId
 from starloom.orchestrator.coordinator import Coordinator
-from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
+from starloom.orchestrator.effects import Answer, Decision, Result
 from starloom.orchestrator.events import EventLog
-from starloom.orchestrator.inputs import CancelJob, Input, Submit, Tick
+from starloom.orchestrator.inputs import CancelJob, Input, PatchJob, Submit, Tick
 from starloom.orchestrator.jobstore import JobStore
 from starloom.orchestrator.journal import Journal, Record
 from starloom.orchestrator.kept import KeptJobs
@@ -62,7 +62,7 @@ class Engine:
         self._reading = ThreadPoolExecutor(1, "journal-read")
         self._inbox: deque[tuple[Input, Done | None]] = deque()
         self._undone: deque[tuple[Decision, list[Done]]] = deque()
-        self._answers: dict[int, asyncio.Future[Submitted | Stopped]] = {}
+        self._answers: dict[int, asyncio.Future[Result]] = {}
         self._requests = 0
         self._dropped: list[JobId] = []
         self._deciding: asyncio.Handle | None = None
@@ -105,13 +105,13 @@ class Engine:
             # Whatever else arrives in this turn of the event loop joins the batch.
             self._deciding = self._loop.call_soon(self._decide)
 
-    async def ask(self, make: Callable[[int], Submit | CancelJob]) -> Submitted | Stopped:
+    async def ask(self, make: Callable[[int], Submit | CancelJob | PatchJob]) -> Result:
         """Posts the input that `make` gives for a request's number, and returns the answer, or raises it."""
         if self._stopping or self.failed.done():
             raise _gone()
         self._requests += 1
         request = self._requests
-        answer: asyncio.Future[Submitted | Stopped] = self._loop.create_future()
+        answer: asyncio.Future[Result] = self._loop.create_future()
         self._answers[request] = answer
         try:
             self.post(make(request))

@@ -7,6 +7,7 @@ from starloom.dag.constellation import Constellation
 from starloom.dag.facts import JobOptions
 from starloom.dag.ids import AgentId, JobId, TaskToken
 from starloom.dag.kinds import KindSpec
+from starloom.dag.patch import Patch
 from starloom.dag.values import ValueRef
 from starloom.devices.node import NodeProfile
 
@@ -33,6 +34,15 @@ class CancelJob(msgspec.Struct, frozen=True, kw_only=True):
     job: str
     principal: str = ""
     reason: str = ""
+
+
+class PatchJob(msgspec.Struct, frozen=True, kw_only=True):
+    """A client asks to change a job, by id or key. Answered once the patch is taken, or refused with all reasons."""
+
+    request: int
+    job: str
+    patch: Patch
+    principal: str = ""
 
 
 class AgentHello(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,4 +88,4 @@ class Tick(msgspec.Struct, frozen=True):
     """Nothing but the passing of time: leases lapse and back-offs end."""
 
 
-Input = Submit | CancelJob | AgentHello | AgentHeartbeat | AgentReports | AgentGoodbye | Tick
+Input = Submit | CancelJob | PatchJob | AgentHello | AgentHeartbeat | AgentReports | AgentGoodbye | Tick

@@ -6,7 +6,7 @@ decides, then the jobs take turns (each served stage moves its job back by one),
 greatest upward rank, then the order of the constellation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
@@ -91,8 +91,8 @@ class ReadyLanes:
         return lane
 
     def push(self, run: Run, stage: StageId) -> None:
-        """A stage is ready; again is fine. `run.queued` without it takes it out again."""
-        if stage in run.queued:
+        """A stage is ready; again is fine. `run.queued` without it takes it out again. One that is held stays out."""
+        if stage in run.queued or stage in run.held:
             return
         run.queued.add(stage)
         spec = run.job.stages[stage].spec
@@ -108,6 +108,15 @@ class ReadyLanes:
         run.lanes.clear()
         run.parked.clear()
         self._parked.pop(run.job.id, None)
+
+    def forget(self, run: Run, stages: Collection[StageId]) -> None:
+        """Stages are no longer what they were: whatever lane knows them is not theirs any more."""
+        for lane in run.lanes.values():
+            heap = lane.stages[run.job.id]
+            kept = [entry for entry in heap if entry[2] not in stages]
+            if len(kept) < len(heap):
+                heap[:] = kept
+                heapify(heap)
 
     def _enter(self, lane: Lane, run: Run, stage: StageId) -> None:
         heap = lane.stages.get(run.job.id)

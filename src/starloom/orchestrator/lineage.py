@@ -42,7 +42,10 @@ def verdict(job: JobState, stage: StageId) -> Verdict:
     """Whether a stage may run, is to be skipped, or waits. Takes time in the number of its upstreams."""
     arcs = job.upstreams[stage]
     undecided = job.undecided[stage]
-    if job.stages[stage].spec.join is Join.ANY and arcs:
+    spec = job.stages[stage].spec
+    if spec.cancelled:
+        return Verdict.SKIP
+    if spec.join is Join.ANY and arcs:
         if any(satisfied(arc, up) for arc, up in _ended(job, arcs)):
             return Verdict.RUN
         return Verdict.WAIT if undecided else Verdict.SKIP
@@ -59,7 +62,9 @@ def _ended(job: JobState, arcs: list[Dependency]) -> Iterator[tuple[Dependency, 
 
 
 def skip_reason(job: JobState, stage: StageId) -> str:
-    """Why a stage is skipped: its first upstream that does not let it start."""
+    """Why a stage is skipped: it was cancelled, or its first upstream that does not let it start."""
+    if job.stages[stage].spec.cancelled:
+        return "it is cancelled in the constellation"
     for arc in job.upstreams[stage]:
         upstream = job.stages[arc.upstream]
         if satisfied(arc, upstream):

@@ -4,7 +4,7 @@ from math import isfinite
 
 import msgspec
 
-from starloom.agents.messages import Cancel, Failed, Finished, InputLost, Report, Started, WasCancelled
+from starloom.agents.messages import Cancel, Failed, Finished, InputLost, Report, Revoked, Started, WasCancelled
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
 from starloom.dag.facts import ErrorInfo, StageCommitted, StageStarted, Timing
@@ -43,7 +43,7 @@ class Reports:
             return
         stage = run.job.stages.get(task.stage)
         if stage is None or stage.live.get(task.token) != agent:
-            known = isinstance(report, WasCancelled) or (stage is not None and stage.committed == task.token)
+            known = isinstance(report, WasCancelled | Revoked) or (stage is not None and stage.committed == task.token)
             self.stale_refused += not known
             return
         match report:
@@ -59,10 +59,13 @@ class Reports:
             case WasCancelled():
                 if self._settler.supersede(run, task.stage, task.token, f"{agent} stopped it"):
                     self._settler.decide(run, task.stage)
+            case Revoked():
+                if self._settler.supersede(run, task.stage, task.token, f"{agent} gave it back, for a patch"):
+                    self._settler.decide(run, task.stage)
 
     def _of_ended_job(self, agent: AgentId, report: Report) -> None:
         """The agent's release crossed with the report, or never came: it is told again what to forget."""
-        if isinstance(report, WasCancelled):
+        if isinstance(report, WasCancelled | Revoked):
             return
         self.stale_refused += 1
         if isinstance(report, Started):

@@ -1,12 +1,16 @@
 """What is kept of open jobs beside their state: ranks, turns and waits. Made anew after a restart, never journaled."""
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
-from starloom.dag.ids import AgentId, StageId
+from starloom.dag.errors import StarloomError
+from starloom.dag.ids import AgentId, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.kinds import KindSpec
+from starloom.dag.patch import Difference, Patch
 
 if TYPE_CHECKING:
     from starloom.orchestrator.lanes import Lane
@@ -17,6 +21,18 @@ class BackOff(NamedTuple):
 
     until: int
     why: str
+
+
+@dataclass(slots=True)
+class Asked:
+    """A patch that was asked for. While it settles: the attempts that agents were asked to give back."""
+
+    patch: Patch
+    digest: str
+    principal: str
+    requests: list[int]
+    deadline: int = 0
+    revoked: dict[TaskToken, AgentId] = field(default_factory=dict)
 
 
 class Run:
@@ -30,10 +46,7 @@ class Run:
         self.rank = upward_ranks(job, kinds)
         #: ports of each stage that are outputs of the job
         self.publish: dict[StageId, tuple[str, ...]] = {}
-        for binding in job.constellation.outputs.values():
-            ports = self.publish.get(binding.upstream, ())
-            if binding.output not in ports:
-                self.publish[binding.upstream] = (*ports, binding.output)
+        self._declare()
         #: this job's turn among those of its priority
         self.tag = 0
         self.closed = False
@@ -51,6 +64,12 @@ class Run:
         self.avoid: dict[StageId, set[AgentId]] = {}
         #: requests to cancel it that are not answered, each with its time
         self.askers: list[tuple[int, int]] = []
+        #: patches that were asked for: the first is being settled, the others wait
+        self.patches: deque[Asked] = deque()
+        #: stages that a settling patch touches: they are neither placed nor skipped before it is decided
+        self.held: dict[StageId, None] = {}
+        #: answers to patches that were refused, by their ids, the oldest first
+        self.refusals: dict[str, tuple[str, StarloomError]] = {}
 
     def __repr__(self) -> str:
         return f"<Run of {self.job.id}: queued={len(self.queued)} waits={len(self.waits)}>"
@@ -60,6 +79,25 @@ class Run:
         """Whether the job has as many active attempts as its options allow."""
         bound = self.job.options.max_parallel
         return 0 < bound <= self.job.active_attempts
+
+    def patched(self, difference: Difference, kinds: Mapping[str, KindSpec]) -> None:
+        """A patch was taken: what is kept of stages that changed begins anew. Ranks are not passed on to upstreams."""
+        changed = [change.stage for change in difference.stages]
+        for stage in changed:
+            self.order.setdefault(stage, len(self.order))
+            self.queued.discard(stage)
+            for kept in (self.waits, self.unreachable, self.avoid):
+                kept.pop(stage, None)
+        if difference.outputs:
+            self.publish.clear()
+            self._declare()
+        rank_stages(self.job, kinds, self.rank, {stage for stage in changed if stage in self.job.stages})
+
+    def _declare(self) -> None:
+        for binding in self.job.shape.outputs.values():
+            ports = self.publish.get(binding.upstream, ())
+            if binding.output not in ports:
+                self.publish[binding.upstream] = (*ports, binding.output)
 
 
 class Waits:
@@ -106,20 +144,35 @@ class Waits:
 def upward_ranks(job: JobState, kinds: Mapping[str, KindSpec]) -> dict[StageId, float]:
     """For each stage the hinted seconds of the longest way from its start to an end of the job."""
     ranks: dict[StageId, float] = {}
-    if not job.constellation.dependencies:
-        return ranks
-    open_arcs = {stage: len(arcs) for stage, arcs in job.downstreams.items()}
+    if job.shape.dependency_count:
+        open_arcs = {stage: len(arcs) for stage, arcs in job.downstreams.items()}
+        _rank(job, kinds, ranks, open_arcs)
+    return ranks
+
+
+def rank_stages(
+    job: JobState, kinds: Mapping[str, KindSpec], ranks: dict[StageId, float], stages: Collection[StageId]
+) -> None:
+    """Ranks some stages anew, by the ranks that the others have."""
+    if job.shape.dependency_count:
+        _rank(job, kinds, ranks, {s: sum(arc.downstream in stages for arc in job.downstreams[s]) for s in stages})
+
+
+def _rank(
+    job: JobState, kinds: Mapping[str, KindSpec], ranks: dict[StageId, float], open_arcs: dict[StageId, int]
+) -> None:
+    """Ranks the stages of `open_arcs`, each once none of its arcs into another of them is open."""
     done = [stage for stage, count in open_arcs.items() if count == 0]
     for stage in done:
         kind = kinds.get(job.stages[stage].spec.kind)
-        below = max((ranks[arc.downstream] for arc in job.downstreams[stage]), default=0.0)
+        below = max((ranks.get(arc.downstream, 0.0) for arc in job.downstreams[stage]), default=0.0)
         # Kinds without a hint still count: of two chains the longer one goes first.
         ranks[stage] = below + max(kind.cost.run_seconds if kind else 0.0, _LEAST_SECONDS)
         for arc in job.upstreams[stage]:
-            open_arcs[arc.upstream] -= 1
-            if open_arcs[arc.upstream] == 0:
-                done.append(arc.upstream)
-    return ranks
+            if arc.upstream in open_arcs:
+                open_arcs[arc.upstream] -= 1
+                if open_arcs[arc.upstream] == 0:
+                    done.append(arc.upstream)
 
 
 _LEAST_SECONDS = 1e-4

@@ -53,6 +53,8 @@ class Settler:
 
     def decide(self, run: Run, name: StageId) -> None:
         """A pending stage becomes ready, is skipped, or goes on waiting, as its upstreams have it."""
+        if name in run.held:
+            return
         match verdict(run.job, name):
             case Verdict.RUN if name not in run.waits:
                 self._lanes.push(run, name)
@@ -142,6 +144,10 @@ class Settler:
             if arc.downstream in run.queued:
                 run.queued.discard(arc.downstream)
                 self.decide(run, arc.downstream)
+
+    def touch(self, run: Run) -> None:
+        """The job may have nothing left to do; `drain` looks."""
+        self._touched[run.job.id] = run
 
     def wait(self, run: Run, name: StageId, seconds: float, why: str) -> None:
         """A pending stage is not placed before so many seconds have passed."""

@@ -12,6 +12,7 @@ from starloom.dag.facts import (
     Fact,
     JobCancelRequested,
     JobEnded,
+    JobPatched,
     JobSubmitted,
     StageCancelled,
     StageCommitted,
@@ -20,7 +21,7 @@ from starloom.dag.facts import (
 )
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, TaskToken
 from starloom.dag.job import JobState, StageState
-from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
+from starloom.orchestrator.effects import Answer, Decision, Result
 from starloom.orchestrator.fleet import Fleet
 from starloom.orchestrator.placement import Planner
 
@@ -48,7 +49,7 @@ class State:
                 self.jobs[fact.job] = self.open[fact.job] = JobState(fact)
                 if fact.key:
                     self.keys[fact.key] = fact.job
-            case JobCancelRequested():
+            case JobCancelRequested() | JobPatched():
                 self.jobs[fact.job].apply(fact)
             case JobEnded():
                 self.jobs[fact.job].apply(fact)
@@ -114,7 +115,7 @@ class Ledger:
         """Tells an agent something, after the facts are durable."""
         self.decision.commands.append((agent, command))
 
-    def answer(self, request: int, result: Submitted | Stopped | StarloomError) -> None:
+    def answer(self, request: int, result: Result | StarloomError) -> None:
         """Answers a client, after the facts are durable."""
         self.decision.answers.append(Answer(request, result))
 

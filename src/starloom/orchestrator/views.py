@@ -55,6 +55,8 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
         raise NotFound(f"job {job.id} has no stage {name!r}")
     if stage.status in ENDED or run is None:
         return ""
+    if name in run.held:
+        return "a patch of the job to be settled"
     if stage.live:
         return _for_agent(stage, fleet)
     if job.undecided[name]:

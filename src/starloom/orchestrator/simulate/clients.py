@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from starloom.dag.errors import StarloomError
 from starloom.dag.ids import JobId
 from starloom.devices.faults import FaultKind
-from starloom.orchestrator.effects import Stopped, Submitted
+from starloom.orchestrator.effects import Patched, Stopped, Submitted
 from starloom.orchestrator.inputs import CancelJob, Submit
 from starloom.orchestrator.simulate.loop import Call, Process
 from starloom.orchestrator.simulate.workload import Work
@@ -81,7 +81,7 @@ class Client(Process):
         )
         self._loop.after(0, ask, server)
 
-    def _submitted(self, result: Submitted | Stopped | StarloomError) -> None:
+    def _submitted(self, result: Submitted | Stopped | Patched | StarloomError) -> None:
         if isinstance(result, Submitted):
             self._world.judge.accepted(self, result)
             if self.job is None:
@@ -109,7 +109,7 @@ class Client(Process):
             ask = partial(server.ask, lambda request: CancelJob(request=request, job=job), reply)
             self._loop.after(0, ask, server)
 
-    def _was_stopped(self, result: Submitted | Stopped | StarloomError) -> None:
+    def _was_stopped(self, result: Submitted | Stopped | Patched | StarloomError) -> None:
         if isinstance(result, Stopped) and self._stopped is None:
             self._stopped = result
             self._world.client_moved(self)
@@ -164,7 +164,7 @@ class Client(Process):
     def _reply(self, take: "Reply") -> "Reply":
         """Takes an answer after its way back."""
 
-        def reply(result: Submitted | Stopped | StarloomError) -> None:
+        def reply(result: Submitted | Stopped | Patched | StarloomError) -> None:
             self._loop.after(self._chance.between(*LATENCY_SECONDS), partial(take, result), self)
 
         return reply

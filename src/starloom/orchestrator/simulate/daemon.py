@@ -15,7 +15,7 @@ from starloom.dag.errors import Fenced, StarloomError, Unavailable
 from starloom.dag.facts import AgentLost, Fact
 from starloom.dag.ids import AgentId, Epoch, JobId
 from starloom.devices.faults import FaultKind
-from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
+from starloom.orchestrator.effects import Answer, Decision, Patched, Stopped, Submitted
 from starloom.orchestrator.inputs import CancelJob, Input, Submit, Tick
 from starloom.orchestrator.simulate.disk import DiskFullError
 from starloom.orchestrator.simulate.hub import Hub
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Done = Callable[[], None]
 Undone = list[tuple[Decision, list[Done]]]
-Reply = Callable[[Submitted | Stopped | StarloomError], None]
+Reply = Callable[[Submitted | Stopped | Patched | StarloomError], None]
 
 TURN_SECONDS = (0.0001, 0.001)
 FSYNC_SECONDS = (0.0005, 0.004)

@@ -11,7 +11,7 @@ from starloom.dag.constellation import Dependency, StageSpec
 from starloom.dag.facts import AnyFact, Fact, JobStatus, decode_fact
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.job import StageStatus
-from starloom.orchestrator.effects import Decision, Stopped, Submitted
+from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
 
 if TYPE_CHECKING:
     from starloom.dag.errors import StarloomError
@@ -134,7 +134,7 @@ class Judge:
         for ask in self._of("replayed"):
             ask(orchestrator)
 
-    def answered(self, orchestrator: "Orchestrator", result: "Submitted | Stopped | StarloomError") -> None:
+    def answered(self, orchestrator: "Orchestrator", result: "Submitted | Stopped | Patched | StarloomError") -> None:
         """A client is being answered."""
         for ask in self._of("answered"):
             ask(result)

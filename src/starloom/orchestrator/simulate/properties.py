@@ -22,7 +22,7 @@ from starloom.dag.errors import StarloomError
 from starloom.dag.facts import AnyFact, JobStatus
 from starloom.dag.ids import Epoch, StageId, TaskToken
 from starloom.dag.job import StageStatus
-from starloom.orchestrator.effects import Decision, Stopped, Submitted
+from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
@@ -193,7 +193,7 @@ class Answers(Property):
         super().__init__(judge)
         self._job_of: dict[str, str] = {}
 
-    def answered(self, result: Submitted | Stopped | StarloomError) -> None:
+    def answered(self, result: Submitted | Stopped | Patched | StarloomError) -> None:
         if isinstance(result, StarloomError):
             return
         job = self.judge.jobs.get(result.job)
