@@ -71,7 +71,7 @@ def test_louder_than_full_scale_is_clipped() -> None:
         (b"", "has 0 bytes"),
         (b"RIFF", "are no sound file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "are no sound file"),
-        (b"hello" * 100, "are no sound file"),
+        (b"hello" * 100, "such as WAV, FLAC or OGG: Format not recognised."),
         (sound_file(np.zeros(0)), "a header but no samples"),
         (sound_file(np.array([0.0, np.nan]), subtype="FLOAT"), "sample 1 of 2 is not a finite number"),
         (sound_file(tone(0.1), 1_000), "is 1000 Hz, not from SAMPLE_RATE_HZ_MIN"),

@@ -224,8 +224,7 @@ class Runtime:
 
     def _timeout(self, work: _Work) -> ErrorInfo:
         what = f"{work.assign.kind} ran longer than its timeout of {work.assign.timeout_seconds:g} s"
-        error = DeadlineExceeded(f"stages.{work.assign.task.stage}: {what}")
-        return ErrorInfo(message=str(error), cause=type(error).__name__, transient=True, node=self.core.agent)
+        return ErrorInfo(message=what, cause=DeadlineExceeded.__name__, transient=True, node=self.core.agent)
 
     def _keep(self, work: _Work, made: Made) -> list[Instruction]:
         """Holds the outputs that are not inline, and publishes those that the job store is to have."""

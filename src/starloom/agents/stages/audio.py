@@ -79,8 +79,10 @@ def read_sound(data: bytes) -> tuple[NDArray[np.float32], int]:
             # By blocks, so that many channels never lie in memory together.
             blocks = [block.mean(axis=1) for block in file.blocks(rate, dtype="float32", always_2d=True)]
     except soundfile.SoundFileError as error:
+        # The rest of its text names the object that was read from, by its address.
+        reason = error.error_string if isinstance(error, soundfile.LibsndfileError) else error
         raise StageError(
-            f"{len(data)} bytes are no sound file that can be read, such as WAV, FLAC or OGG: {error}"
+            f"{len(data)} bytes are no sound file that can be read, such as WAV, FLAC or OGG: {reason}"
         ) from error
     samples: NDArray[np.float32] = np.concatenate([np.zeros(0, np.float32), *blocks])
     if not len(samples):
