@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from starloom.dag import limits
 from starloom.dag.constellation import Dependency, On
 from starloom.dag.document import policy_to_json, requirements_to_json
 from starloom.dag.patch import Change, Difference
@@ -21,6 +22,13 @@ _VALUE_CHARACTERS_MAX = 80
 def lines_of(difference: Difference) -> list[str]:
     """What changed, a line each: stages, then what leads into them, then outputs."""
     return list(_lines(difference))
+
+
+def changes_shown(difference: Difference) -> tuple[str, ...]:
+    """The first PATCH_LINES_SHOWN lines, and how many more there are."""
+    lines = lines_of(difference)
+    more = len(lines) - limits.PATCH_LINES_SHOWN
+    return (*lines[: limits.PATCH_LINES_SHOWN], f"and {more} more changes") if more > 0 else tuple(lines)
 
 
 def _lines(difference: Difference) -> Iterator[str]:

@@ -26,18 +26,21 @@ from starloom.dag import limits
 from starloom.dag.checks import text_fault
 from starloom.dag.constellation import Constellation
 from starloom.dag.document import to_json
-from starloom.dag.errors import Cancelled, DeadlineExceeded, InvalidInput, JobFailed, Problem, Unavailable
+from starloom.dag.edit import Edit
+from starloom.dag.errors import Cancelled, DeadlineExceeded, InvalidInput, JobFailed, NotFound, Problem, Unavailable
 from starloom.dag.facts import JobEnded, JobStatus, StageCommitted, StageDefaulted
 from starloom.dag.ids import JobId, Revision
 from starloom.dag.job import StageStatus
 from starloom.dag.kinds import KindCatalog
+from starloom.dag.patch import Patch, between, operations_of
+from starloom.dag.patchdoc import patch_to_json
 from starloom.dag.validate import problems
 from starloom.dag.validate_stage import label_problems
 from starloom.dag.values import ValueRef
 from starloom.orchestrator import clientwire
 from starloom.orchestrator.clientinputs import Encoded, encode_inputs
 from starloom.orchestrator.clientlink import Link, find_cluster
-from starloom.orchestrator.effects import Stopped
+from starloom.orchestrator.effects import Patched, Stopped
 from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo
 from starloom.v1 import control_pb2 as pb
 
@@ -49,6 +52,7 @@ _END_KINDS = ("job-ended",)
 Result = TypeVar("Result")
 
 _PRIORITY_MAX = 2**31 - 1
+_PATCH_SECONDS = limits.PATCH_SETTLE_SECONDS * (limits.PATCHES_WAITING_MAX + 1) + limits.RPC_DEADLINE_SECONDS
 _CANCEL_SECONDS = limits.CANCEL_GRACE_SECONDS + limits.RPC_DEADLINE_SECONDS
 
 
@@ -129,9 +133,9 @@ class AsyncClient:
         info = await self.info(id_or_key)
         return AsyncJob(self, info.id, info.constellation, info.revision)
 
-    async def info(self, id_or_key: str) -> JobInfo:
-        """One job as it stands. Raises NotFound."""
-        response = await self._link.call("GetJob", pb.GetJobRequest(job_id=id_or_key))
+    async def info(self, id_or_key: str, revision: int = 0) -> JobInfo:
+        """One job as it stands, with its constellation as it was at a revision, or is. Raises NotFound."""
+        response = await self._link.call("GetJob", pb.GetJobRequest(job_id=id_or_key, revision=revision))
         return clientwire.job_from_wire(response.job)
 
     async def jobs(self, limit: int = 0) -> list[JobInfo]:
@@ -250,6 +254,41 @@ class AsyncJob:
         answer = await self._client._link.call("CancelJob", request, seconds=_CANCEL_SECONDS)
         return clientwire.stopped_from_wire(answer, self.id)
 
+    def edit(self, if_revision: int = 0, restart: bool = False, why: str = "") -> "AsyncEdit":
+        """Changes the job while it runs; the changes are made together, at the end of the block:
+
+            async with job.edit(why="a better one") as edit:
+                edit.replace("words", kind="speech.recognise")
+
+        With `if_revision` only if the job is at that revision. Stages that have started are changed only with
+        `restart`, and run again, with what is downstream. `edit.patched` is the answer; see `patch` for what it raises.
+        """
+        return AsyncEdit(self, if_revision=if_revision, restart=restart, why=why)
+
+    async def patch(self, patch: Patch) -> Patched:
+        """Changes the job while it runs; returns once that is durable, with the new revision.
+
+        Raises PatchRefused with every reason, and nothing has changed; Conflict for a job that does not run;
+        Overloaded. Without an id the client makes one up, so that a repeat after a lost answer changes nothing twice.
+        """
+        named = patch if patch.id else msgspec.structs.replace(patch, id=f"{OWN_KEY_PREFIX}{uuid4().hex}")
+        document = await asyncio.to_thread(lambda: msgspec.json.encode(patch_to_json(named)))
+        request = pb.PatchJobRequest(job_id=self.id, patch_json=document)
+        answer = await self._client._link.call("PatchJob", request, seconds=_PATCH_SECONDS)
+        patched = clientwire.patched_from_wire(answer, self.id)
+        self.revision, self._constellation = patched.revision, None
+        return patched
+
+    async def undo(self, revision: int, restart: bool = False, why: str = "") -> Patched:
+        """Takes back what the patch to a revision changed, by another patch. Raises as `patch`, and NotFound."""
+        before, after = [
+            (await self._client.info(self.id, number)).constellation for number in (revision - 1, revision)
+        ]
+        if before is None or after is None:
+            raise NotFound(f"job {self.id} has a constellation that no document can say; it cannot be undone from here")
+        operations = operations_of(between(after, before))
+        return await self.patch(Patch(operations=operations, restart=restart, why=why or f"undo revision {revision}"))
+
     async def _end(self) -> JobEnded:
         async with aclosing(self._client._link.events(self.id, kinds=_END_KINDS)) as events:
             async for event in events:
@@ -277,6 +316,25 @@ class AsyncJob:
         for name, output in self._constellation.outputs.items() if self._constellation else ():
             sources.setdefault(output.upstream, {}).setdefault(output.output, []).append(name)
         return sources
+
+
+class AsyncEdit(Edit):
+    """Changes of a job, made together at the end of an `async with` block; see `AsyncJob.edit`."""
+
+    def __init__(self, job: AsyncJob, *, if_revision: int, restart: bool, why: str) -> None:
+        super().__init__(if_revision=if_revision, restart=restart, why=why)
+        self._job = job
+        #: the answer, after the block
+        self.patched: Patched | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.patched = await self._job.patch(self.patch())
 
 
 async def _all(work: Sequence[Callable[[], Awaitable[Result]]]) -> list[Result]:

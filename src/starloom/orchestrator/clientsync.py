@@ -14,12 +14,14 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from starloom.dag.constellation import Constellation
+from starloom.dag.edit import Edit
 from starloom.dag.errors import Problem
 from starloom.dag.ids import JobId, Revision
 from starloom.dag.kinds import KindCatalog
+from starloom.dag.patch import Patch
 from starloom.dag.values import ValueRef
 from starloom.orchestrator.client import AsyncClient, AsyncJob
-from starloom.orchestrator.effects import Stopped
+from starloom.orchestrator.effects import Patched, Stopped
 from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo
 
 Result = TypeVar("Result")
@@ -120,9 +122,9 @@ class Client:
         """See `AsyncClient.job`."""
         return Job(_background.run(self._client.job(id_or_key)))
 
-    def info(self, id_or_key: str) -> JobInfo:
+    def info(self, id_or_key: str, revision: int = 0) -> JobInfo:
         """See `AsyncClient.info`."""
-        return _background.run(self._client.info(id_or_key))
+        return _background.run(self._client.info(id_or_key, revision))
 
     def jobs(self, limit: int = 0) -> list[JobInfo]:
         """See `AsyncClient.jobs`."""
@@ -193,3 +195,34 @@ class Job:
     def cancel(self, reason: str = "") -> Stopped:
         """See `AsyncJob.cancel`."""
         return _background.run(self._job.cancel(reason))
+
+    def edit(self, if_revision: int = 0, restart: bool = False, why: str = "") -> "JobEdit":
+        """See `AsyncJob.edit`; with a plain `with`."""
+        return JobEdit(self, if_revision=if_revision, restart=restart, why=why)
+
+    def patch(self, patch: Patch) -> Patched:
+        """See `AsyncJob.patch`."""
+        return _background.run(self._job.patch(patch))
+
+    def undo(self, revision: int, restart: bool = False, why: str = "") -> Patched:
+        """See `AsyncJob.undo`."""
+        return _background.run(self._job.undo(revision, restart, why))
+
+
+class JobEdit(Edit):
+    """Changes of a job, made together at the end of a `with` block; see `AsyncJob.edit`."""
+
+    def __init__(self, job: Job, *, if_revision: int, restart: bool, why: str) -> None:
+        super().__init__(if_revision=if_revision, restart=restart, why=why)
+        self._job = job
+        #: the answer, after the block
+        self.patched: Patched | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.patched = self._job.patch(self.patch())

@@ -11,8 +11,8 @@ from starloom.dag.ids import AgentId, Epoch, JobId, Revision, StageId
 from starloom.dag.job import StageStatus
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.devices.node import NodeProfile
-from starloom.orchestrator.effects import Stopped
-from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo, StageInfo
+from starloom.orchestrator.effects import Patched, Stopped
+from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo, PatchInfo, StageInfo
 from starloom.v1 import control_pb2 as pb
 
 
@@ -49,6 +49,20 @@ def job_from_wire(message: pb.Job) -> JobInfo:
         ended_unix_nanos=message.ended_unix_nanos,
         constellation=constellation,
         labels=dict(message.labels),
+        constellation_revision=Revision(message.constellation_revision),
+        patches=tuple(map(_patch_from_wire, message.patches)),
+    )
+
+
+def _patch_from_wire(message: pb.PatchNote) -> PatchInfo:
+    return PatchInfo(
+        revision=Revision(message.revision),
+        principal=message.principal,
+        why=message.why,
+        id=message.patch_id,
+        restart=message.restart,
+        operations=tuple(message.operations),
+        changes=tuple(message.changes),
     )
 
 
@@ -77,6 +91,12 @@ def _stage_from_wire(message: pb.StageState) -> StageInfo:
 def stopped_from_wire(message: pb.CancelJobResponse, job: JobId) -> Stopped:
     """What a cancelled job ended as."""
     return Stopped(job=job, status=JobStatus(message.status), seconds=message.seconds)
+
+
+def patched_from_wire(message: pb.PatchJobResponse, job: JobId) -> Patched:
+    """What a patch came to."""
+    revision = Revision(message.revision)
+    return Patched(job=job, revision=revision, changes=tuple(message.changes), existing=message.existing)
 
 
 def cluster_from_wire(message: pb.ListNodesResponse) -> ClusterInfo:

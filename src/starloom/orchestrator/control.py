@@ -3,27 +3,27 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from functools import partial
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from grpc import aio
 
 from starloom.agents.status import principal, reporting
 from starloom.agents.values import verify
 from starloom.agents.wire import ref_from_wire
-from starloom.dag import document, limits
+from starloom.dag import document, limits, patchdoc
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import DigestMismatch, InvalidInput, NotFound, Overloaded, Problem
 from starloom.dag.facts import JobOptions
 from starloom.dag.ids import JobId
 from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator import describe, wire
-from starloom.orchestrator.effects import Stopped, Submitted
+from starloom.orchestrator.effects import Patched, Stopped, Submitted
 from starloom.orchestrator.engine import Engine
-from starloom.orchestrator.inputs import CancelJob, Submit
+from starloom.orchestrator.inputs import CancelJob, PatchJob, Submit
 from starloom.orchestrator.jobstore import JobStore
 from starloom.orchestrator.journal import Record
 from starloom.v1 import control_pb2 as pb
@@ -32,6 +32,8 @@ from starloom.v1 import control_pb2_grpc, value_pb2
 JOB_ID_PREFIX: Final = "job-"
 _ID_LETTERS: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 _ID_LENGTH: Final = 10
+
+Read = TypeVar("Read")
 
 Context = aio.ServicerContext[Any, Any]
 
@@ -46,11 +48,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
     async def Submit(self, request: pb.SubmitRequest, context: Context) -> pb.SubmitResponse:  # noqa: N802
         async with reporting(context):
             constellation, inputs = await self._checked(request)
-            if not self._engine.has_room():
-                raise Overloaded(
-                    "the orchestrator's disk is full: what was accepted goes on, nothing new is taken; make room there",
-                    limits.OVERLOADED_RETRY_SECONDS,
-                )
+            self._require_room()
             options = JobOptions(
                 priority=request.priority, max_parallel=request.max_parallel, labels=dict(request.labels)
             )
@@ -72,7 +70,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
         async with reporting(context):
             coordinator = self._engine.coordinator
             job = coordinator.find(_named(request.job_id))
-            info = await describe.job_info(coordinator, job, self._engine.kept.times(job.id))
+            info = await describe.job_info(coordinator, job, self._engine.kept.times(job.id), request.revision)
             await self._engine.settled()
             return pb.GetJobResponse(job=await asyncio.to_thread(wire.job_to_wire, info))
         raise AssertionError("reporting ends the call")
@@ -111,6 +109,18 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             return wire.stopped_to_wire(answer)
         raise AssertionError("reporting ends the call")
 
+    async def PatchJob(self, request: pb.PatchJobRequest, context: Context) -> pb.PatchJobResponse:  # noqa: N802
+        async with reporting(context):
+            name, who = _named(request.job_id), principal(context)
+            patch = await _off_loop(patchdoc.load_patch, request.patch_json)
+            self._require_room()
+            answer = await self._engine.ask(
+                lambda number: PatchJob(request=number, job=name, patch=patch, principal=who)
+            )
+            assert isinstance(answer, Patched)
+            return wire.patched_to_wire(answer)
+        raise AssertionError("reporting ends the call")
+
     async def ListNodes(self, request: pb.ListNodesRequest, context: Context) -> pb.ListNodesResponse:  # noqa: N802
         async with reporting(context):
             return wire.cluster_to_wire(describe.cluster_info(self._engine.coordinator, time.monotonic_ns()))
@@ -143,13 +153,20 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             what = f"have {total} bytes together, over JOB_INPUT_BYTES_MAX = {limits.JOB_INPUT_BYTES_MAX}"
             problems.append(Problem("inputs", what))
         try:
-            constellation = await _read(data)
+            constellation = await _off_loop(document.load, data)
         except InvalidInput as error:
             raise type(error)((*error.problems, *problems), error.what) from error
         if problems:
             raise InvalidInput(problems, "the job cannot be submitted")
         self._require(inputs)
         return constellation, inputs
+
+    def _require_room(self) -> None:
+        if not self._engine.has_room():
+            raise Overloaded(
+                "the orchestrator's disk is full: what was accepted goes on, nothing new is taken; make room there",
+                limits.OVERLOADED_RETRY_SECONDS,
+            )
 
     def _require(self, inputs: dict[str, ValueRef]) -> None:
         missing = [
@@ -166,10 +183,11 @@ def new_job_id() -> JobId:
     return JobId(JOB_ID_PREFIX + "".join(_ID_LETTERS[byte % 32] for byte in secrets.token_bytes(_ID_LENGTH)))
 
 
-async def _read(data: bytes) -> Constellation:
+async def _off_loop(load: Callable[[bytes], Read], data: bytes) -> Read:
+    """What a document says; a large one is read beside the event loop."""
     if len(data) < limits.DOCUMENT_OFF_LOOP_BYTES_MIN:
-        return document.load(data)
-    return await asyncio.to_thread(document.load, data)
+        return load(data)
+    return await asyncio.to_thread(load, data)
 
 
 def _named(job: str) -> str:

@@ -4,39 +4,50 @@ import asyncio
 import os
 from typing import Final
 
-from starloom.dag.ids import AgentId
+import msgspec
+
+from starloom.dag.facts import JobPatched
+from starloom.dag.ids import AgentId, Revision
 from starloom.dag.job import ENDED, JobState, StageState, StageStatus
+from starloom.dag.patchtext import changes_shown
 from starloom.dag.values import JOB_STORE
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
-from starloom.orchestrator.infos import ClusterInfo, JobInfo, NodeInfo, StageInfo
+from starloom.orchestrator.infos import ClusterInfo, JobInfo, NodeInfo, PatchInfo, StageInfo
 from starloom.orchestrator.kept import JobTimes
 
 _STAGES_AT_ONCE: Final = 500
 
 
-async def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | None) -> JobInfo:
-    """A job with its stages and its constellation. Lets the event loop go on between parts of a large one."""
+async def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | None, revision: int = 0) -> JobInfo:
+    """A job with its stages and its constellation, as it is or was at a revision. Raises NotFound if there is none.
+
+    Lets the event loop go on between parts of a large one.
+    """
+    shown = Revision(revision or job.revision)
+    constellation = job.constellation if shown == job.revision else job.constellation_at(shown)
+    patches = tuple(map(_patch_info, job.patches))
     profiles = {node.name: node.profile for node in coordinator.fleet_view()}
     stages: list[StageInfo] = []
     for index, stage in enumerate(job.stages.values(), 1):
         stages.append(_stage_info(coordinator, job, stage, profiles.get(stage.agent)))
         if not index % _STAGES_AT_ONCE:
             await asyncio.sleep(0)
-    return _job_info(job, times, tuple(stages), whole=True)
+    line = _job_info(job, times, tuple(stages))
+    return msgspec.structs.replace(line, constellation=constellation, constellation_revision=shown, patches=patches)
 
 
 def job_line(job: JobState, times: JobTimes | None) -> JobInfo:
     """A job without its stages, for a list."""
-    return _job_info(job, times, (), whole=False)
+    return _job_info(job, times, ())
 
 
-def _job_info(job: JobState, times: JobTimes | None, stages: tuple[StageInfo, ...], *, whole: bool) -> JobInfo:
+def _job_info(job: JobState, times: JobTimes | None, stages: tuple[StageInfo, ...]) -> JobInfo:
     outputs = job.outputs if job.ended else job.declared()
     return JobInfo(
         id=job.id,
         key=job.key,
-        name=job.constellation.name,
+        name=job.submitted.name,
         status=job.status,
         revision=job.revision,
         error=job.error,
@@ -44,8 +55,19 @@ def _job_info(job: JobState, times: JobTimes | None, stages: tuple[StageInfo, ..
         stages=stages,
         submitted_unix_nanos=times.submitted if times else 0,
         ended_unix_nanos=times.ended if times else 0,
-        constellation=job.constellation if whole else None,
         labels=job.options.labels,
+    )
+
+
+def _patch_info(fact: JobPatched) -> PatchInfo:
+    return PatchInfo(
+        revision=fact.revision,
+        principal=fact.principal,
+        why=fact.why,
+        id=fact.patch,
+        restart=fact.restart,
+        operations=fact.operations,
+        changes=changes_shown(fact.difference),
     )
 
 

@@ -32,12 +32,24 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     seconds: Timing = Timing()
 
 
+class PatchInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """One patch that was taken: the revision it made, by whom and why, and what it changed, a line each."""
+
+    revision: Revision
+    principal: str = ""
+    why: str = ""
+    id: str = ""
+    restart: bool = False
+    operations: tuple[str, ...] = ()
+    changes: tuple[str, ...] = ()
+
+
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One job as it stands.
 
     `error` says why it failed, or is empty. `outputs` are the declared ones that are there so far.
     Times are unix nanoseconds; `ended_unix_nanos` is 0 while it runs. A list of jobs leaves out
-    `stages` and `constellation`.
+    `stages`, `constellation`, which is that of `constellation_revision`, and `patches`.
     """
 
     id: JobId
@@ -52,6 +64,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     ended_unix_nanos: int = 0
     constellation: Constellation | None = None
     labels: dict[str, str] = {}
+    constellation_revision: Revision = Revision(0)
+    patches: tuple[PatchInfo, ...] = ()
 
     @property
     def ended(self) -> bool:

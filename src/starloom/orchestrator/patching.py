@@ -7,7 +7,6 @@ or refused. One patch of a job settles at a time; others wait for their turn.
 """
 
 import hashlib
-from collections.abc import Iterator
 from typing import Final
 
 import msgspec
@@ -20,7 +19,7 @@ from starloom.dag.facts import JobPatched, JobStatus
 from starloom.dag.ids import AgentId, JobId, Revision, StageId, TaskToken
 from starloom.dag.job import ENDED, JobState, StageStatus
 from starloom.dag.patch import Add, AnyOperation, Patch, SetOutputs, Splice
-from starloom.dag.patchtext import lines_of
+from starloom.dag.patchtext import changes_shown
 from starloom.orchestrator.admission import Admission
 from starloom.orchestrator.effects import Patched
 from starloom.orchestrator.endings import NANOS, Endings
@@ -285,14 +284,7 @@ def in_short(operation: AnyOperation) -> str:
 
 
 def _patched(fact: JobPatched, *, existing: bool = False) -> Patched:
-    lines = list(_shown(lines_of(fact.difference)))
-    return Patched(job=fact.job, revision=fact.revision, changes=tuple(lines), existing=existing)
-
-
-def _shown(lines: list[str]) -> Iterator[str]:
-    yield from lines[: limits.PATCH_LINES_SHOWN]
-    if len(lines) > limits.PATCH_LINES_SHOWN:
-        yield f"and {len(lines) - limits.PATCH_LINES_SHOWN} more changes"
+    return Patched(job=fact.job, revision=fact.revision, changes=changes_shown(fact.difference), existing=existing)
 
 
 def _digest(patch: Patch) -> str:

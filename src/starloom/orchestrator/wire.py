@@ -6,8 +6,8 @@ from starloom.agents.wire import load_to_wire, ref_to_wire
 from starloom.dag.document import to_json
 from starloom.dag.errors import InvalidConstellation
 from starloom.dag.kinds import KindCatalog
-from starloom.orchestrator.effects import Stopped, Submitted
-from starloom.orchestrator.infos import ClusterInfo, JobInfo, NodeInfo, StageInfo
+from starloom.orchestrator.effects import Patched, Stopped, Submitted
+from starloom.orchestrator.infos import ClusterInfo, JobInfo, NodeInfo, PatchInfo, StageInfo
 from starloom.orchestrator.journal import Record
 from starloom.v1 import control_pb2 as pb
 
@@ -22,6 +22,11 @@ def submitted_to_wire(submitted: Submitted) -> pb.SubmitResponse:
 def stopped_to_wire(stopped: Stopped) -> pb.CancelJobResponse:
     """The answer to CancelJob."""
     return pb.CancelJobResponse(status=stopped.status.value, seconds=stopped.seconds)
+
+
+def patched_to_wire(patched: Patched) -> pb.PatchJobResponse:
+    """The answer to PatchJob."""
+    return pb.PatchJobResponse(revision=patched.revision, existing=patched.existing, changes=patched.changes)
 
 
 def event_to_wire(record: Record) -> pb.Event:
@@ -44,6 +49,20 @@ def job_to_wire(info: JobInfo) -> pb.Job:
         ended_unix_nanos=info.ended_unix_nanos,
         constellation_json=_document(info),
         labels=info.labels,
+        constellation_revision=info.constellation_revision,
+        patches=[_patch_to_wire(patch) for patch in info.patches],
+    )
+
+
+def _patch_to_wire(patch: PatchInfo) -> pb.PatchNote:
+    return pb.PatchNote(
+        revision=patch.revision,
+        principal=patch.principal,
+        why=patch.why,
+        patch_id=patch.id,
+        restart=patch.restart,
+        operations=patch.operations,
+        changes=patch.changes,
     )
 
 

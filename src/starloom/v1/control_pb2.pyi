@@ -48,10 +48,12 @@ class SubmitResponse(_message.Message):
     def __init__(self, job_id: _Optional[str] = ..., existing: _Optional[bool] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class GetJobRequest(_message.Message):
-    __slots__ = ("job_id",)
+    __slots__ = ("job_id", "revision")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     job_id: str
-    def __init__(self, job_id: _Optional[str] = ...) -> None: ...
+    revision: int
+    def __init__(self, job_id: _Optional[str] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class GetJobResponse(_message.Message):
     __slots__ = ("job",)
@@ -72,7 +74,7 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels")
+    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels", "constellation_revision", "patches")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -99,6 +101,8 @@ class Job(_message.Message):
     ENDED_UNIX_NANOS_FIELD_NUMBER: _ClassVar[int]
     CONSTELLATION_JSON_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    CONSTELLATION_REVISION_FIELD_NUMBER: _ClassVar[int]
+    PATCHES_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     key: str
     name: str
@@ -111,7 +115,27 @@ class Job(_message.Message):
     ended_unix_nanos: int
     constellation_json: bytes
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    constellation_revision: int
+    patches: _containers.RepeatedCompositeFieldContainer[PatchNote]
+    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., constellation_revision: _Optional[int] = ..., patches: _Optional[_Iterable[_Union[PatchNote, _Mapping]]] = ...) -> None: ...
+
+class PatchNote(_message.Message):
+    __slots__ = ("revision", "principal", "why", "patch_id", "restart", "operations", "changes")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    PATCH_ID_FIELD_NUMBER: _ClassVar[int]
+    RESTART_FIELD_NUMBER: _ClassVar[int]
+    OPERATIONS_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    principal: str
+    why: str
+    patch_id: str
+    restart: bool
+    operations: _containers.RepeatedScalarFieldContainer[str]
+    changes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, revision: _Optional[int] = ..., principal: _Optional[str] = ..., why: _Optional[str] = ..., patch_id: _Optional[str] = ..., restart: _Optional[bool] = ..., operations: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageState(_message.Message):
     __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing")
@@ -194,6 +218,24 @@ class CancelJobResponse(_message.Message):
     status: str
     seconds: float
     def __init__(self, status: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class PatchJobRequest(_message.Message):
+    __slots__ = ("job_id", "patch_json")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    PATCH_JSON_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    patch_json: bytes
+    def __init__(self, job_id: _Optional[str] = ..., patch_json: _Optional[bytes] = ...) -> None: ...
+
+class PatchJobResponse(_message.Message):
+    __slots__ = ("revision", "existing", "changes")
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    EXISTING_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    revision: int
+    existing: bool
+    changes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, revision: _Optional[int] = ..., existing: _Optional[bool] = ..., changes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ListNodesRequest(_message.Message):
     __slots__ = ()

@@ -61,6 +61,11 @@ class ControlServiceStub:
                 request_serializer=starloom_dot_v1_dot_control__pb2.CancelJobRequest.SerializeToString,
                 response_deserializer=starloom_dot_v1_dot_control__pb2.CancelJobResponse.FromString,
                 _registered_method=True)
+        self.PatchJob = channel.unary_unary(
+                '/starloom.v1.ControlService/PatchJob',
+                request_serializer=starloom_dot_v1_dot_control__pb2.PatchJobRequest.SerializeToString,
+                response_deserializer=starloom_dot_v1_dot_control__pb2.PatchJobResponse.FromString,
+                _registered_method=True)
         self.ListNodes = channel.unary_unary(
                 '/starloom.v1.ControlService/ListNodes',
                 request_serializer=starloom_dot_v1_dot_control__pb2.ListNodesRequest.SerializeToString,
@@ -113,6 +118,13 @@ class ControlServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PatchJob(self, request, context):
+        """Changes a job while it runs: returns once the patch is durable, or refuses it with every reason.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListNodes(self, request, context):
         """The nodes, as their agents reported them.
         """
@@ -154,6 +166,11 @@ def add_ControlServiceServicer_to_server(servicer, server):
                     servicer.CancelJob,
                     request_deserializer=starloom_dot_v1_dot_control__pb2.CancelJobRequest.FromString,
                     response_serializer=starloom_dot_v1_dot_control__pb2.CancelJobResponse.SerializeToString,
+            ),
+            'PatchJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.PatchJob,
+                    request_deserializer=starloom_dot_v1_dot_control__pb2.PatchJobRequest.FromString,
+                    response_serializer=starloom_dot_v1_dot_control__pb2.PatchJobResponse.SerializeToString,
             ),
             'ListNodes': grpc.unary_unary_rpc_method_handler(
                     servicer.ListNodes,
@@ -303,6 +320,33 @@ class ControlService:
             '/starloom.v1.ControlService/CancelJob',
             starloom_dot_v1_dot_control__pb2.CancelJobRequest.SerializeToString,
             starloom_dot_v1_dot_control__pb2.CancelJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PatchJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/starloom.v1.ControlService/PatchJob',
+            starloom_dot_v1_dot_control__pb2.PatchJobRequest.SerializeToString,
+            starloom_dot_v1_dot_control__pb2.PatchJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

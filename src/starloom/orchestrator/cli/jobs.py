@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from starloom.dag.errors import InvalidInput, NotFound, Problem, StarloomError
-from starloom.orchestrator.cli import follow
+from starloom.orchestrator.cli import follow, patch
 from starloom.orchestrator.cli.check import read_constellation
 from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, count, error_fields
 
@@ -46,6 +46,8 @@ def add_parsers(commands: Commands) -> None:
     get.add_argument("job", metavar="JOB", help="a job's id or key")
     get.add_argument("--output", metavar="NAME", help="only this declared output")
     get.add_argument("-o", dest="file", type=Path, metavar="FILE", help="with --output: write it to this file")
+    get.add_argument("--revision", type=count, default=0, metavar="N", help="only the constellation as it was then")
+    patch.add_parsers(commands)
     cancel = add_command(commands, "cancel", run_cancel, "stop a job, and wait until nothing of it runs")
     cancel.add_argument("job", metavar="JOB", help="a job's id or key")
     cancel.add_argument("--reason", default="", help="why, for those who look at the job later")
@@ -152,6 +154,10 @@ def run_jobs(args: argparse.Namespace, out: Output) -> int:
 def run_get(args: argparse.Namespace, out: Output) -> int:
     if args.file and not args.output:
         raise UsageError("-o needs --output NAME: which output is to be written")
+    if args.revision:
+        if args.output:
+            raise UsageError("--revision shows a constellation, and --output a value; ask for one of them")
+        return with_client(lambda client: patch.show_revision(client, args.job, args.revision, out))
     return with_client(lambda client: _get_output(client, args, out) if args.output else _get(client, args, out))
 
 
@@ -171,6 +177,7 @@ async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> 
             "error": failed,
             "outputs": {name: output_json(ref, values.get(name)) for name, ref in info.outputs.items()},
             "stages": [stage_row(stage) for stage in info.stages],
+            "patches": msgspec.to_builtins(info.patches),
         }
     )
     out.text(f"{info.id}  {info.name}  {info.status}{f': {info.error}' if info.error else ''}")

@@ -115,6 +115,10 @@ def _happened(fact: facts.Fact) -> str:
             return f"failed: {fact.error.message}{again}"
         case facts.StageSkipped() | facts.StageSuperseded() | facts.StageReopened() | facts.AgentLost():
             return f"{_verb(fact)}: {fact.reason}"
+        case facts.JobPatched():
+            who = f" by {fact.principal}" if fact.principal else ""
+            why = f" ({fact.why})" if fact.why else ""
+            return f"changed to revision {fact.revision}{who}{why}: {', '.join(fact.operations)}"
         case facts.JobEnded():
             return f"{fact.status}{f': {fact.error}' if fact.error else ''}"
         case _:

@@ -1,0 +1,139 @@
+"""Makes a patch from Python, with the words of documents for sources: `stage.port`, `$input`.
+
+edit = Edit(if_revision=3, why="a better recogniser")
+edit.add("short", "text.summarise", text="words.text")
+edit.replace("words", kind="speech.recognise", params={"beams": 2})
+edit.rewire("speak", text="short.text")
+edit.move("find", tier="cloud")
+patch = edit.patch()
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from starloom.dag.constellation import Constellation, Join, Policy, Requirements
+from starloom.dag.document import policy_to_json, requirements_to_json, to_json
+from starloom.dag.patch import Patch
+from starloom.dag.patchdoc import patch_from_json
+
+Source = str | Mapping[str, Any]
+"""`stage.port`, `$input`, or either with a condition, as {from: stage.port, on: completion}."""
+
+
+class Edit:
+    """Operations of a patch in the making, in their order. What they mean is judged where the job is."""
+
+    def __init__(self, *, if_revision: int = 0, restart: bool = False, why: str = "", id: str = "") -> None:  # noqa: A002
+        self._head = {"if_revision": if_revision, "restart": restart, "why": why, "id": id}
+        self._operations: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self._operations)} operations>"
+
+    def add(
+        self,
+        name: str,
+        kind: str,
+        /,
+        *,
+        params: Mapping[str, Any] | None = None,
+        require: Requirements | None = None,
+        policy: Policy | None = None,
+        join: Join = Join.ALL,
+        after: Iterable[Source] = (),
+        inputs: Mapping[str, Source] | None = None,
+        **ports: Source,
+    ) -> None:
+        """A new stage; `inputs` feeds ports whose names are no Python names, or are taken by a parameter here."""
+        stage = {
+            "kind": kind,
+            "params": dict(params or {}),
+            "require": requirements_to_json(require or Requirements()),
+            **policy_to_json(policy or Policy()),
+            "join": str(join),
+            "after": _listed(after),
+            "in": _plain({**ports, **(inputs or {})}),
+        }
+        self._operations.append({"add": {name: stage}})
+
+    def remove(self, stage: str) -> None:
+        """A stage goes; what it feeds has to be removed or rewired as well."""
+        self._operations.append({"remove": stage})
+
+    def replace(self, stage: str, kind: str = "", params: Mapping[str, Any] | None = None, model: str = "") -> None:
+        """Another kind, other parameters in place of all, or another model in place of the parameter of that name."""
+        new = {"kind": kind or None, "params": None if params is None else dict(params), "model": model or None}
+        given = {key: value for key, value in new.items() if value is not None}
+        self._operations.append({"replace": {"stage": stage, **given}})
+
+    def rewire(
+        self,
+        stage: str,
+        /,
+        *,
+        after: Iterable[Source] | None = None,
+        wait: Iterable[Source] = (),
+        free: Iterable[Source] = (),
+        join: Join | None = None,
+        inputs: Mapping[str, Source | None] | None = None,
+        **ports: Source | None,
+    ) -> None:
+        """Other sources for ports, None for no source; `after` in place of all that is waited for, or more, or less."""
+        parts = {
+            "in": _plain({**ports, **(inputs or {})}),
+            "wait": _listed(wait),
+            "free": _listed(free),
+            "join": str(join) if join else "",
+        }
+        found = {"stage": stage, **{key: value for key, value in parts.items() if value}}
+        self._operations.append({"rewire": found if after is None else {**found, "after": _listed(after)}})
+
+    def move(self, stage: str, require: Requirements | None = None, **fields: Any) -> None:
+        """Other requirements: a value, or a document's fields, as `tier="cloud"`."""
+        wanted = requirements_to_json(require) if require is not None else {}
+        self._operations.append({"move": {"stage": stage, "require": {**wanted, **fields}}})
+
+    def set_policy(self, stage: str, policy: Policy) -> None:
+        """Another policy."""
+        self._operations.append({"set_policy": {"stage": stage, **policy_to_json(policy)}})
+
+    def cancel_stage(self, stage: str) -> None:
+        """The stage is skipped, with what needs it."""
+        self._operations.append({"cancel_stage": stage})
+
+    def resume_stage(self, stage: str) -> None:
+        """A stage that was cancelled may run after all."""
+        self._operations.append({"resume_stage": stage})
+
+    def splice(
+        self,
+        prefix: str,
+        constellation: Constellation,
+        inputs: Mapping[str, str] | None = None,
+        outputs: Mapping[str, Iterable[str]] | None = None,
+    ) -> None:
+        """A whole constellation, each stage as `prefix-name`, with sources for its inputs and ports for its outputs."""
+        splice = {
+            "prefix": prefix,
+            "constellation": to_json(constellation),
+            "inputs": dict(inputs or {}),
+            "outputs": {name: list(ports) for name, ports in (outputs or {}).items()},
+        }
+        self._operations.append({"splice": splice})
+
+    def output(self, name: str, source: str | None) -> None:
+        """Makes `stage.port` an output of the job; None takes the output away."""
+        self._operations.append({"outputs": {name: source}})
+
+    def patch(self) -> Patch:
+        """The patch. Raises InvalidInput with everything that cannot be read."""
+        return patch_from_json({**self._head, "patch": self._operations})
+
+
+def _plain(sources: Mapping[str, Source | None]) -> dict[str, Any]:
+    return {port: dict(source) if isinstance(source, Mapping) else source for port, source in sources.items()}
+
+
+def _listed(sources: Iterable[Source]) -> list[Any]:
+    items = [sources] if isinstance(sources, str) else sources
+    return [dict(item) if isinstance(item, Mapping) else item for item in items]
