@@ -358,3 +358,49 @@ async def test_a_live_table_follows_on_a_terminal(
     assert f"{job.id}  succeeded  1 succeeded" in shown
     assert "test.audio" not in shown
     assert "node" in shown
+
+
+async def test_a_job_is_patched_and_shown_as_it_was(starloom: Run, write: Callable[..., Path], tmp_path: Path) -> None:
+    original = gated("a", "b")
+    job = (await starloom("submit", write(original), "--input", "text=x")).json["job"]
+    patch = tmp_path / "patch.yaml"
+    patch.write_text("patch:\n- add: {c: {kind: test.text, in: {value: a.text}}}\n- outputs: {b: null, c: c.value}\n")
+    said = await starloom("patch", job, patch, "--if-revision", 1, "--why", "more")
+    assert (said.code, said.json["revision"], said.json["existing"]) == (0, 2, False)
+    assert said.json["changes"] == [
+        "+ c (test.text)",
+        "+ a.text -> c.value",
+        "- output b: b.text",
+        "+ output c: c.value",
+    ]
+    was = (await starloom("get", job, "--revision", 1)).json
+    assert (was["revision"], was["shown"], was["patch"]) == (2, 1, None)
+    assert document.from_json(was["constellation"]) == original
+    now = (await starloom("get", job, "--revision", 2)).json
+    assert (now["patch"]["why"], now["patch"]["operations"]) == ("more", ["add c", "outputs b, c"])
+    said = await starloom("get", job, "--revision", 2, people=True)
+    assert "    kind: test.text\n    in: {value: a.text}" in said.out
+    assert "revision 2 by local (more): add c" in said.err
+    assert (await starloom("get", job)).json["patches"][0]["revision"] == 2
+    said = await starloom("patch", job, patch, people=True)
+    assert (said.code, "already one of that name" in said.err) == (2, True)
+
+
+async def test_a_patch_that_is_refused_says_every_reason(
+    starloom: Run, write: Callable[..., Path], tmp_path: Path
+) -> None:
+    job = (await starloom("submit", write(gated("a")), "--input", "text=x")).json["job"]
+    patch = tmp_path / "patch.yaml"
+    patch.write_text("patch:\n- rewire: {stage: a, wait: [a]}\n- remove: b\n")
+    said = await starloom("patch", job, patch, "--if-revision", 9)
+    assert (said.code, said.json["error"]["type"]) == (2, "PatchRefused")
+    assert {"if_revision", "patch[1].remove", "stages.a.after"} <= {p["place"] for p in said.json["error"]["problems"]}
+    patch.write_text("patch: 3")
+    assert (await starloom("patch", job, patch)).code == 2
+    assert (await starloom("patch", job, tmp_path / "none.yaml")).code == 2
+    assert (await starloom("get", job, "--revision", 7)).code == 2
+    assert (await starloom("get", job, "--revision", 1, "--output", "a")).code == 2
+    patch.write_text("patch: [cancel_stage: a]")
+    assert (await starloom("patch", job, patch, "--restart", people=True)).code == 0
+    watched = await starloom("watch", job, people=True)
+    assert "changed to revision 2 by local: cancel_stage a" in watched.out + watched.err
