@@ -127,6 +127,16 @@ class TestLoss:
         assert "in flight at the death of 3 agents; the last time: edge-1 was lost: crash" in w.job(job).error
         assert len(facts_of(w, StageFailed)) == 1
 
+    def test_a_new_process_is_not_told_of_what_the_dead_one_ran(self, world: Any) -> None:
+        """A cancel of what it never had would make it remember a job that has ended, and that nobody releases."""
+        w = world(node("edge-1"))
+        job = w.submit(wide(2))
+        for _ in range(limits.AGENT_DEATHS_PER_STAGE_MAX):
+            process = w.join(node("edge-1"))
+            w.advance(limits.AGENT_FLAP_REST_SECONDS)
+        assert w.status(job) == "failed"
+        assert process.log == []
+
     def test_only_what_was_in_flight_is_touched(self, world: Any) -> None:
         w = world(node("edge-1"))
         graph = Graph("two")

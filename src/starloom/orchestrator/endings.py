@@ -69,7 +69,9 @@ class Endings:
 
     def _stop(self, job: JobState, stage: StageId) -> None:
         for token, agent in job.stages[stage].live.items():
-            self._ledger.send(agent, Cancel(task=TaskToken(job.id, stage, token)))
+            # The commands for a process that is lost would reach the one that takes its place.
+            if self._is_there(agent):
+                self._ledger.send(agent, Cancel(task=TaskToken(job.id, stage, token)))
 
     def _end(self, run: Run, fact: JobEnded) -> None:
         self._ledger.record(fact)
@@ -85,6 +87,9 @@ class Endings:
 
     def release(self, agent: AgentId, job: JobId) -> None:
         """Tells an agent to forget a job; one that is lost is told when it says hello."""
-        member = self._state.fleet.members.get(agent)
-        if member is not None and member.state is not AgentState.LOST:
+        if self._is_there(agent):
             self._ledger.send(agent, Release(job=job))
+
+    def _is_there(self, agent: AgentId) -> bool:
+        member = self._state.fleet.members.get(agent)
+        return member is not None and member.state is not AgentState.LOST
