@@ -78,7 +78,10 @@ class Hub:
             return
         old = self.sessions.get(hello.agent)
         resumed = old is not None and _fits(old, hello)
-        if old is not None:
+        if old is not None and old.connection is not None:
+            if old.incarnation != hello.incarnation:
+                self._end(connection)
+                return
             self._end(old.connection)
         if old is None or not resumed:
             self._count += 1

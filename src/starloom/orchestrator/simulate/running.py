@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 EVENT_SECONDS = (0.00001, 0.0003)
 STOP_SECONDS = (0.0005, 0.05)
+STUBBORN_SECONDS = (0.05, 4.0)
 PUT_SECONDS = (0.002, 0.02)
 FOREVER_SECONDS = 10_000.0
 
@@ -241,9 +242,10 @@ class Runner:
             if work.step is not None:
                 work.step.cancel()
             work.step = self._loop.after(0, partial(self._ended, task, WasCancelled(task=task)), self._process)
-        elif work.doing is Doing.RUN and work.step is not None and not self._chance.happens(0.2):
+        elif work.doing is Doing.RUN and work.step is not None:
             work.step.cancel()
-            work.step = self._loop.after(self._chance.between(*STOP_SECONDS), partial(self._ran, work), self._process)
+            seconds = self._chance.between(*(STUBBORN_SECONDS if self._chance.happens(0.2) else STOP_SECONDS))
+            work.step = self._loop.after(seconds, partial(self._ran, work), self._process)
 
     def _free(self) -> None:
         self.running -= 1

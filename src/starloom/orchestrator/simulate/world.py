@@ -31,6 +31,7 @@ from starloom.orchestrator.simulate.running import misread
 from starloom.orchestrator.simulate.trouble import Trouble
 
 BYTES_PER_SECOND = 50e6
+RUN_SECONDS_MAX = 20.0
 GRACE_SECONDS = 25.0
 """How long a run goes on after the last job: leases lapse, agents come back and are told what to forget."""
 STUCK_SECONDS = 90.0
@@ -301,7 +302,8 @@ class World:
     def run_seconds(self, process: AgentProcess, assign: Assign) -> float:
         """How long a run takes there."""
         seconds: float = assign.params["seconds"]
-        return seconds * process.chance.between(0.7, 1.5) * self.slowness.get(process.name, 1.0)
+        slow = self.slowness.get(process.name, 1.0)
+        return min(seconds * process.chance.between(0.7, 1.5) * slow, RUN_SECONDS_MAX)
 
     def failure(self, assign: Assign) -> ErrorInfo | None:
         """How a run fails, if it does: always, or for now and no more often than its policy forgives."""
