@@ -194,6 +194,22 @@ class TestRefused:
             f"edge-1 has the label site=south and has {2**30} bytes of memory"
         )
 
+    def test_what_no_node_meets_is_told_beside_what_is_wrong(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        graph = Graph("mixed")
+        graph.stage("bad", "t.work", params={"no": 1}, require=Requirements(node="edge-8"))
+        graph.stage("far", "t.work", require=Requirements(tiers=(Tier.CLOUD,)))
+        graph.stage("lost", "t.work", require=Requirements(node="edge-7"))
+        error = refused(w, InvalidConstellation, graph.build())
+        assert places(error) == ["stages.bad.params.no", "stages.far.require", "stages.lost.require"]
+
+    def test_a_defect_in_judging_one_job_ends_no_other(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        w = world(node("edge-1"))
+        monkeypatch.setattr("starloom.orchestrator.admission.problems", lambda *_: 1 // 0)
+        assert "ZeroDivisionError" in str(refused(w, StarloomError, one()))
+        monkeypatch.undo()
+        assert isinstance(w.ask_submit(one()), Submitted)
+
     def test_targets_and_nodes_may_be_what_is_missing(self, world: Any) -> None:
         w = world(node("edge-1"))
         error = refused(w, Infeasible, one(Requirements(target="npu"), "t.see"))

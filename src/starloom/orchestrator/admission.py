@@ -50,6 +50,11 @@ class Admission:
         except StarloomError as error:
             self._ledger.answer(given.request, error)
             return
+        # Nothing is decided yet, so a defect in judging one job must not end all others with the process.
+        except Exception as error:
+            what = f"the job could not be judged, by a defect of Starloom's: {error!r}; please report it"
+            self._ledger.answer(given.request, StarloomError(what))
+            return
         if existing is not None:
             answer = Submitted(job=existing.id, revision=existing.revision, existing=True)
             self._ledger.answer(given.request, answer)
@@ -102,6 +107,9 @@ class Admission:
         wrong += self.stream_problems(stages)
         unfit = [*_input_problems(given), *_option_problems(given)]
         if wrong:
+            # A stage that is wrong in itself is judged first; what it requires would be told by a guess.
+            broken = {problem.place.split(".")[1] for problem in wrong if problem.place.startswith("stages.")}
+            wrong += self.infeasible({name: stage for name, stage in stages.items() if name not in broken})
             raise InvalidConstellation([*wrong, *unfit], f"constellation {given.constellation.name!r} is not valid")
         if unfit:
             raise InvalidInput(unfit, "the job cannot be accepted")
