@@ -11,21 +11,19 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import Final, Self
 
 import msgspec
 
+from starloom.agents.agent import AgentConfig
 from starloom.dag import limits
 from starloom.dag.errors import DeadlineExceeded, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.orchestrator import statefolder
 from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
 from starloom.orchestrator.infos import ClusterInfo
+from starloom.orchestrator.raycluster import RayCluster
 from starloom.orchestrator.statefolder import ClusterRecord, FolderLock
 from starloom.orchestrator.supervisor import Serving, Supervisor
-
-if TYPE_CHECKING:
-    from starloom.agents.agent import AgentConfig
-    from starloom.orchestrator.raycluster import RayCluster
 
 ONLINE: Final = "online"
 _POLL_SECONDS = 0.05
@@ -63,6 +61,7 @@ class EmbeddedCluster:
         self._threads = threads
         self._served_after = 0.0
         self._supervisor: Supervisor | None = None
+        self._ray = RayCluster(tuple(node.name for node in spec.nodes), folder / statefolder.LOGS_NAME)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -93,12 +92,17 @@ class EmbeddedCluster:
 
     @property
     def failure(self) -> str:
-        """Why the orchestrator is not kept running any more; empty while it is."""
-        return self._supervisor.failure if self._supervisor else ""
+        """Why the cluster cannot go on: the orchestrator was given up, or Ray has died; empty while all is well."""
+        if self._supervisor is not None and self._supervisor.failure:
+            return self._supervisor.failure
+        # Ray brings agents back, but not itself, and the process that started it cannot start it again.
+        died = self._ray.broken()
+        return f"Ray's process {died} has died; `starloom up` starts all again, and its jobs go on" if died else ""
 
     def wait(self, seconds: float) -> bool:
-        """Waits at most so long; returns whether the orchestrator was given up meanwhile."""
-        return self._supervisor is not None and self._supervisor.ended.wait(seconds)
+        """Waits at most so long; returns whether the cluster cannot go on, for which `failure` gives the reason."""
+        assert self._supervisor is not None, "the cluster was not started"
+        return self._supervisor.ended.wait(seconds) or bool(self.failure)
 
     def _start(self) -> None:
         began = time.monotonic()
@@ -116,25 +120,19 @@ class EmbeddedCluster:
         self._stack.callback(self._supervisor.stop)
         self._supervisor.start()
 
-        # What takes long to import comes after the orchestrator's process is on its way.
-        from starloom.orchestrator.raycluster import RayCluster
-
-        ray = RayCluster(tuple(node.name for node in self.spec.nodes), logs)
-        self._stack.callback(ray.stop)
-        ray.start()
+        self._stack.callback(self._ray.stop)
+        self._ray.start()
         ray_there = time.monotonic()
         self.address = self._supervisor.wait_ready().address
         for node in self.spec.nodes:
-            ray.host(self._config(node))
-        self.info = self._await_nodes(ray, self._supervisor)
+            self._ray.host(self._config(node))
+        self.info = self._await_nodes(self._supervisor)
         end = time.monotonic()
         self.start_up = StartUp(
             orchestrator=self._served_after, ray=ray_there - began, agents=end - ray_there, total=end - began
         )
 
-    def _config(self, node: NodeSpec) -> "AgentConfig":
-        from starloom.agents.agent import AgentConfig
-
+    def _config(self, node: NodeSpec) -> AgentConfig:
         return AgentConfig(
             name=node.name,
             tier=node.tier,
@@ -157,7 +155,7 @@ class EmbeddedCluster:
         )
         statefolder.write_cluster(self.folder, record)
 
-    def _await_nodes(self, ray: "RayCluster", supervisor: Supervisor) -> ClusterInfo:
+    def _await_nodes(self, supervisor: Supervisor) -> ClusterInfo:
         """Returns when every node is online."""
         from starloom.orchestrator.clientsync import Client
 
@@ -165,11 +163,14 @@ class EmbeddedCluster:
         deadline = time.monotonic() + limits.CLUSTER_READY_SECONDS
         with Client(self.address, self.token) as client:
             while True:
-                info = client.cluster()
+                try:
+                    info = client.cluster()
+                except Unavailable as error:
+                    raise Unavailable(supervisor.failure or str(error)) from error
                 missing = sorted(wanted - {node.name for node in info.nodes if node.state == ONLINE})
                 if not missing:
                     return info
-                if failures := ray.failures():
+                if failures := self._ray.failures():
                     raise _not_started(failures)
                 if supervisor.ended.wait(_POLL_SECONDS):
                     raise Unavailable(supervisor.failure or "the orchestrator was stopped while the nodes started")

@@ -16,12 +16,16 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
+
 from starloom.agents.agent import AgentConfig
 from starloom.agents.rayhost import AgentActor
 from starloom.dag import limits
 from starloom.dag.errors import Unavailable
 
 LOOPBACK: Final = "127.0.0.1"
+_PROCESSES: Final = ("gcs_server", "raylet")
+_KILL_SECONDS = 2.0
 _TOKEN_BYTES = 32
 #: a socket's path has at most 107 characters, of which Ray's own part takes 64
 _FOLDER_CHARACTERS_MAX = 43
@@ -38,6 +42,7 @@ class RayCluster:
         self._logs = logs
         self._folder: Path | None = None
         self._ours = False
+        self._watched: dict[str, psutil.Process] = {}
         self._actors: dict[str, Any] = {}
         self._ready: dict[Any, str] = {}
 
@@ -70,6 +75,12 @@ class RayCluster:
             # Ray puts a handler of its own there, which would leave the orchestrator running.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)
+
+        self._watched = {child.name(): child for child in psutil.Process().children() if child.name() in _PROCESSES}
+
+    def broken(self) -> str:
+        """The name of a process that Ray cannot do without and that has died; empty while all is well."""
+        return next((name for name, process in self._watched.items() if not _runs(process)), "")
 
     def host(self, config: AgentConfig) -> None:
         """Starts an agent's actor on its node, and does not wait for it. Ray starts it again as often as it dies."""
@@ -108,7 +119,7 @@ class RayCluster:
                 if ray.is_initialized():
                     self._end_agents()
             finally:
-                self._ours, self._actors, self._ready = False, {}, {}
+                self._ours, self._actors, self._ready, self._watched = False, {}, {}, {}
                 ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -129,10 +140,20 @@ class RayCluster:
                 _await_end(ray.get(goodbye))
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _await_end(pid: int) -> None:
+    """Waits for a process's end, which Ray has been asked for, and brings it about where Ray is too broken for that."""
     process = os.pidfd_open(pid)
     try:
-        select.select([process], [], [], limits.STOP_GRACE_SECONDS)
+        if not select.select([process], [], [], _KILL_SECONDS)[0]:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            select.select([process], [], [], limits.STOP_GRACE_SECONDS)
     finally:
         os.close(process)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 TOKEN_VARIABLE: Final = "STARLOOM_TOKEN"
 LOG_NAME: Final = "cluster.log"
-_LOOK_SECONDS = 3600.0
+_LOOK_SECONDS = 1.0
 
 
 def add_parsers(commands: Commands) -> None:
@@ -99,17 +99,20 @@ def _hold(spec: "ClusterSpec", folder: Path, out: Output, ready: int | None) -> 
                 _show(row, out)
             else:
                 _answer(ready, row)
-            with suppress(KeyboardInterrupt, SystemExit):
+            try:
                 while not cluster.wait(_LOOK_SECONDS):
                     pass
-                raise Unavailable(cluster.failure)
+            except (KeyboardInterrupt, SystemExit):
+                return Exit.DONE
+            # Said before the cluster is stopped: where Ray has died, that may end this process at once.
+            out.note(f"starloom: {cluster.failure}")
+            return Exit.FAILED
     except StarloomError as error:
         if ready is not None:
             problems = error.problems if isinstance(error, InvalidInput) else ()
             what = error.what if isinstance(error, InvalidInput) else str(error)
             _answer(ready, {"error": what, "problems": problem_rows(problems)})
         raise
-    return Exit.DONE
 
 
 def _answer(ready: int, row: dict[str, Any]) -> None:
