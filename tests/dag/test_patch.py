@@ -229,6 +229,8 @@ class TestRefusals:
 
     def test_a_consumer_without_a_producer(self) -> None:
         assert "still needs words" in refused("- remove: words")["stages.speak.in.text"]
+        found = refused("- rewire: {stage: words, wait: [faces]}\n- rewire: {stage: speak, after: []}\n- remove: faces")
+        assert "still needs faces" in found["stages.words.after"]
         assert "say needs a text here" in refused("- rewire: {stage: speak, in: {text: null}}")["stages.speak.in.text"]
         assert "no stage is called 'speak'" in refused("- remove: speak")["outputs.answer"]
 

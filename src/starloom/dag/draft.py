@@ -273,12 +273,14 @@ class _Draft:
 
     def _orphan_faults(self, gone: Iterable[StageId]) -> Iterator[Problem]:
         """What would still need a stage that is taken away."""
-        for stage in gone:
-            for consumer in dict.fromkeys(arc.downstream for arc in self._shape.downstreams[stage]):
-                for arc in self.arcs_into(consumer):
-                    if arc.upstream == stage:
-                        place = f"stages.{consumer}.in.{arc.input}" if arc.input else f"stages.{consumer}.after"
-                        yield Problem(place, f"still needs {stage}, which is removed; rewire it, or remove it as well")
+        lost = set(gone)
+        untouched = [a.downstream for stage in lost for a in self._shape.downstreams[stage]]
+        for consumer in dict.fromkeys((*self._arcs, *sorted(untouched))) if lost else ():
+            for arc in self.arcs_into(consumer):
+                if arc.upstream in lost:
+                    place = f"stages.{consumer}.in.{arc.input}" if arc.input else f"stages.{consumer}.after"
+                    what = f"still needs {arc.upstream}, which is removed; rewire it, or remove it as well"
+                    yield Problem(place, what)
 
     def _part(self, difference: Difference, stages: Iterable[StageId], gone: set[StageId]) -> Constellation:
         """What has to be checked: all that leads into the stages, and out of those whose kind changed."""

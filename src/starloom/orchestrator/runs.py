@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starloom.dag.errors import StarloomError
 from starloom.dag.ids import AgentId, StageId, TaskToken
-from starloom.dag.job import JobState
+from starloom.dag.job import JobState, Outcome
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
 
@@ -62,6 +62,8 @@ class Run:
         self.unreachable: dict[StageId, int] = {}
         #: nodes where a stage could not reach its inputs, or that were lost with it
         self.avoid: dict[StageId, set[AgentId]] = {}
+        #: outcomes of stages that ran again before their dependents were looked at
+        self.unfollowed: dict[StageId, Outcome] = {}
         #: requests to cancel it that are not answered, each with its time
         self.askers: list[tuple[int, int]] = []
         #: patches that were asked for: the first is being settled, the others wait

@@ -183,7 +183,7 @@ class Settler:
     def _settled(self, run: Run, name: StageId, former: Outcome | None) -> None:
         run.unreachable.pop(name, None)
         run.avoid.pop(name, None)
-        self._ended.append((run, name, former))
+        self._ended.append((run, name, run.unfollowed.pop(name, former)))
         self._touched[run.job.id] = run
 
     def _follow(self, run: Run, name: StageId, former: Outcome | None) -> None:
@@ -191,6 +191,9 @@ class Settler:
         job = run.job
         stage = job.stages[name]
         if stage.status not in (StageStatus.SUCCEEDED, StageStatus.SKIPPED):
+            # It runs again already: what rests on the older outcome is judged by the one that comes then.
+            if former is not None:
+                run.unfollowed.setdefault(name, former)
             return
         for arc in job.downstreams[name]:
             downstream = job.stages[arc.downstream]
