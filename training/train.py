@@ -25,6 +25,7 @@ from training.sources import WORK
 WARM_UP = 60
 SAVE_SECONDS = 120
 PAD = 0
+WIDTH_STEP = 32
 WEIGHTS = (0.5, 0.1, 1.0)
 """How much a token of each kind counts: plain text and passages, questions, answers."""
 
@@ -65,7 +66,8 @@ class Batches:
 
     @staticmethod
     def padded(tokens: Any, kinds: Any, starts: Any, lengths: Any, rows: Any) -> tuple[Tensor, Tensor]:
-        width = int(lengths[rows].max())
+        # Few different widths: on a processor torch keeps what it prepared for each shape, gigabytes in an hour.
+        width = -(-int(lengths[rows].max()) // WIDTH_STEP) * WIDTH_STEP
         ids = np.full((len(rows), width), PAD, np.int64)
         weights = np.zeros((len(rows), width), np.float32)
         table = np.array(WEIGHTS, np.float32)
