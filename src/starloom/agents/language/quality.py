@@ -147,7 +147,8 @@ def answered(decoder: Decoder, reader: Reader, asked: Asked, *, copied: bool = T
 
 def right(reply: Reply, asked: Asked) -> bool:
     """Whether the span is the right one, normalised; which passage was named does not count."""
-    return prompt.normalised(reply.span) == prompt.normalised(asked.reply.span)
+    # An article alone is nothing once it is normalised: a refusal must not pass for it.
+    return reply.refused == asked.reply.refused and prompt.normalised(reply.span) == prompt.normalised(asked.reply.span)
 
 
 def measured(questions: Sequence[Asked], replies: Sequence[Reply]) -> Quality:
