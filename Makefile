@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup models demo test check format proto clean
+.PHONY: setup models demo test sim check format proto clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -25,6 +25,9 @@ demo: models  ## the main job on an embedded cluster: a spoken question about a 
 
 test: models  ## every test that ends within minutes
 	$(BIN)/pytest
+
+sim: $(STAMP)  ## 10,000 simulated runs with all faults: minutes on two cores
+	$(BIN)/starloom simulate --seeds 10000 --nodes 5 --stages 15 --jobs 3 --faults all
 
 check: $(STAMP)  ## format, lint, types, floors, generated code
 	$(BIN)/ruff format --check .

@@ -97,9 +97,8 @@ class AgentProcess(Process):
             self._hang_up(stream)
             return
         if fresh:
-            seen = self.core.epoch_seen
             instructions = self.core.commands(fresh, epoch, self.loop.now)
-            self.world.judge.commanded(self, epoch, seen, instructions)
+            self.world.judge.commanded(self, epoch, instructions)
             self.runner.carry_out(instructions)
         self.channel.done()
         self._soon()

@@ -148,12 +148,10 @@ class Judge:
         """A client's job was not accepted, for good."""
         self.violated("every job ends", f"{client.name} was refused: {error}")
 
-    def commanded(
-        self, process: "AgentProcess", epoch: Epoch, seen: Epoch, instructions: Sequence[Instruction]
-    ) -> None:
-        """An agent's core was given commands; `seen` is the highest epoch that it had obeyed before."""
+    def commanded(self, process: "AgentProcess", epoch: Epoch, instructions: Sequence[Instruction]) -> None:
+        """An agent's core was given commands."""
         for ask in self._of("commanded"):
-            ask(process, epoch, seen, instructions)
+            ask(process, epoch, instructions)
 
     def began(self, process: "AgentProcess", assign: Assign) -> None:
         """An attempt began to run."""

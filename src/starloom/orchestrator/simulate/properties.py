@@ -6,7 +6,7 @@ A property has those of these methods that it needs:
     decided(orchestrator, decision)         a coordinator has decided
     replayed(orchestrator)                  a coordinator has read the journal back
     answered(result), accepted(client, answer)
-    commanded(process, epoch, seen, instructions), began(process, assign)
+    commanded(process, epoch, instructions), began(process, assign)
     end()                                   the run is over, and quiet for a while
 """
 
@@ -374,9 +374,17 @@ class Released(Property):
 class NoOldEpoch(Property):
     name = "no command from an old epoch"
 
-    def commanded(self, process: AgentProcess, epoch: Epoch, seen: Epoch, instructions: Sequence[Instruction]) -> None:
-        if epoch < seen and instructions:
-            self.broken(f"{process.name} had heard epoch {seen}, and did what epoch {epoch} said: {instructions[0]!r}")
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
+        self._heard: dict[str, Epoch] = {}
+
+    def commanded(self, process: AgentProcess, epoch: Epoch, instructions: Sequence[Instruction]) -> None:
+        heard = self._heard.get(process.incarnation, epoch)
+        if epoch < heard and instructions:
+            self.broken(
+                f"{process.name} had obeyed epoch {heard}, and did what epoch {epoch} said: {instructions[0]!r}"
+            )
+        self._heard[process.incarnation] = max(heard, epoch)
 
 
 PROPERTIES: tuple[type[Property], ...] = (

@@ -76,7 +76,7 @@ class Runner:
         self._chance = process.chance
         self._works: dict[TaskToken, _Work] = {}
         self._queue: deque[TaskToken] = deque()
-        self._threads = process.profile.slots
+        self._threads = process.core.slots
         self.running = 0
         self.held: dict[JobId, dict[str, int]] = {}
         self._copies: dict[JobId, set[str]] = {}

@@ -112,6 +112,7 @@ class World:
 
     def run(self) -> None:
         """Until all jobs have ended and all is quiet, or until something is wrong."""
+        self.trouble.begin(self)
         self._start_orchestrator()
         for name in self.names:
             self.loop.after(self._chance.between(0, 0.5), partial(self._start_agent, name))
@@ -119,9 +120,8 @@ class World:
         for index, client in enumerate(self.clients):
             start = chance.between(0.5, 1.0 + index * 0.5)
             self.loop.after(start, client.submit, client)
-            if self.trouble.armed and self._cancels():
+            if self.trouble.fires(FaultKind.CLIENT_CANCELS):
                 self.loop.after(start + chance.between(0.1, 10), client.cancel, client)
-        self.trouble.begin(self)
         self.loop.after(WATCH_SECONDS, self._watch)
         violations = self.judge.violations
         step = self.loop.step
@@ -129,12 +129,6 @@ class World:
             pass
         if not violations:
             self.judge.end()
-
-    def _cancels(self) -> bool:
-        for fault in self.trouble.armed:
-            if fault.what is FaultKind.CLIENT_CANCELS:
-                return self.chances.of("clients").happens(fault.chance)
-        return False
 
     def client_moved(self, client: Client) -> None:
         """A client has got further; with the last one done the run ends soon."""

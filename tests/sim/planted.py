@@ -1,0 +1,283 @@
+"""Bugs for the simulator to find: the real parts, each with one thing wrong. Every property has one that it alone names."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from starloom.agents.channel import Channel
+from starloom.agents.core import AgentCore, Instruction, Start
+from starloom.agents.messages import Release
+from starloom.dag import facts as f
+from starloom.dag.constellation import Dependency, On
+from starloom.dag.facts import Fact, JobStatus
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId
+from starloom.orchestrator.coordinator import Coordinator
+from starloom.orchestrator.effects import Decision
+from starloom.orchestrator.inputs import Input, Submit
+from starloom.orchestrator.simulate.daemon import Orchestrator
+
+
+class TakesCycles(Coordinator):
+    """Validation is gone, and a constellation comes with a cycle."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        return super().handle([_with_cycle(each) for each in inputs], now)
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._admission._check = lambda given: None  # type: ignore[method-assign]
+
+
+def _with_cycle(given: Input) -> Input:
+    if not isinstance(given, Submit):
+        return given
+    names = list(given.constellation.stages)[:2]
+    arcs = [Dependency(upstream=up, downstream=down, on=On.COMPLETION) for up, down in (names, names[::-1])]
+    wrong = msgspec.structs.replace(given.constellation, dependencies=(*given.constellation.dependencies, *arcs))
+    return msgspec.structs.replace(given, constellation=wrong)
+
+
+class TellsTwice(Coordinator):
+    """Commits go into the decision twice."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        found: list[Fact] = []
+        for fact in decision.facts:
+            found += [fact, fact] if isinstance(fact, f.StageCommitted) else [fact]
+        decision.facts[:] = found
+        return decision
+
+
+class Impatient(Coordinator):
+    """A stage is ready though its upstreams have not ended."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        settler = self._settler
+        plain = settler.decide
+
+        def decide(run: Any, name: StageId) -> None:
+            plain(run, name)
+            for arc in run.job.downstreams[name]:
+                if run.job.undecided[arc.downstream] == 1 and arc.downstream not in run.queued:
+                    self._lanes.push(run, arc.downstream)
+
+        settler.decide = decide  # type: ignore[method-assign]
+
+
+class NeverForgetsTokens(Coordinator):
+    """The journal gets commits of tokens that were given up."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._given_up: dict[tuple[JobId, StageId], FencingToken] = {}
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        for index, fact in enumerate(decision.facts):
+            if isinstance(fact, f.StageSuperseded):
+                self._given_up[fact.job, fact.stage] = fact.token
+            if isinstance(fact, f.StageCommitted) and (fact.job, fact.stage) in self._given_up:
+                token = self._given_up[fact.job, fact.stage]
+                decision.facts[index] = msgspec.structs.replace(fact, token=token)
+        return decision
+
+
+class RetriesForEver(Coordinator):
+    """The stage's policy is not looked at."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        settler = self._settler
+        plain = settler.fail
+
+        def fail(run: Any, name: StageId, token: FencingToken, error: f.ErrorInfo) -> None:
+            stage = run.job.stages[name]
+            if not stage.live or run.job.status is not JobStatus.RUNNING:
+                plain(run, name, token, error)
+                return
+            fact = f.StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=0.2)
+            self._ledger.record(fact)
+            settler.wait(run, name, 0.2, "again")
+
+        settler.fail = fail  # type: ignore[method-assign]
+
+
+class ForgetsMaxParallel(Coordinator):
+    """max_parallel counts for nothing."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        for run in self._endings.runs.values():
+            run.job.options = msgspec.structs.replace(run.job.options, max_parallel=0)
+        return super().handle(inputs, now)
+
+
+class SaysYesToCancel(Coordinator):
+    """A cancelled job ends as a success."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        decision.facts[:] = [
+            msgspec.structs.replace(fact, status=JobStatus.SUCCEEDED)
+            if isinstance(fact, f.JobEnded) and fact.status is JobStatus.CANCELLED
+            else fact
+            for fact in decision.facts
+        ]
+        return decision
+
+
+class PublishesNothing(Coordinator):
+    """Declared outputs stay where they were made."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        for run in self._endings.runs.values():
+            run.publish.clear()
+        return super().handle(inputs, now)
+
+
+class MixesOutputsUp(Coordinator):
+    """What is committed is not what was reported."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        settler = self._settler
+        plain = settler.commit
+
+        def commit(run: Any, fact: f.StageCommitted) -> None:
+            wrong = {name: msgspec.structs.replace(ref, digest="0" * 64) for name, ref in fact.outputs.items()}
+            plain(run, msgspec.structs.replace(fact, outputs=wrong))
+
+        settler.commit = commit  # type: ignore[method-assign]
+
+
+class KeepsOldResults(Coordinator):
+    """Nobody compares what was read with what counts, and nothing runs again for it."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._settler._invalidate = lambda *args: None  # type: ignore[method-assign]
+
+
+class Miscounts(Coordinator):
+    """A counter is off after each commit."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        for fact in decision.facts:
+            if isinstance(fact, f.StageCommitted):
+                self._state.jobs[fact.job].open_stages += 1
+        return decision
+
+
+class ForgetsBackOffs(Coordinator):
+    """Nobody looks whether a wait is over."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._waits.due = lambda now: iter(())  # type: ignore[method-assign]
+
+
+class TurnsComparisonsRound(Coordinator):
+    """What holds is journaled as what does not."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        settler = self._settler
+        plain = settler.commit
+
+        def commit(run: Any, fact: f.StageCommitted) -> None:
+            plain(run, msgspec.structs.replace(fact, holds={key: not held for key, held in fact.holds.items()}))
+
+        settler.commit = commit  # type: ignore[method-assign]
+
+
+class ReplaysInPart(Coordinator):
+    """A restart overlooks that stages had started."""
+
+    def replay(self, facts: Iterable[Fact]) -> None:
+        super().replay(fact for fact in facts if not isinstance(fact, f.StageStarted))
+
+
+class ReleasesNobody(Coordinator):
+    """Agents are not told that a job has ended."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        decision.commands[:] = [each for each in decision.commands if not isinstance(each[1], Release)]
+        return decision
+
+
+class ObeysAnyone(AgentCore):
+    """The epoch of a sender is not looked at, and nobody is told which was heard."""
+
+    def admit(self, sender_epoch: Epoch) -> bool:
+        return True
+
+
+class NeverStartsAgain(AgentCore):
+    """The second attempt of a stage is taken, and not started."""
+
+    def commands(self, commands: Iterable[Any], sender_epoch: Epoch, now: int) -> list[Instruction]:
+        return [
+            each
+            for each in super().commands(commands, sender_epoch, now)
+            if not isinstance(each, Start) or each.assign.task.token.attempt < 2
+        ]
+
+
+class Overbooks(AgentCore):
+    """More attempts are started than there are slots."""
+
+    def __init__(self, agent: AgentId, slots: int) -> None:
+        super().__init__(agent, slots + 3)
+
+
+class DropsFrames(Channel[Any, Any]):
+    """What was not acknowledged when a stream broke is not sent again."""
+
+    def resume(self, received: int) -> None:
+        self._unsent = 0
+
+
+class SendsEarly(Orchestrator):
+    """Commands go out before the facts are written."""
+
+    def _carry_out(self) -> None:
+        for decision, _ in self._undone:
+            touched: dict[AgentId, None] = {}
+            self._send(decision, touched)
+            self._flush(touched)
+            decision.commands.clear()
+        super()._carry_out()
+
+
+class PublishesEarly(Orchestrator):
+    """Clients hear of facts before these are written."""
+
+    def _carry_out(self) -> None:
+        offset = len(self._disk.lines)
+        for decision, _ in self._undone:
+            self._publish(decision.facts, [f.encode_fact(fact) for fact in decision.facts], offset)
+            offset += len(decision.facts)
+        super()._carry_out()
+
+    def _follow_up(self, undone: Any, lines: list[bytes], offset: int) -> None:
+        plain = self._publish
+        self._publish = lambda *args: None  # type: ignore[method-assign]
+        try:
+            super()._follow_up(undone, lines, offset)
+        finally:
+            self._publish = plain  # type: ignore[method-assign]
+
+
+class AnswersEarly(Orchestrator):
+    """Clients are answered before the facts are written."""
+
+    def _carry_out(self) -> None:
+        for decision, _ in self._undone:
+            for answer in decision.answers:
+                self._answer(answer)
+            decision.answers.clear()
+        super()._carry_out()

@@ -1,0 +1,92 @@
+"""Negative controls: for each property a planted bug, which it finds within a stated number of small runs."""
+
+from typing import Any
+
+import pytest
+from tests.sim import planted
+
+from starloom.devices.faults import ALL_FAULTS, Fault, FaultKind, FaultPlan
+from starloom.orchestrator.simulate.properties import PROPERTIES
+from starloom.orchestrator.simulate.world import Parts, Setup, World
+
+TWO_AT_ONCE = FaultPlan(
+    name="two orchestrators at once",
+    faults=(
+        Fault(what=FaultKind.ORCHESTRATOR_TWICE, per_minute=30, lasts_seconds=(0.0, 3.5)),
+        Fault(what=FaultKind.LINK_BREAK, per_minute=400),
+    ),
+)
+
+BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
+    ("takes cycles", Parts(coordinator=planted.TakesCycles), "acyclic", 1, ALL_FAULTS),
+    ("tells twice", Parts(coordinator=planted.TellsTwice), "one commit", 1, ALL_FAULTS),
+    ("impatient", Parts(coordinator=planted.Impatient), "conditions hold", 2, ALL_FAULTS),
+    ("sends early", Parts(orchestrator=planted.SendsEarly), "journaled before it runs", 2, ALL_FAULTS),
+    ("mixes outputs up", Parts(coordinator=planted.MixesOutputsUp), "no result from a stale token", 1, ALL_FAULTS),
+    (
+        "never forgets tokens",
+        Parts(coordinator=planted.NeverForgetsTokens),
+        "nothing commits from a superseded token",
+        10,
+        ALL_FAULTS,
+    ),
+    ("retries for ever", Parts(coordinator=planted.RetriesForEver), "budgets are kept", 10, ALL_FAULTS),
+    ("forgets max_parallel", Parts(coordinator=planted.ForgetsMaxParallel), "budgets are kept", 20, ALL_FAULTS),
+    ("overbooks", Parts(core=planted.Overbooks), "budgets are kept", 5, ALL_FAULTS),
+    ("forgets back-offs", Parts(coordinator=planted.ForgetsBackOffs), "every job ends", 20, ALL_FAULTS),
+    ("drops frames", Parts(channel=planted.DropsFrames), "every job ends", 40, ALL_FAULTS),
+    ("never starts again", Parts(core=planted.NeverStartsAgain), "every job ends", 10, ALL_FAULTS),
+    ("says yes to cancel", Parts(coordinator=planted.SaysYesToCancel), "answers are true", 20, ALL_FAULTS),
+    ("answers early", Parts(orchestrator=planted.AnswersEarly), "answers are true", 1, ALL_FAULTS),
+    (
+        "publishes nothing",
+        Parts(coordinator=planted.PublishesNothing),
+        "declared outputs are in the job store",
+        10,
+        ALL_FAULTS,
+    ),
+    (
+        "turns comparisons round",
+        Parts(coordinator=planted.TurnsComparisonsRound),
+        "outputs as undisturbed",
+        10,
+        ALL_FAULTS,
+    ),
+    (
+        "keeps old results",
+        Parts(coordinator=planted.KeepsOldResults),
+        "results rest on those that count",
+        80,
+        ALL_FAULTS,
+    ),
+    ("publishes early", Parts(orchestrator=planted.PublishesEarly), "clients saw the journal", 10, ALL_FAULTS),
+    ("miscounts", Parts(coordinator=planted.Miscounts), "states are valid", 1, ALL_FAULTS),
+    ("replays in part", Parts(coordinator=planted.ReplaysInPart), "replay gives the same state", 10, ALL_FAULTS),
+    ("releases nobody", Parts(coordinator=planted.ReleasesNobody), "agents keep nothing of ended jobs", 2, ALL_FAULTS),
+    ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
+]
+
+
+@pytest.mark.parametrize(("parts", "name", "seeds", "plan"), [bug[1:] for bug in BUGS], ids=[bug[0] for bug in BUGS])
+def test_a_planted_bug_is_found(parts: Parts, name: str, seeds: int, plan: FaultPlan) -> None:
+    found: set[str] = set()
+    for seed in range(1, seeds + 1):
+        world = World(seed, Setup(nodes=5, stages=15, jobs=2, plan=plan), parts)
+        run_to_its_end(world)
+        found.update(violation.property for violation in world.judge.violations)
+        if name in found:
+            return
+    pytest.fail(f"{seeds} seeds, and {name!r} still holds; broken are {found or 'none'}")
+
+
+def test_each_property_has_a_bug() -> None:
+    assert {bug[2] for bug in BUGS} == {each.name for each in PROPERTIES}
+
+
+def run_to_its_end(world: World) -> Any:
+    """A part with a bug may also raise, which is no property's doing."""
+    try:
+        world.run()
+    except Exception as error:
+        return error
+    return None

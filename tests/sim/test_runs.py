@@ -1,0 +1,176 @@
+"""The simulator's own promises: properties hold over many seeds, and a seed says all."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.sim import planted
+
+from starloom.dag.errors import InvalidInput
+from starloom.dag.job import StageStatus
+from starloom.dag.validate import problems
+from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, Fault, FaultKind, FaultPlan, check_plan
+from starloom.orchestrator.cli import main as cli
+from starloom.orchestrator.cli import simulate
+from starloom.orchestrator.simulate import runs, workload
+from starloom.orchestrator.simulate.loop import Chance
+from starloom.orchestrator.simulate.model import KINDS, expected
+from starloom.orchestrator.simulate.world import Parts, Setup, World
+
+SMALL = Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS)
+MIDDLE = Setup(nodes=12, stages=60, jobs=1, plan=ALL_FAULTS)
+
+
+def test_every_property_holds_whatever_breaks() -> None:
+    """400 small runs, in which each fault happens; `make sim` does 10,000."""
+    happened: set[str] = set()
+    for seed in range(1, 401):
+        result = runs.run(seed, SMALL)
+        assert result.violations == (), f"seed {seed}"
+        happened |= result.faults.keys()
+    assert happened == set(FaultKind)
+
+
+def test_every_property_holds_in_larger_runs() -> None:
+    for seed in range(1, 31):
+        assert runs.run(seed, MIDDLE).violations == (), f"seed {seed}"
+
+
+def test_a_seed_gives_the_same_run_in_any_process() -> None:
+    """Neither hashes nor what ran before in the process make a difference."""
+    setup = Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS)
+    here = [runs.run(seed, setup).digest for seed in (3, 4)]
+    program = (
+        "from starloom.devices.faults import ALL_FAULTS\n"
+        "from starloom.orchestrator.simulate import runs\n"
+        "from starloom.orchestrator.simulate.world import Setup\n"
+        "setup = Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS)\n"
+        "print(*[runs.run(seed, setup).digest for seed in (4, 3)])\n"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "4711"}
+    there = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert there.stdout.split() == here[::-1]
+    assert here[0] != here[1]
+
+
+def test_an_undisturbed_run_is_what_the_model_says() -> None:
+    """The model, which never ran anything, and the coordinator agree on every stage of every job."""
+    for seed in range(1, 31):
+        world = World(seed, Setup(nodes=5, stages=25, jobs=2, plan=NO_FAULTS))
+        world.run()
+        assert world.judge.violations == []
+        for job in world.judge.jobs.values():
+            if job.status != "succeeded":
+                continue
+            for name, wanted in expected(job.submitted.constellation, job.submitted.inputs).items():
+                if wanted is not None:
+                    stage = job.stages[name]
+                    assert (stage.status, stage.outputs) == (wanted.status, wanted.digests)
+
+
+def test_random_jobs_are_valid_and_have_everything() -> None:
+    seen: set[Any] = set()
+    for seed in range(60):
+        constellation = workload.work(Chance(str(seed)), 40, "job").constellation
+        assert not problems(constellation, KINDS)
+        for stage in constellation.stages.values():
+            seen |= {stage.kind, stage.join, stage.policy.on_failure, stage.params["fails"]}
+        seen |= {arc.on for arc in constellation.dependencies}
+    assert {"sim.work", "sim.blob", "sim.judge", "sim.read", "all", "any", "fail", "skip", "default"} <= seen
+    assert {"success", "completion", "comparison", True, False} <= seen
+
+
+def test_the_model_leaves_open_what_rests_on_which_came_first() -> None:
+    statuses: set[StageStatus | None] = set()
+    for seed in range(60):
+        work = workload.work(Chance(str(seed)), 40, "job")
+        statuses |= {wanted and wanted.status for wanted in expected(work.constellation, work.inputs).values()}
+    assert statuses == {None, StageStatus.SUCCEEDED, StageStatus.SKIPPED, StageStatus.FAILED}
+
+
+class TestPlans:
+    def test_a_plan_is_read_from_a_file(self, tmp_path: Path) -> None:
+        path = tmp_path / "plan.yaml"
+        path.write_text("quiet_after_seconds: 9\nfaults:\n  - {what: agent-crash, per_minute: 30}\n")
+        plan = simulate.read_plan(str(path))
+        assert plan == FaultPlan(quiet_after_seconds=9, faults=(Fault(what=FaultKind.AGENT_CRASH, per_minute=30),))
+        result = runs.run(1, Setup(nodes=3, stages=5, plan=plan))
+        assert set(result.faults) == {"agent-crash"}
+
+    @pytest.mark.parametrize(
+        ("text", "what"),
+        [
+            ("faults: [{what: earthquake}]", "earthquake"),
+            ("faults: [{what: agent-crash, chance: 2}]", "faults.0.chance: is 2"),
+            ("faults: [{what: agent-crash, lasts_seconds: [3, 1]}]", "faults.0.lasts_seconds"),
+            ("faults: {", "line"),
+            ("fault: []", "fault"),
+        ],
+    )
+    def test_a_plan_that_is_wrong_is_refused(self, tmp_path: Path, text: str, what: str) -> None:
+        path = tmp_path / "plan.yaml"
+        path.write_text(text)
+        with pytest.raises(InvalidInput, match=what):
+            simulate.read_plan(str(path))
+
+    def test_built_in_plans_are_right(self) -> None:
+        assert check_plan(ALL_FAULTS) is ALL_FAULTS
+        assert {fault.what for fault in ALL_FAULTS.faults} == set(FaultKind)
+
+
+class TestCommand:
+    def test_it_says_what_happened_as_json(self, capsys: pytest.CaptureFixture[str]) -> None:
+        arguments = ["simulate", "--seed", "5", "--nodes", "4", "--stages", "10", "--faults", "none", "--json"]
+        assert cli.main(arguments) == 0
+        said = json.loads(capsys.readouterr().out)
+        assert said["seed"] == 5
+        assert (said["jobs"], said["violations"]) == (1, [])
+        assert said.keys() >= {"succeeded", "events", "virtual_seconds", "wall_seconds", "digest"}
+
+    def test_a_failing_seed_tells_how_to_see_it_again(
+        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(seed: int, setup: Setup) -> World:
+            return World(seed, setup, Parts(coordinator=planted.TellsTwice))
+
+        monkeypatch.setattr(runs, "World", broken)
+        assert (
+            cli.main(["simulate", "--seed", "2", "--nodes", "4", "--stages", "10", "--faults", "none", "--json"]) == 1
+        )
+        said = capsys.readouterr()
+        found = json.loads(said.out)["violations"][0]
+        again = "starloom simulate --seed 2 --nodes 4 --stages 10 --jobs 1 --faults none"
+        assert found["replay"] == again
+        assert again in said.err
+        assert any("StagePlaced" in line for line in found["story"])
+
+    def test_what_a_part_raises_is_a_violation(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Raises(World):
+            def run(self) -> None:
+                raise KeyError("lost")
+
+        monkeypatch.setattr(runs, "World", Raises)
+        assert [found.property for found in runs.run(1, SMALL).violations] == ["nothing is raised"]
+
+    @pytest.mark.parametrize(
+        ("wrong", "said"),
+        [
+            (["--nodes", "0"], "--nodes: is 0"),
+            (["--stages", "20001"], "--stages: is 20001"),
+            (["--seeds", "0"], "--seeds: is 0"),
+            (["--faults", "no/such"], "no/such: No such file"),
+        ],
+    )
+    def test_wrong_usage_is_refused(self, wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["simulate", *wrong]) == 2
+        assert said in capsys.readouterr().err
+
+    def test_many_seeds_have_one_digest(self) -> None:
+        one, two = (runs.run_all(1, 6, Setup(nodes=3, stages=5, plan=ALL_FAULTS)) for _ in range(2))
+        assert one.digest == two.digest
+        assert one.seeds == 6
+        assert not one.failed
