@@ -152,20 +152,3 @@ class TestOnRay:
         until(lambda: command_line.processes == [])
         assert "Ray's process raylet has died" in (command_line.folder / "logs" / "cluster.log").read_text()
         assert holder(command_line.folder) is None
-
-    def test_ray_is_started_again_when_a_process_of_its_own_dies(
-        self, command_line: CommandLine, cluster_file: str, tmp_path: Path
-    ) -> None:
-        (tmp_path / "hello.yaml").write_text(HELLO)
-        with command_line.start("up", "--foreground", cluster_file) as up:
-            record = until(lambda: read_cluster(command_line.folder))
-            until(lambda: command_line.run("submit", str(tmp_path / "hello.yaml"), "--input", "value=1").returncode == 0)
-            [raylet] = [one for one in command_line.processes if one.name() == "raylet"]
-            raylet.kill()
-            until(lambda: any(one.name() == "raylet" and one.pid != raylet.pid for one in command_line.processes))
-            job = command_line.run("submit", str(tmp_path / "hello.yaml"), "--input", "value=5", "--watch", "--json")
-            assert json.loads(job.stdout)["outputs"] == {"value": 5}, job.stderr
-            assert read_cluster(command_line.folder) == record
-            up.terminate()
-        assert up.returncode == 0
-        assert command_line.processes == []
