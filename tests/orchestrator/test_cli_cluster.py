@@ -63,7 +63,8 @@ class TestWithoutCluster:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--tier", "edge"], "--token is missing"),
+            (["--tier", "edge"], "there is no token for 127.0.0.1:1; give it with STARLOOM_TOKEN"),
+            (["--tier", "edge", "--token", "t", "--join", "nowhere"], "'nowhere' is no host:port"),
             (["--tier", "moon", "--token", "t"], "tier: is 'moon'"),
             (["--tier", "edge", "--token", "t", "--label", "room"], "'room' is not KEY=VALUE"),
             (["--tier", "edge", "--token", "t", "--target", "abacus"], "there is no target 'abacus'"),

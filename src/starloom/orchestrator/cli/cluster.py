@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import logging
 import os
 import select
 import signal
@@ -19,14 +20,13 @@ from starloom.dag import limits
 from starloom.dag.errors import Conflict, DeadlineExceeded, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.orchestrator import statefolder
 from starloom.orchestrator.cli import demo
-from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, problem_rows
+from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, problem_rows
 from starloom.orchestrator.cli.views import cluster_row
 
 if TYPE_CHECKING:
     from starloom.agents.agent import AgentConfig
     from starloom.orchestrator.clusterfile import ClusterSpec
 
-TOKEN_VARIABLE: Final = "STARLOOM_TOKEN"
 LOG_NAME: Final = "cluster.log"
 _LOOK_SECONDS = 1.0
 
@@ -45,7 +45,7 @@ def add_parsers(commands: Commands) -> None:
     add_command(commands, "down", run_down, "stop the cluster that runs on this machine")
     agent = add_command(commands, "agent", run_agent, "make this machine a node of a cluster, until Ctrl-C or SIGTERM")
     agent.add_argument("--join", required=True, metavar="HOST:PORT", help="the orchestrator's address")
-    agent.add_argument("--token", default="", help=f"the cluster's token; ${TOKEN_VARIABLE} unless given")
+    agent.add_argument("--token", default="", help="the cluster's token; $STARLOOM_TOKEN unless given")
     agent.add_argument("--tier", required=True, help="device, edge or cloud")
     agent.add_argument("--name", default=os.uname().nodename, help="the node's name (default: %(default)s)")
     agent.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the node")
@@ -198,13 +198,10 @@ def _end(pid: int) -> None:
 
 def run_agent(args: argparse.Namespace, out: Output) -> int:
     from starloom.agents.agent import AgentConfig
+    from starloom.orchestrator.clientlink import find_cluster
     from starloom.orchestrator.clusterfile import read_node
 
-    token = args.token or os.environ.get(TOKEN_VARIABLE, "")
-    if not token:
-        raise UsageError(
-            f"--token is missing, and ${TOKEN_VARIABLE} is not set; `starloom up` wrote it to a file `token`"
-        )
+    address, token = find_cluster(args.join, args.token)
     node = read_node(
         {
             "name": args.name,
@@ -220,7 +217,7 @@ def run_agent(args: argparse.Namespace, out: Output) -> int:
         targets=node.targets,
         labels=node.labels,
         slots=node.slots,
-        orchestrator=args.join,
+        orchestrator=address,
         token=token,
         host=args.host,
     )
@@ -243,6 +240,7 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
 async def _run_agent(config: "AgentConfig", out: Output) -> int:
     from starloom.agents.agent import Agent
 
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     agent = Agent(config)
     await agent.start()
     loop = asyncio.get_running_loop()
