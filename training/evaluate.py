@@ -2,7 +2,7 @@
 
     python -m training.evaluate FILE.onnx [FILE.onnx ...] [--questions N] [--free] [--extractive]
 
-Each FILE lies beside its config.json or is out/train/SIZE-float32.onnx. One JSON object a line; no torch.
+Each FILE lies beside its config.json, or is out/train/SIZE-float32.onnx of a shipped size. One JSON object a line; no torch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from starloom.agents.stages import answer
 def decoder(path: Path) -> quality.Decoder:
     beside = path.parent / "config.json"
     size = path.name.split("-")[0]
-    config = json.loads((beside if beside.exists() else path.parent / "export" / size / "config.json").read_text())
+    config = json.loads((beside if beside.exists() else quality.FOLDER / size / "config.json").read_text())
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     return quality.Decoder(ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]), config)

@@ -13,10 +13,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 17
 MASKED = -1e9
-CONTRIB = "com.microsoft"
-"""ONNX Runtime's own operators, MatMulNBits among them."""
-ROW_WISE = 4
-"""MatMulNBits' accuracy level that turns activations into INT8 as well, each block of each token by itself."""
 
 
 class Graph:
@@ -46,29 +42,24 @@ class Graph:
         return self.constant(np.array(value, np.float32))
 
 
-def blocks(matrix: NDArray[np.float32], size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """INT8 of [out, in] as MatMulNBits wants it: [out, in / size, size] around 128, and a scale for each block."""
-    parts = matrix.reshape(matrix.shape[0], -1, size)
-    scales = np.maximum(np.abs(parts).max(-1), 1e-8) / 127
-    return (np.rint(parts / scales[..., None]) + 128).astype(np.uint8), scales.astype(np.float32)
+def rounded(matrix: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """INT8 of [rows, columns] with a scale for each row, [rows, 1]; a row is about integers times scale."""
+    scales = np.maximum(np.abs(matrix).max(-1, keepdims=True), 1e-8) / 127
+    return np.rint(matrix / scales).astype(np.int8), scales.astype(np.float32)
 
 
 class Builder:
-    """One model's graph. `weights` have Hugging Face's names; with `block` they are INT8, so many to a scale.
+    """One model's graph. `weights` have Hugging Face's names; `small` stores them as INT8, a scale for each row.
 
-    Activations are turned into INT8 token by token, not by one scale for all as quantize_dynamic does. So a
-    token's result does not depend on which others are computed with it, and incremental decoding equals the full pass.
+    Only what is stored is INT8: ONNX Runtime turns it into float32 once, as it loads. With activations in INT8,
+    even scaled token by token, a rounding that falls the other way moves logits by 0.2, so that
+    incremental decoding would not equal the full pass.
     """
 
     def __init__(
-        self,
-        config: Mapping[str, Any],
-        weights: Mapping[str, NDArray[np.float32]],
-        block: int = 0,
-        accuracy: int = ROW_WISE,
+        self, config: Mapping[str, Any], weights: Mapping[str, NDArray[np.float32]], *, small: bool = False
     ) -> None:
-        self.config, self.weights, self.graph = config, weights, Graph()
-        self.block, self.accuracy = block, accuracy
+        self.config, self.weights, self.graph, self.small = config, weights, Graph(), small
         self.cosine = self.sine = self.bias = ""
 
     def build(self) -> onnx.ModelProto:
@@ -99,10 +90,7 @@ class Builder:
                 present = [batch, heads, "total_sequence_length", size]
                 outputs.append(value(f"present.{layer}.{part}", TensorProto.FLOAT, present))
         made = helper.make_graph(self.graph.nodes, "language", inputs, outputs, self.graph.initializers)
-        opsets = [helper.make_opsetid("", OPSET)]
-        if self.block:
-            opsets.append(helper.make_opsetid(CONTRIB, 1))
-        model = helper.make_model(made, opset_imports=opsets, producer_name="starloom")
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="starloom")
         model.ir_version = 8
         onnx.checker.check_model(model)
         return model
@@ -136,21 +124,22 @@ class Builder:
 
     def _embedded(self, name: str) -> str:
         graph, table = self.graph, self.weights[name]
-        if not self.block:
+        if not self.small:
             return graph("Gather", graph.constant(table, name), "input_ids")
-        scales = (np.maximum(np.abs(table).max(-1, keepdims=True), 1e-8) / 127).astype(np.float32)
-        integers = graph.constant(np.rint(table / scales).astype(np.int8), name)
+        integers, scales = (
+            graph.constant(one, called) for one, called in zip(rounded(table), (name, f"{name}.scales"), strict=True)
+        )
         rows = graph("Cast", graph("Gather", integers, "input_ids"), to=TensorProto.FLOAT)
-        return graph("Mul", rows, graph("Gather", graph.constant(scales, f"{name}.scales"), "input_ids"))
+        return graph("Mul", rows, graph("Gather", scales, "input_ids"))
 
     def _linear(self, hidden: str, name: str, called: str = "", out: str = "") -> str:
         graph, matrix, called = self.graph, self.weights[name], called or name
-        if not self.block:
+        if not self.small:
             return graph("MatMul", hidden, graph.constant(matrix.T, called), out=out)
-        integers, scales = blocks(matrix, self.block)
-        inputs = (hidden, graph.constant(integers, called), graph.constant(scales, f"{called}.scales"))
-        shape = {"N": matrix.shape[0], "K": matrix.shape[1], "bits": 8, "block_size": self.block}
-        return graph("MatMulNBits", *inputs, out=out, domain=CONTRIB, accuracy_level=self.accuracy, **shape)
+        integers, scales = rounded(matrix)
+        floats = graph("Cast", graph.constant(integers.T, called), to=TensorProto.FLOAT)
+        whole = graph("Mul", floats, graph.constant(scales.T, f"{called}.scales"))
+        return graph("MatMul", hidden, whole, out=out)
 
     def _heads(self, flat: str, count: int) -> str:
         graph = self.graph

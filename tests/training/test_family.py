@@ -86,6 +86,9 @@ def test_incremental_decoding_equals_the_full_pass(size: str) -> None:
         past = run(size, ids[:, :before], None)[1] if before else None
         last, _ = run(size, ids[:, before:], past)
         assert np.abs(full[:, before:] - last).max() < 1e-3, (batch, new, before)
+        for at in range(before, before + new):
+            last, past = run(size, ids[:, at : at + 1], past)
+            assert np.abs(full[:, at] - last[:, 0]).max() < 1e-3, (batch, at)
 
 
 @pytest.mark.parametrize("size", SIZES)
