@@ -32,8 +32,19 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedClust
 
 
 def running_children() -> set[int]:
-    """The ids of all processes below this one, but for those that have ended and wait to be collected."""
-    return {child.pid for child in psutil.Process().children(recursive=True) if alive(child)}
+    """The ids of all processes below this one, but for those that have ended and wait to be collected.
+
+    Python's resource tracker, which tests with processes of their own start, ends with this process.
+    """
+    children = psutil.Process().children(recursive=True)
+    return {child.pid for child in children if alive(child) and not is_tracker(child)}
+
+
+def is_tracker(process: psutil.Process) -> bool:
+    try:
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
 
 
 def alive(process: psutil.Process) -> bool:
