@@ -4,11 +4,14 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from typing import Final
 
+from starloom.dag.errors import StarloomError
 from starloom.dag.facts import JobStatus
 from starloom.orchestrator.simulate.judge import Violation
 from starloom.orchestrator.simulate.world import Setup, World
@@ -104,6 +107,11 @@ def _results(seeds: range, setup: Setup) -> Iterator[Result]:
     if processes < 2:
         yield from map(partial(run, setup=setup), seeds)
         return
-    with get_context("spawn").Pool(processes) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         at_once = max(1, min(SEEDS_AT_ONCE, len(seeds) // (2 * processes)))
-        yield from pool.imap(partial(run, setup=setup), seeds, at_once)
+        try:
+            yield from pool.map(partial(run, setup=setup), seeds, chunksize=at_once)
+        except BrokenProcessPool as error:
+            raise StarloomError(
+                "a process of the simulation was killed; give it more memory, or fewer nodes"
+            ) from error
