@@ -27,7 +27,8 @@ from starloom.orchestrator.simulate.model import BYTES, KINDS
 
 TIERS = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
 LOOKS_BACK = 24
-"""A stage's upstreams are among so many stages before it: jobs get longer with their size, not only wider."""
+LAYERS = 50
+"""A stage's upstreams are among the last LOOKS_BACK stages before it, or one LAYERS-th of all, if that is more."""
 
 
 class Work(NamedTuple):
@@ -63,8 +64,9 @@ def work(chance: Chance, stages: int, name: str, tiers: int = len(TIERS)) -> Wor
     arcs: list[Dependency] = []
     bindings: list[InputBinding] = []
     names = [StageId(f"s{index}") for index in range(stages)]
+    back = max(LOOKS_BACK, stages // LAYERS)
     for index, stage in enumerate(names):
-        before = names[max(0, index - LOOKS_BACK) : index]
+        before = names[max(0, index - back) : index]
         upstreams = chance.sample(before, chance.below(min(len(before), 3) + 1))
         spec = specs[stage] = style.stage(stage, index, upstreams, specs)
         arcs += [style.arc(specs, upstream, spec, number) for number, upstream in enumerate(upstreams)]

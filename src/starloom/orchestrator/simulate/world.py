@@ -24,6 +24,7 @@ from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.disk import Disk
 from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.loop import SECOND, START, Chances, Loop
+from starloom.orchestrator.simulate.many import SomeOfMany
 from starloom.orchestrator.simulate.model import KINDS
 from starloom.orchestrator.simulate.network import Network, Stream
 from starloom.orchestrator.simulate.properties import PROPERTIES, Property
@@ -32,6 +33,9 @@ from starloom.orchestrator.simulate.trouble import Trouble
 
 BYTES_PER_SECOND = 50e6
 RUN_SECONDS_MAX = 20.0
+FEW_NODES = 200
+"""With more, the planner looks at some of them for each stage, and jobs come once all are there."""
+ALL_THERE_SECONDS = 2.5
 GRACE_SECONDS = 25.0
 """How long a run goes on after the last job: leases lapse, agents come back and are told what to forget."""
 STUCK_SECONDS = 90.0
@@ -51,6 +55,8 @@ class Setup:
     @property
     def quiet_seconds(self) -> float:
         """After how long faults end."""
+        if not self.plan.faults:
+            return 0.0
         return self.plan.quiet_after_seconds or min(60.0, 12.0 + self.stages * self.jobs * 0.1)
 
 
@@ -65,12 +71,16 @@ class Parts:
     properties: Sequence[type[Property]] = PROPERTIES
 
 
+def _of_many(epoch: Epoch) -> Coordinator:
+    return Coordinator(epoch, SomeOfMany())
+
+
 class World:
     """Everything of one run."""
 
     def __init__(self, seed: int, setup: Setup, parts: Parts | None = None) -> None:
         self.setup = setup
-        self.parts = parts or Parts()
+        self.parts = parts or Parts(coordinator=Coordinator if setup.nodes <= FEW_NODES else _of_many)
         self.loop = Loop()
         self.chances = Chances(seed)
         self.trouble = Trouble(setup.plan, self.chances, setup.quiet_seconds)
@@ -118,7 +128,7 @@ class World:
             self.loop.after(self._chance.between(0, 0.5), partial(self._start_agent, name))
         chance = self.chances.of("clients")
         for index, client in enumerate(self.clients):
-            start = chance.between(0.5, 1.0 + index * 0.5)
+            start = chance.between(0.5, 1.0 + index * 0.5) + (ALL_THERE_SECONDS if len(self.names) > FEW_NODES else 0)
             self.loop.after(start, client.submit, client)
             if self.trouble.fires(FaultKind.CLIENT_CANCELS):
                 self.loop.after(start + chance.between(0.1, 10), client.cancel, client)
