@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from starloom.orchestrator.simulate.agent import AgentProcess
     from starloom.orchestrator.simulate.clients import Client
     from starloom.orchestrator.simulate.daemon import Orchestrator
-    from starloom.orchestrator.simulate.properties import Property
+    from starloom.orchestrator.simulate.property import Property
     from starloom.orchestrator.simulate.world import World
 
 STORY_LINES = 40

@@ -16,34 +16,18 @@ from starloom.agents.core import Instruction
 from starloom.agents.messages import Assign
 from starloom.dag import facts as f
 from starloom.dag import limits
-from starloom.dag.conditions import comparison_key
-from starloom.dag.constellation import Dependency, Join, On, OnFailure
 from starloom.dag.errors import StarloomError
 from starloom.dag.facts import AnyFact, JobStatus
-from starloom.dag.ids import Epoch, StageId, TaskToken
+from starloom.dag.ids import Epoch, TaskToken
 from starloom.dag.job import StageStatus
 from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
-from starloom.orchestrator.simulate.model import Expected, expected, in_order
-
-_DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)
-
-
-class Property:
-    """The base of all properties."""
-
-    name = ""
-
-    def __init__(self, judge: Judge) -> None:
-        self.judge = judge
-        self.world = judge.world
-
-    def broken(self, what: str, job: str = "", stage: str = "") -> None:
-        """It does not hold."""
-        self.judge.violated(self.name, what, job, stage)
+from starloom.orchestrator.simulate.model import in_order
+from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
+from starloom.orchestrator.simulate.property import Property, may
 
 
 class Acyclic(Property):
@@ -78,12 +62,12 @@ class ConditionsHold(Property):
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
         if job is None or stage is None:
             return
-        if isinstance(fact, f.StagePlaced) and not _may(job, fact.stage, stage, run=True):
+        if isinstance(fact, f.StagePlaced) and not may(job, fact.stage, stage, run=True):
             self.broken(f"{fact.token} is placed against its conditions", fact.job, fact.stage)
         if (
             isinstance(fact, f.StageSkipped)
             and stage.status is StageStatus.PENDING
-            and not _may(job, fact.stage, stage, run=False)
+            and not may(job, fact.stage, stage, run=False)
         ):
             self.broken("it is skipped, though its conditions do not say so", fact.job, fact.stage)
 
@@ -227,67 +211,6 @@ class OutputsAreDurable(Property):
                     self.broken(f"output {name} is not there", fact.job)
 
 
-class SameOutputs(Property):
-    name = "outputs as undisturbed"
-
-    def end(self) -> None:
-        for name, job in self.judge.jobs.items():
-            known = expected(job.submitted.constellation, job.submitted.inputs)
-            job.tainted.update(self.world.fickle.get(name, ()))
-            tainted = self._tainted(job)
-            for stage, wanted in known.items():
-                if wanted is not None and stage not in tainted:
-                    self._compare(name, stage, job.stages[stage], wanted, job)
-            self._compare_job(name, job, known, bool(tainted))
-
-    def _compare(self, name: str, stage: StageId, view: StageView, wanted: Expected, job: JobView) -> None:
-        if view.status not in _DONE:
-            if job.status is JobStatus.SUCCEEDED:
-                self.broken(f"is {view.status} in a job that succeeded", name, stage)
-            return
-        if view.status is not wanted.status:
-            self.broken(f"is {view.status}, and undisturbed {wanted.status}", name, stage)
-        elif view.outputs != wanted.digests:
-            self.broken("its outputs differ from those of an undisturbed run", name, stage)
-
-    def _compare_job(self, name: str, job: JobView, known: dict[StageId, Expected | None], tainted: bool) -> None:
-        if job.cancelled or tainted or not job.ended:
-            return
-        fails = any(one is not None and one.status is StageStatus.FAILED for one in known.values())
-        may_fail = fails or any(
-            one is None and job.stages[stage].spec.policy.on_failure is OnFailure.FAIL for stage, one in known.items()
-        )
-        if job.status is JobStatus.SUCCEEDED and fails:
-            self.broken("succeeded, and undisturbed it fails", name)
-        if job.status is JobStatus.FAILED and not may_fail:
-            self.broken("failed, and undisturbed it succeeds", name)
-
-    def _tainted(self, job: JobView) -> set[StageId]:
-        """The stages that faults have changed, and all that rest on these."""
-        found = set(job.tainted)
-        for stage in in_order(job.submitted.constellation):
-            if any(arc.upstream in found for arc in job.upstreams[stage]):
-                found.add(stage)
-        return found
-
-
-class Consistent(Property):
-    name = "results rest on those that count"
-
-    def end(self) -> None:
-        for name, job in self.judge.jobs.items():
-            if job.status is not JobStatus.SUCCEEDED:
-                continue
-            for stage, view in job.stages.items():
-                read = {arc.input: arc for arc in job.upstreams[stage] if arc.output}
-                for port, consumed in view.consumed.items():
-                    arc = read.get(port)
-                    if arc and job.stages[arc.upstream].outputs.get(arc.output) != consumed.digest:
-                        self.broken(f"{port} was read from a result of {arc.upstream} that does not count", name, stage)
-                if view.status is StageStatus.SUCCEEDED and not _may(job, stage, view, run=True):
-                    self.broken("ran, and its conditions do not hold in the end", name, stage)
-
-
 class ClientsSawAll(Property):
     name = "clients saw the journal"
 
@@ -406,22 +329,3 @@ PROPERTIES: tuple[type[Property], ...] = (
     Released,
     NoOldEpoch,
 )
-
-
-def _lets(arc: Dependency, upstream: StageView) -> bool | None:
-    """Whether an upstream lets a stage start; None while it has not ended."""
-    if upstream.status not in _DONE:
-        return None
-    if arc.on is On.COMPLETION:
-        return True
-    if upstream.status is not StageStatus.SUCCEEDED:
-        return False
-    return arc.comparison is None or upstream.holds.get(comparison_key(arc.comparison), False)
-
-
-def _may(job: JobView, name: StageId, stage: StageView, run: bool) -> bool:
-    """Whether a stage may run, or may be skipped, by what is journaled of its upstreams."""
-    lets = [_lets(arc, job.stages[arc.upstream]) for arc in job.upstreams[name]]
-    if stage.spec.join is Join.ANY and lets:
-        return True in lets if run else all(one is False for one in lets)
-    return all(lets) if run else None not in lets and False in lets

@@ -27,7 +27,8 @@ from starloom.orchestrator.simulate.loop import SECOND, START, Chances, Loop
 from starloom.orchestrator.simulate.many import SomeOfMany
 from starloom.orchestrator.simulate.model import KINDS
 from starloom.orchestrator.simulate.network import Network, Stream
-from starloom.orchestrator.simulate.properties import PROPERTIES, Property
+from starloom.orchestrator.simulate.properties import PROPERTIES
+from starloom.orchestrator.simulate.property import Property
 from starloom.orchestrator.simulate.running import misread
 from starloom.orchestrator.simulate.trouble import Trouble
 

@@ -1,0 +1,70 @@
+"""Properties of how jobs end: as if nothing had happened, and resting on what counts."""
+
+from starloom.dag.constellation import OnFailure
+from starloom.dag.facts import JobStatus
+from starloom.dag.ids import StageId
+from starloom.dag.job import StageStatus
+from starloom.orchestrator.simulate.judge import JobView, StageView
+from starloom.orchestrator.simulate.model import Expected, expected, in_order
+from starloom.orchestrator.simulate.property import DONE, Property, may
+
+
+class SameOutputs(Property):
+    name = "outputs as undisturbed"
+
+    def end(self) -> None:
+        for name, job in self.judge.jobs.items():
+            known = expected(job.submitted.constellation, job.submitted.inputs)
+            job.tainted.update(self.world.fickle.get(name, ()))
+            tainted = self._tainted(job)
+            for stage, wanted in known.items():
+                if wanted is not None and stage not in tainted:
+                    self._compare(name, stage, job.stages[stage], wanted, job)
+            self._compare_job(name, job, known, bool(tainted))
+
+    def _compare(self, name: str, stage: StageId, view: StageView, wanted: Expected, job: JobView) -> None:
+        if view.status not in DONE:
+            if job.status is JobStatus.SUCCEEDED:
+                self.broken(f"is {view.status} in a job that succeeded", name, stage)
+            return
+        if view.status is not wanted.status:
+            self.broken(f"is {view.status}, and undisturbed {wanted.status}", name, stage)
+        elif view.outputs != wanted.digests:
+            self.broken("its outputs differ from those of an undisturbed run", name, stage)
+
+    def _compare_job(self, name: str, job: JobView, known: dict[StageId, Expected | None], tainted: bool) -> None:
+        if job.cancelled or tainted or not job.ended:
+            return
+        fails = any(one is not None and one.status is StageStatus.FAILED for one in known.values())
+        may_fail = fails or any(
+            one is None and job.stages[stage].spec.policy.on_failure is OnFailure.FAIL for stage, one in known.items()
+        )
+        if job.status is JobStatus.SUCCEEDED and fails:
+            self.broken("succeeded, and undisturbed it fails", name)
+        if job.status is JobStatus.FAILED and not may_fail:
+            self.broken("failed, and undisturbed it succeeds", name)
+
+    def _tainted(self, job: JobView) -> set[StageId]:
+        """The stages that faults have changed, and all that rest on these."""
+        found = set(job.tainted)
+        for stage in in_order(job.submitted.constellation):
+            if any(arc.upstream in found for arc in job.upstreams[stage]):
+                found.add(stage)
+        return found
+
+
+class Consistent(Property):
+    name = "results rest on those that count"
+
+    def end(self) -> None:
+        for name, job in self.judge.jobs.items():
+            if job.status is not JobStatus.SUCCEEDED:
+                continue
+            for stage, view in job.stages.items():
+                read = {arc.input: arc for arc in job.upstreams[stage] if arc.output}
+                for port, consumed in view.consumed.items():
+                    arc = read.get(port)
+                    if arc and job.stages[arc.upstream].outputs.get(arc.output) != consumed.digest:
+                        self.broken(f"{port} was read from a result of {arc.upstream} that does not count", name, stage)
+                if view.status is StageStatus.SUCCEEDED and not may(job, stage, view, run=True):
+                    self.broken("ran, and its conditions do not hold in the end", name, stage)

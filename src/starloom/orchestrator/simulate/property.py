@@ -1,0 +1,42 @@
+"""What all properties share."""
+
+from starloom.dag.conditions import comparison_key
+from starloom.dag.constellation import Dependency, Join, On
+from starloom.dag.ids import StageId
+from starloom.dag.job import StageStatus
+from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+
+DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)
+
+
+class Property:
+    """The base of all properties."""
+
+    name = ""
+
+    def __init__(self, judge: Judge) -> None:
+        self.judge = judge
+        self.world = judge.world
+
+    def broken(self, what: str, job: str = "", stage: str = "") -> None:
+        """It does not hold."""
+        self.judge.violated(self.name, what, job, stage)
+
+
+def _lets(arc: Dependency, upstream: StageView) -> bool | None:
+    """Whether an upstream lets a stage start; None while it has not ended."""
+    if upstream.status not in DONE:
+        return None
+    if arc.on is On.COMPLETION:
+        return True
+    if upstream.status is not StageStatus.SUCCEEDED:
+        return False
+    return arc.comparison is None or upstream.holds.get(comparison_key(arc.comparison), False)
+
+
+def may(job: JobView, name: StageId, stage: StageView, run: bool) -> bool:
+    """Whether a stage may run, or may be skipped, by what is journaled of its upstreams."""
+    lets = [_lets(arc, job.stages[arc.upstream]) for arc in job.upstreams[name]]
+    if stage.spec.join is Join.ANY and lets:
+        return True in lets if run else all(one is False for one in lets)
+    return all(lets) if run else None not in lets and False in lets
