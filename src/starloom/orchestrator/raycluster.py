@@ -47,7 +47,22 @@ class RayCluster:
         self._ready: dict[Any, str] = {}
 
     def start(self) -> None:
-        """Starts Ray, and no agent yet. Raises Unavailable if Ray does not come up, or runs in this process already."""
+        """Starts Ray, and no agent yet.
+
+        Raises Unavailable if Ray does not come up, or runs in this process already; nothing is left then.
+        """
+        others = {child.pid for child in psutil.Process().children()}
+        try:
+            self._init()
+        except Unavailable:
+            if self._ours:
+                self.stop()
+                # Ray forgets the processes of a start that failed.
+                _kill([child for child in psutil.Process().children() if child.pid not in others])
+            raise
+        self._watched = {child.name(): child for child in psutil.Process().children() if child.name() in _PROCESSES}
+
+    def _init(self) -> None:
         self._folder = folder = _short_folder()
         os.environ.update(_settings(folder))
         import ray
@@ -75,8 +90,6 @@ class RayCluster:
             # Ray puts a handler of its own there, which would leave the orchestrator running.
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)
-
-        self._watched = {child.name(): child for child in psutil.Process().children() if child.name() in _PROCESSES}
 
     def broken(self) -> str:
         """The name of a process that Ray cannot do without and that has died; empty while all is well."""
@@ -140,6 +153,13 @@ class RayCluster:
                 _await_end(ray.get(goodbye))
 
 
+def _kill(processes: list[psutil.Process]) -> None:
+    mine = [process for process in processes if _runs(process) and process.name() in _PROCESSES]
+    for process in mine:
+        process.kill()
+    psutil.wait_procs(mine, timeout=_KILL_SECONDS)
+
+
 def _runs(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
@@ -177,6 +197,8 @@ def _settings(folder: Path) -> dict[str, str]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Its own 30 s were not enough on a busy machine, and a second start in the same process fails.
+        "RAY_gcs_server_port_wait_time_s": str(limits.RAY_PORT_SECONDS),
         # Without it Ray takes 127.0.0.1 for a mistake, and listens on every interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }

@@ -95,11 +95,12 @@ def _hold(spec: "ClusterSpec", folder: Path, out: Output, ready: int | None) -> 
         with EmbeddedCluster(spec, folder) as cluster:
             assert cluster.info is not None
             row = cluster_row(cluster.info, cluster.address)
-            if ready is None:
-                _show(row, out)
-            else:
-                _answer(ready, row)
             try:
+                # Whoever reads this may end the process at once, and that is an end in order already.
+                if ready is None:
+                    _show(row, out)
+                else:
+                    _answer(ready, row)
                 while not cluster.wait(_LOOK_SECONDS):
                     pass
             except (KeyboardInterrupt, SystemExit):
