@@ -37,7 +37,7 @@ def distance(mapped: Tensor, aim: Tensor) -> Tensor:
 
 def aligned_loss(small: Model, large: Model, maps: nn.ModuleList, tokens: Tensor, weights: Tensor) -> Tensor:
     kept = weights[:, 1:] > 0
-    usual, _, _ = loss_of(small, tokens, weights)
+    usual, _ = loss_of(small, tokens, weights)
     middle, last = (one[kept] for one in small.features(tokens[:, :-1]))
     with torch.no_grad():
         large_middle, large_last = (one[kept] for one in large.features(tokens[:, :-1]))

@@ -53,14 +53,28 @@ def rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return (heads * cosine + torch.cat((-second, first), -1) * sine).to(heads.dtype)
 
 
+BLOCK = 128
+"""Queries at a time on a processor, so that most keys ahead of them are never multiplied."""
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Causal attention over scaled queries [batch, kept, group, seq, size]; keys and values [batch, kept, seq, size]."""
+    batch, kept, group, length, size = query.shape
     if query.is_cuda:
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-    # On a processor the plain products are three times as fast in bfloat16 as the fused kernel.
-    length = query.shape[2]
-    ahead = torch.full((length, length), float("-inf"), dtype=query.dtype).triu(1)
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + ahead
-    return torch.softmax(scores, -1, dtype=query.dtype) @ value
+        key, value = (one[:, :, None].expand(query.shape).flatten(1, 2) for one in (key, value))
+        mixed = F.scaled_dot_product_attention(query.flatten(1, 2), key, value, is_causal=True, scale=1.0)
+        return mixed.view(query.shape)
+    # The plain products are three times as fast in bfloat16 as the fused kernel, and a group shares its keys uncopied.
+    parts = []
+    for start in range(0, length, BLOCK):
+        stop = min(start + BLOCK, length)
+        rows = stop - start
+        some = query[:, :, :, start:stop].reshape(batch, kept, group * rows, size)
+        scores = (some @ key[:, :, :stop].transpose(-1, -2)).view(batch, kept, group, rows, stop)
+        ahead = torch.full((rows, stop), float("-inf"), dtype=scores.dtype).triu(start + 1)
+        shares = torch.softmax(scores + ahead, -1, dtype=scores.dtype).view(batch, kept, group * rows, stop)
+        parts.append((shares @ value[:, :, :stop]).view(batch, kept, group, rows, size))
+    return torch.cat(parts, 3)
 
 
 class Attention(nn.Module):
@@ -78,14 +92,15 @@ class Attention(nn.Module):
         return projected.view(batch, length, -1, self.config.head_dim).transpose(1, 2)
 
     def forward(self, hidden: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        query = rotated(self.heads(self.q_proj(hidden)), cosine, sine)
+        kept, size = self.config.num_key_value_heads, self.config.head_dim
+        scale = size**-0.5
+        query = rotated(self.heads(self.q_proj(hidden)), cosine * scale, sine * scale)
         key = rotated(self.heads(self.k_proj(hidden)), cosine, sine)
-        value = self.heads(self.v_proj(hidden))
-        groups = self.config.num_attention_heads // self.config.num_key_value_heads
-        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        value = self.heads(self.v_proj(hidden)).to(query.dtype)
         # Rows are padded on the right, so the causal mask alone keeps padding out of what counts.
-        mixed = attention(query, key, value.to(query.dtype))
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        batch, count, length, _ = query.shape
+        mixed = attention(query.view(batch, kept, count // kept, length, size), key, value)
+        return self.o_proj(mixed.reshape(batch, count, length, size).transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

@@ -49,7 +49,7 @@ RARE_SHARE = 0.35
 """So many passages are drawn from entries that say something of the RARE kinds."""
 UNANSWERABLE = 0.3
 LACKING_SHARE = 0.2
-PLAIN_SHARE = 0.2
+PLAIN_SHARE = 0.6
 HELD_OUT_QUESTIONS = 1200
 HELD_OUT_TEXT_BYTES = 160_000
 SEED = 20
@@ -223,17 +223,20 @@ def question_row(chance: random.Random, pool: Pool, rows: Rows, most: int) -> No
 
 
 def plain_rows(chance: random.Random, rows: Rows, texts: list[str], count: int) -> None:
-    """Running text, several documents in a row of LENGTH, begun anywhere in a document."""
+    """Running text, several documents in a row of LENGTH, every document once before any comes again."""
     end = rows.encode(prompt.END)
-    for _ in range(count):
-        row: list[int] = []
-        while len(row) < LENGTH:
-            text = chance.choice(texts)
-            if len(text) > 1200:
-                start = chance.randrange(len(text) - 800)
-                text = text[start : start + 1200].partition(" ")[2]
-            row += rows.encode(f" {text}") + end
-        rows.add([(row, 0)])
+    left: list[str] = []
+    row: list[int] = list(end)
+    made = 0
+    while made < count:
+        if not left:
+            left = chance.sample(texts, len(texts))
+        row += rows.encode(f" {left.pop()}") + end
+        # A row begins with a token of the one before, so that every token is once to be told.
+        while len(row) > LENGTH and made < count:
+            rows.add([(row[:LENGTH], 0)])
+            row = row[LENGTH - 1 :]
+            made += 1
 
 
 def write_volume(number: int, count: int, pool: Pool, texts: list[str]) -> None:
