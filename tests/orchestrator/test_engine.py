@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tests.orchestrator.rig import SECONDS, Rig, constellation, request
 
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation
-from starloom.dag.errors import Unavailable
+from starloom.dag.errors import Fenced, Unavailable
 from starloom.dag.facts import Fact, JobEnded, JobSubmitted, StageCommitted
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.journal import Journal, JournalUnwritableError, Record
@@ -177,6 +178,49 @@ async def test_a_job_ends_though_its_orchestrator_dies_again_and_again(
     job = await client.job("k")
     committed = [event.fact for event in [e async for e in job.events()] if isinstance(event.fact, StageCommitted)]
     assert sorted(fact.stage for fact in committed) == sorted(f"s{n}" for n in range(12))
+
+
+async def test_one_that_was_replaced_and_has_nothing_to_write_ends_within_a_lease(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock is gone, as when somebody deletes its file, and another orchestrator starts on the folder."""
+    (rig.folder / "journal" / "lock").unlink()
+    replaced = rig.orchestrator
+
+    def nothing_to_write(*_: Any) -> list[Record]:
+        raise AssertionError("the older one is to learn of it without an append")
+
+    monkeypatch.setattr(replaced.engine._journal, "append", nothing_to_write)
+    async with Rig(rig.folder) as other:
+        assert other.orchestrator.epoch == replaced.epoch + 1
+        with pytest.raises(Fenced, match=r"epoch 1, and the journal in .* has 2: another one took over"):
+            async with asyncio.timeout(SECONDS):
+                await replaced.failed()
+        with pytest.raises(Unavailable):
+            await rig.call("ListJobs", pb.ListJobsRequest())
+        client = await other.client()
+        await other.agent("n1")
+        async with asyncio.timeout(SECONDS):
+            assert await (await client.submit(constellation(NOOP))).result() == {"v": None}
+        assert not other.orchestrator.engine.failed.done()
+
+
+async def test_the_epoch_is_looked_at_once_a_lease(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    check = Journal.check_epoch
+
+    def checked(journal: Journal) -> None:
+        check(journal)
+        loop.call_soon_threadsafe(asked.put_nowait, threading.current_thread().name)
+
+    monkeypatch.setattr(Journal, "check_epoch", checked)
+    monkeypatch.setattr(limits, "LEASE_SECONDS", 0.01)
+    await rig.restart()
+    for _ in range(3):
+        async with asyncio.timeout(SECONDS):
+            assert await asked.get() == "journal"
+    assert not rig.orchestrator.engine.failed.done()
 
 
 async def run_job(client: AsyncClient, document: Constellation) -> Any:

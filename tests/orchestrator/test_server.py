@@ -19,8 +19,9 @@ from starloom.dag.errors import Conflict
 from starloom.dag.facts import JobEnded, JobSubmitted, StageCommitted, StageStarted
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.infos import Event
+from starloom.orchestrator.journal import Journal
 from starloom.orchestrator.server import Orchestrator, PortTaken
-from starloom.orchestrator.supervisor import ORCHESTRATOR_NAME, Serving
+from starloom.orchestrator.supervisor import FENCED, ORCHESTRATOR_NAME, Serving
 
 CHAIN = constellation(
     """
@@ -185,6 +186,7 @@ class Process:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.port = 0
+        self.log = folder / "log"
         (folder / "token").write_text(TOKEN)
         self.child: subprocess.Popen[bytes] | None = None
 
@@ -201,7 +203,8 @@ class Process:
         options = ["--folder", str(self.folder), "--token-file", str(self.folder / "token")]
         options += ["--port", str(self.port), "--ready-fd", str(given)]
         command = [sys.executable, "-m", "starloom.orchestrator.process", *options]
-        self.child = subprocess.Popen(command, pass_fds=(given,))
+        with self.log.open("ab") as log:
+            self.child = subprocess.Popen(command, pass_fds=(given,), stderr=log)
         os.close(given)
         came_up = os.read(ready, 1)
         os.close(ready)
@@ -259,6 +262,19 @@ async def run_over_kills(process: Process, document: Constellation, kills: int) 
 async def test_a_killed_process_is_followed_by_another_and_the_job_goes_on(process: Process) -> None:
     await run_over_kills(process, CHAIN, kills=2)
     assert await process.end(signal.SIGTERM) == 0
+
+
+async def test_a_process_that_was_replaced_ends_and_says_so(process: Process) -> None:
+    serving = await process.start()
+    (process.folder / "journal" / "lock").unlink()
+    journal = await asyncio.to_thread(Journal.open, process.folder / "journal")
+    assert process.child is not None
+    assert await asyncio.to_thread(process.child.wait, SECONDS) == FENCED
+    journal.close()
+    said = process.log.read_text()
+    assert (
+        f"epoch {serving.epoch}, and the journal in {process.folder / 'journal'} has 2: another one took over" in said
+    )
 
 
 async def test_a_process_says_why_it_cannot_start(process: Process, tmp_path: Path) -> None:

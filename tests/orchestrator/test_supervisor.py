@@ -37,6 +37,10 @@ address = "127.0.0.1:%d" % server.getsockname()[1]
 assert given.token_file.read_text() == "secret"
 (given.folder / "orchestrator.json").write_text(json.dumps({"address": address, "pid": os.getpid(), "epoch": 1}))
 os.write(given.ready_fd, b"x")
+if mode == "fenced":
+    server.accept()
+    print("the journal has epoch 2", file=sys.stderr)
+    sys.exit(4)
 while True:
     server.accept()[0].sendall(b"%d" % os.getpid())
 """
@@ -165,6 +169,18 @@ def test_restarting_is_given_up_after_quick_deaths(tmp_path: Path, monkeypatch: 
     assert "record 7" in supervisor.failure
     assert (tmp_path / "starts").read_text() == "xxxx"
     assert supervisor.serving is None
+    supervisor.stop()
+
+
+def test_a_child_that_was_replaced_is_not_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STAND_IN_MODE", "fenced")
+    supervisor = Started(tmp_path).supervisor
+    host, _, port = supervisor.wait_ready().address.rpartition(":")
+    socket.create_connection((host, int(port))).close()
+    assert supervisor.ended.wait(60)
+    assert supervisor.failure.startswith("another orchestrator took over")
+    assert "the journal has epoch 2" in supervisor.failure
+    assert (tmp_path / "starts").read_text() == "x"
     supervisor.stop()
 
 

@@ -281,3 +281,10 @@ class AnswersEarly(Orchestrator):
                 self._answer(answer)
             decision.answers.clear()
         super()._carry_out()
+
+
+class NeverLooks(Orchestrator):
+    """One that was replaced learns of it only when it has something to write."""
+
+    def _check(self) -> None:
+        self._check_later()

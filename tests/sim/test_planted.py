@@ -16,6 +16,11 @@ TWO_AT_ONCE = FaultPlan(
         Fault(what=FaultKind.LINK_BREAK, per_minute=400),
     ),
 )
+REPLACED_WHEN_IDLE = FaultPlan(
+    name="replaced when idle",
+    quiet_after_seconds=60.0,
+    faults=(Fault(what=FaultKind.ORCHESTRATOR_TWICE, per_minute=10, lasts_seconds=(0.0, 1.0)),),
+)
 
 BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("takes cycles", Parts(coordinator=planted.TakesCycles), "acyclic", 1, ALL_FAULTS),
@@ -63,6 +68,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("miscounts", Parts(coordinator=planted.Miscounts), "states are valid", 1, ALL_FAULTS),
     ("replays in part", Parts(coordinator=planted.ReplaysInPart), "replay gives the same state", 10, ALL_FAULTS),
     ("releases nobody", Parts(coordinator=planted.ReleasesNobody), "agents keep nothing of ended jobs", 2, ALL_FAULTS),
+    ("never looks", Parts(orchestrator=planted.NeverLooks), "a replaced orchestrator ends", 1, REPLACED_WHEN_IDLE),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
 ]
 

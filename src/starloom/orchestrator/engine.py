@@ -67,6 +67,7 @@ class Engine:
         self._dropped: list[JobId] = []
         self._deciding: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._checking: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at: int | None = None
         self._carrying = False
@@ -78,6 +79,7 @@ class Engine:
         await self._loop.run_in_executor(self._reading, self._replay)
         await self._loop.run_in_executor(self._reading, self._store.adopt, self.kept.digests)
         self._sweep()
+        self._check_later()
         self._put(self.coordinator.boot(time.monotonic_ns()), [])
         self._arm()
         await self.settled()
@@ -87,7 +89,7 @@ class Engine:
         self._stopping = True
         while self._inbox and not self.failed.done():
             self._decide()
-        for handle in (self._alarm, self._sweeping, self._deciding):
+        for handle in (self._alarm, self._sweeping, self._checking, self._deciding):
             if handle is not None:
                 handle.cancel()
         with suppress(Unavailable):
@@ -251,6 +253,21 @@ class Engine:
     def _sweep(self) -> None:
         self._reading.submit(_guarded, self._store.expire)
         self._sweeping = self._loop.call_later(limits.UPLOAD_KEPT_SECONDS, self._sweep)
+
+    def _check_later(self) -> None:
+        self._checking = self._loop.call_later(limits.LEASE_SECONDS, self._check)
+
+    def _check(self) -> None:
+        """One that was replaced and has nothing to write learns of it here, and gives up the agents that it keeps."""
+        self._writing.call(self._check_epoch)
+        self._check_later()
+
+    def _check_epoch(self) -> None:
+        """In the journal's thread."""
+        try:
+            self._journal.check_epoch()
+        except Exception as error:
+            self._loop.call_soon_threadsafe(self._fail, error)
 
     def _answer(self, answer: Answer) -> None:
         waiting = self._answers.get(answer.request)

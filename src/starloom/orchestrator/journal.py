@@ -171,7 +171,7 @@ class Journal:
         For the thread that appends. The jobs must have ended, and other records must have followed.
         """
         with _transaction(self._writer):
-            self._check_epoch()
+            self.check_epoch()
             dropped = sum(
                 self._writer.execute("DELETE FROM facts WHERE job = ? AND job != ''", (job,)).rowcount for job in jobs
             )
@@ -194,12 +194,17 @@ class Journal:
             f"INSERT INTO facts SELECT * FROM (VALUES {rows}) WHERE ? = (SELECT value FROM meta WHERE key = 'epoch')"
         )
         if self._writer.execute(statement, (*values, self.epoch)).rowcount != len(records):
-            self._check_epoch()
+            self.check_epoch()
 
-    def _check_epoch(self) -> None:
-        epoch = _meta(self._writer, "epoch")
+    def check_epoch(self) -> None:
+        """Raises Fenced if another writer took over. For the thread that appends; it reads one row."""
+        with _explained(self.folder):
+            epoch = _meta(self._writer, "epoch")
         if epoch != self.epoch:
-            raise Fenced(f"this orchestrator has epoch {self.epoch}, the journal {epoch}: another one took over")
+            raise Fenced(
+                f"this orchestrator has epoch {self.epoch}, and the journal in {self.folder} has {epoch}: another one "
+                "took over, and goes on with all that was accepted; see to it that one process runs on that folder"
+            )
 
     def _unwritable(self, error: sqlite3.Error) -> JournalUnwritableError:
         return JournalUnwritableError(

@@ -1,7 +1,8 @@
 """The orchestrator as a process of its own: `python -m starloom.orchestrator.process --folder F --token-file T`.
 
 Runs until SIGTERM or SIGINT, or until whoever started it has ended (--parent-fd). When it serves it writes `<folder>/orchestrator.json` and a byte to --ready-fd.
-Exit: 0 stopped in order, 1 it could not go on, 2 bad usage, 3 the port or the folder is in use.
+Exit: 0 stopped in order, 1 it could not go on, 2 bad usage, 3 the port or the folder is in use, 4 another orchestrator
+took the folder over.
 """
 
 import argparse
@@ -16,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
-from starloom.dag.errors import Conflict, StarloomError
+from starloom.dag.errors import Conflict, Fenced, StarloomError
 from starloom.orchestrator.server import Orchestrator
-from starloom.orchestrator.supervisor import ORCHESTRATOR_NAME, Serving
+from starloom.orchestrator.supervisor import FENCED, ORCHESTRATOR_NAME, Serving
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _give_up(error: BaseException | None) -> None:
     # What was decided and not journaled must not be told to anybody, so nothing is wound up any more.
     _log.critical("the orchestrator ends at once: %s", error)
     logging.shutdown()
-    os._exit(_FAILED)
+    os._exit(FENCED if isinstance(error, Fenced) else _FAILED)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -22,6 +22,8 @@ from starloom.dag.errors import DeadlineExceeded, Unavailable
 
 ORCHESTRATOR_NAME: Final = "orchestrator.json"
 LOG_NAME: Final = "orchestrator.log"
+FENCED: Final = 4
+"""The child's exit status once another orchestrator took its folder over: to start it again would end that one."""
 _LOG_TAIL_BYTES = 4_096
 _LOG_TAIL_LINES = 12
 _MODULE = (sys.executable, "-m", "starloom.orchestrator.process")
@@ -134,7 +136,9 @@ class Supervisor:
         patience, quick_deaths = self._patience, 0
         while not self._stopping.is_set():
             began = time.monotonic()
-            end = self._live()
+            code, end = self._live()
+            if code == FENCED:
+                return f"another orchestrator took over the journal in {self._folder}; the log ends:\n{self._tail()}"
             if self._stopping.is_set():
                 break
             if not self._served:
@@ -149,15 +153,15 @@ class Supervisor:
             self.restarts += 1
         return ""
 
-    def _live(self) -> str:
-        """The child's whole life; returns how it ended."""
+    def _live(self) -> tuple[int | None, str]:
+        """The child's whole life; returns its status, None if it never served and was ended here, and how it ended."""
         ready, alive, child = self._spawn()
         try:
             self._await_readiness(ready)
             code = child.wait()
-            return f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
+            return code, f"it was ended by {signal.Signals(-code).name}" if code < 0 else f"it ended with status {code}"
         except DeadlineExceeded as error:
-            return str(error)
+            return None, str(error)
         finally:
             os.close(ready)
             os.close(alive)

@@ -78,6 +78,16 @@ class Orchestrator(Process):
         self._world.judge.decided(self, decision)
         self._put(decision, [self._listen])
         self._arm()
+        self._check_later()
+
+    def _check_later(self) -> None:
+        self._loop.after(limits.LEASE_SECONDS, self._check, self)
+
+    def _check(self) -> None:
+        if not self._disk.is_of(self.epoch):
+            self.die()
+            raise DiedError
+        self._check_later()
 
     def _listen(self) -> None:
         self.listening = True

@@ -30,6 +30,10 @@ class Disk:
         self.epoch = Epoch(self.epoch + 1)
         return self.epoch
 
+    def is_of(self, epoch: Epoch) -> bool:
+        """Whether no other process has taken it over since."""
+        return epoch == self.epoch
+
     def facts(self) -> list[AnyFact]:
         """All that was journaled, read back."""
         return [decode_fact(line) for line in self.lines]
@@ -43,7 +47,7 @@ class Disk:
 
     def append(self, facts: list[Fact], epoch: Epoch) -> list[bytes]:
         """Writes a batch. Raises Fenced for a writer that was replaced, DiskFullError if nothing fits any more."""
-        if epoch != self.epoch:
+        if not self.is_of(epoch):
             raise Fenced(f"epoch {epoch} was replaced by {self.epoch}")
         if self.full:
             if self.headroom < len(facts):
@@ -55,6 +59,6 @@ class Disk:
 
     def torn(self, facts: list[Fact], epoch: Epoch) -> list[bytes]:
         """The process died while it wrote: the batch is there, or it is torn or lost, which is the same once it is cut off."""
-        if epoch != self.epoch or self.full or self._chance.happens(0.6):
+        if not self.is_of(epoch) or self.full or self._chance.happens(0.6):
             return []
         return self.append(facts, epoch)

@@ -310,6 +310,15 @@ class NoOldEpoch(Property):
         self._heard[process.incarnation] = max(heard, epoch)
 
 
+class OneIsLeft(Property):
+    name = "a replaced orchestrator ends"
+
+    def end(self) -> None:
+        for orchestrator in self.world.orchestrators:
+            if orchestrator.alive and orchestrator is not self.world.current:
+                self.broken(f"{orchestrator!r} goes on beside {self.world.current!r}")
+
+
 PROPERTIES: tuple[type[Property], ...] = (
     Acyclic,
     OneCommit,
@@ -328,4 +337,5 @@ PROPERTIES: tuple[type[Property], ...] = (
     ReplayIsTheSame,
     Released,
     NoOldEpoch,
+    OneIsLeft,
 )

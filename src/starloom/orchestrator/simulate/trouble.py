@@ -69,14 +69,8 @@ class Trouble:
         self._next(fault, chance, self._world.loop.now)
 
     def _quiet(self) -> None:
-        """What hung goes on, and an orchestrator that was replaced is ended; everything else was bounded by this time.
-
-        A replaced one that has nothing to write does not learn of it by itself, and keeps the agents that it has.
-        """
+        """What hung goes on; everything else was bounded by this time."""
         self._world.disk.make_room()
-        for orchestrator in self._world.orchestrators[:-1]:
-            if orchestrator.alive:
-                orchestrator.die()
         for wake in self.hanging:
             wake()
         self.hanging.clear()
