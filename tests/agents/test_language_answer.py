@@ -14,7 +14,7 @@ from starloom.agents.language import prompt
 from starloom.agents.language.tokens import Vocabulary
 from starloom.agents.stage import Model, StageCall, TensorPort
 from starloom.agents.stages import answer, reader
-from starloom.agents.stages.answer import Answer
+from starloom.agents.stages.answer import Answer, Candidate
 from starloom.agents.stages.reader import ReadAndAnswer
 from starloom.dag.errors import InvalidInput, NotFound
 
@@ -27,6 +27,14 @@ PASSAGES = [
 ]
 PAGE = "A short heading\nThese markers are pixels that we can label unambiguously as object or background."
 CONTEXT = 400
+EXTRACTED: dict[str, Any] = {
+    "source": "read",
+    "title": "",
+    "sentence": "extracted",
+    "score": 0.7,
+    "also": None,
+    "considered": 5,
+}
 
 
 def tokenizer() -> Tokenizer:
@@ -119,17 +127,19 @@ class Scenario:
 @pytest.fixture(autouse=True)
 def _sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     """The extractive answer, without its model."""
-    details = {"source": "read", "title": "", "sentence": "extracted", "score": 0.7, "also": None, "considered": 5}
-    monkeypatch.setattr(Answer, "run", lambda self, call: {"answer": "Extracted.", "details": details})
+    monkeypatch.setattr(Answer, "run", lambda self, call: {"answer": "Extracted.", "details": dict(EXTRACTED)})
 
 
 def test_a_sure_reply_is_said_in_its_passages_case(tmp_path: Path) -> None:
     scenario = Scenario(tmp_path, " latency: the time it takes for a packet<|end|>")
     outputs = scenario.ask("What is latency?")
-    assert outputs["answer"] == "The time it takes for a Packet."
+    assert outputs["answer"] == (
+        "Latency is the time it takes for a Packet to cross a network connection, from sender to receiver."
+    )
     details = outputs["details"]
     assert (details["by"], details["source"], details["title"]) == ("model", "corpus", "Latency")
-    assert details["sentence"] == "The time it takes for a Packet"
+    assert details["sentence"] == PASSAGES[0]["text"]
+    assert (details["span"], details["doubt"]) == ("The time it takes for a Packet", None)
     assert details["certainty"] > -0.01
     assert (details["finish"], details["considered"]) == ("stop", 3)
     assert details["first_token_seconds"] > 0
@@ -139,7 +149,9 @@ def test_a_sure_reply_is_said_in_its_passages_case(tmp_path: Path) -> None:
 def test_what_was_read_is_shown_from_its_best_sentence_on(tmp_path: Path) -> None:
     scenario = Scenario(tmp_path, " picture: pixels<|end|>")
     outputs = scenario.ask("What are the markers?")
-    assert outputs["answer"] == "Pixels."
+    assert outputs["answer"] == (
+        "Pixels. The picture says: These markers are pixels that we can label unambiguously as object or background."
+    )
     assert (outputs["details"]["source"], outputs["details"]["title"]) == ("read", "")
     assert scenario.shown.startswith("<|passage|> picture: these markers are pixels that we can label")
     assert scenario.shown.endswith("<|question|> what are the markers?")
@@ -148,7 +160,23 @@ def test_what_was_read_is_shown_from_its_best_sentence_on(tmp_path: Path) -> Non
 def test_a_sure_refusal_says_that_the_passages_do_not_hold_it(tmp_path: Path) -> None:
     outputs = Scenario(tmp_path, "not in the passages<|end|>").ask("Who wrote Hamlet?")
     assert outputs["answer"] == reader.NOT_IN_THEM
-    assert (outputs["details"]["by"], outputs["details"]["source"]) == ("model", "none")
+    details = outputs["details"]
+    assert (details["by"], details["source"], details["span"], details["doubt"]) == ("model", "none", None, None)
+
+
+def test_a_refusal_is_not_believed_where_a_sentence_fits_very_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EXTRACTED, "score", reader.SENTENCE_FITS)
+    outputs = Scenario(tmp_path, "not in the passages<|end|>").ask("What is latency?")
+    assert outputs["answer"] == f"{reader.UNSURE} Extracted."
+    assert (outputs["details"]["by"], outputs["details"]["doubt"]) == ("sentences", "a sentence fits")
+
+
+def test_a_reply_in_the_words_of_the_question_is_no_answer(tmp_path: Path) -> None:
+    outputs = Scenario(tmp_path, " picture: these markers<|end|>").ask("What are the markers?")
+    assert outputs["answer"] == f"{reader.UNSURE} Extracted."
+    assert (outputs["details"]["span"], outputs["details"]["doubt"]) == (None, "repeats the question")
 
 
 def test_a_passage_that_was_made_up_is_a_refusal(tmp_path: Path) -> None:
@@ -163,11 +191,12 @@ def test_words_that_do_not_stand_in_the_passage_cannot_be_said(tmp_path: Path) -
     assert outputs["details"]["finish"] == "stop", "it goes on within the passage, and ends there"
 
 
-@pytest.mark.parametrize("params", [{"certainty_min": -0.001}, {"seconds_max": 1e-9}])
-def test_an_unsure_or_late_model_leaves_it_to_the_sentences(tmp_path: Path, params: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("params", "doubt"), [({"certainty_min": -0.001}, "unsure"), ({"seconds_max": 1e-9}, "late")])
+def test_an_unsure_or_late_model_leaves_it_to_the_sentences(tmp_path: Path, params: dict[str, Any], doubt: str) -> None:
     outputs = Scenario(tmp_path, " latency: the time<|end|>", strength=6.0).ask("What is latency?", **params)
-    assert outputs["answer"] == "Extracted."
+    assert outputs["answer"] == f"{reader.UNSURE} Extracted.", "who hears it is warned"
     assert (outputs["details"]["by"], outputs["details"]["sentence"]) == ("sentences", "extracted")
+    assert outputs["details"]["doubt"] == doubt
     assert outputs["details"]["prompt_tokens"] > 100, "what the model took is told all the same"
 
 
@@ -177,6 +206,12 @@ def test_what_needs_no_model_asks_none(tmp_path: Path, question: str) -> None:
     details = scenario.ask(question)["details"]
     assert (details["by"], details["finish"], details["certainty"]) == ("sentences", None, None)
     assert scenario.model.read == []
+
+
+def test_sentences_that_find_nothing_say_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(EXTRACTED, "source", "none")
+    outputs = Scenario(tmp_path, " latency: the time<|end|>").ask("What is latency?", certainty_min=1.0)
+    assert outputs["answer"] == "Extracted."
 
 
 def test_passages_that_the_context_has_no_room_for_are_left_out(tmp_path: Path) -> None:
@@ -205,7 +240,11 @@ def test_a_budget_out_of_range_is_refused(tmp_path: Path) -> None:
         Scenario(tmp_path, "x").ask("What is latency?", seconds_max=0)
 
 
-def test_a_span_is_said_as_a_sentence() -> None:
-    assert reader.spoken("pixels, ") == "Pixels."
-    assert reader.spoken("Is it so?") == "Is it so?"
+def test_a_span_is_said_as_a_sentence_before_that_which_bears_it_out() -> None:
+    assert reader.spoken("pixels, ", Candidate("corpus", "pixels, ")) == "Pixels."
+    assert reader.spoken("Is it so?", Candidate("corpus", "Is it so?")) == "Is it so?"
+    assert reader.spoken("pixels", Candidate("read", "pixels")) == "The picture says: pixels."
+    told = Candidate("corpus", "An operating system invented in 1969.", "Unix", leads=True)
+    assert reader.spoken("1969", told) == "1969. Unix is an operating system invented in 1969."
+    assert reader.spoken("an operating system", told) == "Unix is an operating system invented in 1969."
     assert answer.stems("What is it?") == frozenset()

@@ -36,7 +36,9 @@ def test_shipped_models_are_pinned_and_free_to_redistribute() -> None:
     assert set(manifest) >= {"silero-vad", "whisper-tiny-en", "centerface", "ppocr-v6", "minilm-l6-v2", "hibari-en"}
     for entry in manifest.values():
         assert set(entry.licence.split(" AND ")) <= {"MIT", "Apache-2.0", "BSD-3-Clause"} or not entry.default
-        assert all((source.package and source.version) or source.installed for source in entry.sources)
+        assert all(
+            (source.package and source.version) or source.installed or source.shipped for source in entry.sources
+        )
         assert all(file.bytes > 0 and len(file.sha256) == 64 for file in entry.files)
 
 

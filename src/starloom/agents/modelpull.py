@@ -25,6 +25,7 @@ from typing import IO, Final
 
 import msgspec
 
+from starloom.agents.language.family import LARGEST
 from starloom.agents.manifest import RECORD_NAME, Manifest, ModelEntry, ModelFile, Source, check
 from starloom.agents.modelstore import DEFAULT_FILE, USER_MANIFEST_NAME, ModelStore, Record, StoredFile, sha256_of
 from starloom.dag import limits
@@ -153,6 +154,9 @@ def add(store: ModelStore, path: Path, name: str, kind: str, licence: str, *, ab
     Of that kind a model is checked whether it can run here. Raises InvalidInput with all problems, Conflict
     if the name stands for another model.
     """
+    if name == LARGEST:
+        taken = Problem(f"models.{name}", "stands for the largest of the shipped language models; use another name")
+        raise InvalidInput([taken], f"{path} cannot be added")
     sources = _user_files(path)
     if kind == "custom" and _is_language(sources):
         kind = LANGUAGE

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from starloom.agents.language.chat import ChatTemplate, read_template, special
 from starloom.agents.language.config import Config, read_config, read_json
 from starloom.agents.language.decoder import Decoder
+from starloom.agents.language.family import chosen
 from starloom.agents.language.graph import read_graph
 from starloom.agents.language.tokens import Vocabulary
 from starloom.agents.stage import DescribedModel, Models
@@ -51,11 +52,12 @@ class LanguageModel:
 
 
 def load(models: Models, name: str, file: str = "") -> LanguageModel:
-    """The model of that name, on the call's target; `file` is one of its graphs.
+    """The model of that name, or of `family.LARGEST`, on the call's target; `file` is one of its graphs.
 
     Raises NotFound, ModelMissing or DigestMismatch as `Models` does, InvalidInput with all that keeps the
     model from running here.
     """
+    name = chosen(name)
     texts = models.cached(name, "language texts", lambda: _texts(models, name))
     file = file or _graph_file(models, name)
     for _ in _data_files(models, name, file):
