@@ -73,7 +73,9 @@ def story() -> World:
     world.fail("see", "the lens is wet", transient=True)
     world.advance(1)
     world.finish("see", queue=0.001, transfer=0.02, load=1.5, run=0.25)
-    world.finish("read")
+    reader = world.where("read")
+    measured = {"tokens": 12.0, "first_token_seconds": 0.021}
+    world.report(reader, msgspec.structs.replace(reader.result(world.assigned("read")), figures=measured))
     world.fail("guess", "no idea")
     world.fail("extra", "not today")
     world.finish("judge", "blame", "both")

@@ -316,6 +316,39 @@ def test_models_are_made_on_first_use_and_accounted_for() -> None:
     assert found.load_seconds >= 0.25
 
 
+def test_what_a_stage_measures_is_in_its_report() -> None:
+    def measuring(call: StageCall) -> Outputs:
+        call.figure("tokens", 3)
+        call.figure("first_token_seconds", 0.5)
+        call.figure("tokens", 4)
+        return passing(call)
+
+    assert run(measuring).figures == {"tokens": 4.0, "first_token_seconds": 0.5}
+    assert run(passing).figures == {}
+
+
+@pytest.mark.parametrize(
+    ("figures", "what"),
+    [
+        (
+            {"a": float("nan"), "b": 1.0, "c": "many"},
+            ["figures.a: is nan, no finite", "figures.c: is 'many', no finite"],
+        ),
+        ({"": 1.0}, ["has a name of 0 characters"]),
+        ({f"f{n}": 1.0 for n in range(17)}, ["17 are over FIGURES_PER_STAGE_MAX = 16"]),
+    ],
+)
+def test_figures_that_cannot_be_told_fail_for_good(figures: dict[str, Any], what: list[str]) -> None:
+    def measuring(call: StageCall) -> Outputs:
+        for name, value in figures.items():
+            call.figure(name, value)
+        return passing(call)
+
+    found = failed(measuring)
+    assert not found.transient
+    assert all(part in found.message for part in what), found.message
+
+
 def test_missing_model_is_told() -> None:
     assert failed(lambda call: {"value": call.models.path("tiny", "f")}).cause == "ModelMissing"
     assert failed(lambda call: {"value": call.models.session("tiny")}).message == "model tiny is not here"

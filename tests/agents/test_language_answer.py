@@ -96,6 +96,7 @@ class Scenario:
         self.folder = folder
         self.vocabulary = Vocabulary.read(folder / "tokenizer.json")
         self.model = Scripted(self.vocabulary, text, strength)
+        self.figures: dict[str, float] = {}
 
     def session(self, model: str, file: str = "model.onnx", *, target: str | None = None) -> Model:
         return self.model
@@ -111,7 +112,8 @@ class Scenario:
     def ask(self, question: str, read: str = PAGE, **params: Any) -> dict[str, Any]:
         filled = {name: param.default for name, param in ReadAndAnswer.spec.params.items()} | {"model": "reader"}
         inputs = {"question": question, "read": read, "passages": PASSAGES}
-        outputs = ReadAndAnswer().run(StageCall(inputs, filled | params, self))
+        self.figures.clear()
+        outputs = ReadAndAnswer().run(StageCall(inputs, filled | params, self, figure=self.figures.__setitem__))
         assert isinstance(outputs, dict)
         assert set(outputs) == set(ReadAndAnswer.spec.outputs)
         assert json.dumps(outputs["details"])
@@ -142,8 +144,12 @@ def test_a_sure_reply_is_said_in_its_passages_case(tmp_path: Path) -> None:
     assert (details["span"], details["doubt"]) == ("The time it takes for a Packet", None)
     assert details["certainty"] > -0.01
     assert (details["finish"], details["considered"]) == ("stop", 3)
-    assert details["first_token_seconds"] > 0
-    assert details["tokens_per_second"] > 0
+    assert scenario.figures == {
+        "prompt_tokens": details["prompt_tokens"],
+        "tokens": details["tokens"],
+        "first_token_seconds": details["first_token_seconds"],
+        "token_seconds": 1 / details["tokens_per_second"],
+    }
 
 
 def test_what_was_read_is_shown_from_its_best_sentence_on(tmp_path: Path) -> None:
@@ -206,6 +212,7 @@ def test_what_needs_no_model_asks_none(tmp_path: Path, question: str) -> None:
     details = scenario.ask(question)["details"]
     assert (details["by"], details["finish"], details["certainty"]) == ("sentences", None, None)
     assert scenario.model.read == []
+    assert scenario.figures == {}
 
 
 def test_sentences_that_find_nothing_say_only_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,21 @@ def test_the_stage_continues_a_prompt(store: ModelStore) -> None:
     assert json.dumps(details)
 
 
+def test_the_stage_tells_its_times_to_the_trace(store: ModelStore) -> None:
+    filled = {name: param.default for name, param in Generate.spec.params.items()}
+    figures: dict[str, float] = {}
+    params = filled | {"model": "tiny", "raw": True, "max_tokens": TOKENS}
+    outputs = Generate().run(StageCall({"prompt": PROMPT}, params, kit.models(store), figure=figures.__setitem__))
+    assert isinstance(outputs, dict)
+    details = outputs["details"]
+    assert figures == {
+        "prompt_tokens": 6,
+        "tokens": TOKENS,
+        "first_token_seconds": details["first_token_seconds"],
+        "token_seconds": 1 / details["tokens_per_second"],
+    }
+
+
 def test_the_stage_answers_messages_by_the_models_template(store: ModelStore, model: LanguageModel) -> None:
     chat = kit.EXPECTED["chat"]
     assert model.texts.template is not None

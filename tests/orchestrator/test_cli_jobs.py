@@ -193,6 +193,7 @@ async def test_get_tells_of_stages_and_outputs(starloom: Run, write: Any, tmp_pa
     assert set(stage) >= {"name", "kind", "status", "node", "tier", "target", "model", "attempts", "seconds"}
     assert set(stage["seconds"]) == {"queue", "transfer", "load", "run"}
     assert (stage["node"], stage["tier"], stage["target"], stage["attempts"]) == ("node", "edge", "cpu", 1)
+    assert stage["figures"] == {"inputs": 1.0}
     said = await starloom("get", job, "--output", "tensor", "-o", tmp_path / "out.npy")
     assert said.json["value"]["path"] == str(tmp_path / "out.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), array)
@@ -200,7 +201,10 @@ async def test_get_tells_of_stages_and_outputs(starloom: Run, write: Any, tmp_pa
     said = await starloom("get", job, "--output", "none")
     assert said.code == 2
     assert "there so far: text, tensor" in said.err
-    assert "test.tensor" in (await starloom("get", job, people=True)).out
+    shown = (await starloom("get", job, people=True)).out
+    assert "test.tensor" in shown
+    assert "text measured inputs 1" in shown
+    assert "; inputs 1\n" in (await starloom("watch", job, people=True)).out
 
 
 async def test_cancel_says_what_the_job_ended_as(starloom: Run, write: Any) -> None:

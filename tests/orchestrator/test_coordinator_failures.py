@@ -190,13 +190,15 @@ class TestReports:
         assert w.status(job) == "succeeded"
         assert w.job(job).outputs["out"].inline is not None
 
-    def test_times_that_are_none_are_left_out(self, world: Any) -> None:
+    def test_times_and_figures_that_are_none_are_left_out(self, world: Any) -> None:
         w = world(node("edge-1"))
         job = w.submit(one())
+        figures = {"tokens": 3.0, "odd": float("nan"), "odder": float("inf"), "": 1.0}
         report = w.agents["edge-1"].result(w.assigned("a"), run=float("nan"), load=-1.0)
-        w.report(w.agents["edge-1"], report)
+        w.report(w.agents["edge-1"], msgspec.structs.replace(report, figures=figures))
         assert w.status(job) == "succeeded"
         assert w.stage(job, "a").timing == Timing()
+        assert w.stage(job, "a").figures == {"tokens": 3.0}
 
     def test_the_holder_is_who_reported(self, world: Any) -> None:
         w = world(node("edge-1"))

@@ -16,7 +16,7 @@ from starloom.dag import limits
 from starloom.dag.conditions import holds
 from starloom.dag.constellation import Comparison
 from starloom.dag.errors import Cancelled, InvalidInput, NotFound, Problem, StageError, StarloomError
-from starloom.dag.facts import ErrorInfo
+from starloom.dag.facts import ErrorInfo, figure_fault
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.validate_stage import param_fault
 from starloom.dag.values import PortType, ValueRef
@@ -102,6 +102,7 @@ class Made:
     models: tuple[str, ...]
     target: str
     emulated: bool
+    figures: Mapping[str, float]
 
 
 def execute(run: Execution, stages: StageLookup, models: ModelsFactory, node: str) -> Made | StarloomError | ErrorInfo:
@@ -151,6 +152,7 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         raise StageError(f"kind {assign.kind} has stream ports, which this agent cannot run")
     spec = stage.spec
     deferred = DeferredModels(models, run.cancel, assign.target)
+    told: dict[str, float] = {}
     call = StageCall(
         inputs=_inputs(run, spec),
         params=_params(assign, spec),
@@ -159,12 +161,14 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         key=idempotency_key(assign),
         attempt=assign.task.token.attempt,
         cancel=run.cancel,
+        figure=told.__setitem__,
     )
     result = stage.run(call)
     run.cancel.raise_if_cancelled()
     if isinstance(result, Grown):
         raise StageError(f"kind {assign.kind} grows the job, which this agent cannot do")
     refs, data = _outputs(assign, spec, result, node)
+    figures = _figures(assign, told)
     ended = time.monotonic_ns()
     used = deferred.made
     targets = used.targets if used else []
@@ -178,6 +182,7 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         models=tuple(used.models) if used else (),
         target=assign.target if assign.target in targets or not targets else targets[0],
         emulated=used.emulated if used else False,
+        figures=figures,
     )
 
 
@@ -223,6 +228,21 @@ def _params(assign: Assign, spec: KindSpec) -> dict[str, Any]:
     if problems:
         raise InvalidInput(problems, f"the parameters do not fit kind {spec.name} as this agent has it")
     return {name: param.default for name, param in spec.params.items()} | assign.params
+
+
+def _figures(assign: Assign, told: Mapping[str, float]) -> dict[str, float]:
+    """What the stage measured, as floats; raises InvalidInput with all that a report cannot say."""
+    if not told:
+        return {}
+    place = f"stages.{assign.task.stage}.figures"
+    faults = {name: figure_fault(name, value) for name, value in told.items()}
+    problems = [Problem(f"{place}.{name}", fault) for name, fault in faults.items() if fault]
+    if len(told) > limits.FIGURES_PER_STAGE_MAX:
+        what = f"{len(told)} are over FIGURES_PER_STAGE_MAX = {limits.FIGURES_PER_STAGE_MAX}"
+        problems.append(Problem(place, what))
+    if problems:
+        raise InvalidInput(problems, "what a stage measured cannot be told")
+    return {name: float(value) for name, value in told.items()}
 
 
 def _outputs(assign: Assign, spec: KindSpec, result: Any, node: str) -> tuple[dict[str, ValueRef], dict[str, bytes]]:

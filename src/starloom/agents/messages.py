@@ -74,7 +74,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     """The attempt gave a result.
 
     `published` names the ports whose bytes are in the job store, or inline here; `holds` says of each comparison of the
-    assignment whether it holds, in its order. `emulated`: the target computed elsewhere.
+    assignment whether it holds, in its order. `emulated`: the target computed elsewhere. `figures` are
+    what the stage measured of itself.
     """
 
     task: TaskToken
@@ -86,6 +87,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     emulated: bool = False
     published: tuple[str, ...] = ()
     holds: tuple[bool, ...] = ()
+    figures: dict[str, float] = {}
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):

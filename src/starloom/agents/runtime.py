@@ -300,4 +300,5 @@ def _report(work: _Work, made: Made, published: tuple[str, ...]) -> Finished:
         emulated=made.emulated,
         published=published,
         holds=made.holds,
+        figures=dict(made.figures),
     )

@@ -112,7 +112,9 @@ class StageCall:
     `inputs`: Python values by port; an unbound optional port is absent. `params`: checked against
     the kind, defaults filled in. `target`: what to compute on. `key` names (job, stage, kind,
     parameters, inputs): pass it to outside systems, so that a second attempt is known as such.
-    `checkpoint`: the state that an earlier attempt saved, or None; `save` keeps a new one.
+    `checkpoint`: the state that an earlier attempt saved, or None; `save` keeps a new one. `figure` puts
+    a number under a name into the report, for people: a name that tells its unit, such as
+    `first_token_seconds`; at most FIGURES_PER_STAGE_MAX, all finite.
     """
 
     inputs: Mapping[str, Any]
@@ -125,6 +127,7 @@ class StageCall:
     checkpoint: bytes | None = None
     save: Callable[[bytes], None] = lambda _: None
     progress: Callable[[float], None] = lambda _: None
+    figure: Callable[[str, float], None] = lambda _name, _value: None
 
 
 class Chunk(NamedTuple):

@@ -35,7 +35,7 @@ from starloom.agents.wirevalues import ref_from_wire as ref_from_wire
 from starloom.agents.wirevalues import ref_to_wire as ref_to_wire
 from starloom.dag import limits
 from starloom.dag.constellation import Comparison
-from starloom.dag.facts import Consumed, ErrorInfo, Timing
+from starloom.dag.facts import Consumed, ErrorInfo, Timing, figure_fault
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.devices.node import NodeProfile
@@ -361,6 +361,7 @@ def _finished_to_wire(report: Finished, task: pb.Task) -> pb.Finished:
         target_emulated=report.emulated,
         published=report.published,
         holds=report.holds,
+        figures=report.figures,
     )
 
 
@@ -393,7 +394,16 @@ def _finished_from_wire(message: pb.Finished, place: str) -> Finished:
         emulated=message.target_emulated,
         published=tuple(message.published),
         holds=tuple(message.holds),
+        figures=_figures_from_wire(message, place),
     )
+
+
+def _figures_from_wire(message: pb.Finished, place: str) -> dict[str, float]:
+    figures = dict(message.figures)
+    faults = [f"{name} {fault}" for name, value in figures.items() if (fault := figure_fault(name, value))]
+    if faults or len(figures) > limits.FIGURES_PER_STAGE_MAX:
+        raise refusal(f"{place}.figures", "; ".join(faults) or f"has {len(figures)} of them, which is too many")
+    return figures
 
 
 def _timing_from_wire(message: pb.Finished, place: str) -> Timing:

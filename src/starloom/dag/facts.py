@@ -5,10 +5,12 @@ only ever added, with a default, so that a journal of today replays for ever.
 """
 
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 import msgspec
 
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, Revision, StageId
 from starloom.dag.kinds import KindSpec
@@ -53,6 +55,14 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     transfer: float = 0.0
     load: float = 0.0
     run: float = 0.0
+
+
+def figure_fault(name: str, value: Any) -> str:
+    """What keeps a figure that a stage measured out of the journal; empty where nothing does."""
+    if not 0 < len(name) <= limits.NAME_CHARACTERS_MAX:
+        return f"has a name of {len(name)} characters, not 1 to NAME_CHARACTERS_MAX = {limits.NAME_CHARACTERS_MAX}"
+    # JSON has no word for infinity or for what is no number.
+    return "" if isinstance(value, int | float) and isfinite(value) else f"is {value!r}, no finite number"
 
 
 class Consumed(msgspec.Struct, frozen=True, array_like=True):
@@ -133,6 +143,7 @@ class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
 
     `published` outputs are in the job store. `holds` answers the comparisons that dependencies make of
     the outputs, by `dag.conditions.comparison_key`. `emulated`: the target computed elsewhere.
+    `figures` are what the stage measured of itself, by names that tell the unit.
     """
 
     outputs: dict[str, ValueRef] = {}
@@ -143,6 +154,7 @@ class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
     target: str = "cpu"
     emulated: bool = False
     holds: dict[str, bool] = {}
+    figures: dict[str, float] = {}
 
 
 class StageFailed(StageFact, frozen=True, tag="stage-failed"):

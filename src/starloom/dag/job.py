@@ -64,6 +64,7 @@ class StageState:
         "emulated",
         "error",
         "failures",
+        "figures",
         "former",
         "holds",
         "incarnation",
@@ -115,6 +116,7 @@ class StageState:
         self.target = ""
         self.emulated = False
         self.timing = _NO_TIMING
+        self.figures: Mapping[str, float] = _NOTHING
         self.models: tuple[str, ...] = ()
         #: the last facts, for the message of an invalid transition
         self.story: list[Fact] = []
@@ -330,7 +332,7 @@ def _commit(stage: StageState, fact: facts.StageCommitted) -> None:
     stage.committed = fact.token
     stage.outputs, stage.consumed, stage.holds = fact.outputs, fact.consumed, fact.holds
     stage.published = frozenset(fact.published)
-    stage.timing, stage.models = fact.timing, fact.models
+    stage.timing, stage.models, stage.figures = fact.timing, fact.models, fact.figures
     stage.target, stage.emulated = fact.target, fact.emulated
     stage.error, stage.reason = None, ""
 

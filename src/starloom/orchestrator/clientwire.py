@@ -85,6 +85,7 @@ def _stage_from_wire(message: pb.StageState) -> StageInfo:
             load=timing.load_seconds,
             run=timing.run_seconds,
         ),
+        figures=dict(sorted(message.figures.items())),
     )
 
 

@@ -84,6 +84,7 @@ def _stage_info(coordinator: Coordinator, job: JobState, stage: StageState, prof
         attempts=stage.tries,
         reason=_reason(coordinator, job, stage),
         seconds=stage.timing,
+        figures=dict(stage.figures),
     )
 
 

@@ -7,7 +7,7 @@ import msgspec
 from starloom.agents.messages import Cancel, Failed, Finished, InputLost, Report, Revoked, Started, WasCancelled
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
-from starloom.dag.facts import ErrorInfo, StageCommitted, StageStarted, Timing
+from starloom.dag.facts import ErrorInfo, StageCommitted, StageStarted, Timing, figure_fault
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.job import StageState, StageStatus
 from starloom.dag.values import JOB_STORE, ValueRef
@@ -100,6 +100,7 @@ class Reports:
             consumed=report.consumed,
             published=report.published,
             timing=_plain(report.timing),
+            figures={name: value for name, value in report.figures.items() if not figure_fault(name, value)},
             models=report.models,
             target=report.target,
             emulated=report.emulated,

@@ -93,6 +93,7 @@ def _stage_to_wire(stage: StageInfo) -> pb.StageState:
             load_seconds=seconds.load,
             run_seconds=seconds.run,
         ),
+        figures=stage.figures,
     )
 
 

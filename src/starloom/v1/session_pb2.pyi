@@ -218,7 +218,7 @@ class Started(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("task", "outputs", "consumed", "queue_seconds", "transfer_seconds", "load_seconds", "run_seconds", "models", "target", "target_emulated", "published", "holds")
+    __slots__ = ("task", "outputs", "consumed", "queue_seconds", "transfer_seconds", "load_seconds", "run_seconds", "models", "target", "target_emulated", "published", "holds", "figures")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -233,6 +233,13 @@ class Finished(_message.Message):
         key: str
         value: Consumed
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Consumed, _Mapping]] = ...) -> None: ...
+    class FiguresEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     TASK_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     CONSUMED_FIELD_NUMBER: _ClassVar[int]
@@ -245,6 +252,7 @@ class Finished(_message.Message):
     TARGET_EMULATED_FIELD_NUMBER: _ClassVar[int]
     PUBLISHED_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_FIELD_NUMBER: _ClassVar[int]
     task: Task
     outputs: _containers.MessageMap[str, _value_pb2.ValueRef]
     consumed: _containers.MessageMap[str, Consumed]
@@ -257,7 +265,8 @@ class Finished(_message.Message):
     target_emulated: bool
     published: _containers.RepeatedScalarFieldContainer[str]
     holds: _containers.RepeatedScalarFieldContainer[bool]
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., consumed: _Optional[_Mapping[str, Consumed]] = ..., queue_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., published: _Optional[_Iterable[str]] = ..., holds: _Optional[_Iterable[bool]] = ...) -> None: ...
+    figures: _containers.ScalarMap[str, float]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., consumed: _Optional[_Mapping[str, Consumed]] = ..., queue_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., published: _Optional[_Iterable[str]] = ..., holds: _Optional[_Iterable[bool]] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Consumed(_message.Message):
     __slots__ = ("upstream", "epoch", "attempt", "digest")

@@ -74,7 +74,9 @@ class Generate(Stage):
         steps = generate(model.decoder, model.vocabulary, request, call.cancel)
         made = collected(steps, Progress(call, asked.tokens))
         call.cancel.raise_if_cancelled()
-        return {"text": made.text, "details": details(made, len(request.prompt))}
+        account = details(made, len(request.prompt))
+        tell(call, account)
+        return {"text": made.text, "details": account}
 
 
 class Progress:
@@ -117,6 +119,15 @@ def details(made: Generation, prompt: int) -> dict[str, Any]:
         "mean_log_probability": made.mean_log_probability,
         "seconds": made.seconds,
     }
+
+
+def tell(call: StageCall, account: Mapping[str, Any]) -> None:
+    """Puts what `details` counted and timed into the attempt's report, as far as it could be measured."""
+    rate = account["tokens_per_second"]
+    measured = {name: account[name] for name in ("prompt_tokens", "tokens", "first_token_seconds")}
+    for name, value in (measured | {"token_seconds": 1 / rate if rate else None}).items():
+        if value is not None:
+            call.figure(name, value)
 
 
 def _date_problems(day: str) -> list[Problem]:
@@ -179,4 +190,6 @@ class Endpoint(Stage):
         )
         client = endpoint.Client(address, patience, params["retries"], call.cancel, call.key)
         reply = client.complete(body, Progress(call, params["max_tokens"]))
-        return {"text": reply.text, "details": reply.details()}
+        account = reply.details()
+        tell(call, account)
+        return {"text": reply.text, "details": account}

@@ -19,7 +19,7 @@ from starloom.agents.language.prompt import Copying, Reply, Snippet
 from starloom.agents.stage import Models, Outputs, Stage, StageCall
 from starloom.agents.stages import answer
 from starloom.agents.stages.answer import Answer, Candidate
-from starloom.agents.stages.language import details
+from starloom.agents.stages.language import details, tell
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput, Problem
@@ -155,6 +155,7 @@ class ReadAndAnswer(Stage):
         if not shown:
             return self._by_sentences(call)
         found = asked(model, question, shown, call, seconds)
+        tell(call, details(found.made, found.prompt_tokens))
         if doubt := _doubt(found, question, call.params["certainty_min"]):
             return self._by_sentences(call, found, doubt)
         if found.reply.refused:
@@ -165,10 +166,10 @@ class ReadAndAnswer(Stage):
     def _by_sentences(self, call: StageCall, found: Read | None = None, doubt: Doubt | None = None) -> dict[str, Any]:
         outputs = self._sentences.run(call)
         assert isinstance(outputs, dict)
-        details, said = outputs["details"], outputs["answer"]
-        if doubt and details["source"] != "none":
+        said, chosen = outputs["answer"], outputs["details"]
+        if doubt and chosen["source"] != "none":
             said = answer.shortened(f"{UNSURE} {said}")
-        return {"answer": said, "details": {**details, **_account("sentences", found, doubt=doubt)}}
+        return {"answer": said, "details": {**chosen, **_account("sentences", found, doubt=doubt)}}
 
 
 def _doubt(found: Read, question: str, certainty_min: float) -> Doubt | None:
@@ -182,16 +183,16 @@ def _doubt(found: Read, question: str, certainty_min: float) -> Doubt | None:
 
 
 def _refusal(found: Read, shown: int) -> Outputs:
-    details = {**Candidate("none", "").details(), "also": None, "considered": shown}
-    return {"answer": NOT_IN_THEM, "details": {**details, **_account("model", found)}}
+    nothing = {**Candidate("none", "").details(), "also": None, "considered": shown}
+    return {"answer": NOT_IN_THEM, "details": {**nothing, **_account("model", found)}}
 
 
 def _by_model(found: Read, shown: Sequence[Snippet], sentences: Sequence[Candidate]) -> Outputs:
     reply = prompt.restored(found.reply, shown)
     candidate = _sentence(reply, sentences)
-    details = {**candidate.details(), "also": None, "considered": len(shown)}
+    chosen = {**candidate.details(), "also": None, "considered": len(shown)}
     said = answer.shortened(spoken(reply.span, candidate))
-    return {"answer": said, "details": {**details, **_account("model", found, reply.span)}}
+    return {"answer": said, "details": {**chosen, **_account("model", found, reply.span)}}
 
 
 def _sentence(reply: Reply, sentences: Sequence[Candidate]) -> Candidate:

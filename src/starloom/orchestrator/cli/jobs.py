@@ -163,7 +163,7 @@ def run_get(args: argparse.Namespace, out: Output) -> int:
 
 async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> int:
     from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text, shorter
-    from starloom.orchestrator.cli.views import job_row, stage_row
+    from starloom.orchestrator.cli.views import figures_text, job_row, stage_row
     from starloom.orchestrator.client import job_failed
 
     info = await client.info(args.job)
@@ -199,6 +199,9 @@ async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> 
             for stage in info.stages
         ],
     )
+    for stage in info.stages:
+        if stage.figures:
+            out.text(f"{stage.name} measured {figures_text(stage.figures)}")
     for name, ref in info.outputs.items():
         out.text(f"{name}: {shorter(output_text(ref, values.get(name)))}")
     return Exit.DONE

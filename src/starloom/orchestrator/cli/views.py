@@ -34,6 +34,7 @@ def stage_row(stage: "StageInfo") -> dict[str, Any]:
             "load": seconds.load,
             "run": seconds.run,
         },
+        "figures": stage.figures,
     }
 
 
@@ -109,7 +110,8 @@ def _happened(fact: facts.Fact) -> str:
             return f"placed on {fact.agent} ({fact.target}), attempt {fact.token.attempt}"
         case facts.StageCommitted():
             models = f", {', '.join(fact.models)}" if fact.models else ""
-            return f"succeeded in {seconds_text(fact.timing)}{models}"
+            figures = f"; {figures_text(fact.figures)}" if fact.figures else ""
+            return f"succeeded in {seconds_text(fact.timing)}{models}{figures}"
         case facts.StageFailed():
             again = "" if fact.retry_seconds is None else f"; again in {fact.retry_seconds:g} s"
             return f"failed: {fact.error.message}{again}"
@@ -139,3 +141,8 @@ def seconds_text(timing: facts.Timing) -> str:
     }
     listed = ", ".join(f"{name} {part:.3f}" for name, part in parts.items() if part >= 0.0005)
     return f"{sum(parts.values()):.3f} s{f' ({listed})' if listed else ''}"
+
+
+def figures_text(figures: Mapping[str, float]) -> str:
+    """What a stage measured of itself, in a line."""
+    return ", ".join(f"{name} {value:.4g}" for name, value in figures.items())
