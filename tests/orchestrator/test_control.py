@@ -27,7 +27,7 @@ from starloom.dag.errors import (
 from starloom.dag.facts import decode_fact
 from starloom.dag.kinds import KindSpec
 from starloom.dag.values import ValueRef
-from starloom.orchestrator.journal import Headroom
+from starloom.orchestrator.headroom import Headroom
 from starloom.v1 import control_pb2 as pb
 from starloom.v1 import data_pb2
 

@@ -14,7 +14,8 @@ from starloom.dag.constellation import Constellation
 from starloom.dag.errors import Fenced, Unavailable
 from starloom.dag.facts import Fact, JobEnded, JobSubmitted, StageCommitted
 from starloom.orchestrator.client import AsyncClient
-from starloom.orchestrator.journal import Journal, JournalUnwritableError, Record
+from starloom.orchestrator.journal import Journal, JournalUnwritableError
+from starloom.orchestrator.records import Record
 from starloom.v1 import control_pb2 as pb
 
 NOOP = "stages: {a: {kind: basic.noop}, b: {kind: basic.noop, in: {value: a.value}}}\noutputs: {v: b.value}"

@@ -9,7 +9,7 @@ import pytest
 from starloom.dag import limits
 from starloom.dag.ids import JobId
 from starloom.orchestrator.events import EventLog
-from starloom.orchestrator.journal import Record
+from starloom.orchestrator.records import Record
 
 J1, J2, NOBODY = JobId("j1"), JobId("j2"), JobId("")
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from zlib import crc32
 
 import pytest
 
@@ -16,7 +15,9 @@ from starloom.dag.errors import Conflict, Fenced, JournalDamaged
 from starloom.dag.facts import Fact, JobEnded, JobStatus, JobSubmitted, StageSkipped
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.orchestrator import journal as module
+from starloom.orchestrator.headroom import Headroom
 from starloom.orchestrator.journal import Journal, JournalUnwritableError
+from starloom.orchestrator.records import FORMAT, checksum
 
 NOW = 1_700_000_000_000_000_000
 
@@ -151,6 +152,9 @@ os.kill(os.getpid(), signal.SIGKILL)
         ("DELETE FROM facts WHERE offset = 2", "record 2 is missing: 3 follows"),
         ("DELETE FROM facts WHERE offset = 1", "record 1 is missing: 2 follows"),
         ("UPDATE facts SET fact = x'ff' WHERE offset = 2", "record 2 is not as it was"),
+        ("UPDATE facts SET unix_nanos = unix_nanos + 1 WHERE offset = 4", "record 4 is not as it was"),
+        ("UPDATE facts SET job = 'j2' WHERE offset = 5", "record 5 is not as it was"),
+        ("UPDATE facts SET crc = 'x' WHERE offset = 1", "record 1 is not as it was"),
     ],
 )
 def test_what_was_changed_is_found_and_named(journal: Journal, statement: str, message: str) -> None:
@@ -163,7 +167,7 @@ def test_what_was_changed_is_found_and_named(journal: Journal, statement: str, m
 def test_a_fact_of_another_version_is_named(journal: Journal) -> None:
     journal.append([skipped("j1")], NOW)
     line = '{"fact":"stage-teleported","job":"j1"}'
-    crc = crc32(line.encode(), 2)
+    crc = checksum(2, 0, b"j1", line.encode())
     damage(journal, f"INSERT INTO facts VALUES (2, 0, 'j1', {crc}, '{line}')")
     records = list(journal.replay())
     with pytest.raises(JournalDamaged, match=r"record 2 holds no fact .*stage-teleported"):
@@ -192,13 +196,11 @@ def test_a_damaged_page_is_refused(tmp_path: Path) -> None:
 
 def test_a_later_format_is_refused_and_the_folder_left_free(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path)
-    damage(journal, f"UPDATE meta SET value = {module.FORMAT + 1} WHERE key = 'format'")
+    damage(journal, f"UPDATE meta SET value = {FORMAT + 1} WHERE key = 'format'")
     journal.close()
     journal.close()
     for _ in range(2):
-        with pytest.raises(
-            JournalDamaged, match=f"format {module.FORMAT + 1}, this version reads up to {module.FORMAT}"
-        ):
+        with pytest.raises(JournalDamaged, match=f"format {FORMAT + 1}, this version reads up to {FORMAT}"):
             Journal.open(tmp_path)
 
 
@@ -213,13 +215,13 @@ def test_a_full_disk_gives_the_head_room_to_accepted_work(journal: Journal, monk
     assert (journal.folder / "headroom").stat().st_size == limits.JOURNAL_RESERVED_BYTES
     journal.append([submitted("j1")], NOW)
     fill(journal)
-    give_back = module.Headroom.give_back
+    give_back = Headroom.give_back
 
-    def make_room(headroom: module.Headroom) -> bool:
+    def make_room(headroom: Headroom) -> bool:
         journal._writer.execute("PRAGMA max_page_count = 1000000")
         return give_back(headroom)
 
-    monkeypatch.setattr(module.Headroom, "give_back", make_room)
+    monkeypatch.setattr(Headroom, "give_back", make_room)
     records = journal.append([skipped("j1", 1, "r" * 20_000)], NOW)
     assert [record.offset for record in records] == [2]
     assert [record.fact for record in journal.replay()] == [submitted("j1"), skipped("j1", 1, "r" * 20_000)]

@@ -25,7 +25,7 @@ from starloom.orchestrator.effects import Patched, Stopped, Submitted
 from starloom.orchestrator.engine import Engine
 from starloom.orchestrator.inputs import CancelJob, PatchJob, Submit
 from starloom.orchestrator.jobstore import JobStore
-from starloom.orchestrator.journal import Record
+from starloom.orchestrator.records import Record
 from starloom.v1 import control_pb2 as pb
 from starloom.v1 import control_pb2_grpc, value_pb2
 

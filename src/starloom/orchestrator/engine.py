@@ -25,9 +25,10 @@ from starloom.orchestrator.effects import Answer, Decision, Result
 from starloom.orchestrator.events import EventLog
 from starloom.orchestrator.inputs import CancelJob, Input, PatchJob, Submit, Tick
 from starloom.orchestrator.jobstore import JobStore
-from starloom.orchestrator.journal import Journal, Record
+from starloom.orchestrator.journal import Journal
 from starloom.orchestrator.kept import KeptJobs
 from starloom.orchestrator.onethread import OneThread
+from starloom.orchestrator.records import Record
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 
 from starloom.dag import limits
 from starloom.dag.ids import JobId
-from starloom.orchestrator.journal import Record
+from starloom.orchestrator.records import Record
 
 _RECORD_BYTES = 256
 """About what a record takes beside its line."""

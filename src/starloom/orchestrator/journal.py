@@ -9,23 +9,32 @@ is checked inside every transaction, so that a writer that was replaced fails in
 """
 
 import fcntl
+import logging
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Final, NamedTuple
-from zlib import crc32
-
-import msgspec
+from typing import Final
 
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, Fenced, JournalDamaged, StarloomError
-from starloom.dag.facts import AnyFact, Fact, decode_fact, encode_fact
+from starloom.dag.facts import Fact, encode_fact
 from starloom.dag.ids import Epoch, JobId
+from starloom.orchestrator.headroom import Headroom
+from starloom.orchestrator.records import (
+    FILE_NAME,
+    FORMAT,
+    Record,
+    RecordReader,
+    checksum,
+    explained,
+    last_offset,
+    meta,
+)
+from starloom.orchestrator.walfile import refuse_damage
 
-FORMAT: Final = 1
-"""The version of the tables. A journal of a lower one is brought forward at opening, a higher one refused."""
+_log = logging.getLogger(__name__)
 
 _TABLES: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
@@ -39,43 +48,10 @@ CREATE TABLE facts (
 CREATE INDEX facts_of_job ON facts (job, offset) WHERE job != '';
 """
 _ROWS_PER_STATEMENT: Final = 1_000
-_COLUMNS: Final = "SELECT offset, unix_nanos, job, crc, fact FROM facts"
-
-
-class _Kind(msgspec.Struct):
-    fact: str
-
-
-_kinds = msgspec.json.Decoder(_Kind)
 
 
 class JournalUnwritableError(StarloomError):
     """Facts could not be appended, so nothing that follows from them may happen: the process has to end."""
-
-
-class Record(NamedTuple):
-    """One fact as it is journaled. `line` is the fact as JSON; `job` is empty for facts about agents."""
-
-    offset: int
-    unix_nanos: int
-    job: JobId
-    line: bytes
-
-    @property
-    def kind(self) -> str:
-        """The fact's kind, such as `stage-placed`."""
-        return _kinds.decode(self.line).fact
-
-    @property
-    def fact(self) -> AnyFact:
-        """The fact itself. Raises JournalDamaged if the line holds none that this version knows."""
-        try:
-            return decode_fact(self.line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise JournalDamaged(
-                f"journal record {self.offset} holds no fact that this version can read ({error}): "
-                f"{self.line[:80]!r}; use the version that wrote it, or restore a copy"
-            ) from error
 
 
 class Journal:
@@ -85,14 +61,18 @@ class Journal:
         """Use `Journal.open`."""
         self.folder = folder
         with ExitStack() as opened:
-            opened.callback(os.close, _lock(folder / "lock"))
+            opened.callback(os.close, lock(folder / "lock"))
             self._headroom = Headroom(folder / "headroom", limits.JOURNAL_RESERVED_BYTES)
-            with _explained(folder):
+            torn = refuse_damage(folder).torn_bytes
+            if torn:
+                _log.warning(
+                    "the last record of the journal in %s was being written: %d bytes are cut off", folder, torn
+                )
+            with explained(folder):
                 self._writer = opened.enter_context(closing(_connect(folder)))
-                self._reader = opened.enter_context(closing(_connect(folder)))
                 self.epoch = _take_over(self._writer, folder)
-                last = self._writer.execute("SELECT ifnull(max(offset), 0) FROM facts").fetchone()[0]
-                self.last_offset: int = max(last, _meta(self._writer, "last", 0))
+                self.last_offset = last_offset(self._writer)
+            self._reader = opened.enter_context(closing(RecordReader(folder)))
             self._opened = opened.pop_all()
 
     @classmethod
@@ -142,28 +122,11 @@ class Journal:
 
     def read(self, after: int = 0, job: JobId | None = None, limit: int = limits.EVENTS_PER_READ_MAX) -> list[Record]:
         """At most `limit` records behind offset `after`, of one job or of all. Raises JournalDamaged."""
-        of_job, parameters = ("job = ? AND job != '' AND ", (job,)) if job is not None else ("", ())
-        query = f"{_COLUMNS} WHERE {of_job}offset > ? ORDER BY offset LIMIT ?"
-        with _explained(self.folder):
-            rows = self._reader.execute(query, (*parameters, after, limit)).fetchall()
-        records = [_checked(row) for row in rows]
-        if job is None and not _meta(self._reader, "dropped", 0):
-            _check_order(records, after)
-        return records
+        return self._reader.read(after, job, limit)
 
     def replay(self) -> Iterator[Record]:
         """Every record, from the first on. Raises JournalDamaged, naming the record, at the first that is not whole."""
-        after = count = 0
-        while records := self.read(after):
-            yield from records
-            after = records[-1].offset
-            count += len(records)
-        with _explained(self.folder):
-            missing = self.last_offset - _meta(self._reader, "dropped", 0) - count
-        if missing > 0:
-            raise JournalDamaged(
-                f"{missing} records up to {self.last_offset} are missing from the journal; restore a copy"
-            )
+        return self._reader.replay(self.last_offset)
 
     def drop(self, jobs: Iterable[JobId]) -> None:
         """Deletes all records of jobs that nobody asks for any more, so that a replay does not grow with the years.
@@ -175,7 +138,7 @@ class Journal:
             dropped = sum(
                 self._writer.execute("DELETE FROM facts WHERE job = ? AND job != ''", (job,)).rowcount for job in jobs
             )
-            for key, value in (("dropped", _meta(self._writer, "dropped", 0) + dropped), ("last", self.last_offset)):
+            for key, value in (("dropped", meta(self._writer, "dropped", 0) + dropped), ("last", self.last_offset)):
                 self._writer.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def _insert(self, records: Sequence[Record]) -> None:
@@ -188,7 +151,7 @@ class Journal:
     def _insert_part(self, records: Sequence[Record]) -> None:
         values: list[int | str] = []
         for offset, unix_nanos, job, line in records:
-            values += (offset, unix_nanos, job, crc32(line, offset & 0xFFFFFFFF), line.decode())
+            values += (offset, unix_nanos, job, checksum(offset, unix_nanos, job.encode(), line), line.decode())
         rows = ", ".join(["(?, ?, ?, ?, ?)"] * len(records))
         statement = (
             f"INSERT INTO facts SELECT * FROM (VALUES {rows}) WHERE ? = (SELECT value FROM meta WHERE key = 'epoch')"
@@ -198,8 +161,8 @@ class Journal:
 
     def check_epoch(self) -> None:
         """Raises Fenced if another writer took over. For the thread that appends; it reads one row."""
-        with _explained(self.folder):
-            epoch = _meta(self._writer, "epoch")
+        with explained(self.folder):
+            epoch = meta(self._writer, "epoch")
         if epoch != self.epoch:
             raise Fenced(
                 f"this orchestrator has epoch {self.epoch}, and the journal in {self.folder} has {epoch}: another one "
@@ -213,40 +176,8 @@ class Journal:
         )
 
 
-class Headroom:
-    """A file that only takes up room, so that there is some left to write in when the disk is full."""
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._path = path
-        self._size = size
-        self._there = False
-        self.take()
-
-    def take(self) -> bool:
-        """Sets the room aside if it is not; returns whether it is there now."""
-        if self._there:
-            return True
-        free = os.statvfs(self._path.parent)
-        if free.f_bavail * free.f_frsize < 2 * self._size:
-            return False
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, self._size)
-        except OSError:
-            return False
-        finally:
-            os.close(descriptor)
-        self._there = True
-        return True
-
-    def give_back(self) -> bool:
-        """Frees the room; returns False if there was none."""
-        there, self._there = self._there, False
-        self._path.unlink(missing_ok=True)
-        return there
-
-
-def _lock(path: Path) -> int:
+def lock(path: Path) -> int:
+    """The descriptor that holds a journal's lock until it is closed. Raises Conflict if another process has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -263,7 +194,7 @@ def _lock(path: Path) -> int:
 
 def _connect(folder: Path) -> sqlite3.Connection:
     # Whoever calls sees to it that a connection is used by one thread at a time.
-    connection = sqlite3.connect(folder / "journal.db", isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None, check_same_thread=False)
     connection.text_factory = bytes
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -276,22 +207,14 @@ def _take_over(connection: sqlite3.Connection, folder: Path) -> Epoch:
             for statement in filter(str.strip, _TABLES.split(";")):
                 connection.execute(statement)
             connection.execute("INSERT INTO meta VALUES ('format', ?), ('epoch', 0)", (FORMAT,))
-        found = _meta(connection, "format")
+        found = meta(connection, "format")
         if found > FORMAT:
             raise JournalDamaged(
                 f"the journal in {folder} has format {found}, this version reads up to {FORMAT}; use the version that wrote it"
             )
+        connection.execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT,))
         connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
-        return Epoch(_meta(connection, "epoch"))
-
-
-def _meta(connection: sqlite3.Connection, key: str, default: int | None = None) -> int:
-    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-    if row is None and default is not None:
-        return default
-    if row is None:
-        raise JournalDamaged(f"the journal's table meta has no {key}; restore a copy")
-    return int(row[0])
+        return Epoch(meta(connection, "epoch"))
 
 
 @contextmanager
@@ -305,24 +228,3 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise JournalDamaged(f"the journal in {folder} cannot be read: {error}; restore a copy") from error
-
-
-def _checked(row: tuple[int, int, bytes, int, bytes]) -> Record:
-    offset, unix_nanos, job, crc, line = row
-    if crc32(line, offset & 0xFFFFFFFF) != crc:
-        raise JournalDamaged(f"journal record {offset} is not as it was written: its CRC-32 is wrong; restore a copy")
-    return Record(offset, unix_nanos, JobId(job.decode()), line)
-
-
-def _check_order(records: Sequence[Record], after: int) -> None:
-    for expected, record in enumerate(records, after + 1):
-        if record.offset != expected:
-            raise JournalDamaged(f"journal record {expected} is missing: {record.offset} follows; restore a copy")

@@ -8,7 +8,7 @@ from starloom.dag.errors import InvalidConstellation
 from starloom.dag.kinds import KindCatalog
 from starloom.orchestrator.effects import Patched, Stopped, Submitted
 from starloom.orchestrator.infos import ClusterInfo, JobInfo, NodeInfo, PatchInfo, StageInfo
-from starloom.orchestrator.journal import Record
+from starloom.orchestrator.records import Record
 from starloom.v1 import control_pb2 as pb
 
 _encode = msgspec.json.Encoder().encode
