@@ -25,6 +25,7 @@ from starloom.dag.errors import (
 )
 from starloom.dag.facts import ErrorInfo
 from starloom.dag.kinds import KindSpec, Param
+from starloom.dag.patch import Patch
 from starloom.dag.values import Port, PortType, ValueRef
 
 JSON = Port(PortType.JSON)
@@ -238,7 +239,7 @@ def test_required_parameter_is_required() -> None:
         ({"value": 1, "text": 5}, "stages.s.out.text: is no text"),
         (None, "stages.s.out: is NoneType, not a mapping"),
         ([1], "stages.s.out: is list, not a mapping"),
-        (Grown({"value": 1}, {}), "grows the job"),
+        (Grown({"value": 1}, Patch(operations=())), "does not declare that it grows"),
     ],
 )
 def test_outputs_that_do_not_fit_fail_for_good(result: Any, what: str) -> None:

@@ -36,6 +36,7 @@ from starloom.dag.errors import InvalidInput
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
 from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
 from starloom.v1 import session_pb2 as pb
@@ -87,6 +88,14 @@ REPORTS: list[Report] = [
         published=("port0",),
         holds=(True, False, True),
         figures={"first_token_seconds": 0.02, "tokens": 7.0},
+        growth=load_patch(
+            """
+            patch:
+            - add: {"@0": {kind: k, params: {n: [1, null]}, in: {x: "@in.x", y: {from: "@.o", on: completion}}, after: ["@"]}}
+            - redirect: {from: "@.o", to: ["@0.p", "@again.q"]}
+            - rewire: {stage: far, in: {x: $q, z: "@0.p"}, wait: ["@0"]}
+            """
+        ),
     ),
     Failed(task=task(), error=ErrorInfo(message="no\nmore", cause="StageError", transient=True, node="b", trace="t")),
     Failed(task=task(), error=ErrorInfo(message="", cause="", node="b")),
@@ -271,6 +280,10 @@ def test_malformed_commands_are_refused(command: pb.Command) -> None:
         pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), figures={f"f{n}": 1.0 for n in range(17)})),
         pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), outputs={"o": value_pb2.ValueRef()})),
         pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), consumed={"i": pb.Consumed(digest="x")})),
+        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), growth_json=b'{"operations": [{"op": "x"}]}')),
+        pb.Report(
+            finished=pb.Finished(task=wire.task_to_wire(task()), growth_json=b" " * (limits.GROWTH_BYTES_MAX + 1))
+        ),
     ],
 )
 def test_malformed_reports_are_refused(report: pb.Report) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starloom.dag import limits
-from starloom.dag.constellation import Constellation, Dependency, On, Requirements, StageSpec, Tier
+from starloom.dag.constellation import Constellation, Dependency, On, OutputBinding, Requirements, StageSpec, Tier
 from starloom.dag.document import load, to_json
 from starloom.dag.draft import apply, difference_of
 from starloom.dag.errors import InvalidInput, PatchRefused
@@ -22,6 +22,7 @@ from starloom.dag.patch import (
     Difference,
     Move,
     Patch,
+    Redirect,
     Remove,
     Replace,
     ResumeStage,
@@ -156,6 +157,37 @@ class TestOperations:
         assert document["stages"]["speak"]["after"] == [{"stage": "words", "on": "completion"}]
         assert document["stages"]["speak"]["join"] == "any"
 
+    def test_redirect_all_that_reads_an_output(self) -> None:
+        document, lines = done(
+            "- add: {short: {kind: join, in: {a: words.text}}}\n"
+            "- rewire: {stage: speak, in: {more: {from: words.text, when: {is: '!=', value: ''}}}}\n"
+            "- outputs: {words: words.text}\n- redirect: {from: words.text, to: short.text}"
+        )
+        assert document["stages"]["short"]["in"] == {"a": "words.text"}
+        assert document["stages"]["speak"]["in"] == {
+            "text": "short.text",
+            "more": {"from": "short.text", "when": {"is": "!=", "value": ""}},
+        }
+        assert document["outputs"]["words"] == "short.text"
+        assert "- words.text -> speak.text" in lines
+
+    def test_redirect_to_several_where_any_number_is_read(self) -> None:
+        base = apply(BASE, patch("- add: {sum: {kind: join, in: {a: words.text}}}"), KINDS)[0]
+        found = apply(
+            base,
+            patch(
+                "- add: {x: {kind: join, in: {a: words.text}}, y: {kind: join}}\n"
+                "- rewire: {stage: speak, in: {text: x.text}}\n"
+                "- redirect: {from: words.text, to: [x.text, y.text, words.text]}"
+            ),
+            KINDS,
+        )[0]
+        assert to_json(found)["stages"]["sum"]["in"] == {
+            "a-0": "x.text",
+            "a-1": "y.text",
+            "a-2": "words.text",
+        }
+
     def test_move(self) -> None:
         document, lines = done("- move: {stage: words, require: {tier: cloud, labels: {rack: left}}}")
         assert document["stages"]["words"]["require"] == {"tier": "cloud", "labels": {"rack": "left"}}
@@ -266,6 +298,19 @@ class TestRefusals:
         )
         with pytest.raises(PatchRefused, match="is fed twice"):
             apply(BASE, Patch(operations=(add,)), KINDS)
+
+    def test_a_redirection_that_leads_nowhere_or_to_too_many(self) -> None:
+        found = refused(
+            "- redirect: {from: nothing.text, to: words.text}\n- redirect: {from: words.text, to: none.text}"
+        )
+        assert "no stage is called 'nothing'" in found["patch[0].redirect.from"]
+        assert "no stage is called 'none'" in found["patch[1].redirect.to"]
+        found = refused("- outputs: {words: words.text}\n- redirect: {from: words.text, to: [speak.audio, words.text]}")
+        assert "output words of the job has one source" in found["patch[1].redirect.to"]
+        with pytest.raises(InvalidInput) as error:
+            load_patch("patch: [redirect: {from: a, to: []}, redirect: {to: a.b}]")
+        places = {problem.place for problem in error.value.problems}
+        assert {"patch[0].redirect.from", "patch[0].redirect.to", "patch[1].redirect.from"} <= places
 
     def test_operations_on_nothing(self) -> None:
         texts = {
@@ -396,6 +441,7 @@ patch:
   - replace: {stage: a, kind: k, params: {p: [1]}, model: m}
   - rewire: {stage: a, in: {x: {from: b.c, when: {is: "==", value: 1}}, y: $in, z: null}, after: [b, {stage: c, on: completion}]}
   - rewire: {stage: a, wait: [b], free: [c], join: any}
+  - redirect: {from: a.b, to: [c.d, e.f]}
   - move: {stage: a, require: {tier: cloud}}
   - set_policy: {stage: a, timeout: 3s}
   - cancel_stage: a
@@ -407,7 +453,7 @@ patch:
         assert load_patch(msgspec.json.encode(patch_to_json(found))) == found
         assert (found.if_revision, found.restart, found.why, found.id) == (4, True, "because", "mine")
         assert [type(operation).__name__ for operation in found.operations] == [
-            "Add", "Remove", "Replace", "Rewire", "Rewire", "Move",
+            "Add", "Remove", "Replace", "Rewire", "Rewire", "Redirect", "Move",
             "SetPolicy", "CancelStage", "ResumeStage", "Splice", "SetOutputs",
         ]  # fmt: skip
 
@@ -447,7 +493,7 @@ def operations(draw: st.DrawFn) -> AnyOperation:
     stage, other, third = (draw(st.sampled_from(NAMES)) for _ in range(3))
     feed = Dependency(upstream=other, downstream=stage, output="text", input=f"from-{other}")
     order = Dependency(upstream=third, downstream=stage)
-    choice = draw(st.integers(0, 8))
+    choice = draw(st.integers(0, 9))
     if choice == 0:
         return Remove(stage=stage)
     if choice == 1:
@@ -456,6 +502,9 @@ def operations(draw: st.DrawFn) -> AnyOperation:
         return Rewire(stage=stage, dependencies=(feed,), after=(order,) if draw(st.booleans()) else None)
     if choice == 3:
         return Rewire(stage=stage, waits=(order,))
+    if choice == 9:
+        sources = [OutputBinding(upstream=name, output="text") for name in (stage, third)[: draw(st.integers(1, 2))]]
+        return Redirect(stage=other, output="text", sources=tuple(sources))
     if choice == 4:
         return Move(stage=stage, requires=Requirements(tiers=(draw(st.sampled_from(Tier)),)))
     if choice == 5:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from tests.agents.fakes import NoModels
 
+from starloom.agents.growing import Growing
 from starloom.agents.messages import (
     Assign,
     Cancel,
@@ -26,6 +28,7 @@ from starloom.agents.messages import (
     Started,
     WasCancelled,
 )
+from starloom.agents.stage import Grown, StageCall
 from starloom.agents.values import digest, encode
 from starloom.dag.conditions import holds
 from starloom.dag.constellation import Constellation, Requirements, Tier
@@ -34,6 +37,7 @@ from starloom.dag.facts import AnyFact, ErrorInfo, Fact, JobOptions, Timing, dec
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
 from starloom.dag.job import JobState, StageState, StageStatus
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
+from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import JOB_STORE, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
@@ -85,6 +89,17 @@ KINDS = KindCatalog(
             tier=Tier.EDGE,
             cost=Cost(run_seconds=1.0, load_seconds=4.0),
         ),
+        KindSpec(
+            name="t.grow",
+            variadic_input=JSON,
+            outputs={"value": JSON},
+            params={
+                "adds": Param(type="integer", default=0),
+                "rounds": Param(type="integer", default=0),
+                "label": Param(type="string"),
+            },
+            grows=True,
+        ),
         KindSpec(name="t.stream", inputs={"sound": Port(PortType.AUDIO, stream=True)}, outputs={"value": JSON}),
     ]
 )
@@ -103,6 +118,20 @@ def node(name: str, tier: Tier = Tier.EDGE, targets: Iterable[str] = ("cpu",), *
         address=f"{name}:1",
         **more,
     )
+
+
+def growth_of(assign: Assign, salt: str = "") -> Patch | None:
+    """What `t.grow` adds: so many workers and their sum, or the next of so many rounds, which are read in its place."""
+    adds, rounds = assign.params["adds"] + bool(salt), assign.params["rounds"]
+    grow = Growing(StageCall(inputs={item.port: None for item in assign.inputs}, params={}, models=NoModels()))
+    workers = [grow.stage("t.work", {"seed": n}, x=grow.own("value")) for n in range(adds)]
+    if workers:
+        total = grow.stage("t.work", inputs={f"part-{n}": worker["value"] for n, worker in enumerate(workers)})
+        grow.redirect("value", total["value"])
+    elif rounds:
+        grow.redirect("value", grow.again({"rounds": rounds - 1}, before=grow.own("value"))["value"])
+    found = grow.result({})
+    return found.patch if isinstance(found, Grown) else None
 
 
 def inline(value: Any) -> ValueRef:
@@ -152,7 +181,7 @@ class FakeAgent:
                 self.cancelled = {task for task in self.cancelled if task.job != job}
                 self.held = {value for value in self.held if value[0] != job}
 
-    def result(self, assign: Assign, salt: str = "", **timing: float) -> Finished:
+    def result(self, assign: Assign, salt: str = "", growth: Patch | None = None, **timing: float) -> Finished:
         """What an attempt finishes with: equal for equal kinds, parameters, inputs and salts."""
         outputs = {name: self._output(assign, name, port, salt) for name, port in KINDS[assign.kind].outputs.items()}
         value = {"score": assign.params.get("score"), "salt": salt}
@@ -167,6 +196,7 @@ class FakeAgent:
             target=assign.target,
             published=assign.publish,
             holds=answers,
+            growth=growth_of(assign, salt) if growth is None and assign.kind == "t.grow" else growth,
         )
 
     def _output(self, assign: Assign, name: str, port: Port, salt: str) -> ValueRef:
@@ -396,11 +426,11 @@ class World:
         for stage in stages:
             self.report(self.where(stage), Started(task=self.assigned(stage).task))
 
-    def finish(self, *stages: str, salt: str = "", **timing: float) -> Finished:
+    def finish(self, *stages: str, salt: str = "", growth: Patch | None = None, **timing: float) -> Finished:
         """Attempts of these stages finish; gives the last report."""
         for stage in stages:
             agent = self.where(stage)
-            report = agent.result(self.assigned(stage), salt, **timing)
+            report = agent.result(self.assigned(stage), salt, growth, **timing)
             self.report(agent, report)
         return report
 

@@ -18,6 +18,7 @@ from starloom.dag.constellation import Comparison
 from starloom.dag.errors import Cancelled, InvalidInput, NotFound, Problem, StageError, StarloomError
 from starloom.dag.facts import ErrorInfo, figure_fault
 from starloom.dag.kinds import KindCatalog, KindSpec
+from starloom.dag.patch import Patch
 from starloom.dag.validate_stage import param_fault
 from starloom.dag.values import PortType, ValueRef
 
@@ -91,7 +92,7 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a run gave: references and bytes by port, and what it took. Times are monotonic nanoseconds."""
+    """What a run gave: references and bytes by port, what it changes, and what it took. Times are monotonic nanoseconds."""
 
     outputs: Mapping[str, ValueRef]
     data: Mapping[str, bytes]
@@ -103,6 +104,7 @@ class Made:
     target: str
     emulated: bool
     figures: Mapping[str, float]
+    growth: Patch | None = None
 
 
 def execute(run: Execution, stages: StageLookup, models: ModelsFactory, node: str) -> Made | StarloomError | ErrorInfo:
@@ -165,8 +167,10 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
     )
     result = stage.run(call)
     run.cancel.raise_if_cancelled()
+    growth = None
     if isinstance(result, Grown):
-        raise StageError(f"kind {assign.kind} grows the job, which this agent cannot do")
+        growth = _growth(spec, result.patch)
+        result = result.outputs
     refs, data = _outputs(assign, spec, result, node)
     figures = _figures(assign, told)
     ended = time.monotonic_ns()
@@ -183,7 +187,21 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         target=assign.target if assign.target in targets or not targets else targets[0],
         emulated=used.emulated if used else False,
         figures=figures,
+        growth=growth,
     )
+
+
+def _growth(spec: KindSpec, patch: Any) -> Patch:
+    """What a result is to change of the job. Raises StageError for a kind that may not, and for what is too much."""
+    if not spec.grows:
+        raise StageError(f"kind {spec.name} changes the job, and does not declare that it grows; say so in its spec")
+    if not isinstance(patch, Patch):
+        raise StageError(f"kind {spec.name} gave {type(patch).__name__} as its growth; agents.growing makes a Patch")
+    size = len(msgspec.json.encode(patch))
+    if size > limits.GROWTH_BYTES_MAX:
+        what = f"kind {spec.name} grows by {size} bytes of patch, over GROWTH_BYTES_MAX = {limits.GROWTH_BYTES_MAX}"
+        raise StageError(f"{what}; add fewer stages, or feed them by their inputs")
+    return patch
 
 
 def idempotency_key(assign: Assign) -> str:

@@ -8,6 +8,7 @@ from starloom.dag.constellation import Comparison
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
+from starloom.dag.patch import Patch
 from starloom.dag.values import ValueRef
 from starloom.devices.node import NodeProfile
 
@@ -75,7 +76,8 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
 
     `published` names the ports whose bytes are in the job store, or inline here; `holds` says of each comparison of the
     assignment whether it holds, in its order. `emulated`: the target computed elsewhere. `figures` are
-    what the stage measured of itself.
+    what the stage measured of itself. `growth`: what the result changes of the job, in the relative names of
+    `dag.growth`.
     """
 
     task: TaskToken
@@ -88,6 +90,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True):
     published: tuple[str, ...] = ()
     holds: tuple[bool, ...] = ()
     figures: dict[str, float] = {}
+    growth: Patch | None = None
 
 
 class Failed(msgspec.Struct, frozen=True, kw_only=True):

@@ -301,4 +301,5 @@ def _report(work: _Work, made: Made, published: tuple[str, ...]) -> Finished:
         published=published,
         holds=made.holds,
         figures=dict(made.figures),
+        growth=made.growth,
     )

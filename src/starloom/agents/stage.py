@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from starloom.dag.errors import Cancelled
 from starloom.dag.kinds import KindSpec
+from starloom.dag.patch import Patch
 
 Outputs = Mapping[str, Any]
 """A value for each of the kind's one-shot output ports, by port name; see `agents.values` for types."""
@@ -140,10 +141,10 @@ class Chunk(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """Outputs together with new stages, for a kind whose spec says `grows`."""
+    """Outputs, and what they change of the job: for a kind whose spec says `grows`. `agents.growing` makes the patch."""
 
     outputs: Outputs
-    patch: Mapping[str, Any]
+    patch: Patch
 
 
 class Stage(ABC):

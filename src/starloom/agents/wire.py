@@ -38,6 +38,7 @@ from starloom.dag.constellation import Comparison
 from starloom.dag.facts import Consumed, ErrorInfo, Timing, figure_fault
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
+from starloom.dag.patch import Patch
 from starloom.devices.node import NodeProfile
 from starloom.v1 import session_pb2 as pb
 
@@ -47,6 +48,7 @@ _profiles = msgspec.json.Decoder(NodeProfile)
 _kinds = msgspec.json.Decoder(KindSpec)
 _loads = msgspec.json.Decoder(Load)
 _comparisons = msgspec.json.Decoder(Comparison)
+_patches = msgspec.json.Decoder(Patch)
 
 
 def task_to_wire(task: TaskToken) -> pb.Task:
@@ -362,6 +364,7 @@ def _finished_to_wire(report: Finished, task: pb.Task) -> pb.Finished:
         published=report.published,
         holds=report.holds,
         figures=report.figures,
+        growth_json=encode(report.growth) if report.growth is not None else b"",
     )
 
 
@@ -395,6 +398,7 @@ def _finished_from_wire(message: pb.Finished, place: str) -> Finished:
         published=tuple(message.published),
         holds=tuple(message.holds),
         figures=_figures_from_wire(message, place),
+        growth=_growth_from_wire(message.growth_json, f"{place}.growth_json"),
     )
 
 
@@ -404,6 +408,12 @@ def _figures_from_wire(message: pb.Finished, place: str) -> dict[str, float]:
     if faults or len(figures) > limits.FIGURES_PER_STAGE_MAX:
         raise refusal(f"{place}.figures", "; ".join(faults) or f"has {len(figures)} of them, which is too many")
     return figures
+
+
+def _growth_from_wire(data: bytes, place: str) -> Patch | None:
+    if len(data) > limits.GROWTH_BYTES_MAX:
+        raise refusal(place, f"has {len(data)} bytes, over GROWTH_BYTES_MAX = {limits.GROWTH_BYTES_MAX}")
+    return parse(_patches, data, place) if data else None
 
 
 def _timing_from_wire(message: pb.Finished, place: str) -> Timing:

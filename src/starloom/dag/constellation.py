@@ -55,16 +55,25 @@ class OnFailure(StrEnum):
     DEFAULT = "default"
 
 
+class Bounds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How much a stage may grow: stages that come of it in all, and generations, a loop's rounds, one after another."""
+
+    stages: int = limits.GROWN_STAGES_MAX
+    generations: int = limits.GROWN_GENERATIONS_MAX
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one stage meets trouble. `timeout_seconds` bounds one attempt's run; 0 is no bound.
 
-    `defaults` gives each output port's value, as plain JSON, for `on_failure: default`.
+    `defaults` gives each output port's value, as plain JSON, for `on_failure: default`. `grow` bounds what a
+    stage of a kind that grows may come to; what it adds counts with it.
     """
 
     retry: Retry = Retry()
     timeout_seconds: float = 0.0
     on_failure: OnFailure = OnFailure.FAIL
     defaults: dict[str, Any] = {}
+    grow: Bounds = Bounds()
 
 
 class Join(StrEnum):

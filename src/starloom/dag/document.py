@@ -16,6 +16,7 @@
         timeout: 30s
         on_failure: default                     # fail | skip | default
         defaults: {text: ""}
+        grow: {stages: 100, generations: 10}    # at most, where the kind grows
         join: all                               # all | any
         after: [other, {stage: another, on: completion}]            # order only
         cancelled: false                        # true: the stage is skipped
@@ -268,6 +269,7 @@ def policy_to_json(policy: Policy) -> dict[str, Any]:
             "timeout": _seconds_text(policy.timeout_seconds) if policy.timeout_seconds else None,
             "on_failure": str(policy.on_failure) if policy.on_failure != OnFailure.FAIL else None,
             "defaults": msgspec.to_builtins(policy.defaults),
+            "grow": msgspec.to_builtins(policy.grow),
         }
     )
 

@@ -26,6 +26,7 @@ from starloom.dag.patch import (
     Move,
     OutputChange,
     Patch,
+    Redirect,
     Remove,
     Replace,
     ResumeStage,
@@ -35,6 +36,7 @@ from starloom.dag.patch import (
     Splice,
     arc_key,
 )
+from starloom.dag.redirect import redirected
 from starloom.dag.shape import Shape
 from starloom.dag.splice import Spliced, spliced
 from starloom.dag.validate import problems_of_part
@@ -91,6 +93,9 @@ class _Draft:
             case Rewire(stage=stage):
                 if self._known(f"{place}.rewire", stage):
                     self._rewire(f"{place}.rewire", operation)
+            case Redirect(stage=stage):
+                if self._known(f"{place}.redirect.from", stage):
+                    self._redirect(f"{place}.redirect", operation)
             case Move(stage=stage, requires=requires):
                 self._set(f"{place}.move", stage, requires=requires)
             case SetPolicy(stage=stage, policy=policy):
@@ -239,6 +244,23 @@ class _Draft:
             *rewire.waits,
         ]
         bindings[:] = [*(binding for binding in bindings if binding.input not in ports), *rewire.bindings]
+
+    def _redirect(self, place: str, redirect: Redirect) -> None:
+        unknown = [source for source in redirect.sources if not self._known(f"{place}.to", source.upstream)]
+        if unknown:
+            return
+        read = [arc.downstream for arc in self._shape.downstreams.get(redirect.stage, ())]
+        for consumer in dict.fromkeys((*read, *self._arcs)):
+            # What the patch adds reads the old output to make the new one of it.
+            if consumer in self._shape.specs and self.spec(consumer) is not None:
+                rewire = redirected(redirect, consumer, self.arcs_into(consumer))
+                if rewire is not None:
+                    self._rewire(place, rewire)
+        for name in {**self._shape.outputs, **self._outputs}:
+            if self._output(name) == OutputBinding(upstream=redirect.stage, output=redirect.output):
+                if len(redirect.sources) > 1:
+                    self._problem(f"{place}.to", f"is several, but output {name} of the job has one source; join them")
+                self._outputs[name] = redirect.sources[0]
 
     @staticmethod
     def _stays(arc: Dependency, ports: set[str], frees: set[ArcKey], orders_stay: bool) -> bool:

@@ -30,6 +30,9 @@ class Edit:
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self._operations)} operations>"
 
+    def __len__(self) -> int:
+        return len(self._operations)
+
     def add(
         self,
         name: str,
@@ -87,6 +90,10 @@ class Edit:
         }
         found = {"stage": stage, **{key: value for key, value in parts.items() if value}}
         self._operations.append({"rewire": found if after is None else {**found, "after": _listed(after)}})
+
+    def redirect(self, source: str, *to: str) -> None:
+        """All that reads `stage.port`, but what is added here, reads another instead, or several."""
+        self._operations.append({"redirect": {"from": source, "to": list(to)}})
 
     def move(self, stage: str, require: Requirements | None = None, **fields: Any) -> None:
         """Other requirements: a value, or a document's fields, as `tier="cloud"`."""

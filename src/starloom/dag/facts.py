@@ -138,12 +138,28 @@ class StageStarted(StageFact, frozen=True, tag="stage-started"):
     """The agent took the attempt out of its queue."""
 
 
+class Growth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a result changed of its job: the constellation is what `difference` makes of it, as this revision.
+
+    `digest` is of what the stage asked for, in names relative to itself: a stage that runs again and asks for
+    the same changes nothing. One that asks for something else takes back what it had changed, with all that
+    came of it: then `whole` is all that stands of its changes after this. `operations` are for people.
+    """
+
+    revision: Revision
+    difference: Difference
+    digest: str
+    whole: Difference | None = None
+    operations: tuple[str, ...] = ()
+
+
 class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
     """The stage's result: the first report of a live token whose lineage holds.
 
     `published` outputs are in the job store. `holds` answers the comparisons that dependencies make of
     the outputs, by `dag.conditions.comparison_key`. `emulated`: the target computed elsewhere.
-    `figures` are what the stage measured of itself, by names that tell the unit.
+    `figures` are what the stage measured of itself, by names that tell the unit. `growth`: what the result
+    changes of the job.
     """
 
     outputs: dict[str, ValueRef] = {}
@@ -155,6 +171,7 @@ class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
     emulated: bool = False
     holds: dict[str, bool] = {}
     figures: dict[str, float] = {}
+    growth: Growth | None = None
 
 
 class StageFailed(StageFact, frozen=True, tag="stage-failed"):

@@ -52,6 +52,14 @@ class Outcome(NamedTuple):
     holds: Mapping[str, bool]
 
 
+class Origin(NamedTuple):
+    """Where a stage that was grown comes from: the stage that added it, the one that all began with, and how far from it."""
+
+    by: StageId
+    root: StageId
+    generation: int
+
+
 class StageState:
     """One stage of a running job."""
 
@@ -163,6 +171,11 @@ class JobState:
         self.active_attempts = 0
         #: every agent that was given a stage
         self.agents: set[AgentId] = set()
+        #: what stages changed of the job by their results, as it stands
+        self.growths: dict[StageId, facts.Growth] = {}
+        #: the stages that others added, and how many come of each that was not
+        self.origins: dict[StageId, Origin] = {}
+        self.grown: dict[StageId, int] = {}
         #: the last attempts of stages that a patch removed: one that comes under the same name counts on
         self._former_attempts: dict[StageId, Attempt] = {}
 
@@ -192,6 +205,8 @@ class JobState:
         match fact:
             case facts.StageFact() | facts.StageCancelled():
                 self._apply_to_stage(fact)
+                if type(fact) is facts.StageCommitted and fact.growth is not None:
+                    self._grow(fact.stage, fact.growth)
             case facts.JobPatched():
                 self._expect(fact, self.status is JobStatus.RUNNING and fact.revision == self.revision + 1)
                 self._patch(fact)
@@ -231,6 +246,41 @@ class JobState:
             for dependency in self.downstreams[fact.stage]:
                 self.undecided[dependency.downstream] -= change
 
+    def origin(self, stage: StageId) -> Origin:
+        """Where a stage comes from; one that was not grown is where others come from."""
+        return self.origins.get(stage) or Origin(stage, stage, 0)
+
+    def came_of(self, stage: StageId) -> list[StageId]:
+        """The stages that a stage added, and those that these did, and so on. Takes time in the number of all grown stages."""
+        added: dict[StageId, list[StageId]] = {}
+        for name, origin in self.origins.items():
+            added.setdefault(origin.by, []).append(name)
+        found = list(added.get(stage, ()))
+        for name in found:
+            found += added.get(name, ())
+        return found
+
+    def _grow(self, stage: StageId, growth: facts.Growth) -> None:
+        """The other half of a result: what it changes of the job, as a patch by the stage."""
+        fact = facts.JobPatched(
+            job=self.id,
+            revision=growth.revision,
+            difference=growth.difference,
+            operations=growth.operations,
+            principal=f"stage {stage}",
+            digest=growth.digest,
+        )
+        self._expect(fact, self.status is JobStatus.RUNNING and fact.revision == self.revision + 1)
+        for name in self.came_of(stage) if stage in self.growths else ():
+            self.growths.pop(name, None)
+        self._patch(fact)
+        self.growths[stage] = growth
+        origin = self.origin(stage)
+        for change in growth.difference.stages:
+            if change.before is None:
+                self.origins[change.stage] = Origin(stage, origin.root, origin.generation + 1)
+                self.grown[origin.root] = self.grown.get(origin.root, 0) + 1
+
     def _patch(self, fact: facts.JobPatched) -> None:
         difference = fact.difference
         for change in difference.stages:
@@ -247,6 +297,10 @@ class JobState:
                 del self.stages[change.stage], self.undecided[change.stage]
                 self._former_attempts[change.stage] = stage.attempt
                 self.open_stages -= stage.status not in ENDED
+                self.growths.pop(change.stage, None)
+                origin = self.origins.pop(change.stage, None)
+                if origin is not None:
+                    self.grown[origin.root] -= 1
         self.shape.apply(difference)
         for name in difference.touched:
             if name in self.stages:

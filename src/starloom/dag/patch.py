@@ -112,13 +112,27 @@ class Splice(Operation, frozen=True, tag="splice"):
     outputs: dict[str, tuple[str, ...]] = {}
 
 
+class Redirect(Operation, frozen=True, tag="redirect"):
+    """All that reads an output reads `sources` instead: stages, but for those that the patch adds, and outputs of the job.
+
+    With several sources, a stage reads them at as many ports, `port-0`, `port-1` and so on, which its kind has
+    to take; an output of the job has one.
+    """
+
+    stage: StageId
+    output: str
+    sources: tuple[OutputBinding, ...]
+
+
 class SetOutputs(Operation, frozen=True, tag="outputs"):
     """Outputs of the job: None takes one away, others are added or changed."""
 
     outputs: dict[str, OutputBinding | None]
 
 
-AnyOperation = Add | Remove | Replace | Rewire | Move | SetPolicy | CancelStage | ResumeStage | Splice | SetOutputs
+AnyOperation = (
+    Add | Remove | Replace | Rewire | Redirect | Move | SetPolicy | CancelStage | ResumeStage | Splice | SetOutputs
+)
 
 
 class Patch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -11,6 +11,7 @@ patch:                               # done in this order, all or none
   - replace: {stage: words, kind: speech.recognise, params: {beams: 2}, model: small}
   - rewire: {stage: speak, in: {text: summary.text, more: null}, after: [x], join: any}
   - rewire: {stage: speak, wait: [x], free: [y]}
+  - redirect: {from: words.text, to: short.text}        # all that reads it; `to` may be a list
   - move: {stage: words, require: {tier: cloud}}
   - set_policy: {stage: words, retry: 3, timeout: 5s}
   - cancel_stage: extra
@@ -41,6 +42,7 @@ from starloom.dag.patch import (
     CancelStage,
     Move,
     Patch,
+    Redirect,
     Remove,
     Replace,
     ResumeStage,
@@ -51,7 +53,7 @@ from starloom.dag.patch import (
 )
 from starloom.dag.schema import Reader
 
-_POLICY_KEYS = ("retry", "timeout", "on_failure", "defaults")
+_POLICY_KEYS = ("retry", "timeout", "on_failure", "defaults", "grow")
 _HEAD_KEYS = ("api_version", "if_revision", "restart", "why", "id", "patch")
 
 
@@ -99,6 +101,9 @@ def operation_to_json(operation: AnyOperation) -> dict[str, Any]:
             return {"replace": {"stage": stage, **{key: value for key, value in parts.items() if value is not None}}}
         case Rewire():
             return {"rewire": _rewire_to_json(operation)}
+        case Redirect(stage=stage, output=output, sources=sources):
+            to = [f"{source.upstream}.{source.output}" for source in sources]
+            return {"redirect": {"from": f"{stage}.{output}", "to": to}}
         case Move(stage=stage, requires=requires):
             return {"move": {"stage": stage, "require": requirements_to_json(requires)}}
         case SetPolicy(stage=stage, policy=policy):
@@ -175,6 +180,7 @@ class _PatchReader(Reader):
             "remove": lambda at, item: Remove(stage=self._name(at, item)),
             "replace": self._read_replace,
             "rewire": self._read_rewire,
+            "redirect": self._read_redirect,
             "move": self._read_move,
             "set_policy": self._read_policy,
             "cancel_stage": lambda at, item: CancelStage(stage=self._name(at, item)),
@@ -248,6 +254,19 @@ class _PatchReader(Reader):
             waits=tuple(self._orders(stage, f"{place}.wait", part.get("wait", []))),
             frees=tuple(self._orders(stage, f"{place}.free", part.get("free", []))),
             join=self._choice(f"{place}.join", part["join"], Join, Join.ALL) if "join" in part else None,
+        )
+
+    def _read_redirect(self, place: str, value: Any) -> Redirect:
+        part = self._mapping(place, value, ("from", "to"), needed=("from", "to"))
+        read = self._output(f"{place}.from", part["from"]) if "from" in part else None
+        to = part.get("to", [])
+        items = to if isinstance(to, list | tuple) else [to]
+        if "to" in part and not items:
+            self._problem(f"{place}.to", "is empty; name an output as stage.port, or several")
+        return Redirect(
+            stage=read.upstream if read else StageId(""),
+            output=read.output if read else "",
+            sources=tuple(self._output(f"{place}.to", item) for item in items),
         )
 
     def _read_move(self, place: str, value: Any) -> Move:

@@ -14,7 +14,7 @@ from typing import Any
 from starloom.dag import limits
 from starloom.dag.constellation import Dependency, On
 from starloom.dag.document import policy_to_json, requirements_to_json
-from starloom.dag.patch import Change, Difference
+from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice
 
 _VALUE_CHARACTERS_MAX = 80
 
@@ -29,6 +29,21 @@ def changes_shown(difference: Difference) -> tuple[str, ...]:
     lines = lines_of(difference)
     more = len(lines) - limits.PATCH_LINES_SHOWN
     return (*lines[: limits.PATCH_LINES_SHOWN], f"and {more} more changes") if more > 0 else tuple(lines)
+
+
+def in_short(operation: AnyOperation) -> str:
+    """An operation in a few words, for people."""
+    name = str(operation.__struct_config__.tag)
+    match operation:
+        case Add(stages=stages):
+            more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
+            return f"{name} {stages[0].id if stages else 'nothing'}{more}"
+        case Splice(prefix=prefix, constellation=inner):
+            return f"{name} {inner.name} as {prefix}"
+        case SetOutputs(outputs=outputs):
+            return f"{name} {', '.join(outputs)}"
+        case _:
+            return f"{name} {operation.stage}"
 
 
 def _lines(difference: Difference) -> Iterator[str]:

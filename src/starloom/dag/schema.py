@@ -14,6 +14,7 @@ from starloom.dag import limits
 from starloom.dag.checks import kind_of, number_fault, plain_fault, suggestion
 from starloom.dag.constellation import (
     API_VERSION,
+    Bounds,
     Comparison,
     Constellation,
     Dependency,
@@ -52,7 +53,7 @@ _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)
 #: most stages of a large constellation say none of this
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
-_POLICY_KEYS = frozenset({"retry", "timeout", "on_failure", "defaults"})
+_POLICY_KEYS = frozenset({"retry", "timeout", "on_failure", "defaults", "grow"})
 _STAGE_KEYS = ("kind", "in", "params", "require", *sorted(_POLICY_KEYS), "join", "after", "cancelled")
 
 E = TypeVar("E", bound=StrEnum)
@@ -303,6 +304,17 @@ class Reader:
                 f"{place}.on_failure", stage.get("on_failure", usual.on_failure), OnFailure, usual.on_failure
             ),
             defaults=self._plain(f"{place}.defaults", stage.get("defaults", {})),
+            grow=self._bounds(f"{place}.grow", stage["grow"]) if "grow" in stage else usual.grow,
+        )
+
+    def _bounds(self, place: str, value: Any) -> Bounds:
+        part = self._mapping(place, value, ("stages", "generations"))
+        usual = Bounds()
+        return Bounds(
+            stages=self._number(f"{place}.stages", part.get("stages", usual.stages), usual.stages, whole=True),
+            generations=self._number(
+                f"{place}.generations", part.get("generations", usual.generations), usual.generations, whole=True
+            ),
         )
 
     def _retry(self, place: str, value: Any) -> Retry:

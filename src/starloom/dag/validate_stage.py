@@ -111,6 +111,8 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
         ("retry.first", number_fault(retry.first_seconds, at_most=longest, unit="seconds")),
         ("retry.factor", number_fault(retry.factor, at_least=1.0, at_most=limits.BACKOFF_FACTOR_MAX)),
         ("retry.last", number_fault(retry.last_seconds, at_most=longest, unit="seconds")),
+        ("grow.stages", number_fault(policy.grow.stages, at_most=limits.GROWN_STAGES_MAX, whole=True)),
+        ("grow.generations", number_fault(policy.grow.generations, at_most=limits.GROWN_GENERATIONS_MAX, whole=True)),
         ("timeout", number_fault(policy.timeout_seconds, at_most=longest, unit="seconds, 0 for no bound")),
     )
     faulty = [Problem(f"{place}.{part}", fault) for part, fault in numbers if fault]
@@ -118,6 +120,8 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
     if not faulty and retry.times and retry.first_seconds > retry.last_seconds:
         wait = f"the first wait of {retry.first_seconds:g} s is longer than the last, {retry.last_seconds:g} s"
         yield Problem(f"{place}.retry", f"{wait}; let first be at most last")
+    if policy.grow != _USUAL_POLICY.grow and kind is not None and not kind.grows:
+        yield Problem(f"{place}.grow", f"{kind.name} does not grow; leave the bounds out")
     if policy.on_failure == OnFailure.DEFAULT:
         if kind is not None:
             yield from _default_problems(f"{place}.defaults", policy.defaults, kind)

@@ -11,7 +11,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     admission    whether a job is accepted            settle    what follows when a stage ends or fails
     membership   agents and their leases              dispatch  ready stages and their places
     reports      what agents say of their attempts    endings   how jobs end
-    patching     changes of jobs that run
+    patching     changes of jobs that run             growing   what results add to their jobs
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +22,11 @@ from starloom.dag.ids import Epoch, JobId, StageId
 from starloom.dag.job import JobState, StageStatus
 from starloom.dag.kinds import KindCatalog
 from starloom.orchestrator.admission import Admission
+from starloom.orchestrator.changing import Changing
 from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.effects import Decision, Stopped
 from starloom.orchestrator.endings import Endings
+from starloom.orchestrator.growing import Growing
 from starloom.orchestrator.inputs import (
     AgentGoodbye,
     AgentHeartbeat,
@@ -60,8 +62,10 @@ class Coordinator:
         self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._endings)
         self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
-        self._reports = Reports(self._state, self._ledger, self._endings, self._settler)
-        self._patching = Patching(self._state, self._ledger, self._lanes, self._endings, self._settler, self._admission)
+        changing = Changing(self._state, self._ledger, self._lanes, self._settler)
+        growing = Growing(self._state, self._settler, self._admission, changing)
+        self._reports = Reports(self._state, self._ledger, self._endings, self._settler, growing)
+        self._patching = Patching(self._state, self._ledger, self._endings, self._settler, self._admission, changing)
         self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)
 
     def replay(self, facts: Iterable[Fact]) -> None:

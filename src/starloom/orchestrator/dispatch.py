@@ -122,7 +122,7 @@ class Dispatcher:
                 target=candidate.target,
                 timeout_seconds=stage.spec.policy.timeout_seconds,
                 priority=job.options.priority,
-                publish=run.publish.get(name, ()),
+                publish=run.to_publish(name),
                 comparisons=comparisons_of(job, name),
             ),
         )

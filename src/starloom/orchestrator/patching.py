@@ -11,20 +11,20 @@ from typing import Final
 
 import msgspec
 
-from starloom.agents.messages import Cancel, Revoke
+from starloom.agents.messages import Revoke
 from starloom.dag import limits
 from starloom.dag.draft import REFUSED, difference_of
 from starloom.dag.errors import Conflict, Overloaded, PatchRefused, Problem, StarloomError
 from starloom.dag.facts import JobPatched, JobStatus
-from starloom.dag.ids import AgentId, JobId, Revision, StageId, TaskToken
+from starloom.dag.ids import AgentId, JobId, Revision, TaskToken
 from starloom.dag.job import ENDED, JobState, StageStatus
-from starloom.dag.patch import Add, AnyOperation, Patch, SetOutputs, Splice
-from starloom.dag.patchtext import changes_shown
+from starloom.dag.patch import Patch
+from starloom.dag.patchtext import changes_shown, in_short
 from starloom.orchestrator.admission import Admission
+from starloom.orchestrator.changing import Changing
 from starloom.orchestrator.effects import Patched
 from starloom.orchestrator.endings import NANOS, Endings
 from starloom.orchestrator.inputs import PatchJob
-from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.runs import Asked, Run
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
@@ -41,17 +41,17 @@ class Patching:
         self,
         state: State,
         ledger: Ledger,
-        lanes: ReadyLanes,
         endings: Endings,
         settler: Settler,
         admission: Admission,
+        changing: Changing,
     ) -> None:
         self._state = state
         self._ledger = ledger
-        self._lanes = lanes
         self._endings = endings
         self._settler = settler
         self._admission = admission
+        self._changing = changing
         #: jobs with a patch that settles
         self._settling: dict[JobId, Run] = {}
 
@@ -213,18 +213,12 @@ class Patching:
 
     def _take(self, run: Run, asked: Asked, plan: Plan) -> None:
         """Everything that follows from the patch, in one decision."""
-        job, patch, difference = run.job, asked.patch, plan.difference
-        run.held |= dict.fromkeys(plan.touched)
-        run.queued.difference_update(plan.touched)
+        job, patch = run.job, asked.patch
         revision = Revision(job.revision + 1)
-        for task, agent in plan.active.items():
-            self._ledger.send(agent, Cancel(task=task))
-            self._settler.supersede(run, task.stage, task.token, f"the patch to revision {revision} runs it again")
-        self._lanes.forget(run, {change.stage for change in difference.stages})
         fact = JobPatched(
             job=job.id,
             revision=revision,
-            difference=difference,
+            difference=plan.difference,
             operations=tuple(map(in_short, patch.operations)),
             principal=asked.principal,
             why=patch.why,
@@ -232,24 +226,16 @@ class Patching:
             digest=asked.digest,
             restart=patch.restart,
         )
-        self._ledger.record(fact)
-        run.patched(difference, self._state.fleet.kinds)
-        for name in plan.ended:
-            if name in job.stages:
-                self._settler.reopen(run, name, f"the patch to revision {revision} runs it again")
-        fresh = [change.stage for change in difference.stages if change.before is None]
+        why = f"the patch to revision {revision} runs it again"
+        self._changing.take(run, plan, why, lambda: self._ledger.record(fact))
         run.patches.popleft()
-        self._release(run, fresh)
-        self._settler.touch(run)
+        self._release(run)
         self._answer(asked, _patched(fact))
 
-    def _release(self, run: Run, fresh: list[StageId] | None = None) -> None:
+    def _release(self, run: Run) -> None:
         """What was held goes on, as its upstreams have it."""
         held, run.held = run.held, {}
-        for name in (*held, *(fresh or ())):
-            stage = run.job.stages.get(name)
-            if stage is not None and stage.status is StageStatus.PENDING:
-                self._settler.decide(run, name)
+        self._changing.decide(run, list(held))
 
     def _refuse(self, run: Run, error: StarloomError) -> None:
         asked = run.patches.popleft()
@@ -266,21 +252,6 @@ class Patching:
     def _answer(self, asked: Asked, answer: Patched | StarloomError) -> None:
         for request in asked.requests:
             self._ledger.answer(request, answer)
-
-
-def in_short(operation: AnyOperation) -> str:
-    """An operation in a few words, for people."""
-    name = str(operation.__struct_config__.tag)
-    match operation:
-        case Add(stages=stages):
-            more = f" and {len(stages) - 1} more" if len(stages) > 1 else ""
-            return f"{name} {stages[0].id if stages else 'nothing'}{more}"
-        case Splice(prefix=prefix, constellation=inner):
-            return f"{name} {inner.name} as {prefix}"
-        case SetOutputs(outputs=outputs):
-            return f"{name} {', '.join(outputs)}"
-        case _:
-            return f"{name} {operation.stage}"
 
 
 def _patched(fact: JobPatched, *, existing: bool = False) -> Patched:

@@ -7,12 +7,14 @@ import msgspec
 from starloom.agents.messages import Cancel, Failed, Finished, InputLost, Report, Revoked, Started, WasCancelled
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
-from starloom.dag.facts import ErrorInfo, StageCommitted, StageStarted, Timing, figure_fault
+from starloom.dag.errors import StarloomError
+from starloom.dag.facts import ErrorInfo, JobStatus, StageCommitted, StageStarted, Timing, figure_fault
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.job import StageState, StageStatus
 from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import Work
+from starloom.orchestrator.growing import Growing
 from starloom.orchestrator.inputs import AgentReports
 from starloom.orchestrator.lineage import comparisons_of, lineage_fault
 from starloom.orchestrator.runs import Run
@@ -23,11 +25,12 @@ from starloom.orchestrator.state import Ledger, State
 class Reports:
     """Commits what live tokens made. Everything from other tokens is refused and counted in `stale_refused`."""
 
-    def __init__(self, state: State, ledger: Ledger, endings: Endings, settler: Settler) -> None:
+    def __init__(self, state: State, ledger: Ledger, endings: Endings, settler: Settler, growing: Growing) -> None:
         self._state = state
         self._ledger = ledger
         self._endings = endings
         self._settler = settler
+        self._growing = growing
         self.stale_refused = 0
 
     def handle(self, given: AgentReports) -> None:
@@ -92,6 +95,13 @@ class Reports:
             error = ErrorInfo(message=f"the report does not fit the stage: {fault}", node=agent)
             self._settler.fail(run, task.stage, task.token, error)
             return
+        try:
+            grown = self._growing.judge(run, stage, report)
+        except StarloomError as refused:
+            what, cause = str(refused), type(refused).__name__
+            error = ErrorInfo(message=what, cause=cause, transient=refused.retryable, node=agent)
+            self._settler.fail(run, task.stage, task.token, error)
+            return
         fact = StageCommitted(
             job=task.job,
             stage=task.stage,
@@ -105,8 +115,15 @@ class Reports:
             target=report.target,
             emulated=report.emulated,
             holds={comparison_key(c): held for c, held in zip(comparisons, report.holds, strict=True)},
+            growth=grown.fact if grown is not None else None,
         )
-        self._settler.commit(run, fact)
+        if grown is None:
+            self._settler.commit(run, fact)
+        elif run.job.status is JobStatus.CANCELLING:
+            # A result and what it adds are one, and nothing is added to a job that stops.
+            self._settler.cancelled(run, task.stage)
+        else:
+            self._growing.commit(run, fact, grown)
 
     def _output_fault(self, run: Run, stage: StageState, report: Finished) -> str:
         """What is wrong with a result's outputs; empty if they are those of the kind, and declared ones are durable."""

@@ -82,6 +82,17 @@ class Run:
         bound = self.job.options.max_parallel
         return 0 < bound <= self.job.active_attempts
 
+    def to_publish(self, stage: StageId) -> tuple[str, ...]:
+        """The ports whose bytes the job store has to have; also of outputs that the stage's growth led away from it."""
+        ports = self.publish.get(stage, ())
+        growth = self.job.growths.get(stage)
+        if growth is None:
+            return ports
+        ends = (change.before for change in (growth.whole or growth.difference).outputs.values())
+        return tuple(
+            dict.fromkeys([*ports, *(end.output for end in ends if end is not None and end.upstream == stage)])
+        )
+
     def patched(self, difference: Difference, kinds: Mapping[str, KindSpec]) -> None:
         """A patch was taken: what is kept of stages that changed begins anew. Ranks are not passed on to upstreams."""
         changed = [change.stage for change in difference.stages]

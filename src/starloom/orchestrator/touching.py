@@ -38,7 +38,7 @@ def plan_of(
         elif stage.status in ENDED:
             ended.append(name)
         if not restart and stage.status not in (StageStatus.PENDING, StageStatus.PLACED):
-            what = f"{_state(stage)}, and the patch {why}; say restart to run it again, with what is downstream of it"
+            what = f"{state_of(stage)}, and the patch {why}; say restart to run it again, with what is downstream of it"
             problems.append(Problem(f"stages.{name}", what))
     return Plan(difference, tuple(touched), active, tuple(ended)), problems
 
@@ -59,10 +59,13 @@ def touched_by(
     return found
 
 
-def _state(stage: StageState) -> str:
+def state_of(stage: StageState) -> str:
+    """How far a stage is, as the middle of a sentence."""
     match stage.status:
         case StageStatus.RUNNING:
             return f"runs on {', '.join(sorted(stage.live.values()))}"
+        case StageStatus.PLACED:
+            return f"was given to {', '.join(sorted(stage.live.values()))}"
         case StageStatus.SKIPPED:
             return "was skipped"
         case _:

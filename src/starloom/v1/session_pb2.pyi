@@ -218,7 +218,7 @@ class Started(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("task", "outputs", "consumed", "queue_seconds", "transfer_seconds", "load_seconds", "run_seconds", "models", "target", "target_emulated", "published", "holds", "figures")
+    __slots__ = ("task", "outputs", "consumed", "queue_seconds", "transfer_seconds", "load_seconds", "run_seconds", "models", "target", "target_emulated", "published", "holds", "figures", "growth_json")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -253,6 +253,7 @@ class Finished(_message.Message):
     PUBLISHED_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
+    GROWTH_JSON_FIELD_NUMBER: _ClassVar[int]
     task: Task
     outputs: _containers.MessageMap[str, _value_pb2.ValueRef]
     consumed: _containers.MessageMap[str, Consumed]
@@ -266,7 +267,8 @@ class Finished(_message.Message):
     published: _containers.RepeatedScalarFieldContainer[str]
     holds: _containers.RepeatedScalarFieldContainer[bool]
     figures: _containers.ScalarMap[str, float]
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., consumed: _Optional[_Mapping[str, Consumed]] = ..., queue_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., published: _Optional[_Iterable[str]] = ..., holds: _Optional[_Iterable[bool]] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    growth_json: bytes
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., consumed: _Optional[_Mapping[str, Consumed]] = ..., queue_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., published: _Optional[_Iterable[str]] = ..., holds: _Optional[_Iterable[bool]] = ..., figures: _Optional[_Mapping[str, float]] = ..., growth_json: _Optional[bytes] = ...) -> None: ...
 
 class Consumed(_message.Message):
     __slots__ = ("upstream", "epoch", "attempt", "digest")

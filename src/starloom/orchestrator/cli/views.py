@@ -111,7 +111,9 @@ def _happened(fact: facts.Fact) -> str:
         case facts.StageCommitted():
             models = f", {', '.join(fact.models)}" if fact.models else ""
             figures = f"; {figures_text(fact.figures)}" if fact.figures else ""
-            return f"succeeded in {seconds_text(fact.timing)}{models}{figures}"
+            grown = fact.growth
+            grew = f"; grew to revision {grown.revision}: {', '.join(grown.operations)}" if grown else ""
+            return f"succeeded in {seconds_text(fact.timing)}{models}{figures}{grew}"
         case facts.StageFailed():
             again = "" if fact.retry_seconds is None else f"; again in {fact.retry_seconds:g} s"
             return f"failed: {fact.error.message}{again}"

@@ -1,0 +1,53 @@
+"""Takes a change of a job that runs: with all that follows from it, in one decision."""
+
+from collections.abc import Callable
+
+from starloom.agents.messages import Cancel
+from starloom.dag.ids import StageId
+from starloom.dag.job import StageStatus
+from starloom.orchestrator.lanes import ReadyLanes
+from starloom.orchestrator.runs import Run
+from starloom.orchestrator.settle import Settler
+from starloom.orchestrator.state import Ledger, State
+from starloom.orchestrator.touching import Plan
+
+
+class Changing:
+    """What patches and growth have in common."""
+
+    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, settler: Settler) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._lanes = lanes
+        self._settler = settler
+
+    def take(self, run: Run, plan: Plan, why: str, record: Callable[[], None]) -> None:
+        """Ends the attempts that are in the way, lets `record` decide the change, and decides what it touches anew.
+
+        What is held for a patch that settles stays held.
+        """
+        job, difference = run.job, plan.difference
+        mine = [name for name in plan.touched if name not in run.held]
+        run.held |= dict.fromkeys(mine)
+        run.queued.difference_update(plan.touched)
+        for task, agent in plan.active.items():
+            self._ledger.send(agent, Cancel(task=task))
+            self._settler.supersede(run, task.stage, task.token, why)
+        self._lanes.forget(run, {change.stage for change in difference.stages})
+        record()
+        run.patched(difference, self._state.fleet.kinds)
+        for name in plan.ended:
+            if name in job.stages:
+                self._settler.reopen(run, name, why)
+        for name in mine:
+            del run.held[name]
+        fresh = [change.stage for change in difference.stages if change.before is None]
+        self.decide(run, [*mine, *fresh])
+        self._settler.touch(run)
+
+    def decide(self, run: Run, names: list[StageId]) -> None:
+        """Pending stages go on, as their upstreams have it."""
+        for name in names:
+            stage = run.job.stages.get(name)
+            if stage is not None and stage.status is StageStatus.PENDING:
+                self._settler.decide(run, name)
