@@ -14,7 +14,7 @@ from starloom.dag.job import StageState, StageStatus
 from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import Work
-from starloom.orchestrator.growing import Growing
+from starloom.orchestrator.growing import Growing, Grown
 from starloom.orchestrator.inputs import AgentReports
 from starloom.orchestrator.lineage import comparisons_of, lineage_fault
 from starloom.orchestrator.runs import Run
@@ -102,6 +102,13 @@ class Reports:
             error = ErrorInfo(message=what, cause=cause, transient=refused.retryable, node=agent)
             self._settler.fail(run, task.stage, task.token, error)
             return
+        answers = {comparison_key(c): held for c, held in zip(comparisons, report.holds, strict=True)}
+        self._commit(run, report, agent, answers, grown)
+
+    def _commit(
+        self, run: Run, report: Finished, agent: AgentId, answers: dict[str, bool], grown: Grown | None
+    ) -> None:
+        task = report.task
         fact = StageCommitted(
             job=task.job,
             stage=task.stage,
@@ -114,7 +121,7 @@ class Reports:
             models=report.models,
             target=report.target,
             emulated=report.emulated,
-            holds={comparison_key(c): held for c, held in zip(comparisons, report.holds, strict=True)},
+            holds=answers,
             growth=grown.fact if grown is not None else None,
         )
         if grown is None:
