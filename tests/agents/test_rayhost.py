@@ -1,4 +1,4 @@
-"""The actor that hosts an agent, without Ray and with a stand-in for the agent."""
+"""The actor that hosts a guest, without Ray and with a stand-in for the agent."""
 
 import asyncio
 import logging
@@ -12,21 +12,21 @@ from pathlib import Path
 import pytest
 
 from starloom.agents.agent import AgentConfig
-from starloom.agents.rayhost import ENDED_EARLY, AgentActor
+from starloom.agents.rayhost import ENDED_EARLY, HostActor
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput
 
 CONFIG = AgentConfig(name="edge-1", tier="edge", orchestrator="127.0.0.1:1", token="t")
 ENDS_EARLY = """
 import sys
-from starloom.agents.rayhost import AgentActor
+from starloom.agents.rayhost import HostActor
 from tests.agents.test_rayhost import CONFIG, StandIn
 
 class Short(StandIn):
     async def run(self):
         {ending}
 
-AgentActor(CONFIG, sys.argv[1], Short)._thread.join()
+HostActor(CONFIG, sys.argv[1], Short)._thread.join()
 """
 
 
@@ -71,7 +71,7 @@ async def test_it_runs_one_agent_from_its_construction_until_stop(tmp_path: Path
         made.append(StandIn(config))
         return made[0]
 
-    actor = AgentActor(CONFIG, str(tmp_path / "logs" / "agent.log"), make)
+    actor = HostActor(CONFIG, str(tmp_path / "logs" / "agent.log"), make)
     assert await actor.ready() == os.getpid()
     assert made[0].config == CONFIG
     assert await actor.stop() == os.getpid()
@@ -89,7 +89,7 @@ async def test_an_agent_that_cannot_start_is_told_to_whoever_waits_and_its_proce
     ended: Future[int] = Future()
     monkeypatch.setattr("os._exit", ended.set_result)
     monkeypatch.setattr(limits, "START_AGAIN_SECONDS", 0.0)
-    actor = AgentActor(CONFIG, str(tmp_path / "agent.log"), Faulty)
+    actor = HostActor(CONFIG, str(tmp_path / "agent.log"), Faulty)
     with pytest.raises(InvalidInput, match="no such target"):
         await actor.ready()
     assert await asyncio.wrap_future(ended) == ENDED_EARLY
@@ -101,5 +101,5 @@ def test_the_process_ends_with_its_agent(tmp_path: Path, ending: str) -> None:
     command = [sys.executable, "-c", ENDS_EARLY.format(ending=ending), str(log)]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == ENDED_EARLY
-    assert "agent edge-1 ended without having been told to" in log.read_text()
+    assert "edge-1 ended without having been told to" in log.read_text()
     assert ("out of luck" in log.read_text()) == ending.startswith("raise")

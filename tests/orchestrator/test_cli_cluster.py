@@ -9,7 +9,7 @@ import pytest
 from tests.orchestrator.onray import CommandLine, until
 
 from starloom.orchestrator.cli.main import main
-from starloom.orchestrator.statefolder import holder, prepare, read_cluster
+from starloom.orchestrator.statefolder import ClusterRecord, holder, prepare, read_cluster
 
 TWO_NODES = """
 nodes:
@@ -126,21 +126,45 @@ class TestOnRay:
         assert "Traceback" not in up.stderr
         assert command_line.processes == []
 
+    @pytest.mark.parametrize("host", ["process", "actor"])
     def test_a_cluster_whose_holder_is_killed_leaves_nothing_and_starts_again(
-        self, command_line: CommandLine, cluster_file: str
+        self, command_line: CommandLine, cluster_file: str, host: str
     ) -> None:
-        with command_line.start("up", "--foreground", cluster_file) as first:
+        with command_line.start("up", "--foreground", "--orchestrator", host, cluster_file) as first:
             record = until(lambda: read_cluster(command_line.folder))
             os.kill(record.pid, signal.SIGKILL)
         assert first.pid == record.pid
         until(lambda: command_line.processes == [])
         assert holder(command_line.folder) is None
 
-        with command_line.start("up", "--foreground", "--json", cluster_file) as second:
+        with command_line.start("up", "--foreground", "--json", "--orchestrator", host, cluster_file) as second:
             assert second.stdout is not None
             assert len(json.loads(second.stdout.readline())["nodes"]) == 2
             second.terminate()
         assert second.returncode == 0
+        assert command_line.processes == []
+
+    def test_an_orchestrator_in_an_actor_is_started_again_by_ray_on_its_address(
+        self, command_line: CommandLine, cluster_file: str
+    ) -> None:
+        up = command_line.run("up", cluster_file, "--orchestrator", "actor", "--json")
+        assert up.returncode == 0, up.stderr
+        before = read_cluster(command_line.folder)
+        assert before is not None
+        [actor] = [process for process in command_line.processes if process.pid == before.orchestrator_pid]
+        assert actor.ppid() != before.pid
+        actor.kill()
+
+        def other() -> ClusterRecord | None:
+            found = read_cluster(command_line.folder)
+            return found if found and found.orchestrator_pid != before.orchestrator_pid else None
+
+        after = until(other)
+        assert (after.address, after.pid) == (before.address, before.pid)
+        told = json.loads(command_line.run("nodes", "--json").stdout)
+        assert told["orchestrator"] == {"pid": after.orchestrator_pid, "address": before.address, "epoch": 2}
+        down = command_line.run("down")
+        assert down.returncode == 0, down.stderr
         assert command_line.processes == []
 
     def test_where_ray_itself_dies_the_cluster_ends_and_says_so(

@@ -7,6 +7,7 @@ import pytest
 from tests.orchestrator.harness import inline
 from tests.orchestrator.onray import CommandLine
 
+from starloom.agents.crashpoints import CrashPoint
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import InvalidInput
 from starloom.dag.facts import (
@@ -24,7 +25,8 @@ from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, Stage
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.infos import Event
 from starloom.orchestrator.trials.case import BROKEN, HELD, Case, Kill, Outcome, judge, summaries
-from starloom.orchestrator.trials.kills import all_cases, chosen
+from starloom.orchestrator.trials.kills import all_cases
+from starloom.orchestrator.trials.trial import chosen
 
 JOB = JobId("job-1")
 SECOND = 1_000_000_000
@@ -155,9 +157,10 @@ def test_cases_that_there_are_not_are_refused_with_those_there_are() -> None:
 
 def test_the_plans_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faults", "list", "--json"]) == 0
-    [plan] = json.loads(capsys.readouterr().out)["plans"]
-    assert (plan["plan"], len(plan["stages"])) == ("kills", 13)
-    assert {"mic-speaker", "cloud", "orchestrator"} <= set(plan["victims"])
+    kills, crashes = json.loads(capsys.readouterr().out)["plans"]
+    assert (kills["plan"], len(kills["stages"])) == ("kills", 13)
+    assert {"mic-speaker", "cloud", "orchestrator"} <= set(kills["victims"])
+    assert (crashes["plan"], set(crashes["stages"])) == ("crashes", set(CrashPoint))
     assert main(["faults", "run", "kills", "--victim", "nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
 
@@ -175,4 +178,23 @@ def test_jobs_come_out_as_if_undisturbed_whoever_is_killed(command_line: Command
     assert {(case["status"], case["equal"], case["duplicated"]) for case in cases} == {("succeeded", True, 0)}
     assert all(case["detect_seconds"] > 0 for case in cases)
     assert (told["verdict"], told["planned"], told["injected"], told["lost"]) == ("held", 3, 3, 0)
+    assert command_line.processes == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.models
+@pytest.mark.timeout(240)
+def test_where_the_orchestrator_is_an_actor_ray_brings_it_back(command_line: CommandLine, model_store: object) -> None:
+    arguments = ("--orchestrator", "actor", "--victim", "orchestrator", "--stage", "transcribe")
+    done = command_line.run("faults", "run", "kills", *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    [case] = json.loads(done.stdout)["cases"]
+    assert (case["victim"], case["status"], case["equal"], case["verdict"]) == (
+        "orchestrator",
+        "succeeded",
+        True,
+        "held",
+    )
+    assert case["detect_seconds"] > 0
     assert command_line.processes == []

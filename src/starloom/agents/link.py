@@ -15,6 +15,7 @@ from grpc import aio
 
 from starloom.agents import status, wire
 from starloom.agents.channel import Channel
+from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.messages import Command, Hello, Load, Report, Started, Welcome
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, StarloomError, Unauthenticated, Unavailable
@@ -197,6 +198,8 @@ class Link:
                 self._woken.clear()
                 for message in self._outgoing(stream):
                     await stream.call.write(message)
+                    if message.HasField("reports"):
+                        reach(CrashPoint.REPORTED)
                 if self._goodbye is not None and not self._outbox:
                     await stream.call.write(pb.ConnectRequest(goodbye=pb.Goodbye(reason=self._goodbye)))
                     await stream.call.done_writing()

@@ -1,6 +1,7 @@
-"""An agent inside a Ray actor. Ray knows nothing of Starloom's work: it starts the process, and starts it again.
+"""An agent, or whatever else runs until it is stopped, inside a Ray actor. Ray knows nothing of its work: it starts the
+process, and starts it again.
 
-Everything the agent needs is in the actor's arguments, so Ray brings it back without a word from the
+Everything that is needed is in the actor's arguments, so Ray brings it back without a word from the
 driver. `orchestrator.raycluster` makes the class an actor; nothing here imports Ray.
 """
 
@@ -12,77 +13,86 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Thread
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
-from starloom.agents.agent import Agent, AgentConfig
 from starloom.dag import limits
 
 LOG_FORMAT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 ENDED_EARLY: Final = 70
-"""The exit status of an actor whose agent ended without having been told to."""
+"""The exit status of an actor whose guest ended without having been told to."""
 
 _log = logging.getLogger(__name__)
 
 
-class Runs(Protocol):
-    """What is needed of an agent: `run` lasts until `stop`."""
+class Named(Protocol):
+    """What says how a guest is to be: it has a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+Config = TypeVar("Config", bound=Named)
+
+
+class Guest(Protocol):
+    """What is needed of an agent, and of any other guest: `run` lasts until `stop`."""
 
     async def start(self) -> None: ...
     async def run(self) -> None: ...
     async def stop(self) -> None: ...
 
 
-class AgentActor:
-    """Runs one agent in an event loop and thread of its own, so that nothing Ray does delays its heartbeats.
+class HostActor(Generic[Config]):
+    """Runs one guest in an event loop and thread of its own, so that nothing Ray does delays its heartbeats.
 
-    If the agent's `run` ends otherwise than by `stop`, the process ends, and Ray starts another one; so it does
+    If the guest's `run` ends otherwise than by `stop`, the process ends, and Ray starts another one; so it does
     START_AGAIN_SECONDS after a `start` that failed.
     """
 
-    def __init__(self, config: AgentConfig, log_file: str, make: Callable[[AgentConfig], Runs] = Agent) -> None:
+    def __init__(self, config: Config, log_file: str, make: Callable[[Config], Guest]) -> None:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
         logging.basicConfig(filename=log_file, level=logging.INFO, format=LOG_FORMAT, force=True)
         self._make = make
         self._stopping = False
         self._stopped = asyncio.Event()
-        self._started: Future[tuple[Runs, asyncio.AbstractEventLoop]] = Future()
-        self._thread = Thread(target=self._live, args=(config,), name="agent", daemon=True)
+        self._started: Future[tuple[Guest, asyncio.AbstractEventLoop]] = Future()
+        self._thread = Thread(target=self._live, args=(config,), name="guest", daemon=True)
         self._thread.start()
 
     async def ready(self) -> int:
-        """The process's id, once the agent has started. Raises what its `start` raised."""
+        """The process's id, once the guest has started. Raises what its `start` raised."""
         await asyncio.wrap_future(self._started)
         return os.getpid()
 
     async def stop(self) -> int:
-        """Stops the agent in order: it says goodbye. Returns the process's id."""
+        """Stops the guest in order: an agent says goodbye. Returns the process's id."""
         self._stopping = True
-        agent, loop = await asyncio.wrap_future(self._started)
+        guest, loop = await asyncio.wrap_future(self._started)
         try:
-            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(agent.stop(), loop))
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(guest.stop(), loop))
         finally:
             loop.call_soon_threadsafe(self._stopped.set)
         return os.getpid()
 
-    def _live(self, config: AgentConfig) -> None:
+    def _live(self, config: Config) -> None:
         try:
             asyncio.run(self._run(config))
         except BaseException as error:
-            _log.exception("agent %s failed", config.name)
+            _log.exception("%s failed", config.name)
             if not self._started.done():
                 self._started.set_exception(error)
                 # Whoever waits for `ready` is told first; and a fault that stays is not met at once again.
                 time.sleep(limits.START_AGAIN_SECONDS)
         if not self._stopping:
-            _log.error("agent %s ended without having been told to; its process ends", config.name)
+            _log.error("%s ended without having been told to; its process ends", config.name)
             logging.shutdown()
             os._exit(ENDED_EARLY)
 
-    async def _run(self, config: AgentConfig) -> None:
-        agent = self._make(config)
-        await agent.start()
-        self._started.set_result((agent, asyncio.get_running_loop()))
-        await agent.run()
+    async def _run(self, config: Config) -> None:
+        guest = self._make(config)
+        await guest.start()
+        self._started.set_result((guest, asyncio.get_running_loop()))
+        await guest.run()
         if self._stopping:
             # The loop must not end while `stop`, which ends `run`, still has a goodbye to send.
             await self._stopped.wait()

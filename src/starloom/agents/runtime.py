@@ -14,7 +14,9 @@ from typing import Any
 
 import msgspec
 
+from starloom.agents import crashpoints
 from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Start, Stop, Tell
+from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, execute, failure
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
@@ -81,7 +83,10 @@ class Runtime:
 
     def commands(self, commands: Sequence[Command], sender_epoch: Epoch) -> None:
         """Takes commands in."""
-        self._carry_out(self.core.commands(commands, sender_epoch, time.monotonic_ns()))
+        instructions = self.core.commands(commands, sender_epoch, time.monotonic_ns())
+        if crashpoints.ON and any(isinstance(command, Assign) for command in commands):
+            reach(CrashPoint.ACCEPTED)
+        self._carry_out(instructions)
 
     async def stop(self, seconds: float = limits.AGENT_STOP_SECONDS) -> None:
         """Cancels everything, without reports, and ends the threads; gives up on them after `seconds`."""
@@ -200,6 +205,7 @@ class Runtime:
 
     def _began(self, event: Began[TaskToken]) -> list[Instruction]:
         work = self._works[event.key]
+        reach(CrashPoint.STARTED)
         if work.assign.timeout_seconds and not work.cancel.cancelled:
             left = work.assign.timeout_seconds - (time.monotonic_ns() - event.at) / _NANOS
             work.timer = asyncio.get_running_loop().call_later(max(0.0, left), self._time_out, work)
@@ -237,6 +243,7 @@ class Runtime:
                     self._holder.keep(task.job, ref.digest, made.data[port])
         except Overloaded as error:
             return self._end(task, Failed(task=task, error=failure(error, self.core.agent)))
+        reach(CrashPoint.COMPUTED)
         published = tuple(port for port in work.assign.publish if port in made.outputs)
         # Inline bytes travel in the report, and the journal keeps them.
         to_put = [port for port in published if made.outputs[port].inline is None]
@@ -260,6 +267,7 @@ class Runtime:
         if (unable := self._unable(task, publishing)) is not None:
             self._carry_out(self._end(task, unable))
             return
+        reach(CrashPoint.STORED)
         timing = msgspec.structs.replace(report.timing, transfer=report.timing.transfer + publishing.result())
         self._carry_out(self._end(task, msgspec.structs.replace(report, timing=timing)))
 

@@ -1,4 +1,4 @@
-"""A whole cluster on this machine: the orchestrator under its supervisor, Ray, and an agent on each node.
+"""A whole cluster on this machine: the orchestrator under its supervisor or in an actor, Ray, and an agent on each node.
 
 with EmbeddedCluster(clusterfile.DEFAULT, folder) as cluster:
     with Client(cluster.address, cluster.token) as client:
@@ -7,8 +7,9 @@ with EmbeddedCluster(clusterfile.DEFAULT, folder) as cluster:
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -19,11 +20,12 @@ from starloom.agents.agent import AgentConfig
 from starloom.dag import limits
 from starloom.dag.errors import DeadlineExceeded, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.orchestrator import statefolder
+from starloom.orchestrator.actor import OrchestratorConfig
 from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
 from starloom.orchestrator.infos import ClusterInfo
-from starloom.orchestrator.raycluster import RayCluster
+from starloom.orchestrator.raycluster import ActorSupervisor, RayCluster
 from starloom.orchestrator.statefolder import ClusterRecord, FolderLock
-from starloom.orchestrator.supervisor import Serving, Supervisor
+from starloom.orchestrator.supervisor import PATIENT, Patience, Serving, Supervisor
 
 ONLINE: Final = "online"
 _POLL_SECONDS = 0.05
@@ -42,15 +44,31 @@ class StartUp(msgspec.Struct, frozen=True, kw_only=True):
     total: float
 
 
+class OrchestratorHost(StrEnum):
+    """Who starts the orchestrator again: a supervisor that has it for a child, or Ray, whose detached actor it is then."""
+
+    PROCESS = "process"
+    ACTOR = "actor"
+
+
 class EmbeddedCluster:
     """The cluster that `spec` describes, with its state in `folder`; use it as a context manager.
 
-    `models_root` is the folder of the model store, the user's unless given. Each agent computes with
+    `orchestrator` says where that runs, and `patience` how often its supervisor starts it again. `models_root` is the folder of the model store, the user's unless given. Each agent computes with
     `threads` threads: they share one machine. After `start`: `address` and `token` for clients, `info` on
     the nodes, and `start_up`, what the start took. A process holds one at a time, as Ray has it.
     """
 
-    def __init__(self, spec: ClusterSpec, folder: Path, *, models_root: str = "", threads: int = 1) -> None:
+    def __init__(
+        self,
+        spec: ClusterSpec,
+        folder: Path,
+        *,
+        orchestrator: OrchestratorHost = OrchestratorHost.PROCESS,
+        patience: Patience = PATIENT,
+        models_root: str = "",
+        threads: int = 1,
+    ) -> None:
         self.spec = spec
         self.folder = folder
         self.address = ""
@@ -59,9 +77,13 @@ class EmbeddedCluster:
         self.start_up = StartUp(orchestrator=0.0, ray=0.0, agents=0.0, total=0.0)
         self._models_root = models_root
         self._threads = threads
+        self._in_actor = orchestrator is OrchestratorHost.ACTOR
+        self._patience = patience
         self._served_after = 0.0
-        self._supervisor: Supervisor | None = None
-        self._ray = RayCluster(tuple(node.name for node in spec.nodes), folder / statefolder.LOGS_NAME)
+        self._supervisor: Supervisor | ActorSupervisor | None = None
+        names = tuple(node.name for node in spec.nodes)
+        # One for each agent, and one for the orchestrator if it is there.
+        self._ray = RayCluster(names, folder / statefolder.LOGS_NAME, workers=len(names) + self._in_actor)
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -110,27 +132,36 @@ class EmbeddedCluster:
         self._stack.callback(FolderLock(self.folder).release)
         self._stack.callback(statefolder.forget_cluster, self.folder)
         self.token = statefolder.make_token(self.folder)
-        logs = self.folder / statefolder.LOGS_NAME
 
         def serving(record: Serving) -> None:
             self._served_after = self._served_after or time.monotonic() - began
             self._record(record)
 
-        self._supervisor = Supervisor(self.folder, self.folder / statefolder.TOKEN_NAME, logs, on_serving=serving)
-        self._stack.callback(self._supervisor.stop)
-        self._supervisor.start()
-
+        supervisor = self._supervisor = self._supervise(serving)
+        self._stack.callback(supervisor.stop)
+        if not self._in_actor:
+            supervisor.start()
         self._stack.callback(self._ray.stop)
         self._ray.start()
         ray_there = time.monotonic()
-        self.address = self._supervisor.wait_ready().address
+        if self._in_actor:
+            supervisor.start()
+        self.address = supervisor.wait_ready().address
         for node in self.spec.nodes:
             self._ray.host(self._config(node))
-        self.info = self._await_nodes(self._supervisor)
+        self.info = self._await_nodes(supervisor)
         end = time.monotonic()
         self.start_up = StartUp(
             orchestrator=self._served_after, ray=ray_there - began, agents=end - ray_there, total=end - began
         )
+
+    def _supervise(self, on_serving: Callable[[Serving], None]) -> Supervisor | ActorSupervisor:
+        token_file = self.folder / statefolder.TOKEN_NAME
+        if self._in_actor:
+            config = OrchestratorConfig(folder=str(self.folder), token_file=str(token_file))
+            return ActorSupervisor(self._ray, config, on_serving)
+        logs = self.folder / statefolder.LOGS_NAME
+        return Supervisor(self.folder, token_file, logs, on_serving=on_serving, patience=self._patience)
 
     def _config(self, node: NodeSpec) -> AgentConfig:
         return AgentConfig(
@@ -155,7 +186,7 @@ class EmbeddedCluster:
         )
         statefolder.write_cluster(self.folder, record)
 
-    def _await_nodes(self, supervisor: Supervisor) -> ClusterInfo:
+    def _await_nodes(self, supervisor: Supervisor | ActorSupervisor) -> ClusterInfo:
         """Returns when every node is online."""
         from starloom.orchestrator.clientsync import Client
 

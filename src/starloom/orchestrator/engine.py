@@ -15,10 +15,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import ParamSpec
 
+from starloom.agents import crashpoints
+from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.messages import Command
 from starloom.dag import limits
 from starloom.dag.errors import StarloomError, Unavailable
-from starloom.dag.facts import AgentLost, Fact
+from starloom.dag.facts import AgentLost, Fact, JobEnded
 from starloom.dag.ids import AgentId, JobId
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.effects import Answer, Decision, Result
@@ -201,8 +203,15 @@ class Engine:
 
     def _append(self, undone: Undone, facts: Sequence[Fact], unix_nanos: int) -> None:
         """In the journal's thread."""
+        ends = crashpoints.ON and any(isinstance(fact, JobEnded) for fact in facts)
         try:
+            reach(CrashPoint.BEFORE_APPEND)
+            if ends:
+                reach(CrashPoint.JOB_ENDING)
             records = self._journal.append(facts, unix_nanos)
+            reach(CrashPoint.AFTER_FSYNC)
+            if ends:
+                reach(CrashPoint.JOB_ENDED)
         except Exception as error:
             self._loop.call_soon_threadsafe(self._fail, error)
         else:
@@ -225,10 +234,13 @@ class Engine:
             for each in done:
                 each()
             self._note(decision.facts, unix_nanos)
+            reach(CrashPoint.ACKNOWLEDGED)
             for answer in decision.answers:
                 self._answer(answer)
+            reach(CrashPoint.ANSWERED)
             begin, end = end, end + len(decision.facts)
             self.events.publish(records[begin:end])
+            reach(CrashPoint.PUBLISHED)
             self._send(decision)
         self._forget_dropped()
 

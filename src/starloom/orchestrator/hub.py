@@ -16,6 +16,7 @@ from grpc import aio
 
 from starloom.agents import wire
 from starloom.agents.channel import Channel
+from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.messages import Command, Hello, Report, Welcome
 from starloom.agents.status import reporting
 from starloom.dag import limits
@@ -260,6 +261,8 @@ class Hub(session_pb2_grpc.SessionServiceServicer):
                 if stream.over:
                     return
                 await context.write(message)
+                if message.HasField("commands"):
+                    reach(CrashPoint.COMMANDED)
 
     def _outgoing(self, session: _Session, stream: _Stream) -> list[pb.ConnectResponse]:
         """What the stream has not been told yet: commands, acknowledgements, the answer to a heartbeat."""

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from blake3 import blake3
 
+from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, NotFound, Overloaded, Problem, StarloomError
 from starloom.dag.values import JOB_STORE, ValueRef
@@ -184,7 +185,9 @@ class Upload:
             try:
                 self._file.flush()
                 os.fsync(self._file.fileno())
+                reach(CrashPoint.VALUE_WRITTEN)
                 self._settle()
+                reach(CrashPoint.VALUE_NAMED)
             except OSError as error:
                 raise _no_room(self._store.folder, error) from error
         return ValueRef(

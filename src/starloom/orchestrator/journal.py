@@ -17,6 +17,8 @@ from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
+from starloom.agents import crashpoints
+from starloom.agents.crashpoints import CrashPoint
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, Fenced, JournalDamaged, StarloomError
 from starloom.dag.facts import Fact, encode_fact
@@ -143,10 +145,11 @@ class Journal:
 
     def _insert(self, records: Sequence[Record]) -> None:
         # One statement is one transaction, and gives the interpreter's lock away once, not once a row.
-        several = len(records) > _ROWS_PER_STATEMENT
+        several = len(records) > _ROWS_PER_STATEMENT or crashpoints.ON
         with _transaction(self._writer) if several else nullcontext():
             for start in range(0, len(records), _ROWS_PER_STATEMENT):
                 self._insert_part(records[start : start + _ROWS_PER_STATEMENT])
+            crashpoints.reach(CrashPoint.BEFORE_FSYNC)
 
     def _insert_part(self, records: Sequence[Record]) -> None:
         values: list[int | str] = []

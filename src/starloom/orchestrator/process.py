@@ -62,8 +62,24 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
         loop.add_signal_handler(number, told.set)
     if options.parent_fd is not None:
         # Nothing is ever written to it: it becomes readable when its other end is closed, if only by SIGKILL.
-        loop.add_reader(options.parent_fd, told.set)
+        loop.add_reader(options.parent_fd, _parent_ended, loop, options.parent_fd, told)
     orchestrator = Orchestrator(options.folder, options.host, options.port, token)
+    announce(options.folder, await start(orchestrator))
+    if options.ready_fd is not None:
+        os.write(options.ready_fd, b"\n")
+        os.close(options.ready_fd)
+    await serve(orchestrator, told)
+    _log.info("stopped")
+
+
+def _parent_ended(loop: asyncio.AbstractEventLoop, parent: int, told: asyncio.Event) -> None:
+    # It stays readable for ever, and the loop would spin.
+    loop.remove_reader(parent)
+    told.set()
+
+
+async def start(orchestrator: Orchestrator) -> Serving:
+    """Starts an orchestrator that has this process to itself. Raises what `Orchestrator.start` raises."""
     # A replay makes objects that stay: to look through them for garbage again and again takes most of its time.
     gc.disable()
     address = await orchestrator.start()
@@ -71,29 +87,28 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
     gc.enable()
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLDS)
+    return Serving(address=address, pid=os.getpid(), epoch=orchestrator.epoch)
+
+
+async def serve(orchestrator: Orchestrator, told: asyncio.Event) -> None:
+    """Returns once it was told to stop, and has. Where the orchestrator cannot go on, the process ends at once."""
     try:
-        _announce(options, Serving(address=address, pid=os.getpid(), epoch=orchestrator.epoch))
-        _log.info("serving at %s, epoch %d", address, orchestrator.epoch)
+        _log.info("serving at %s, epoch %d", orchestrator.address, orchestrator.epoch)
         stopped, failed = asyncio.create_task(told.wait()), asyncio.create_task(orchestrator.failed())
         await asyncio.wait((stopped, failed), return_when=asyncio.FIRST_COMPLETED)
-        if options.parent_fd is not None:
-            loop.remove_reader(options.parent_fd)
         if failed.done():
             _give_up(failed.exception())
         failed.cancel()
     finally:
         await orchestrator.stop()
-    _log.info("stopped")
 
 
-def _announce(options: argparse.Namespace, serving: Serving) -> None:
-    path: Path = options.folder / ORCHESTRATOR_NAME
+def announce(folder: Path, serving: Serving) -> None:
+    """Writes `orchestrator.json`, whole or not at all."""
+    path = folder / ORCHESTRATOR_NAME
     made = path.with_name(f".{path.name}.{os.getpid()}")
     made.write_bytes(msgspec.json.format(msgspec.json.encode(serving)) + b"\n")
     made.replace(path)
-    if options.ready_fd is not None:
-        os.write(options.ready_fd, b"\n")
-        os.close(options.ready_fd)
 
 
 def _give_up(error: BaseException | None) -> None:

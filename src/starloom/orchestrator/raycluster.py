@@ -1,4 +1,6 @@
-"""Ray on this machine: one local cluster that hosts each agent in an actor. Nothing else imports Ray.
+"""Ray on this machine: one local cluster that hosts each agent in an actor, and the orchestrator if it is to.
+
+Nothing else imports Ray.
 
 Ray is imported when the cluster starts, because it reads its settings from the environment then, and
 because the import takes time that only those who start a cluster should pay.
@@ -11,20 +13,27 @@ import shutil
 import signal
 import tempfile
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any, Final
 
 import psutil
 
-from starloom.agents.agent import AgentConfig
-from starloom.agents.rayhost import AgentActor
+from starloom.agents.agent import Agent, AgentConfig
+from starloom.agents.rayhost import HostActor
 from starloom.dag import limits
 from starloom.dag.errors import Unavailable
+from starloom.orchestrator.actor import OrchestratorConfig, OrchestratorGuest, read_serving
+from starloom.orchestrator.supervisor import LOG_NAME, ORCHESTRATOR_NAME, Serving
 
 LOOPBACK: Final = "127.0.0.1"
 _PROCESSES: Final = ("gcs_server", "raylet")
+#: no node can have this name
+_ORCHESTRATOR_ACTOR: Final = "starloom:orchestrator"
+_WATCH_SECONDS = 0.1
 _KILL_SECONDS = 2.0
 _TOKEN_BYTES = 32
 #: a socket's path has at most 107 characters, of which Ray's own part takes 64
@@ -34,17 +43,19 @@ _FOLDER_CHARACTERS_MAX = 43
 class RayCluster:
     """A Ray cluster of one process tree, for the nodes named; `logs` is the folder of the agents' logs.
 
-    Ray allows one at a time in a process.
+    `workers` are processes to start ahead, one for each node unless given. Ray allows one at a time in a process.
     """
 
-    def __init__(self, nodes: tuple[str, ...], logs: Path) -> None:
+    def __init__(self, nodes: tuple[str, ...], logs: Path, workers: int = 0) -> None:
         self._nodes = nodes
+        self._workers = max(1, workers or len(nodes))
         self._logs = logs
         self._folder: Path | None = None
         self._ours = False
         self._watched: dict[str, psutil.Process] = {}
         self._actors: dict[str, Any] = {}
         self._ready: dict[Any, str] = {}
+        self._orchestrator: Any = None
 
     def start(self) -> None:
         """Starts Ray, and no agent yet.
@@ -66,18 +77,21 @@ class RayCluster:
         self._folder = folder = _short_folder()
         os.environ.update(_settings(folder))
         import ray
+        from ray._private import worker
 
         if ray.is_initialized():
             raise Unavailable("Ray runs in this process already; one process holds one embedded cluster")
         self._ours = True
+        # Whatever it is told, Ray prints on standard output, which is others', that a worker has died.
+        worker._worker_logs_enabled = False
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(
                 address="local",
                 _node_ip_address=LOOPBACK,
                 include_dashboard=False,
-                # Ray starts as many workers ahead as there are CPUs: one for each agent.
-                num_cpus=max(1, len(self._nodes)),
+                # Ray starts as many workers ahead as there are CPUs.
+                num_cpus=self._workers,
                 resources={resource(node): 1 for node in self._nodes},
                 object_store_memory=limits.RAY_OBJECT_STORE_BYTES,
                 log_to_driver=False,
@@ -99,15 +113,37 @@ class RayCluster:
         """Starts an agent's actor on its node, and does not wait for it. Ray starts it again as often as it dies."""
         import ray
 
-        actor = ray.remote(AgentActor).options(
+        actor = ray.remote(HostActor).options(
             name=config.name,
             num_cpus=0,
             resources={resource(config.name): 1},
             max_restarts=-1,
         )
-        handle: Any = actor.remote(config, str(self._logs / f"agent-{config.name}.log"))
+        handle: Any = actor.remote(config, str(self._logs / f"agent-{config.name}.log"), Agent)
         self._actors[config.name] = handle
         self._ready[handle.ready.remote()] = config.name
+
+    def host_orchestrator(self, config: OrchestratorConfig) -> Any:
+        """Starts the orchestrator's actor; returns a reference to its readiness. Ray starts it again as often as it dies.
+
+        It is detached: where the cluster is one of many machines, it stays when the driver ends.
+        """
+        import ray
+
+        actor = ray.remote(HostActor).options(
+            name=_ORCHESTRATOR_ACTOR, num_cpus=0, max_restarts=-1, lifetime="detached"
+        )
+        self._orchestrator = actor.remote(config, str(self._logs / LOG_NAME), OrchestratorGuest)
+        return self._orchestrator.ready.remote()
+
+    def await_ready(self, reference: Any) -> None:
+        """Waits for a readiness. Raises Unavailable with why there is none."""
+        import ray
+
+        try:
+            ray.get(reference, timeout=limits.ORCHESTRATOR_READY_SECONDS)
+        except Exception as error:
+            raise Unavailable(f"the orchestrator did not start: {getattr(error, 'cause', None) or error}") from error
 
     def failures(self) -> dict[str, Exception]:
         """What agents failed with at their start, by node; those that are still starting are left out."""
@@ -124,33 +160,85 @@ class RayCluster:
         return found
 
     def stop(self) -> None:
-        """Stops the agents in order, then Ray; leaves no process and no file of Ray's. May be called again."""
+        """Stops the agents in order, the orchestrator if it is here, then Ray; leaves no process and no file of Ray's.
+
+        May be called again.
+        """
         if self._ours:
             import ray
 
             try:
                 if ray.is_initialized():
-                    self._end_agents()
+                    # In this order, so that the agents' goodbyes are heard.
+                    self._end(list(self._actors.values()))
+                    self._end([self._orchestrator] if self._orchestrator is not None else [])
             finally:
                 self._ours, self._actors, self._ready, self._watched = False, {}, {}, {}
+                self._orchestrator = None
                 ray.shutdown()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _end_agents(self) -> None:
+    def _end(self, actors: list[Any]) -> None:
         import ray
 
-        goodbyes = [actor.stop.remote() for actor in self._actors.values()]
+        goodbyes = [actor.stop.remote() for actor in actors]
         if not goodbyes:
             return
         said, _ = ray.wait(goodbyes, num_returns=len(goodbyes), timeout=limits.STOP_GRACE_SECONDS)
-        for actor in self._actors.values():
+        for actor in actors:
             ray.kill(actor)
         # Ray's own end leaves its workers to the machine's first process, which in a container may never collect them.
         for goodbye in said:
             with suppress(ray.exceptions.RayError, ProcessLookupError):
                 _await_end(ray.get(goodbye))
+
+
+class ActorSupervisor:
+    """The orchestrator on `folder` in an actor of a Ray cluster that has started; stands where a `Supervisor` would.
+
+    Ray starts it again, for ever; this only watches which process serves. `on_serving` is called, from a thread, each
+    time another one does.
+    """
+
+    def __init__(self, ray: RayCluster, config: OrchestratorConfig, on_serving: Callable[[Serving], None]) -> None:
+        self.failure = ""
+        self.ended = Event()
+        self._ray = ray
+        self._config = config
+        self._folder = Path(config.folder)
+        self._on_serving = on_serving
+        self._ready: Any = None
+        self._thread = Thread(target=self._watch, name="orchestrator-watch", daemon=True)
+
+    def start(self) -> None:
+        """Starts the actor, and does not wait for it."""
+        # It would name the port of another cluster, from before.
+        (self._folder / ORCHESTRATOR_NAME).unlink(missing_ok=True)
+        self._ready = self._ray.host_orchestrator(self._config)
+        self._thread.start()
+
+    def wait_ready(self) -> Serving:
+        """Waits until the orchestrator serves. Raises Unavailable if it cannot be started."""
+        self._ray.await_ready(self._ready)
+        serving = read_serving(self._folder)
+        assert serving is not None, "it serves once this is written"
+        return serving
+
+    def stop(self) -> None:
+        """Ends watching; the actor itself ends with its cluster. May be called again."""
+        self.ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        known: Serving | None = None
+        while not self.ended.wait(_WATCH_SECONDS):
+            serving = read_serving(self._folder)
+            if serving is not None and serving != known:
+                known = serving
+                self._on_serving(serving)
 
 
 def _kill(processes: list[psutil.Process]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.dataservice import DataService
 from starloom.agents.status import TokenCheck, server_options
 from starloom.dag import limits
@@ -73,6 +74,7 @@ class Orchestrator:
         """
         store = await asyncio.to_thread(JobStore, self._folder / VALUES_NAME)
         self._journal = await asyncio.to_thread(Journal.open, self._folder / JOURNAL_NAME)
+        reach(CrashPoint.BOOTED)
         try:
             await self._start(self._journal, store)
         except BaseException:

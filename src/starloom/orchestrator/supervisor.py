@@ -47,7 +47,7 @@ class Patience(NamedTuple):
     last_pause: float = limits.RESTART_LAST_SECONDS
 
 
-_PATIENT: Final = Patience()
+PATIENT: Final = Patience()
 
 
 class Supervisor:
@@ -67,7 +67,7 @@ class Supervisor:
         port: int = 0,
         on_serving: Callable[[Serving], None] = lambda _: None,
         command: Sequence[str] = _MODULE,
-        patience: Patience = _PATIENT,
+        patience: Patience = PATIENT,
     ) -> None:
         self.failure = ""
         self.ended = Event()

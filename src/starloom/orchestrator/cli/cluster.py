@@ -41,6 +41,12 @@ def add_parsers(commands: Commands) -> None:
     up.add_argument(
         "--foreground", action="store_true", help="hold the cluster in this process until Ctrl-C or SIGTERM"
     )
+    up.add_argument(
+        "--orchestrator",
+        choices=("process", "actor"),
+        default="process",
+        help="where it runs: in a process under a supervisor, or in a detached actor that Ray restarts (%(default)s)",
+    )
     up.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     add_command(commands, "down", run_down, "stop the cluster that runs on this machine")
     agent = add_command(commands, "agent", run_agent, "make this machine a node of a cluster, until Ctrl-C or SIGTERM")
@@ -79,20 +85,20 @@ def run_up(args: argparse.Namespace, out: Output) -> int:
     folder = statefolder.state_folder()
     if args.foreground:
         with ends_in_order():
-            return _hold(spec, folder, out, args.ready_fd)
+            return _hold(spec, folder, args.orchestrator, out, args.ready_fd)
     statefolder.prepare(folder)
     if (pid := statefolder.holder(folder)) is not None:
         raise Conflict(f"a cluster runs in {folder} already (process {pid}); stop it with `starloom down`")
     out.note(f"starting a cluster of {len(spec.nodes)} nodes")
-    return _start(args.file, folder, out)
+    return _start(args.file, folder, args.orchestrator, out)
 
 
-def _hold(spec: "ClusterSpec", folder: Path, out: Output, ready: int | None) -> int:
+def _hold(spec: "ClusterSpec", folder: Path, orchestrator: str, out: Output, ready: int | None) -> int:
     """Holds the cluster in this process, until it is told to stop."""
-    from starloom.orchestrator.cluster import EmbeddedCluster
+    from starloom.orchestrator.cluster import EmbeddedCluster, OrchestratorHost
 
     try:
-        with EmbeddedCluster(spec, folder) as cluster:
+        with EmbeddedCluster(spec, folder, orchestrator=OrchestratorHost(orchestrator)) as cluster:
             assert cluster.info is not None
             row = cluster_row(cluster.info, cluster.address)
             try:
@@ -123,10 +129,11 @@ def _answer(ready: int, row: dict[str, Any]) -> None:
         os.close(ready)
 
 
-def _start(file: Path | None, folder: Path, out: Output) -> int:
+def _start(file: Path | None, folder: Path, orchestrator: str, out: Output) -> int:
     """Starts a process in the background that holds the cluster, and waits until it says that it is there."""
     ready, given = os.pipe()
     command = [sys.executable, "-m", "starloom.orchestrator.cli.main", "up", "--foreground", "--ready-fd", str(given)]
+    command += ["--orchestrator", orchestrator]
     log = folder / statefolder.LOGS_NAME / LOG_NAME
     with log.open("ab") as stream:
         child = subprocess.Popen(

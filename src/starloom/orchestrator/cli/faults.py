@@ -1,10 +1,11 @@
 """`starloom faults`: what is broken on purpose on a live cluster of its own, and whether jobs come out as if undisturbed."""
 
 import argparse
+import importlib
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -12,18 +13,12 @@ from starloom.orchestrator.cli import demo
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, add_family
 
 if TYPE_CHECKING:
-    from starloom.orchestrator.trials.case import Case, Outcome, Summary
+    from starloom.orchestrator.trials.case import Outcome, Summary
 
-KILLS: Final = "kills"
 PLANS: Final = {
-    KILLS: "kill -9 of each agent, of two and of the orchestrator, at each stage of the demonstration's job",
+    "kills": "kill -9 of each agent, of two and of the orchestrator, at each stage of the demonstration's job",
+    "crashes": "a process dies at each named crash point, amid a small job or its submission",
 }
-QUICK: Final = (
-    (("mic-speaker",), "hear"),
-    (("orchestrator",), "transcribe"),
-    (("edge-1", "edge-2"), "read_odd"),
-)
-"""The cases of `--quick`: the loss of an input's holder, of who decides, and of a whole tier."""
 COLUMNS: Final = ("killed", "at", "which had", "job", "outputs", "detected s", "recovered s", "job s", "verdict")
 SUMMARY_COLUMNS: Final = ("killed", "cases", "held", "detected s", "most", "recovered s", "most", "job s", "most")
 
@@ -35,48 +30,53 @@ def add_parsers(commands: Commands) -> None:
     run = add_command(family, "run", run_plan, "carry out a plan on a cluster of its own")
     run.add_argument("plan", choices=tuple(PLANS), metavar="PLAN", help=f"one of: {', '.join(PLANS)}")
     run.add_argument("--quick", action="store_true", help="a few cases only, in less than a minute")
+    run.add_argument(
+        "--orchestrator",
+        choices=("process", "actor"),
+        default="process",
+        help="where that runs: in a process under a supervisor, or in a detached actor of Ray (%(default)s)",
+    )
     run.add_argument("--victim", action="append", default=[], metavar="NAME", help="only cases of this victim")
-    run.add_argument("--stage", action="append", default=[], metavar="NAME", help="only cases at this stage")
+    run.add_argument("--stage", action="append", default=[], metavar="NAME", help="only cases at this stage or point")
 
 
 def run_list(_args: argparse.Namespace, out: Output) -> int:
     """Says what plans there are."""
-    cases = _cases()
-    victims = list(dict.fromkeys(case.victim for case in cases))
-    stages = list(dict.fromkeys(case.stage for case in cases))
-    row = {"plan": KILLS, "about": PLANS[KILLS], "victims": victims, "stages": stages, "cases": len(cases)}
-    out.json({"plans": [row]})
-    out.text(f"{KILLS}: {PLANS[KILLS]}; {len(cases)} cases")
-    out.text(f"  victims: {', '.join(victims)}")
-    out.text(f"  stages: {', '.join(stages)}")
+    plans = []
+    for plan, about in PLANS.items():
+        cases = _module(plan).all_cases()
+        victims = list(dict.fromkeys(case.victim for case in cases))
+        stages = list(dict.fromkeys(case.stage for case in cases))
+        plans.append({"plan": plan, "about": about, "victims": victims, "stages": stages, "cases": len(cases)})
+        out.text(f"{plan}: {about}; {len(cases)} cases")
+        out.text(f"  victims: {', '.join(victims)}")
+        out.text(f"  at: {', '.join(stages)}")
+    out.json({"plans": plans})
     return Exit.DONE
 
 
 def run_plan(args: argparse.Namespace, out: Output) -> int:
     """Carries a plan out; the exit code is 1 where a promise did not hold."""
     from starloom.orchestrator.cli.cluster import ends_in_order
-    from starloom.orchestrator.clusterfile import DEFAULT
-    from starloom.orchestrator.demo import PHOTO, QUESTION, constellation, example, pull_models
-    from starloom.orchestrator.trials import kills
-    from starloom.orchestrator.trials.case import Case
+    from starloom.orchestrator.cluster import OrchestratorHost
+    from starloom.orchestrator.demo import pull_models
+    from starloom.orchestrator.trials.trial import chosen
 
-    cases = [Case(victims=victims, stage=stage) for victims, stage in QUICK] if args.quick else _cases()
-    cases = kills.chosen(cases, args.victim, args.stage)
+    plan = _module(args.plan)
+    cases = chosen(plan.quick_cases() if args.quick else plan.all_cases(), args.victim, args.stage)
     demo.require_extras()
-    pull_models(out.note)
-    inputs = {"audio": example() / QUESTION, "image": example() / PHOTO}
+    if args.plan == "kills":
+        pull_models(out.note)
     with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-faults-") as folder:
-        out.note(f"starting a cluster of {len(DEFAULT.nodes)} nodes")
-        undisturbed, outcomes = kills.run(DEFAULT, Path(folder) / "cluster", constellation(), inputs, cases, out.note)
+        out.note("starting a cluster")
+        host = OrchestratorHost(args.orchestrator)
+        undisturbed, outcomes = plan.run(Path(folder) / "cluster", host, cases, out.note)
     return _show(args.plan, undisturbed, outcomes, out)
 
 
-def _cases() -> "list[Case]":
-    from starloom.orchestrator.clusterfile import DEFAULT
-    from starloom.orchestrator.demo import constellation
-    from starloom.orchestrator.trials import kills
-
-    return kills.all_cases([node.name for node in DEFAULT.nodes], list(constellation().stages))
+def _module(plan: str) -> Any:
+    """The module of a plan's name, with `all_cases`, `quick_cases` and `run`."""
+    return importlib.import_module(f"starloom.orchestrator.trials.{plan}")
 
 
 def _show(plan: str, undisturbed: float, outcomes: "Sequence[Outcome]", out: Output) -> int:

@@ -98,14 +98,14 @@ def judge(
     after = [event for event in of_job if event.unix_nanos >= kill.unix_nanos]
     ended = next((event for event in of_job if isinstance(event.fact, facts.JobEnded)), None)
     status = str(ended.fact.status) if ended and isinstance(ended.fact, facts.JobEnded) else "open"
-    detected = _detected(case, seen, kill)
+    when = detected(case, seen, kill)
     doubled = duplicates(event.fact for event in of_job)
     differing = sorted(name for name in {*outputs, *expected} if outputs.get(name) != expected.get(name))
     faults = [
         *([f"the job is {status}"] if status != JobStatus.SUCCEEDED else []),
         *([f"outputs differ: {', '.join(differing)}"] if differing else []),
         *([f"{doubled} results committed twice"] if doubled else []),
-        *(["no event tells of the death"] if detected is None else []),
+        *(["no event tells of the death"] if when is None else []),
     ]
     return Outcome(
         victim=case.victim,
@@ -114,7 +114,7 @@ def judge(
         moment=kill.moment,
         status=status,
         equal=not differing,
-        detect_seconds=detected,
+        detect_seconds=when,
         recover_seconds=_recovered(case, after, kill),
         job_seconds=(ended.unix_nanos - of_job[0].unix_nanos) / _NANOS if ended else 0.0,
         superseded=sum(isinstance(event.fact, facts.StageSuperseded) for event in after),
@@ -149,7 +149,7 @@ def tells_of(case: Case, kill: Kill, fact: Fact) -> AgentId | None:
     return None
 
 
-def _detected(case: Case, seen: Sequence[Event], kill: Kill) -> float | None:
+def detected(case: Case, seen: Sequence[Event], kill: Kill) -> float | None:
     """Seconds until the last victim's death was told of; None if one never was."""
     times: dict[AgentId, int] = {}
     for event in seen:
