@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup models demo test sim check format proto clean
+.PHONY: setup models demo test sim faults check format proto clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -28,6 +28,11 @@ test: models  ## every test that ends within minutes
 
 sim: $(STAMP)  ## 10,000 simulated runs with all faults: minutes on two cores
 	$(BIN)/starloom simulate --seeds 10000 --nodes 5 --stages 15 --jobs 3 --faults all
+
+faults: models  ## kill -9 of everybody at every stage, and at every crash point, on live clusters: some 20 minutes
+	$(BIN)/starloom faults run kills
+	$(BIN)/starloom faults run kills --orchestrator actor --victim orchestrator
+	$(BIN)/starloom faults run crashes
 
 check: $(STAMP)  ## format, lint, types, floors, generated code
 	$(BIN)/ruff format --check .
