@@ -56,6 +56,15 @@ PLAIN = constellation(
     "plain", "stages: {a: {kind: t.work}, b: {kind: t.work, in: {v: a.value}}}\noutputs: {v: b.value}"
 )
 FRAGILE = constellation("fragile", "stages: {a: {kind: t.work, retry: 1}, b: {kind: t.work, in: {v: a.value}}}")
+HURRIED = constellation(
+    "hurried",
+    """
+deadline: 1h
+stages:
+  b: {kind: t.work}
+  c: {kind: t.work, in: {v: b.value}, deadline: 10s, on_failure: default, defaults: {value: 0}}
+""",
+)
 BLOB = constellation(
     "blob", "stages: {make: {kind: t.blob}, use: {kind: t.need, in: {data: make.data}}}\noutputs: {v: use.value}"
 )
@@ -89,6 +98,7 @@ def story() -> World:
     world.acknowledge_cancels()
     _lose_a_value(world)
     _change(world)
+    _run_out_of_time(world)
     world.restart()
     world.submit(PLAIN, job="job-over-restart")
     world.start("a")
@@ -124,6 +134,18 @@ def _change(world: World) -> None:
     world.patch(job, "- cancel_stage: b", restart=True)
     world.acknowledge_cancels()
     world.finish_all()
+
+
+def _run_out_of_time(world: World) -> None:
+    """A stage's deadline is over, and another job's, after a restart that some of it has passed before."""
+    world.submit(HURRIED, job="job-hurried")
+    world.submit(PLAIN, job="job-too-late", deadline_seconds=12.0)
+    world.advance(3)
+    world.restart()
+    world.finish("b")
+    world.start("a")
+    world.advance(12)
+    world.acknowledge_cancels()
 
 
 def summary(coordinator: Coordinator) -> dict[str, Any]:

@@ -36,6 +36,7 @@ EXAMPLE = """
 api_version: starloom/v1
 name: spoken-question
 labels: {team: demo}
+deadline: 5m
 inputs:
   audio: bytes
   words: {type: text, stream: true, optional: true}
@@ -47,6 +48,7 @@ stages:
     require: {tier: [device, edge], target: npu, labels: {sensor: microphone}, memory: 512MiB, node: cam-1}
     retry: {times: 3, first: 200ms, factor: 3, last: 1m}
     timeout: 30s
+    deadline: 2m
     on_failure: default
     defaults: {text: ""}
     join: any
@@ -79,6 +81,7 @@ def example() -> Constellation:
     policy = Policy(
         retry=Retry(times=3, first_seconds=0.2, factor=3.0, last_seconds=60.0),
         timeout_seconds=30.0,
+        deadline_seconds=120.0,
         on_failure=OnFailure.DEFAULT,
         defaults={"text": ""},
     )
@@ -107,6 +110,7 @@ def example() -> Constellation:
         bindings=(InputBinding(source="audio", downstream=hear, input="data"),),
         outputs={"answer": OutputBinding(upstream=pick, output="text")},
         labels={"team": "demo"},
+        deadline_seconds=300.0,
     )
 
 
@@ -147,6 +151,7 @@ POLICIES = st.builds(
         Retry, times=st.integers(0, 1000), first_seconds=SECONDS, factor=st.floats(1.0, 10.0), last_seconds=SECONDS
     ),
     timeout_seconds=SECONDS,
+    deadline_seconds=SECONDS,
     on_failure=st.sampled_from(OnFailure),
     defaults=MAPPINGS,
 )

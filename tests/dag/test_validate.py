@@ -184,6 +184,7 @@ def test_what_is_allowed(constellation: Constellation) -> None:
         (with_trim(requires=Requirements(labels={"a": 1})), "stages.trim.require.labels.a", "as text, '1'"),  # type: ignore[dict-item]
         (with_trim(policy=Policy(timeout_seconds=float("nan"))), "stages.trim.timeout", "is nan"),
         (with_trim(policy=Policy(timeout_seconds=-1.0)), "stages.trim.timeout", "is -1.0"),
+        (with_trim(policy=Policy(deadline_seconds=-1.0)), "stages.trim.deadline", "is -1.0"),
         (retrying(times=-1), "stages.trim.retry.times", "is -1"),
         (retrying(times=1.5), "stages.trim.retry.times", "give a whole number"),
         (retrying(times=limits.RETRIES_MAX + 1), "stages.trim.retry.times", "from 0 to 1000"),

@@ -126,6 +126,16 @@ async def test_a_job_that_nobody_watches_runs_on(starloom: Run, write: Any) -> N
     assert [line["offset"] for line in rest.lines] == offsets[2:]
 
 
+async def test_a_job_with_a_deadline_fails_in_time(starloom: Run, write: Any) -> None:
+    said = await starloom("submit", write(gated("a")), "--input", "text=x", "--deadline", "200ms", "--watch")
+    assert (said.code, said.json["status"]) == (1, "failed")
+    assert (said.json["error"]["type"], said.json["error"]["cause"]) == ("JobFailed", "DeadlineExceeded")
+    assert "stopped: deadline exceeded: 0.2 s from its acceptance" in said.err
+    said = await starloom("submit", write(gated_as_before()), "--input", "text=x", "--deadline", "soon")
+    assert said.code == 2
+    assert "--deadline" in said.err
+
+
 def gated_as_before() -> Constellation:
     """The constellation `gated("a")` without a new gate."""
     gate = gates["a"]

@@ -146,6 +146,20 @@ async def test_a_failed_job_names_every_failed_stage(client: AsyncClient) -> Non
     assert "on node" in problem.what
 
 
+async def test_a_job_past_its_deadline_fails_and_says_why(client: AsyncClient) -> None:
+    job = await client.submit(gated("a"), {"text": "x"}, deadline_seconds=0.3)
+    with pytest.raises(JobFailed, match=r"deadline exceeded: 0.3 s from its acceptance; 1 of 1") as raised:
+        await job.result(timeout=60)
+    assert raised.value.cause == "DeadlineExceeded"
+    info = await job.status()
+    assert (info.status, info.cause) == (JobStatus.FAILED, "DeadlineExceeded")
+
+
+async def test_a_deadline_that_is_none_is_refused(client: AsyncClient) -> None:
+    with pytest.raises(InvalidInput, match="deadline_seconds"):
+        await client.submit(gated("a"), {"text": "x"}, deadline_seconds=-1.0)
+
+
 async def test_a_result_in_time_or_the_job_goes_on(client: AsyncClient) -> None:
     job = await client.submit(gated("a"), {"text": "x"})
     with pytest.raises(DeadlineExceeded):

@@ -179,6 +179,29 @@ class ForgetsBackOffs(Coordinator):
         self._waits.due = lambda now: iter(())  # type: ignore[method-assign]
 
 
+class HurriesDeadlines(Coordinator):
+    """A deadline is over at the first look."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._clocks.due
+
+        def due(now: int) -> Any:
+            for run, name, clock in plain(now):
+                clock.limit = now - clock.begun
+                yield run, name, clock
+
+        self._clocks.due = due  # type: ignore[method-assign]
+
+
+class ForgetsDeadlines(Coordinator):
+    """Nobody looks whether a deadline is over."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._clocks.due = lambda now: iter(())  # type: ignore[method-assign]
+
+
 class TurnsComparisonsRound(Coordinator):
     """What holds is journaled as what does not."""
 

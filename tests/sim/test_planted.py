@@ -22,6 +22,8 @@ REPLACED_WHEN_IDLE = FaultPlan(
     faults=(Fault(what=FaultKind.ORCHESTRATOR_TWICE, per_minute=10, lasts_seconds=(0.0, 1.0)),),
 )
 
+HANGING = FaultPlan(name="stages hang", quiet_after_seconds=60, faults=(Fault(what=FaultKind.STAGE_HANGS, chance=0.3),))
+
 BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("takes cycles", Parts(coordinator=planted.TakesCycles), "acyclic", 1, ALL_FAULTS),
     ("tells twice", Parts(coordinator=planted.TellsTwice), "one commit", 1, ALL_FAULTS),
@@ -69,6 +71,8 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("replays in part", Parts(coordinator=planted.ReplaysInPart), "replay gives the same state", 10, ALL_FAULTS),
     ("releases nobody", Parts(coordinator=planted.ReleasesNobody), "agents keep nothing of ended jobs", 2, ALL_FAULTS),
     ("never looks", Parts(orchestrator=planted.NeverLooks), "a replaced orchestrator ends", 1, REPLACED_WHEN_IDLE),
+    ("hurries deadlines", Parts(coordinator=planted.HurriesDeadlines), "deadlines are kept", 20, ALL_FAULTS),
+    ("forgets deadlines", Parts(coordinator=planted.ForgetsDeadlines), "deadlines are kept", 20, HANGING),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
 ]
 

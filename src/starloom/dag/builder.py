@@ -102,8 +102,9 @@ Upstream = StageRef | Order
 class Graph:
     """A constellation in the making. Every method raises InvalidConstellation for what is plainly wrong."""
 
-    def __init__(self, name: str, *, labels: Mapping[str, str] | None = None) -> None:
+    def __init__(self, name: str, *, labels: Mapping[str, str] | None = None, deadline_seconds: float = 0.0) -> None:
         self.name = name
+        self.deadline_seconds = deadline_seconds
         self.labels = dict(labels or {})
         self._stages: dict[StageId, StageSpec] = {}
         self._dependencies: list[Dependency] = []
@@ -218,6 +219,7 @@ class Graph:
             bindings=tuple(self._bindings),
             outputs=dict(self._outputs),
             labels=dict(self.labels),
+            deadline_seconds=self.deadline_seconds,
         )
         if kinds is not None:
             validate(constellation, kinds)

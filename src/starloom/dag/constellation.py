@@ -65,12 +65,15 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one stage meets trouble. `timeout_seconds` bounds one attempt's run; 0 is no bound.
 
+    `deadline_seconds` bounds all of it, from when the stage's dependencies hold: queues, attempts, and the
+    waits between them; 0 is no bound.
     `defaults` gives each output port's value, as plain JSON, for `on_failure: default`. `grow` bounds what a
     stage of a kind that grows may come to; what it adds counts with it.
     """
 
     retry: Retry = Retry()
     timeout_seconds: float = 0.0
+    deadline_seconds: float = 0.0
     on_failure: OnFailure = OnFailure.FAIL
     defaults: dict[str, Any] = {}
     grow: Bounds = Bounds()
@@ -150,7 +153,10 @@ class OutputBinding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A task-DAG: stages by id, dependencies, typed job inputs and their bindings, job outputs by name."""
+    """A task-DAG: stages by id, dependencies, typed job inputs and their bindings, job outputs by name.
+
+    `deadline_seconds` bounds a job of it, from its acceptance on; 0 is no bound.
+    """
 
     name: str
     stages: dict[StageId, StageSpec]
@@ -159,6 +165,7 @@ class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     bindings: tuple[InputBinding, ...] = ()
     outputs: dict[str, OutputBinding] = {}
     labels: dict[str, str] = {}
+    deadline_seconds: float = 0.0
     api_version: str = API_VERSION
 
     def __repr__(self) -> str:

@@ -3,6 +3,7 @@
     api_version: starloom/v1
     name: spoken-question
     labels: {team: demo}
+    deadline: 5m                                # of the whole job, from its acceptance on
     inputs:
       audio: {type: bytes}                      # or short: `audio: bytes`
       words: {type: text, stream: true, optional: true}
@@ -13,7 +14,8 @@
         params: {sample_rate_hz: 16000}
         require: {tier: [device, edge], target: npu, labels: {sensor: microphone}, memory: 512MiB, node: cam-1}
         retry: {times: 2, first: 100ms, factor: 2, last: 30s}       # or short: `retry: 2`
-        timeout: 30s
+        timeout: 30s                            # of one attempt's run
+        deadline: 2m                            # of the stage, from when its dependencies hold
         on_failure: default                     # fail | skip | default
         defaults: {text: ""}
         grow: {stages: 100, generations: 10}    # at most, where the kind grows
@@ -119,6 +121,7 @@ def to_json(constellation: Constellation) -> dict[str, Any]:
             "api_version": constellation.api_version,
             "name": constellation.name,
             "labels": constellation.labels,
+            "deadline": _seconds_text(constellation.deadline_seconds) if constellation.deadline_seconds else None,
             "inputs": {name: _port(port) for name, port in constellation.inputs.items()},
             "stages": {
                 name: stage_to_json(stage, feeds[name], after[name]) for name, stage in constellation.stages.items()
@@ -267,6 +270,7 @@ def policy_to_json(policy: Policy) -> dict[str, Any]:
         {
             "retry": _retry(policy.retry),
             "timeout": _seconds_text(policy.timeout_seconds) if policy.timeout_seconds else None,
+            "deadline": _seconds_text(policy.deadline_seconds) if policy.deadline_seconds else None,
             "on_failure": str(policy.on_failure) if policy.on_failure != OnFailure.FAIL else None,
             "defaults": msgspec.to_builtins(policy.defaults),
             "grow": msgspec.to_builtins(policy.grow),

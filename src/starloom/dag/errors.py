@@ -113,17 +113,21 @@ class Cancelled(StarloomError):
 
 
 class JobFailed(StarloomError):
-    """A job ended without success; `problems` has each failed stage's error, at the place `stages.NAME`."""
+    """A job ended without success; `problems` has each failed stage's error, at the place `stages.NAME`.
+
+    `cause` is the class of the error that ended it, such as `DeadlineExceeded`, where that is known.
+    """
 
     status = "ABORTED"
 
-    def __init__(self, message: str, problems: Iterable[Problem] = ()) -> None:
+    def __init__(self, message: str, problems: Iterable[Problem] = (), cause: str = "") -> None:
         self.problems: tuple[Problem, ...] = tuple(problems)
         super().__init__("\n".join([message, *(f"  {problem}" for problem in self.problems)]))
         self.message = message
+        self.cause = cause
 
-    def __reduce__(self) -> tuple[type, tuple[str, tuple[Problem, ...]]]:
-        return type(self), (self.message, self.problems)
+    def __reduce__(self) -> tuple[type, tuple[str, tuple[Problem, ...], str]]:
+        return type(self), (self.message, self.problems, self.cause)
 
 
 class StageError(StarloomError):

@@ -27,11 +27,15 @@ class JobStatus(StrEnum):
 
 
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How a job is run: a greater `priority` first; at most `max_parallel` stages at once, 0 for no bound."""
+    """How a job is run: a greater `priority` first; at most `max_parallel` stages at once, 0 for no bound.
+
+    `deadline_seconds` bounds the job from its acceptance on, in place of the constellation's; 0 leaves that.
+    """
 
     priority: int = 0
     max_parallel: int = 0
     labels: dict[str, str] = {}
+    deadline_seconds: float = 0.0
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -235,19 +239,39 @@ class JobPatched(Fact, frozen=True, tag="job-patched"):
     restart: bool = False
 
 
+class DeadlineSpent(Fact, frozen=True, tag="deadline-spent"):
+    """So many seconds of a stage's deadline have passed, or of the job's, without a stage: what a restart goes on from.
+
+    `ran`: for how many of them an attempt of the stage ran.
+    """
+
+    job: JobId
+    seconds: float
+    stage: StageId = StageId("")
+    ran: float = 0.0
+
+
 class JobCancelRequested(Fact, frozen=True, tag="job-cancel-requested"):
+    """The job is being stopped. `ends` is what it ends as once nothing of it runs; with `failed`, `cause` is the error's class."""
+
     job: JobId
     principal: str = ""
     reason: str = ""
+    ends: JobStatus = JobStatus.CANCELLED
+    cause: str = ""
 
 
 class JobEnded(Fact, frozen=True, tag="job-ended"):
-    """The job reached its last status; its declared outputs are in the job store, or inline."""
+    """The job reached its last status; its declared outputs are in the job store, or inline.
+
+    `cause` is the class of the error that it failed with.
+    """
 
     job: JobId
     status: JobStatus
     outputs: dict[str, ValueRef] = {}
     error: str = ""
+    cause: str = ""
 
 
 AnyFact = (
@@ -265,6 +289,7 @@ AnyFact = (
     | StageReopened
     | StageCancelled
     | JobPatched
+    | DeadlineSpent
     | JobCancelRequested
     | JobEnded
 )

@@ -68,6 +68,8 @@ class StageState:
         "attempt",
         "committed",
         "consumed",
+        "deadline_ran",
+        "deadline_spent",
         "deaths",
         "emulated",
         "error",
@@ -112,6 +114,8 @@ class StageState:
         self.failures = 0
         self.deaths = 0
         self.input_losses = 0
+        #: seconds of its deadline that are known to have passed, and for how many of them an attempt ran
+        self.deadline_spent = self.deadline_ran = 0.0
         #: of the last attempt that failed, until the stage succeeds, or is skipped for another reason
         self.error: facts.ErrorInfo | None = None
         #: how long the attempt after the last failure has to wait; None if no failure asks for that
@@ -140,6 +144,7 @@ class StageState:
         """It is another stage from here on: what went wrong before does not count against it."""
         self.spec = spec
         self.failures = self.deaths = self.input_losses = 0
+        self.deadline_spent = self.deadline_ran = 0.0
         self.retry_seconds = None
         self.error = None
 
@@ -155,8 +160,12 @@ class JobState:
         self.inputs = submitted.inputs
         self.status = JobStatus.RUNNING
         self.revision: Revision = submitted.revision
-        #: why it failed, or is being cancelled
-        self.error = ""
+        #: why it failed, or is being cancelled; and the class of the error that it fails with
+        self.error = self.cause = ""
+        #: what it ends as once nothing of it runs, while it is being cancelled
+        self.ends = JobStatus.CANCELLED
+        #: seconds of its deadline that are known to have passed
+        self.deadline_spent = 0.0
         self.outputs: dict[str, ValueRef] = {}
         #: the patches that were taken, in order: the first made revision 2 of revision 1
         self.patches: list[facts.JobPatched] = []
@@ -200,6 +209,11 @@ class JobState:
     def ended(self) -> bool:
         return self.status in JOB_ENDED
 
+    @property
+    def deadline_seconds(self) -> float:
+        """Its deadline, from its acceptance on; 0 is none."""
+        return self.options.deadline_seconds or self.shape.origin.deadline_seconds
+
     def apply(self, fact: Fact) -> None:
         """Changes the state by one fact. Raises InvalidTransition, with the story, if it does not fit."""
         match fact:
@@ -212,12 +226,17 @@ class JobState:
                 self._patch(fact)
             case facts.JobCancelRequested():
                 self._expect(fact, self.status is JobStatus.RUNNING)
-                self.status = JobStatus.CANCELLING
+                self.status, self.ends, self.cause = JobStatus.CANCELLING, fact.ends, fact.cause
                 who = f" by {fact.principal}" if fact.principal else ""
-                self.error = f"cancelled{who}{f': {fact.reason}' if fact.reason else ''}"
+                why = f"cancelled{who}{f': {fact.reason}' if fact.reason else ''}"
+                self.error = fact.reason if fact.ends is JobStatus.FAILED else why
+            case facts.DeadlineSpent():
+                self._expect(fact, self.status is JobStatus.RUNNING)
+                self._spend(fact)
             case facts.JobEnded():
                 self._expect(fact, not self.ended and fact.status in JOB_ENDED and not self.active_attempts)
-                self.status, self.outputs, self.error = fact.status, fact.outputs, fact.error
+                self.status, self.outputs = fact.status, fact.outputs
+                self.error, self.cause = fact.error, fact.cause
             case _:
                 self._expect(fact, False)
 
@@ -280,6 +299,15 @@ class JobState:
             if change.before is None:
                 self.origins[change.stage] = Origin(stage, origin.root, origin.generation + 1)
                 self.grown[origin.root] = self.grown.get(origin.root, 0) + 1
+
+    def _spend(self, fact: facts.DeadlineSpent) -> None:
+        if not fact.stage:
+            self.deadline_spent = fact.seconds
+            return
+        stage = self.stages.get(fact.stage)
+        self._expect(fact, stage is not None and stage.status not in ENDED)
+        if stage is not None:
+            stage.deadline_spent, stage.deadline_ran = fact.seconds, fact.ran
 
     def _patch(self, fact: facts.JobPatched) -> None:
         difference = fact.difference
@@ -432,6 +460,7 @@ def _reopen(stage: StageState, fact: facts.StageReopened) -> None:
     stage.status, stage.committed, stage.reason = StageStatus.PENDING, None, fact.reason
     stage.outputs = stage.holds = stage.consumed = _NOTHING
     stage.published = frozenset()
+    stage.deadline_spent = stage.deadline_ran = 0.0
 
 
 def _cancel(stage: StageState, fact: facts.StageCancelled) -> None:

@@ -51,9 +51,8 @@ from starloom.dag.patch import (
     SetPolicy,
     Splice,
 )
-from starloom.dag.schema import Reader
+from starloom.dag.schema import POLICY_KEYS, Reader
 
-_POLICY_KEYS = ("retry", "timeout", "on_failure", "defaults", "grow")
 _HEAD_KEYS = ("api_version", "if_revision", "restart", "why", "id", "patch")
 
 
@@ -276,7 +275,7 @@ class _PatchReader(Reader):
         return Move(stage=stage, requires=self._requirements(f"{place}.require", part.get("require", {})))
 
     def _read_policy(self, place: str, value: Any) -> SetPolicy:
-        stage, part = self._named(place, value, _POLICY_KEYS)
+        stage, part = self._named(place, value, POLICY_KEYS)
         return SetPolicy(stage=stage, policy=self._policy(place, part))
 
     def _read_splice(self, place: str, value: Any) -> Splice:

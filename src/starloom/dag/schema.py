@@ -53,8 +53,8 @@ _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)
 #: most stages of a large constellation say none of this
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
-_POLICY_KEYS = frozenset({"retry", "timeout", "on_failure", "defaults", "grow"})
-_STAGE_KEYS = ("kind", "in", "params", "require", *sorted(_POLICY_KEYS), "join", "after", "cancelled")
+POLICY_KEYS = ("retry", "timeout", "deadline", "on_failure", "defaults", "grow")
+_STAGE_KEYS = ("kind", "in", "params", "require", *POLICY_KEYS, "join", "after", "cancelled")
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -82,7 +82,7 @@ class Reader:
         self.problems: list[Problem] = []
 
     def constellation(self, value: Any) -> Constellation:
-        known = ("api_version", "name", "labels", "inputs", "stages", "outputs")
+        known = ("api_version", "name", "labels", "deadline", "inputs", "stages", "outputs")
         part = self._mapping("", value, known, needed=("api_version", "name", "stages"))
         version = self._text("api_version", part.get("api_version", API_VERSION))
         if version != API_VERSION:
@@ -102,6 +102,7 @@ class Reader:
             bindings=tuple(bindings),
             outputs={name: self._output(f"outputs.{name}", output) for name, output in outputs.items()},
             labels=self._labels("labels", part.get("labels", {})),
+            deadline_seconds=self._quantity("deadline", part.get("deadline", 0.0), 0.0, read_seconds),
             api_version=version,
         )
 
@@ -206,7 +207,7 @@ class Reader:
             requires=self._requirements(f"{place}.require", part["require"])
             if "require" in part
             else _NOTHING_REQUIRED,
-            policy=self._policy(place, part) if _POLICY_KEYS & part.keys() else _USUAL_POLICY,
+            policy=self._policy(place, part) if not part.keys().isdisjoint(POLICY_KEYS) else _USUAL_POLICY,
             join=self._choice(f"{place}.join", part["join"], Join, Join.ALL) if "join" in part else Join.ALL,
             cancelled=self._flag(f"{place}.cancelled", part["cancelled"]) if "cancelled" in part else False,
         )
@@ -300,6 +301,7 @@ class Reader:
         return Policy(
             retry=self._retry(f"{place}.retry", stage["retry"]) if "retry" in stage else usual.retry,
             timeout_seconds=self._quantity(f"{place}.timeout", stage.get("timeout", 0.0), 0.0, read_seconds),
+            deadline_seconds=self._quantity(f"{place}.deadline", stage.get("deadline", 0.0), 0.0, read_seconds),
             on_failure=self._choice(
                 f"{place}.on_failure", stage.get("on_failure", usual.on_failure), OnFailure, usual.on_failure
             ),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from starloom.dag import limits
-from starloom.dag.checks import kind_of, name_fault, plain_fault, suggestion, text_fault
+from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
 from starloom.dag.constellation import API_VERSION, Comparison, Constellation, Dependency, InputBinding, Join, On
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -103,6 +103,9 @@ class _Validator:
         if fault := name_fault(self._c.name, dotted=True):
             yield Problem("name", fault)
         yield from label_problems("labels", self._c.labels)
+        longest = limits.DURATION_SECONDS_MAX
+        if fault := number_fault(self._c.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound"):
+            yield Problem("deadline", fault)
         if not self._c.stages:
             yield Problem("stages", "there are none; a constellation needs at least one stage")
         sizes = (

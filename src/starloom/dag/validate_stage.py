@@ -114,6 +114,7 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
         ("grow.stages", number_fault(policy.grow.stages, at_most=limits.GROWN_STAGES_MAX, whole=True)),
         ("grow.generations", number_fault(policy.grow.generations, at_most=limits.GROWN_GENERATIONS_MAX, whole=True)),
         ("timeout", number_fault(policy.timeout_seconds, at_most=longest, unit="seconds, 0 for no bound")),
+        ("deadline", number_fault(policy.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound")),
     )
     faulty = [Problem(f"{place}.{part}", fault) for part, fault in numbers if fault]
     yield from faulty

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from starloom.dag import limits
+from starloom.dag.checks import number_fault
 from starloom.dag.constellation import StageSpec
 from starloom.dag.errors import (
     Conflict,
@@ -20,8 +21,9 @@ from starloom.dag.job import JobState
 from starloom.dag.validate import problems
 from starloom.dag.validate_stage import a_port, label_problems
 from starloom.dag.values import ValueRef
+from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.effects import Submitted
-from starloom.orchestrator.endings import NANOS, Endings
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.feasible import misfits
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.inputs import Submit
@@ -211,4 +213,7 @@ def _option_problems(given: Submit) -> Iterator[Problem]:
     if not 0 <= given.options.max_parallel <= limits.JOB_PARALLEL_MAX:
         bounds = f"0 (no bound) to JOB_PARALLEL_MAX = {limits.JOB_PARALLEL_MAX}"
         yield Problem("options.max_parallel", f"is {given.options.max_parallel}; use {bounds}")
+    longest = limits.DURATION_SECONDS_MAX
+    if fault := number_fault(given.options.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound"):
+        yield Problem("options.deadline", fault)
     yield from label_problems("options.labels", given.options.labels)

@@ -23,7 +23,7 @@ from starloom.agents import wire
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import decode
 from starloom.dag import limits
-from starloom.dag.checks import text_fault
+from starloom.dag.checks import number_fault, text_fault
 from starloom.dag.constellation import Constellation
 from starloom.dag.document import to_json
 from starloom.dag.edit import Edit
@@ -94,6 +94,7 @@ class AsyncClient:
         priority: int = 0,
         max_parallel: int = 0,
         labels: Mapping[str, str] | None = None,
+        deadline_seconds: float = 0.0,
     ) -> "AsyncJob":
         """Hands in a job; returns once it is accepted, which is durable.
 
@@ -101,12 +102,13 @@ class AsyncClient:
         for a BYTES input also a `pathlib.Path`, whose file is read. `key` is the caller's own name for the
         job: the same key and content again give the same job. Without one the client makes one up, so that
         a repeat after a lost answer cannot make a second job. A greater `priority` goes first;
-        `max_parallel` bounds the stages that run at once, 0 is no bound.
+        `max_parallel` bounds the stages that run at once, 0 is no bound. A job that has not ended after
+        `deadline_seconds`, in place of the constellation's deadline, fails; 0 leaves that.
 
         Raises InvalidConstellation, Infeasible or InvalidInput with everything that is wrong, Conflict if
         the key stands for another job, Overloaded, Unavailable.
         """
-        _check_options(key, priority, max_parallel, labels or {})
+        _check_options(key, priority, max_parallel, labels or {}, deadline_seconds)
         try:
             document, encoded = await asyncio.to_thread(_encode, constellation, inputs or {})
         except InvalidInput as error:
@@ -119,6 +121,7 @@ class AsyncClient:
             priority=priority,
             max_parallel=max_parallel,
             labels=labels,
+            deadline_seconds=deadline_seconds,
         )
         large = [item for item in encoded.values() if item.ref.inline is None]
         await _all([partial(self._put, item.ref, item.data) for item in large])
@@ -364,7 +367,7 @@ def job_failed(info: JobInfo) -> JobFailed:
         if stage.status is StageStatus.FAILED
     ]
     what = f"job {info.id} ({info.name}) failed"
-    return JobFailed(what if errors or not info.error else f"{what}: {info.error}", errors)
+    return JobFailed(what if errors or not info.error else f"{what}: {info.error}", errors, info.cause)
 
 
 def _where(node: str, attempts: int) -> str:
@@ -372,7 +375,9 @@ def _where(node: str, attempts: int) -> str:
     return f"on {node}, {tries}" if node else tries
 
 
-def _check_options(key: str, priority: int, max_parallel: int, labels: Mapping[str, str]) -> None:
+def _check_options(
+    key: str, priority: int, max_parallel: int, labels: Mapping[str, str], deadline_seconds: float
+) -> None:
     found = [*label_problems("labels", labels)]
     if fault := text_fault(key):
         found.append(Problem("key", fault))
@@ -382,5 +387,8 @@ def _check_options(key: str, priority: int, max_parallel: int, labels: Mapping[s
         found.append(
             Problem("max_parallel", f"{max_parallel} is not 0 to JOB_PARALLEL_MAX = {limits.JOB_PARALLEL_MAX}")
         )
+    longest = limits.DURATION_SECONDS_MAX
+    if fault := number_fault(deadline_seconds, at_most=longest, unit="seconds, 0 for no bound"):
+        found.append(Problem("deadline_seconds", fault))
     if found:
         raise InvalidInput(found, "the job's options are not right")

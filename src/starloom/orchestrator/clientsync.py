@@ -114,9 +114,11 @@ class Client:
         priority: int = 0,
         max_parallel: int = 0,
         labels: Mapping[str, str] | None = None,
+        deadline_seconds: float = 0.0,
     ) -> "Job":
         """See `AsyncClient.submit`."""
-        return Job(_background.run(self._client.submit(constellation, inputs, key, priority, max_parallel, labels)))
+        submitted = self._client.submit(constellation, inputs, key, priority, max_parallel, labels, deadline_seconds)
+        return Job(_background.run(submitted))
 
     def job(self, id_or_key: str) -> "Job":
         """See `AsyncClient.job`."""

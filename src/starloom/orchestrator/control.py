@@ -15,6 +15,7 @@ from starloom.agents.status import principal, reporting
 from starloom.agents.values import verify
 from starloom.agents.wire import ref_from_wire
 from starloom.dag import document, limits, patchdoc
+from starloom.dag.checks import number_fault
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import DigestMismatch, InvalidInput, NotFound, Overloaded, Problem
 from starloom.dag.facts import JobOptions
@@ -50,7 +51,10 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             constellation, inputs = await self._checked(request)
             self._require_room()
             options = JobOptions(
-                priority=request.priority, max_parallel=request.max_parallel, labels=dict(request.labels)
+                priority=request.priority,
+                max_parallel=request.max_parallel,
+                labels=dict(request.labels),
+                deadline_seconds=request.deadline_seconds,
             )
             submit = partial(
                 Submit,
@@ -226,6 +230,9 @@ def _option_problems(request: pb.SubmitRequest) -> Iterator[Problem]:
             "max_parallel",
             f"is {request.max_parallel}, over JOB_PARALLEL_MAX = {limits.JOB_PARALLEL_MAX}; 0 is no bound",
         )
+    longest = limits.DURATION_SECONDS_MAX
+    if fault := number_fault(request.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound"):
+        yield Problem("deadline", fault)
     for name, value in request.labels.items():
         if not 0 < len(name) <= limits.NAME_CHARACTERS_MAX or len(value) > limits.NAME_CHARACTERS_MAX:
             what = (

@@ -12,6 +12,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     membership   agents and their leases              dispatch  ready stages and their places
     reports      what agents say of their attempts    endings   how jobs end
     patching     changes of jobs that run             growing   what results add to their jobs
+    deadlines    the ends of what has had its time
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +24,8 @@ from starloom.dag.job import JobState, StageStatus
 from starloom.dag.kinds import KindCatalog
 from starloom.orchestrator.admission import Admission
 from starloom.orchestrator.changing import Changing
+from starloom.orchestrator.clocks import Clocks
+from starloom.orchestrator.deadlines import Deadlines
 from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.effects import Decision, Stopped
 from starloom.orchestrator.endings import Endings
@@ -58,8 +61,10 @@ class Coordinator:
         self._ledger = Ledger(self._state, epoch)
         self._lanes = ReadyLanes(self._state.fleet)
         self._waits = Waits()
-        self._endings = Endings(self._state, self._ledger, self._lanes)
-        self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._endings)
+        self._clocks = Clocks()
+        self._endings = Endings(self._state, self._ledger, self._lanes, self._clocks)
+        self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._clocks, self._endings)
+        self._deadlines = Deadlines(self._state, self._ledger, self._lanes, self._clocks, self._endings, self._settler)
         self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         changing = Changing(self._state, self._ledger, self._lanes, self._settler)
@@ -94,7 +99,8 @@ class Coordinator:
 
     def next_wake(self) -> int | None:
         """When a Tick is due at the latest, in monotonic nanoseconds; None if only inputs can change anything."""
-        due = (self._membership.next_time, self._waits.next_time, self._patching.next_time)
+        parts = (self._membership, self._waits, self._patching, self._deadlines)
+        due = (part.next_time for part in parts)
         return min((time for time in due if time is not None), default=None)
 
     @property
@@ -160,6 +166,8 @@ class Coordinator:
         for run, stage in self._waits.due(self._ledger.now):
             self._settler.decide(run, stage)
         self._settler.drain()
+        self._deadlines.check()
+        self._settler.drain()
         self._patching.settle()
         self._dispatcher.run()
 
@@ -188,9 +196,12 @@ class Coordinator:
     def _resume(self, run: Run) -> None:
         """An open job after a restart: its pending stages get ready or wait, as before."""
         for name, stage in run.job.stages.items():
+            if stage.live or (stage.status is StageStatus.PENDING and stage.deadline_spent):
+                self._clocks.stage(run, name, self._ledger.now)
             if stage.status is not StageStatus.PENDING:
                 continue
             if stage.retry_seconds is not None:
+                self._clocks.stage(run, name, self._ledger.now)
                 self._settler.wait(run, name, stage.retry_seconds, stage.error.message if stage.error else "")
             else:
                 self._settler.decide(run, name)

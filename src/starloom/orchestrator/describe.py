@@ -51,6 +51,7 @@ def _job_info(job: JobState, times: JobTimes | None, stages: tuple[StageInfo, ..
         status=job.status,
         revision=job.revision,
         error=job.error,
+        cause=job.cause,
         outputs={name: ref for name, ref in outputs.items() if ref.holder == JOB_STORE or ref.inline is not None},
         stages=stages,
         submitted_unix_nanos=times.submitted if times else 0,

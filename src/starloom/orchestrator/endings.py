@@ -4,22 +4,22 @@ from starloom.agents.messages import Cancel, Release
 from starloom.dag.facts import JobCancelRequested, JobEnded, JobStatus, StageCancelled
 from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.dag.job import ACTIVE, ENDED, JobState, StageStatus
+from starloom.orchestrator.clocks import NANOS, Clocks
 from starloom.orchestrator.effects import Stopped
 from starloom.orchestrator.fleet import AgentState
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.state import Ledger, State
 
-NANOS = 1_000_000_000
-
 
 class Endings:
     """The open jobs' runs, and what happens when one ends."""
 
-    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes) -> None:
+    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, clocks: Clocks) -> None:
         self._state = state
         self._ledger = ledger
         self._lanes = lanes
+        self._clocks = clocks
         self.runs: dict[JobId, Run] = {}
         self._seq = 0
 
@@ -27,6 +27,8 @@ class Endings:
         """Starts to keep what is needed beside an open job's state."""
         self._seq += 1
         run = self.runs[job.id] = Run(job, self._state.fleet.kinds, self._seq)
+        if job.status is JobStatus.RUNNING:
+            self._clocks.job(run, self._ledger.now)
         return run
 
     def check(self, run: Run) -> None:
@@ -35,39 +37,57 @@ class Endings:
         if job.ended or job.open_stages:
             return
         if job.status is JobStatus.CANCELLING:
-            self._end(run, JobEnded(job=job.id, status=JobStatus.CANCELLED, error=job.error))
+            outputs = job.declared() if job.ends is JobStatus.FAILED else {}
+            self._end(run, JobEnded(job=job.id, status=job.ends, outputs=outputs, error=job.error, cause=job.cause))
         else:
             self._end(run, JobEnded(job=job.id, status=JobStatus.SUCCEEDED, outputs=job.declared()))
 
     def fail(self, run: Run) -> None:
         """Ends the job because a stage failed for good: everything else is stopped."""
         job = run.job
-        errors = [
-            f"stage {name} failed{f' on {stage.error.node}' if stage.error.node else ''}: {stage.error.message}"
+        failed = [
+            (name, stage.error)
             for name, stage in job.stages.items()
             if stage.status is StageStatus.FAILED and stage.error is not None
         ]
+        errors = "\n".join(
+            f"stage {name} failed{f' on {error.node}' if error.node else ''}: {error.message}" for name, error in failed
+        )
+        cause = failed[0][1].cause if failed else ""
         for name, stage in job.stages.items():
             if stage.status in ENDED:
                 continue
-            self._stop(job, name)
+            self.cancel_attempts(job, name)
             self._ledger.record(StageCancelled(job=job.id, stage=name))
-        self._end(run, JobEnded(job=job.id, status=JobStatus.FAILED, outputs=job.declared(), error="\n".join(errors)))
+        self._end(
+            run,
+            JobEnded(job=job.id, status=JobStatus.FAILED, outputs=job.declared(), error=errors, cause=cause),
+        )
 
     def cancel(self, run: Run, principal: str, reason: str) -> None:
-        """Stops a job: what waits is cancelled at once, what is with an agent once that says so."""
+        """Stops a job because a client asks."""
+        self._stop(run, JobCancelRequested(job=run.job.id, principal=principal, reason=reason))
+
+    def stop(self, run: Run, error: str, ends: JobStatus, cause: str) -> None:
+        """Stops a job because it cannot or may not go on; it has ended once nothing of it runs any more."""
+        self._stop(run, JobCancelRequested(job=run.job.id, reason=error, ends=ends, cause=cause))
+
+    def _stop(self, run: Run, fact: JobCancelRequested) -> None:
+        """What waits is cancelled at once, what is with an agent once that says so."""
         job = run.job
-        self._ledger.record(JobCancelRequested(job=job.id, principal=principal, reason=reason))
+        self._ledger.record(fact)
         for name, stage in job.stages.items():
             if stage.status in ACTIVE:
-                self._stop(job, name)
+                self.cancel_attempts(job, name)
             elif stage.status is StageStatus.PENDING:
                 self._ledger.record(StageCancelled(job=job.id, stage=name))
         self._lanes.drop(run)
         run.waits.clear()
+        run.clocks.clear()
         self.check(run)
 
-    def _stop(self, job: JobState, stage: StageId) -> None:
+    def cancel_attempts(self, job: JobState, stage: StageId) -> None:
+        """Tells the agents that have attempts of a stage to stop them."""
         for token, agent in job.stages[stage].live.items():
             # The commands for a process that is lost would reach the one that takes its place.
             if self._is_there(agent):
@@ -78,6 +98,7 @@ class Endings:
         run.closed = True
         self._lanes.drop(run)
         run.waits.clear()
+        run.clocks.clear()
         del self.runs[run.job.id]
         for agent in sorted(run.job.agents):
             self.release(agent, run.job.id)

@@ -9,7 +9,8 @@ from starloom.agents.messages import Cancel
 from starloom.dag import limits
 from starloom.dag.facts import AgentJoined, AgentLost, JobStatus
 from starloom.dag.ids import AgentId
-from starloom.orchestrator.endings import NANOS, Endings
+from starloom.orchestrator.clocks import NANOS
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.inputs import AgentGoodbye, AgentHeartbeat, AgentHello, AgentReports
 from starloom.orchestrator.runs import Waits

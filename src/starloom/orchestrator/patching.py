@@ -22,8 +22,9 @@ from starloom.dag.patch import Patch
 from starloom.dag.patchtext import changes_shown, in_short
 from starloom.orchestrator.admission import Admission
 from starloom.orchestrator.changing import Changing
+from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.effects import Patched
-from starloom.orchestrator.endings import NANOS, Endings
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.inputs import PatchJob
 from starloom.orchestrator.runs import Asked, Run
 from starloom.orchestrator.settle import Settler

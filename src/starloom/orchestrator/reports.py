@@ -51,7 +51,7 @@ class Reports:
             return
         match report:
             case Started():
-                self._started(stage, report)
+                self._started(run, stage, report)
             case Finished():
                 self._finished(run, stage, report, agent)
             case Failed():
@@ -75,10 +75,13 @@ class Reports:
             self._ledger.send(agent, Cancel(task=report.task))
         self._endings.release(agent, report.task.job)
 
-    def _started(self, stage: StageState, report: Started) -> None:
+    def _started(self, run: Run, stage: StageState, report: Started) -> None:
         if stage.status is StageStatus.PLACED:
             task = report.task
             self._ledger.record(StageStarted(job=task.job, stage=task.stage, token=task.token))
+            clock = run.clocks.get(task.stage)
+            if clock is not None:
+                clock.started(self._ledger.now)
 
     def _finished(self, run: Run, stage: StageState, report: Finished, agent: AgentId) -> None:
         task = report.task

@@ -13,6 +13,7 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
 
 if TYPE_CHECKING:
+    from starloom.orchestrator.clocks import Clock
     from starloom.orchestrator.lanes import Lane
 
 
@@ -54,6 +55,8 @@ class Run:
         self.queued: set[StageId] = set()
         #: pending stages whose upstreams let them run, and which wait for a time or for a node that holds an input
         self.waits: dict[StageId, BackOff | AgentId] = {}
+        #: what is left of the deadlines of stages whose dependencies hold, and of the job's own, without a name
+        self.clocks: dict[StageId, Clock] = {}
         #: lanes that have stages of this job, by their number
         self.lanes: dict[int, Lane] = {}
         #: those of them whose stages wait for its max_parallel
@@ -99,7 +102,7 @@ class Run:
         for stage in changed:
             self.order.setdefault(stage, len(self.order))
             self.queued.discard(stage)
-            for kept in (self.waits, self.unreachable, self.avoid):
+            for kept in (self.waits, self.unreachable, self.avoid, self.clocks):
                 kept.pop(stage, None)
         if difference.outputs:
             self.publish.clear()

@@ -21,7 +21,8 @@ from starloom.dag.facts import (
 from starloom.dag.ids import FencingToken, StageId, TaskToken
 from starloom.dag.job import Outcome, StageState, StageStatus
 from starloom.dag.values import ValueRef
-from starloom.orchestrator.endings import NANOS, Endings
+from starloom.orchestrator.clocks import NANOS, Clocks
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.lineage import (
     Verdict,
@@ -42,11 +43,14 @@ class Settler:
     Consequences are put on a list and worked off by `drain`: a chain of 10,000 skips is no recursion.
     """
 
-    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, waits: Waits, endings: Endings) -> None:
+    def __init__(
+        self, state: State, ledger: Ledger, lanes: ReadyLanes, waits: Waits, clocks: Clocks, endings: Endings
+    ) -> None:
         self._state = state
         self._ledger = ledger
         self._lanes = lanes
         self._waits = waits
+        self._clocks = clocks
         self._endings = endings
         self._ended: deque[tuple[Run, StageId, Outcome | None]] = deque()
         self._touched: dict[str, Run] = {}
@@ -56,8 +60,10 @@ class Settler:
         if name in run.held:
             return
         match verdict(run.job, name):
-            case Verdict.RUN if name not in run.waits:
-                self._lanes.push(run, name)
+            case Verdict.RUN:
+                self._clocks.stage(run, name, self._ledger.now)
+                if name not in run.waits:
+                    self._lanes.push(run, name)
             case Verdict.SKIP:
                 self._skip(run, name, skip_reason(run.job, name))
 
@@ -89,11 +95,13 @@ class Settler:
         if error.transient and stage.failures < policy.retry.times:
             seconds = back_off(policy.retry, stage.failures)
         former = stage.former
+        self._stopped(run, name)
         self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
         if seconds is not None:
             self.wait(run, name, seconds, error.message)
             return
         run.waits.pop(name, None)
+        run.clocks.pop(name, None)
         match policy.on_failure:
             case OnFailure.FAIL:
                 self._endings.fail(run)
@@ -101,6 +109,16 @@ class Settler:
                 self._skip(run, name, f"failed: {error.message}", former)
             case OnFailure.DEFAULT:
                 self._default(run, name, former)
+
+    def expire(self, run: Run, name: StageId, error: ErrorInfo) -> None:
+        """The stage has had its time: its attempts are stopped, and it has failed for good."""
+        stage = run.job.stages[name]
+        self._endings.cancel_attempts(run.job, name)
+        run.queued.discard(name)
+        *others, last = tuple(stage.live) or (FencingToken(self._ledger.epoch, stage.attempt),)
+        for token in others:
+            self._ledger.record(StageSuperseded(job=run.job.id, stage=name, token=token, reason=error.message))
+        self.fail(run, name, last, error)
 
     def supersede(
         self,
@@ -117,6 +135,7 @@ class Settler:
         if run.job.status is JobStatus.CANCELLING:
             self.cancelled(run, name)
             return False
+        self._stopped(run, name)
         self._ledger.record(
             StageSuperseded(job=run.job.id, stage=name, token=token, reason=reason, death=death, input_lost=input_lost)
         )
@@ -180,7 +199,14 @@ class Settler:
         self._ledger.record(StageDefaulted(job=run.job.id, stage=name, token=token, outputs=outputs, holds=held))
         self._settled(run, name, former)
 
+    def _stopped(self, run: Run, name: StageId) -> None:
+        """An attempt of the stage ends; does another one run on?"""
+        clock = run.clocks.get(name)
+        if clock is not None and len(run.job.stages[name].live) < 2:
+            clock.stopped(self._ledger.now)
+
     def _settled(self, run: Run, name: StageId, former: Outcome | None) -> None:
+        run.clocks.pop(name, None)
         run.unreachable.pop(name, None)
         run.avoid.pop(name, None)
         self._ended.append((run, name, run.unfollowed.pop(name, former)))
@@ -204,10 +230,8 @@ class Settler:
 
     def _arc_decided(self, run: Run, arc: Dependency, upstream: StageState, downstream: StageState) -> None:
         """The last upstream of ALL decides; of ANY, the first that is satisfied or the last: each arc is looked at twice."""
-        if downstream.spec.join is Join.ANY and satisfied(arc, upstream):
-            if arc.downstream not in run.waits:
-                self._lanes.push(run, arc.downstream)
-        elif run.job.undecided[arc.downstream] == 0:
+        first = downstream.spec.join is Join.ANY and satisfied(arc, upstream)
+        if first or run.job.undecided[arc.downstream] == 0:
             self.decide(run, arc.downstream)
 
     def _invalidate(

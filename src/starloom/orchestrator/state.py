@@ -8,6 +8,7 @@ from starloom.dag.errors import StarloomError
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
+    DeadlineSpent,
     EpochStarted,
     Fact,
     JobCancelRequested,
@@ -49,7 +50,7 @@ class State:
                 self.jobs[fact.job] = self.open[fact.job] = JobState(fact)
                 if fact.key:
                     self.keys[fact.key] = fact.job
-            case JobCancelRequested() | JobPatched():
+            case JobCancelRequested() | JobPatched() | DeadlineSpent():
                 self.jobs[fact.job].apply(fact)
             case JobEnded():
                 self.jobs[fact.job].apply(fact)

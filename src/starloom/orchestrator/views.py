@@ -10,7 +10,7 @@ from starloom.dag.errors import NotFound
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.job import ENDED, JobState, StageState, StageStatus
 from starloom.devices.node import NodeProfile
-from starloom.orchestrator.endings import NANOS
+from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.feasible import misfits
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.lanes import ReadyLanes

@@ -43,6 +43,7 @@ def job_to_wire(info: JobInfo) -> pb.Job:
         status=info.status.value,
         revision=info.revision,
         error=info.error,
+        cause=info.cause,
         outputs={name: ref_to_wire(ref) for name, ref in info.outputs.items()},
         stages=[_stage_to_wire(stage) for stage in info.stages],
         submitted_unix_nanos=info.submitted_unix_nanos,

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("constellation_json", "inputs", "key", "priority", "max_parallel", "labels")
+    __slots__ = ("constellation_json", "inputs", "key", "priority", "max_parallel", "labels", "deadline_seconds")
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -29,13 +29,15 @@ class SubmitRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     MAX_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     constellation_json: bytes
     inputs: _containers.MessageMap[str, _value_pb2.ValueRef]
     key: str
     priority: int
     max_parallel: int
     labels: _containers.ScalarMap[str, str]
-    def __init__(self, constellation_json: _Optional[bytes] = ..., inputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., key: _Optional[str] = ..., priority: _Optional[int] = ..., max_parallel: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    deadline_seconds: float
+    def __init__(self, constellation_json: _Optional[bytes] = ..., inputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., key: _Optional[str] = ..., priority: _Optional[int] = ..., max_parallel: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
     __slots__ = ("job_id", "existing", "revision")
@@ -74,7 +76,7 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels", "constellation_revision", "patches")
+    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels", "constellation_revision", "patches", "cause")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +105,7 @@ class Job(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     CONSTELLATION_REVISION_FIELD_NUMBER: _ClassVar[int]
     PATCHES_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     key: str
     name: str
@@ -117,7 +120,8 @@ class Job(_message.Message):
     labels: _containers.ScalarMap[str, str]
     constellation_revision: int
     patches: _containers.RepeatedCompositeFieldContainer[PatchNote]
-    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., constellation_revision: _Optional[int] = ..., patches: _Optional[_Iterable[_Union[PatchNote, _Mapping]]] = ...) -> None: ...
+    cause: str
+    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., constellation_revision: _Optional[int] = ..., patches: _Optional[_Iterable[_Union[PatchNote, _Mapping]]] = ..., cause: _Optional[str] = ...) -> None: ...
 
 class PatchNote(_message.Message):
     __slots__ = ("revision", "principal", "why", "patch_id", "restart", "operations", "changes")

@@ -11,7 +11,16 @@ import msgspec
 from starloom.dag.errors import InvalidInput, NotFound, Problem, StarloomError
 from starloom.orchestrator.cli import follow, patch
 from starloom.orchestrator.cli.check import read_constellation
-from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, count, error_fields
+from starloom.orchestrator.cli.output import (
+    Commands,
+    Exit,
+    Output,
+    UsageError,
+    add_command,
+    count,
+    error_fields,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
@@ -38,6 +47,9 @@ def add_parsers(commands: Commands) -> None:
     submit.add_argument("--key", default="", help="your own name for the job; the same again gives the same job")
     submit.add_argument("--priority", type=int, default=0, help="a greater one goes first")
     submit.add_argument("--max-parallel", type=count, default=0, metavar="N", help="stages that may run at once")
+    submit.add_argument(
+        "--deadline", type=seconds, default=0.0, metavar="TIME", help="fail the job after so long, as 30s or 5m"
+    )
     submit.add_argument("--output-dir", type=Path, metavar="DIR", help="with --watch: write the outputs to files there")
     jobs = add_command(commands, "jobs", run_jobs, "the jobs that are kept, the newest first")
     jobs.add_argument("--limit", type=count, default=0, metavar="N", help="at most so many")
@@ -90,7 +102,8 @@ def _problems(constellation: "Constellation") -> list[Problem]:
 async def _submit(
     client: "AsyncClient", args: argparse.Namespace, out: Output, what: "Constellation", inputs: Mapping[str, Any]
 ) -> int:
-    job = await client.submit(what, inputs, args.key, args.priority, args.max_parallel)
+    options = (args.key, args.priority, args.max_parallel)
+    job = await client.submit(what, inputs, *options, deadline_seconds=args.deadline)
     if not args.watch:
         info = await job.status()
         out.json(

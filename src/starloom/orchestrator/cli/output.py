@@ -28,6 +28,7 @@ from starloom.dag.errors import (
     Unauthenticated,
     Unavailable,
 )
+from starloom.dag.schema import read_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,9 +79,10 @@ def problem_rows(problems: Iterable[Problem]) -> list[dict[str, str]]:
 
 
 def error_fields(error: StarloomError) -> dict[str, Any]:
-    """An error as JSON has it: type, message, and problems (of an error without any, an empty list)."""
+    """An error as JSON has it: type, message, and problems (of an error without any, an empty list); a job's also the cause."""
     problems = error.problems if isinstance(error, InvalidInput | JobFailed) else ()
-    return {"type": type(error).__name__, "message": str(error), "problems": problem_rows(problems)}
+    cause = {"cause": error.cause} if isinstance(error, JobFailed) and error.cause else {}
+    return {"type": type(error).__name__, "message": str(error), "problems": problem_rows(problems), **cause}
 
 
 class Output:
@@ -147,6 +149,14 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdecimal() or len(text) > _COUNT_DIGITS_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 0")
     return int(text)
+
+
+def seconds(text: str) -> float:
+    """An argument that is a duration, as `30`, `5s` or `2m`; for the `type` of `add_argument`."""
+    try:
+        return read_seconds(float(text) if text.replace(".", "", 1).isdecimal() else text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 Run = Callable[[argparse.Namespace, Output], int]

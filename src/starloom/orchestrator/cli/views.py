@@ -123,6 +123,10 @@ def _happened(fact: facts.Fact) -> str:
             who = f" by {fact.principal}" if fact.principal else ""
             why = f" ({fact.why})" if fact.why else ""
             return f"changed to revision {fact.revision}{who}{why}: {', '.join(fact.operations)}"
+        case facts.JobCancelRequested(ends=facts.JobStatus.FAILED):
+            return f"stopped: {fact.reason}"
+        case facts.DeadlineSpent():
+            return f"{fact.seconds:.1f} s of its deadline have passed"
         case facts.JobEnded():
             return f"{fact.status}{f': {fact.error}' if fact.error else ''}"
         case _:

@@ -60,6 +60,8 @@ class JobView:
         self.submitted = fact
         self.status = JobStatus.RUNNING
         self.cancelled = False
+        #: what it has to end as, once it is being cancelled
+        self.ends = JobStatus.CANCELLED
         self.stages = {name: StageView(spec) for name, spec in fact.constellation.stages.items()}
         self.upstreams: dict[StageId, list[Dependency]] = {name: [] for name in self.stages}
         for arc in fact.constellation.dependencies:
@@ -211,7 +213,7 @@ class Judge:
             return
         job.events.append((offset, line))
         if isinstance(fact, f.JobCancelRequested):
-            job.status, job.cancelled = JobStatus.CANCELLING, True
+            job.status, job.cancelled, job.ends = JobStatus.CANCELLING, True, fact.ends
         elif isinstance(fact, f.JobEnded):
             job.status = fact.status
         elif stage is not None:

@@ -24,6 +24,7 @@ from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
+from starloom.orchestrator.simulate.intime import DeadlinesAreKept, out_of_time
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.model import in_order
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
@@ -137,6 +138,9 @@ class Budgets(Property):
             self.broken(f"given up after {stage.failures + 1} failures, with {times} retries", fact.job, fact.stage)
         if stage.spec.params["fails"] or fact.error.cause == "InputUnavailable":
             return
+        if out_of_time(fact):
+            job.tainted.add(fact.stage)
+            return
         used_up = (
             fact.error.transient
             or stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX
@@ -192,13 +196,8 @@ class Answers(Property):
             self.broken(f"the key {client.name} has two jobs, {known} and {answer.job}", answer.job)
 
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
-        if (
-            isinstance(fact, f.JobEnded)
-            and job is not None
-            and job.cancelled
-            and fact.status is not JobStatus.CANCELLED
-        ):
-            self.broken(f"its cancel was accepted, and it ends {fact.status}", fact.job)
+        if isinstance(fact, f.JobEnded) and job is not None and job.cancelled and fact.status is not job.ends:
+            self.broken(f"it was to end {job.ends}, and it ends {fact.status}", fact.job)
 
 
 class OutputsAreDurable(Property):
@@ -338,4 +337,5 @@ PROPERTIES: tuple[type[Property], ...] = (
     Released,
     NoOldEpoch,
     OneIsLeft,
+    DeadlinesAreKept,
 )

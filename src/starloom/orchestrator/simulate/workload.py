@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+import msgspec
+
 from starloom.agents.values import digest
 from starloom.dag.constellation import (
     Comparison,
@@ -88,6 +90,20 @@ def work(chance: Chance, stages: int, name: str, tiers: int = len(TIERS)) -> Wor
         priority=chance.below(3), max_parallel=1 + chance.below(8) if stages <= 200 and chance.happens(0.3) else 0
     )
     return Work(constellation, inputs, options)
+
+
+def hurried(chance: Chance, given: Work) -> Work:
+    """The same, and perhaps with deadlines: of the job, or of some of its stages."""
+    constellation, options = given.constellation, given.options
+    if chance.happens(0.1):
+        options = msgspec.structs.replace(options, deadline_seconds=chance.pick((6.0, 15.0, 40.0)))
+    if chance.happens(0.3):
+        stages = dict(constellation.stages)
+        for name in chance.sample(list(stages), 1 + len(stages) // 10):
+            policy = msgspec.structs.replace(stages[name].policy, deadline_seconds=chance.pick((2.0, 6.0, 20.0)))
+            stages[name] = msgspec.structs.replace(stages[name], policy=policy)
+        constellation = msgspec.structs.replace(constellation, stages=stages)
+    return Work(constellation, given.inputs, options)
 
 
 class _Style:

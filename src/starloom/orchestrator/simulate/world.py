@@ -96,8 +96,9 @@ class World:
         self.names = tuple(self._profiles)
         self.slots = {profile.name: profile.slots for profile in profiles}
         tiers = min(len(workload.TIERS), setup.nodes)
+        late = self.chances.of("deadlines")
         self.clients = [
-            Client(self, f"c{index}", workload.work(drawn, setup.stages, f"job-{index}", tiers))
+            Client(self, f"c{index}", workload.hurried(late, workload.work(drawn, setup.stages, f"job-{index}", tiers)))
             for index in range(setup.jobs)
         ]
         self.processes: dict[AgentId, AgentProcess] = {}
