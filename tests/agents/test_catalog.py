@@ -12,7 +12,7 @@ import pytest
 
 from starloom.agents import catalog
 from starloom.agents.catalog import GROUP, SHIPPED, Catalog
-from starloom.agents.stage import CancelToken, Models, Outputs, Stage, StageCall
+from starloom.agents.stage import CancelToken, Grown, Models, Outputs, Stage, StageCall
 from starloom.dag import limits
 from starloom.dag.errors import Cancelled, InvalidInput, NotFound, StageError
 from starloom.dag.kinds import KindSpec
@@ -245,6 +245,16 @@ def test_fail_fails_as_often_as_it_is_told(shipped: Catalog) -> None:
         call(shipped, "basic.fail", attempt=limits.RETRIES_MAX + 1)
     assert not raised.value.transient
     assert not shipped.kinds["basic.fail"].deterministic
+
+
+def test_count_adds_a_round_until_it_is_done(shipped: Catalog) -> None:
+    grown = call(shipped, "basic.count", {"value": 1}, until=3)
+    assert isinstance(grown, Grown)
+    assert grown.outputs == {"value": 2}
+    assert [type(operation).__name__ for operation in grown.patch.operations] == ["Add", "Redirect"]
+    assert call(shipped, "basic.count", {"value": 2}, until=3) == {"value": 3}
+    with pytest.raises(StageError, match="value is str, not a whole number"):
+        call(shipped, "basic.count", {"value": "1"})
 
 
 def test_make_bytes_are_the_same_everywhere(shipped: Catalog) -> None:

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from starloom import Graph
 from starloom.agents.agent import Agent, AgentConfig
-from starloom.agents.stage import Outputs, Stage, StageCall
+from starloom.agents.growing import Growing
+from starloom.agents.stage import Grown, Outputs, Stage, StageCall
 from starloom.dag.constellation import Constellation, Policy, Retry
 from starloom.dag.errors import StageError
 from starloom.dag.kinds import KindCatalog, KindSpec, Param
@@ -54,6 +55,28 @@ class Gate(Stage):
         return {"text": call.inputs["text"]}
 
 
+class Sprout(Stage):
+    """Passes text on, once the test opens its gate, and adds gates for it to go through one after another."""
+
+    spec: ClassVar = KindSpec(
+        name="test.sprout",
+        inputs={"text": Port(PortType.TEXT)},
+        outputs={"text": Port(PortType.TEXT)},
+        params={"gate": Param(type="string", required=True), "adds": Param(type="array", default=())},
+        grows=True,
+    )
+
+    def run(self, call: StageCall) -> Outputs | Grown:
+        outputs = Gate().run(call)
+        grow = Growing(call)
+        text = grow.own("text")
+        for name in call.params["adds"]:
+            text = grow.stage("test.gate", {"gate": name}, text=text)["text"]
+        if call.params["adds"]:
+            grow.redirect("text", text)
+        return grow.result(outputs)
+
+
 class Fail(Stage):
     """Fails with the text that it is given."""
 
@@ -69,7 +92,7 @@ class Stages:
     """The kinds above, as an agent looks them up."""
 
     def __init__(self) -> None:
-        stages = [*map(copy_of, PortType), Gate(), Fail()]
+        stages = [*map(copy_of, PortType), Gate(), Sprout(), Fail()]
         self._stages = {stage.spec.name: stage for stage in stages}
         self.kinds = KindCatalog(stage.spec for stage in stages)
 

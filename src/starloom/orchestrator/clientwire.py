@@ -80,6 +80,7 @@ def _stage_from_wire(message: pb.StageState) -> StageInfo:
         models=tuple(message.models),
         attempts=message.attempts,
         reason=message.reason,
+        grown_by=message.grown_by,
         seconds=Timing(
             queue=timing.queue_seconds,
             transfer=timing.transfer_seconds,

@@ -84,6 +84,7 @@ def _stage_info(coordinator: Coordinator, job: JobState, stage: StageState, prof
         models=stage.models,
         attempts=stage.tries,
         reason=_reason(coordinator, job, stage),
+        grown_by=job.origins[stage.spec.id].by if stage.spec.id in job.origins else "",
         seconds=stage.timing,
         figures=dict(stage.figures),
     )

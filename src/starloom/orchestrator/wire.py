@@ -88,6 +88,7 @@ def _stage_to_wire(stage: StageInfo) -> pb.StageState:
         models=stage.models,
         attempts=stage.attempts,
         reason=stage.reason,
+        grown_by=stage.grown_by,
         timing=pb.StageTiming(
             queue_seconds=seconds.queue,
             transfer_seconds=seconds.transfer,

@@ -4,7 +4,8 @@ import threading
 
 import numpy as np
 
-from starloom.agents.stage import Outputs, Stage, StageCall
+from starloom.agents.growing import Growing
+from starloom.agents.stage import Grown, Outputs, Stage, StageCall
 from starloom.dag import limits
 from starloom.dag.errors import StageError
 from starloom.dag.kinds import Cost, KindSpec, Param
@@ -126,6 +127,30 @@ class Fail(Stage):
         if call.attempt <= call.params["times"]:
             raise StageError(call.params["message"], transient=call.params["transient"])
         return {"value": call.inputs.get("value")}
+
+
+class Count(Stage):
+    """Adds 1 to `value`, and as long as that is less than `until` adds another round, which is read in its place."""
+
+    spec = KindSpec(
+        name="basic.count",
+        about="Counts up, a round of a loop for each number.",
+        inputs={"value": Port(PortType.JSON, optional=True)},
+        outputs={"value": _VALUE},
+        params={"until": Param(type="integer", default=1, about="the number to count to")},
+        variadic_input=_VALUE,
+        grows=True,
+        cost=_FREE,
+    )
+
+    def run(self, call: StageCall) -> Outputs | Grown:
+        value = call.inputs.get("value", 0)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise StageError(f"basic.count: value is {type(value).__name__}, not a whole number; bind one")
+        grow = Growing(call)
+        if value + 1 < call.params["until"]:
+            grow.redirect("value", grow.again(value=grow.own("value"))["value"])
+        return grow.result({"value": value + 1})
 
 
 class MakeBytes(Stage):

@@ -4,7 +4,7 @@ Finding is DB (Liao et al., 2020, arXiv:1911.08947), reading is CTC (Graves et a
 thresholds are those that PaddleOCR and RapidOCR 3.10 use with these models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import cv2
@@ -75,6 +75,16 @@ class Region(NamedTuple):
         return {"score": round(self.score, 4), "box": self.quad.tolist(), **bend}
 
 
+DETECT_PARAMS: Mapping[str, Param] = {
+    "min_side": Param(
+        type="integer",
+        default=736,
+        about="pixels; an image with a shorter side is scaled up to it; small print needs it",
+    ),
+    "max_side": Param(type="integer", default=1600, about="pixels; the longer side is never scaled beyond it"),
+}
+
+
 class DetectText(Stage):
     """Finds lines of text, in reading order: `[{"score": 0 to 1, "box": [[x, y] * 4]}]`, and `bend` where one is bent."""
 
@@ -83,14 +93,7 @@ class DetectText(Stage):
         about="Finds the lines of text in an image.",
         inputs={"image": Port(PortType.IMAGE)},
         outputs={"boxes": Port(PortType.JSON)},
-        params={
-            "min_side": Param(
-                type="integer",
-                default=736,
-                about="pixels; an image with a shorter side is scaled up to it; small print needs it",
-            ),
-            "max_side": Param(type="integer", default=1600, about="pixels; the longer side is never scaled beyond it"),
-        },
+        params=dict(DETECT_PARAMS),
         models=(MODEL,),
         tier=Tier.EDGE,
         cost=Cost(run_seconds=0.5, load_seconds=0.3, memory_bytes=400 * 1024 * 1024),
@@ -100,26 +103,14 @@ class DetectText(Stage):
         models.session(MODEL, DETECT_FILE)
 
     def run(self, call: StageCall) -> Outputs:
-        min_side, max_side = call.params["min_side"], call.params["max_side"]
-        if not 0 <= min_side <= max_side or not SIZE_MULTIPLE <= max_side <= limits.VISION_SIDE_PIXELS_MAX:
-            raise StageError(
-                f"text.detect: min_side {min_side} must be 0 to max_side {max_side}, and that from {SIZE_MULTIPLE} to "
-                f"VISION_SIDE_PIXELS_MAX = {limits.VISION_SIDE_PIXELS_MAX}"
-            )
-        image: Image = call.inputs["image"]
-        if 0 in image.shape:
-            return {"boxes": []}
-        session = call.models.session(MODEL, DETECT_FILE)
-        (probability,) = session.run({session.input_names[0]: detector_input(image, min_side, max_side)})
-        found = find_regions(probability[0, 0], image.shape[1], image.shape[0])
-        return {"boxes": [region.plain() for region in reading_order(found)]}
+        return {"boxes": [region.plain() for region in find_lines(call, self.spec.name)]}
 
 
 class RecogniseText(Stage):
     """Reads the lines of text that `text.detect` found: `text`, and `[{"text", "score", "box", "index"}]` in the same order.
 
     `index` is the line's place among the boxes. Of `parts` stages that share one image, the `part`-th reads
-    every `parts`-th line; `text.merge` puts their lines together.
+    every `parts`-th line, and one with `only` those that it names; `text.merge` puts their lines together.
     """
 
     spec = KindSpec(
@@ -131,6 +122,7 @@ class RecogniseText(Stage):
             "score_min": Param(type="number", default=0.5, about="lines with a lower score are left out; 0 to 1"),
             "part": Param(type="integer", default=1, about="which share of the lines to read; 1 to parts"),
             "parts": Param(type="integer", default=1, about="among how many stages the lines are divided"),
+            "only": Param(type="array", about="the lines to read, by their place among the boxes; else by part"),
         },
         models=(MODEL,),
         tier=Tier.EDGE,
@@ -149,12 +141,14 @@ class RecogniseText(Stage):
                 f"text.recognise: score_min {score_min} must be 0 to 1, and part {part} from 1 to parts = {parts}"
             )
         image: Image = call.inputs["image"]
-        regions = parse_boxes(call.inputs["boxes"], image.shape[1], image.shape[0])[part - 1 :: parts]
+        found = parse_boxes(call.inputs["boxes"], image.shape[1], image.shape[0])
+        places = chosen_lines(call.params["only"], len(found), part, parts)
+        regions = [found[place] for place in places]
         crops = self._turn(call, [crop_line(image, region.quad, region.bend) for region in regions])
         read = self._read(call, crops)
         lines = [
-            {"text": text, "score": round(score, 4), "box": region.quad.tolist(), "index": part - 1 + n * parts}
-            for n, ((text, score), region) in enumerate(zip(read, regions, strict=True))
+            {"text": text, "score": round(score, 4), "box": region.quad.tolist(), "index": place}
+            for place, (text, score), region in zip(places, read, regions, strict=True)
             if text and score >= score_min
         ]
         return as_text(lines)
@@ -189,6 +183,31 @@ class RecogniseText(Stage):
             done += len(batch)
             call.progress(done / len(crops))
         return read
+
+
+def find_lines(call: StageCall, kind: str) -> list[Region]:
+    """The lines of text in the call's image, in reading order, as its `min_side` and `max_side` have it."""
+    min_side, max_side = call.params["min_side"], call.params["max_side"]
+    if not 0 <= min_side <= max_side or not SIZE_MULTIPLE <= max_side <= limits.VISION_SIDE_PIXELS_MAX:
+        raise StageError(
+            f"{kind}: min_side {min_side} must be 0 to max_side {max_side}, and that from {SIZE_MULTIPLE} to "
+            f"VISION_SIDE_PIXELS_MAX = {limits.VISION_SIDE_PIXELS_MAX}"
+        )
+    image: Image = call.inputs["image"]
+    if 0 in image.shape:
+        return []
+    session = call.models.session(MODEL, DETECT_FILE)
+    (probability,) = session.run({session.input_names[0]: detector_input(image, min_side, max_side)})
+    return reading_order(find_regions(probability[0, 0], image.shape[1], image.shape[0]))
+
+
+def chosen_lines(only: Any, count: int, part: int, parts: int) -> list[int]:
+    """Which of so many lines to read. Raises StageError for a place that there is not."""
+    if only is None:
+        return list(range(part - 1, count, parts))
+    if wrong := [place for place in only if type(place) is not int or not 0 <= place < count]:
+        raise StageError(f"text.recognise: only names {wrong[:5]}, and there are {count} boxes, from 0 on")
+    return list(only)
 
 
 def detector_input(image: Image, min_side: int, max_side: int) -> NDArray[np.float32]:

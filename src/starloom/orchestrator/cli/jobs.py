@@ -258,12 +258,21 @@ def run_explain(args: argparse.Namespace, out: Output) -> int:
     info = with_client(lambda client: client.info(args.job))
     waiting = [stage for stage in info.stages if stage.status not in ENDED]
     rows = [
-        {"stage": stage.name, "status": stage.status, "node": stage.node, "waits_for": stage.reason}
+        {
+            "stage": stage.name,
+            "status": stage.status,
+            "node": stage.node,
+            "waits_for": stage.reason,
+            "grown_by": stage.grown_by,
+        }
         for stage in waiting
     ]
     out.json({"job": info.id, "status": info.status, "stages": rows})
     out.text(f"{info.id} is {info.status}; {len(rows)} of {len(info.stages)} stages have not ended")
-    out.table(("stage", "status", "node", "waits for"), [(s.name, s.status, s.node, s.reason) for s in waiting])
+    out.table(
+        ("stage", "status", "node", "waits for", "grown by"),
+        [(stage.name, stage.status, stage.node, stage.reason, stage.grown_by) for stage in waiting],
+    )
     return Exit.DONE
 
 

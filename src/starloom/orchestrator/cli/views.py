@@ -28,6 +28,7 @@ def stage_row(stage: "StageInfo") -> dict[str, Any]:
         "model": ", ".join(stage.models),
         "attempts": stage.attempts,
         "reason": stage.reason,
+        "grown_by": stage.grown_by,
         "seconds": {
             "queue": seconds.queue,
             "transfer": seconds.transfer,
