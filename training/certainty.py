@@ -10,12 +10,11 @@ import argparse
 import json
 import sys
 
-from starloom.agents.language import quality
+from starloom.agents.language import quality, reading
 from starloom.agents.language.model import load
 from starloom.agents.modelstore import ModelStore
 from starloom.agents.sessions import SessionPool
-from starloom.agents.stage import CancelToken, StageCall
-from starloom.agents.stages import reader
+from starloom.agents.stage import CancelToken
 
 THRESHOLDS = (-5.0, -1.0, -0.5, -0.4, -0.3, -0.25, -0.2, -0.15, -0.1, -0.05, -0.02)
 SECONDS = 60.0
@@ -27,10 +26,10 @@ def main() -> int:
     parser.add_argument("--questions", type=int, default=10_000)
     options = parser.parse_args()
     models = SessionPool(ModelStore(), limit=1).for_call(CancelToken())
-    model, call = load(models, options.model), StageCall({}, {}, models)
+    model = load(models, options.model)
     found = []
     for asked in quality.held_out()[: options.questions]:
-        read = reader.asked(model, asked.question, asked.snippets, call, SECONDS)
+        read = reading.asked(model, asked.question, asked.snippets, CancelToken(), SECONDS)
         found.append((read.certainty, quality.right(read.reply, asked)))
     for threshold in THRESHOLDS:
         sure = [right for certainty, right in found if certainty >= threshold]

@@ -11,10 +11,8 @@ import json
 import sys
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from starloom.agents.language import quality
-from training.evaluate import decoder, extractive
+from training.evaluate import extractive, model
 from training.prepare import SEED, SHIPPED
 from training.sources import WORK
 
@@ -33,14 +31,14 @@ def digest(name: str) -> str:
     return hashlib.sha256(gzip.decompress((SHIPPED / name).read_bytes())).hexdigest()
 
 
-def figures_of(size: str, reader: Tokenizer, questions: list[quality.Asked]) -> dict[str, Any]:
+def figures_of(size: str, questions: list[quality.Asked]) -> dict[str, Any]:
     """A shipped size's figures, and what INT8 costs of exact match against float32."""
     path = SHIPPED / size / "model.onnx"
-    made = decoder(path)
-    found = quality.quality(made, reader, questions)
-    free = quality.measured(questions, [quality.answered(made, reader, one, copied=False) for one in questions])
-    perplexity, bits = quality.perplexity(made, reader, quality.held_out_text())
-    whole = quality.quality(decoder(WORK / f"{size}-float32.onnx"), reader, questions)
+    made = model(path)
+    found = quality.quality(made, questions)
+    free = quality.measured(questions, [quality.answered(made, one, copied=False) for one in questions])
+    perplexity, bits = quality.perplexity(made, quality.held_out_text())
+    whole = quality.quality(model(WORK / f"{size}-float32.onnx"), questions)
     return {
         "bytes": path.stat().st_size,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -54,7 +52,6 @@ def figures_of(size: str, reader: Tokenizer, questions: list[quality.Asked]) -> 
 
 
 def main() -> int:
-    reader = Tokenizer.from_file(str(SHIPPED / "tokenizer.json"))
     questions = quality.held_out()
     sizes = sorted((path.parent.name for path in SHIPPED.glob("*/model.onnx")), key=lambda name: int(name[:-1]))
     record = {
@@ -65,7 +62,7 @@ def main() -> int:
             "text_sha256": digest(quality.TEXT),
             "text_bytes": quality.text_bytes(quality.held_out_text()),
         },
-        "sizes": {size: figures_of(size, reader, questions) for size in sizes},
+        "sizes": {size: figures_of(size, questions) for size in sizes},
         "extractive": extractive(questions),
         "ngram": [json.loads(line) for line in (WORK / "ngram.jsonl").read_text().splitlines()],
         "aligned": [json.loads(path.read_text()) for path in sorted(WORK.glob("map-*.json"))],

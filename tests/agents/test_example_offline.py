@@ -14,6 +14,7 @@ import soxr
 from numpy.typing import NDArray
 
 from starloom.agents.catalog import Catalog
+from starloom.agents.language import family
 from starloom.agents.values import Audio, decode, encode
 from starloom.dag.constellation import Constellation, Tier
 from starloom.dag.document import load
@@ -110,7 +111,9 @@ def test_the_question_is_answered_from_the_picture(
     assert len(outputs["faces"]) == 1
     assert outputs["passages"][0]["title"] == "pixel"
     assert "unambiguously" in outputs["answer"]
-    assert outputs["answer"] == ANSWER
+    assert outputs["details"]["model"] == family.sizes()[-1]
+    heard = {"question": outputs["transcript"], "read": outputs["text"], "passages": outputs["passages"]}
+    assert run_stage("text.answer", **heard)["answer"] == ANSWER
     speech = outputs["speech"]
     assert isinstance(speech, Audio)
     assert 6 < speech.seconds < 30

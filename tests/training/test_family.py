@@ -122,10 +122,7 @@ def test_right_replies_measure_as_right_and_refusals_as_refusals() -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_answers_about_as_well_as_recorded(size: str) -> None:
     record = json.loads((quality.FOLDER / "record.json").read_text())["sizes"][size]
-    reader = Tokenizer.from_file(str(quality.FOLDER / size / "tokenizer.json"))
-    decoder = quality.Decoder(session(size), config(size))
-    questions = quality.held_out()[:100]
-    found = quality.quality(decoder, reader, questions)
+    found = quality.quality(quality.opened(quality.FOLDER / size), quality.held_out()[:100])
     # 70 of the hundred are answerable: three spreads of a share that near.
     spread = 3 * math.sqrt(0.25 / 70)
     assert found.exact_match >= record["exact_match"] - spread

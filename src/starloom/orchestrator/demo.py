@@ -3,14 +3,16 @@
 It runs cold, and then in turns warm and warm with one stage at a time, on one cluster.
 """
 
+import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from starloom.agents.language.family import LARGEST, sizes
 from starloom.dag import facts
 from starloom.dag.constellation import Constellation
 from starloom.dag.document import load
@@ -21,6 +23,9 @@ from starloom.orchestrator.infos import Event, JobInfo
 
 QUESTION: Final = "question.wav"
 PHOTO: Final = "photo.jpg"
+ANSWER: Final = StageId("answer")
+EXTRACTIVE: Final = "extractive"
+"""The answer from the best sentences alone, without a language model."""
 
 
 class Shows(Protocol):
@@ -61,9 +66,20 @@ def example() -> Path:
     return Path(str(files("starloom.orchestrator").joinpath("data", "spoken-question")))
 
 
-def constellation() -> Constellation:
-    """The demonstration's constellation."""
-    return load((example() / "constellation.yaml").read_text("utf-8"), place="the demonstration's constellation")
+def languages() -> list[str]:
+    """What may write the answer."""
+    return [LARGEST, *sizes(), EXTRACTIVE]
+
+
+def constellation(language: str = LARGEST) -> Constellation:
+    """The demonstration's constellation, with one of `languages()` to write the answer."""
+    made = load((example() / "constellation.yaml").read_text("utf-8"), place="the demonstration's constellation")
+    stage = made.stages[ANSWER]
+    if language == EXTRACTIVE:
+        stage = msgspec.structs.replace(stage, kind="text.answer", params={})
+    elif language != LARGEST:
+        stage = msgspec.structs.replace(stage, params={"model": language})
+    return msgspec.structs.replace(made, stages={**made.stages, ANSWER: stage})
 
 
 def pull_models(note: Callable[[str], None]) -> None:
@@ -110,3 +126,23 @@ def parallel_width(seen: Iterable[Fact]) -> int:
             case facts.StageCancelled():
                 running = {(stage, token) for stage, token in running if stage != fact.stage}
     return width
+
+
+def language_row(runs: Sequence[Measured]) -> dict[str, Any] | None:
+    """Who answered, and the language model's speed as the median of runs; None without a language model."""
+    details = [run.outputs["details"] for run in runs]
+    first = details[0]
+    if "by" not in first:
+        return None
+
+    def median(name: str) -> float | None:
+        found = [one[name] for one in details if one[name] is not None]
+        return statistics.median(found) if found else None
+
+    seconds = median("first_token_seconds")
+    kept = ("by", "model", "span", "doubt", "certainty", "prompt_tokens", "tokens")
+    return {
+        **{name: first[name] for name in kept},
+        "first_token_ms": None if seconds is None else 1_000 * seconds,
+        "tokens_per_second": median("tokens_per_second"),
+    }

@@ -41,8 +41,9 @@ class Texts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LanguageModel:
-    """A model that a call can generate with."""
+    """A model that a call can generate with, by its own name in the store."""
 
+    name: str
     texts: Texts
     decoder: Decoder
 
@@ -72,7 +73,7 @@ def load(models: Models, name: str, file: str = "") -> LanguageModel:
     )
     if (logits := graph.vocabulary or texts.config.vocabulary) and (fault := texts.vocabulary.mismatch(logits)):
         raise InvalidInput([Problem(f"{name}/tokenizer.json", fault)], "the tokenizer does not match")
-    return LanguageModel(texts, Decoder(session, graph))
+    return LanguageModel(name, texts, Decoder(session, graph))
 
 
 def _texts(models: Models, name: str) -> Texts:

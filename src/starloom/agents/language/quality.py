@@ -1,42 +1,31 @@
-"""How well a size of the language family answers, on questions and text from entries that it was never trained on.
-
-Greedy decoding with a cache, one question at a time: the plainest use of the graph, which a faster engine must equal.
-"""
+"""How well a size of the language family answers, on questions and text from entries that it was never trained on."""
 
 import gzip
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from starloom.agents.language import prompt
-from starloom.agents.language.prompt import Copying, Reply, Snippet
+from starloom.agents.language import prompt, reading
+from starloom.agents.language.files import Files
+from starloom.agents.language.model import LanguageModel, load
+from starloom.agents.language.prompt import Encoder, Reply, Snippet
+from starloom.agents.language.sampling import log_softmax
+from starloom.agents.stage import CancelToken, Models
+from starloom.agents.stages import answer
 
 FOLDER: Final = Path(str(files("starloom.agents"))) / "data" / "language"
 QUESTIONS: Final = "heldout.jsonl.gz"
 TEXT: Final = "heldout-text.jsonl.gz"
-ANSWER_TOKENS_MAX: Final = 72
+SECONDS: Final = 60.0
+"""For one answer, so that slowness does not count as a mistake."""
+
 WINDOW: Final = 256
 """Tokens of text that are read at once for the perplexity: as many as the family was trained on."""
-
-
-class Session(Protocol):
-    """What is used of an `onnxruntime.InferenceSession`."""
-
-    def run(self, names: Sequence[str] | None, feeds: Mapping[str, Any]) -> list[Any]: ...
-
-
-class Reader(Protocol):
-    """What is used of a `tokenizers.Tokenizer`."""
-
-    def encode(self, text: str) -> Any: ...
-
-    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
 
 class Asked(NamedTuple):
@@ -46,6 +35,14 @@ class Asked(NamedTuple):
     snippets: tuple[Snippet, ...]
     reply: Reply
     kind: str
+
+
+class Extractive(NamedTuple):
+    """Shares in [0, 1] of answerable questions that the best sentence is, or contains with its title, the span of; and of others refused."""
+
+    exact_match: float
+    contains: float
+    refused: float
 
 
 class Quality(NamedTuple):
@@ -60,58 +57,10 @@ class Quality(NamedTuple):
     by_kind: dict[str, tuple[int, float]]
 
 
-class Decoder:
-    """A graph in the usual layout with its cache: `logits` of tokens after those that came before."""
-
-    def __init__(self, session: Session, config: Mapping[str, Any]) -> None:
-        self._session = session
-        self._layers = int(config["num_hidden_layers"])
-        self._empty = np.zeros((1, int(config["num_key_value_heads"]), 0, int(config["head_dim"])), np.float32)
-        self._names = ["logits"]
-        for layer in range(self._layers):
-            self._names += [f"present.{layer}.key", f"present.{layer}.value"]
-        self._cache: list[NDArray[np.float32]] = []
-        self._length = 0
-        self.reset()
-
-    def reset(self) -> None:
-        self._cache = [self._empty] * (2 * self._layers)
-        self._length = 0
-
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """[tokens, vocabulary]"""
-        start, self._length = self._length, self._length + len(ids)
-        feeds: dict[str, NDArray[Any]] = {
-            "input_ids": np.array([ids], np.int64),
-            "attention_mask": np.ones((1, self._length), np.int64),
-            "position_ids": np.arange(start, self._length, dtype=np.int64)[None],
-        }
-        for number, kept in enumerate(self._cache):
-            feeds[f"past_key_values.{number // 2}.{('key', 'value')[number % 2]}"] = kept
-        outputs = self._session.run(self._names, feeds)
-        self._cache = outputs[1:]
-        found: NDArray[np.float32] = outputs[0][0]
-        return found
-
-    def greedy(
-        self, ids: Sequence[int], end: int, copying: Copying | None = None, limit: int = ANSWER_TOKENS_MAX
-    ) -> list[int]:
-        """The likeliest tokens after `ids`, up to `end`, which is left out."""
-        self.reset()
-        made: list[int] = []
-        token = likeliest(self.logits(ids)[-1], copying.allowed(made) if copying else None)
-        while token != end and len(made) < limit:
-            made.append(token)
-            token = likeliest(self.logits([token])[-1], copying.allowed(made) if copying else None)
-        return made
-
-
-def likeliest(logits: NDArray[np.float32], allowed: Collection[int] | None) -> int:
-    """The token of the highest logit, of those allowed if not all are."""
-    if not allowed:
-        return int(logits.argmax())
-    among = np.fromiter(sorted(allowed), np.int64)
-    return int(among[logits[among].argmax()])
+def opened(folder: Path, graph: Path | None = None) -> LanguageModel:
+    """The model of a folder, which is in no store; with another `graph` in place of its own."""
+    found = {path.name: path for path in folder.iterdir() if path.is_file()}
+    return load(Files(found | ({"model.onnx": graph} if graph else {}), optimised=True), folder.name)
 
 
 def _lines(path: Path) -> Iterator[Any]:
@@ -137,12 +86,9 @@ def held_out_text(folder: Path = FOLDER) -> list[str]:
     return list(_lines(folder / TEXT))
 
 
-def answered(decoder: Decoder, reader: Reader, asked: Asked, *, copied: bool = True) -> Reply:
-    """The model's reply, not yet checked; its span is held to its passage unless `copied` is false."""
-    ids = reader.encode(prompt.prompt(asked.snippets, asked.question)).ids
-    copying = Copying(reader, asked.snippets) if copied else None
-    made = decoder.greedy(ids, prompt.MARKS.index(prompt.END), copying)
-    return prompt.parse(reader.decode(made, skip_special_tokens=False))
+def answered(model: LanguageModel, asked: Asked, *, copied: bool = True) -> Reply:
+    """The model's reply, checked as a stage checks it; nothing holds it to its passage unless `copied`."""
+    return reading.asked(model, asked.question, asked.snippets, CancelToken(), SECONDS, copied=copied).reply
 
 
 def right(reply: Reply, asked: Asked) -> bool:
@@ -157,7 +103,7 @@ def measured(questions: Sequence[Asked], replies: Sequence[Reply]) -> Quality:
     others = [n for n, asked in enumerate(questions) if asked.reply.refused]
 
     def share(numbers: Sequence[int], good: Sequence[bool]) -> float:
-        return sum(good[n] for n in numbers) / max(1, len(numbers))
+        return _share([good[n] for n in numbers])
 
     exact = [right(reply, asked) for reply, asked in zip(replies, questions, strict=True)]
     refused = [reply.refused for reply in replies]
@@ -171,13 +117,34 @@ def measured(questions: Sequence[Asked], replies: Sequence[Reply]) -> Quality:
     )
 
 
-def quality(decoder: Decoder, reader: Reader, questions: Sequence[Asked]) -> Quality:
-    """Answers all questions as a stage would, each reply copied and checked, and measures."""
-    replies = [prompt.checked(answered(decoder, reader, asked), asked.snippets) for asked in questions]
-    return measured(questions, replies)
+def quality(model: LanguageModel, questions: Sequence[Asked]) -> Quality:
+    """Answers all questions as a stage would, and measures."""
+    return measured(questions, [answered(model, asked) for asked in questions])
 
 
-def windows(reader: Reader, texts: Sequence[str]) -> Iterator[list[int]]:
+def extractive(models: Models, questions: Sequence[Asked]) -> Extractive:
+    """What the best sentence would do: `text.answer` on the passages of the questions."""
+    spec = answer.Answer.spec.params["score_min"]
+    exact, contains, refused = [], [], []
+    for asked in questions:
+        passages = [{"title": one.title, "text": one.text} for one in asked.snippets]
+        ranked = answer.scored(models, asked.question, answer.candidates("", passages))
+        sure = bool(ranked) and ranked[0].score >= spec.default
+        if asked.reply.refused:
+            refused.append(not sure)
+            continue
+        said, span = prompt.normalised(ranked[0].sentence if sure else ""), prompt.normalised(asked.reply.span)
+        whole = prompt.normalised(f"{ranked[0].title} {ranked[0].sentence}") if sure else ""
+        exact.append(said == span)
+        contains.append(f" {span} " in f" {whole} ")
+    return Extractive(_share(exact), _share(contains), _share(refused))
+
+
+def _share(good: Sequence[bool]) -> float:
+    return sum(good) / max(1, len(good))
+
+
+def windows(reader: Encoder, texts: Sequence[str]) -> Iterator[list[int]]:
     """The texts in tokens, each begun and ended by the end mark, in windows that start with a token already told."""
     end = prompt.MARKS.index(prompt.END)
     for text in texts:
@@ -186,15 +153,12 @@ def windows(reader: Reader, texts: Sequence[str]) -> Iterator[list[int]]:
             yield ids[start : start + WINDOW]
 
 
-def perplexity(decoder: Decoder, reader: Reader, texts: Sequence[str]) -> tuple[float, float]:
+def perplexity(model: LanguageModel, texts: Sequence[str]) -> tuple[float, float]:
     """Perplexity for each token of the texts, and bits for each byte of them (lower-case, as they are read)."""
     loss, tokens = 0.0, 0
-    for ids in windows(reader, texts):
-        decoder.reset()
-        logits = decoder.logits(ids[:-1]).astype(np.float64)
-        top = logits.max(-1)
-        spread = np.log(np.exp(logits - top[:, None]).sum(-1)) + top
-        loss += float((spread - logits[np.arange(len(ids) - 1), ids[1:]]).sum())
+    for ids in windows(model.vocabulary.tokenizer, texts):
+        logits, _ = model.decoder.forward(np.array([ids[:-1]], np.int64))
+        loss -= float(log_softmax(logits[0])[np.arange(len(ids) - 1), ids[1:]].sum())
         tokens += len(ids) - 1
     return math.exp(loss / tokens), loss / math.log(2) / text_bytes(texts)
 

@@ -6,16 +6,16 @@ says stands in a passage, word for word: its words are held to the passage that 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
 from starloom.agents.language import prompt
-from starloom.agents.language.budget import Budget, Finish
-from starloom.agents.language.engine import Generation, Request, collected, generate
+from starloom.agents.language.budget import Finish
+from starloom.agents.language.engine import Generation
 from starloom.agents.language.family import LARGEST
 from starloom.agents.language.model import LanguageModel, load
-from starloom.agents.language.prompt import Copying, Reply, Snippet
+from starloom.agents.language.prompt import Reply, Snippet
+from starloom.agents.language.reading import ANSWER_TOKENS_MAX, Read, asked
 from starloom.agents.stage import Models, Outputs, Stage, StageCall
 from starloom.agents.stages import answer
 from starloom.agents.stages.answer import Answer, Candidate
@@ -31,7 +31,6 @@ PICTURE: Final = "picture"
 PASSAGES_MAX: Final = 3
 """Passages of the corpus in a prompt, beside what was read: the family was trained on four at most."""
 
-ANSWER_TOKENS_MAX: Final = 72
 SENTENCE_FITS: Final = 0.8
 """The score of a sentence from which a refusal is not believed. Of the held-out questions that the size `1m` refuses,
 20 of 36 with such a sentence could be answered."""
@@ -50,19 +49,6 @@ class Doubt(StrEnum):
     FITS = "a sentence fits"
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """What the model replied, checked against the passages, and how sure it was: mean log-probability of its tokens."""
-
-    reply: Reply
-    made: Generation
-    prompt_tokens: int
-
-    @property
-    def certainty(self) -> float:
-        return self.made.mean_log_probability if self.made.tokens else float("-inf")
-
-
 def snippets(question: str, read: str, passages: Sequence[Mapping[str, Any]]) -> list[Snippet]:
     """What the prompt holds: of what was read, the part that has most of the question's words; then passages."""
     found = []
@@ -73,22 +59,6 @@ def snippets(question: str, read: str, passages: Sequence[Mapping[str, Any]]) ->
         found.append(prompt.snippet(PICTURE, " ".join(sentences[best:])))
     found += [prompt.snippet(str(one["title"]), str(one["text"])) for one in passages[:PASSAGES_MAX]]
     return found
-
-
-def asked(model: LanguageModel, question: str, shown: Sequence[Snippet], call: StageCall, seconds: float) -> Read:
-    """The model's reply to a question about the passages. Raises InvalidInput for a prompt over its context."""
-    vocabulary = model.vocabulary
-    request = Request(
-        prompt=tuple(vocabulary.encode(prompt.prompt(shown, question), marked=False)),
-        budget=Budget(ANSWER_TOKENS_MAX, seconds),
-        ends=model.texts.ends,
-        context=model.texts.config.context,
-        allowed=Copying(vocabulary.tokenizer, shown).allowed,
-    )
-    made = collected(generate(model.decoder, vocabulary, request, call.cancel))
-    call.cancel.raise_if_cancelled()
-    replied = prompt.parse(vocabulary.spelled(made.tokens))
-    return Read(prompt.checked(replied, shown), made, len(request.prompt))
 
 
 def fitting(model: LanguageModel, question: str, shown: Sequence[Snippet]) -> list[Snippet]:
@@ -104,7 +74,7 @@ class ReadAndAnswer(Stage):
     """`question`, `read`, `passages` (as text.retrieve gives them) -> `answer`, as `text.answer` has its ports.
 
     `details`: those of `text.answer`, with `by` (model | sentences), `span`, which is what of the sentence
-    answers the question, `certainty`, `doubt`, and of the model's run finish, prompt_tokens, tokens,
+    answers the question, `model`, `certainty`, `doubt`, and of the model's run finish, prompt_tokens, tokens,
     first_token_seconds, tokens_per_second, mean_log_probability, seconds; null where there is none. A refusal
     has the source `none`. With a `doubt` the sentences answer: the model's mean log-probability is below
     `certainty_min`, its time was over, it only repeats the question's words, or it refuses although a
@@ -154,7 +124,7 @@ class ReadAndAnswer(Stage):
         shown = fitting(model, question, snippets(question, read, passages))
         if not shown:
             return self._by_sentences(call)
-        found = asked(model, question, shown, call, seconds)
+        found = asked(model, question, shown, call.cancel, seconds)
         tell(call, details(found.made, found.prompt_tokens))
         if doubt := _doubt(found, question, call.params["certainty_min"]):
             return self._by_sentences(call, found, doubt)
@@ -210,7 +180,8 @@ def _account(by: str, found: Read | None, span: str | None = None, doubt: Doubt 
     made = found.made if found else Generation()
     run = details(made, found.prompt_tokens if found else 0)
     certainty = found.certainty if found and found.made.tokens else None
-    said = {"by": by, "span": span, "certainty": certainty, "doubt": doubt and str(doubt)}
+    model = found.model if found else None
+    said = {"by": by, "span": span, "model": model, "certainty": certainty, "doubt": doubt and str(doubt)}
     return {**said, **(run if found else dict.fromkeys(run))}
 
 

@@ -1,13 +1,15 @@
 """`starloom demo`: the demonstration's job on a cluster of its own, from nothing to a spoken answer."""
 
 import argparse
+import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from starloom.agents.language.family import LARGEST
 from starloom.dag.errors import InvalidInput, Problem, StarloomError
 from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, save
 from starloom.orchestrator.cli.follow import Progress
@@ -20,9 +22,6 @@ if TYPE_CHECKING:
     from starloom.orchestrator.cluster import EmbeddedCluster, StartUp
     from starloom.orchestrator.demo import Measured
     from starloom.orchestrator.infos import NodeInfo
-
-LANGUAGES: Final = ("extractive",)
-"""What may write the answer."""
 
 ANSWER_NAME: Final = "answer.wav"
 ROUNDS: Final = 5
@@ -39,7 +38,10 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("--audio", type=Path, metavar="FILE", help="a spoken question: WAV, FLAC or Ogg")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a photograph: JPEG or PNG")
     parser.add_argument(
-        "--language", choices=LANGUAGES, default=LANGUAGES[0], help="what writes the answer (default: %(default)s)"
+        "--language",
+        default=LARGEST,
+        metavar="NAME",
+        help="what writes the answer: a size of the language family, or `extractive` (default: the largest size)",
     )
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="write the spoken answer there, not to a temporary folder"
@@ -51,11 +53,20 @@ def run_demo(args: argparse.Namespace, out: Output) -> int:
 
     began = time.perf_counter()
     require_extras()
+    check_language(args.language)
     inputs = _inputs(args.audio, args.image)
     if args.keep is not None:
         _make(args.keep)
     with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-demo-") as folder:
-        return _Demo(out, inputs, args.keep, began).run(Path(folder) / "cluster")
+        return _Demo(out, inputs, args.language, args.keep, began).run(Path(folder) / "cluster")
+
+
+def check_language(name: str) -> None:
+    """Raises InvalidInput for a name that nothing which may write the answer has."""
+    from starloom.orchestrator.demo import languages
+
+    if name not in languages():
+        raise InvalidInput([Problem("--language", f"is {name!r}; use {', '.join(languages())}")], "no such language")
 
 
 def require_extras() -> None:
@@ -92,9 +103,10 @@ def _make(folder: Path) -> None:
 class _Demo:
     """One demonstration: its steps in order, and what they gave."""
 
-    def __init__(self, out: Output, inputs: dict[str, Path], keep: Path | None, began: float) -> None:
+    def __init__(self, out: Output, inputs: dict[str, Path], language: str, keep: Path | None, began: float) -> None:
         self._out = out
         self._inputs = inputs
+        self._language = language
         self._keep = keep
         self._began = began
         self._models_seconds = 0.0
@@ -131,7 +143,7 @@ class _Demo:
         self._row |= cluster_row(cluster.info, cluster.address)
         self._out.note(start_up_line(cluster.start_up))
         self._nodes = cluster.info.nodes
-        what = constellation()
+        what = constellation(self._language)
         with Client(cluster.address, cluster.token) as client:
             cold = measure(client, what, self._inputs, self._progress())
             total = time.perf_counter() - self._began
@@ -173,9 +185,10 @@ class _Demo:
             ("text read", " / ".join(outputs["text"].splitlines())),
             ("faces", faces_text(outputs["faces"])),
             ("answer", outputs["answer"]),
+            ("answered by", answered_by(outputs["details"])),
             ("spoken", f"{path} ({speech.seconds:.1f} s)"),
         ):
-            self._out.text(f"{name:<10} {text}")
+            self._out.text(f"{name:<11} {text}")
 
     def _cold_start(self, start_up: "StartUp", cold: "Measured", total: float) -> None:
         split = {
@@ -196,6 +209,8 @@ class _Demo:
 
     def _compare(self, warm: list["Measured"], alone: list["Measured"]) -> None:
         """Says how the best warm run's time was spent, and how it compares to the best with one stage at a time."""
+        from starloom.orchestrator.demo import language_row
+
         best, slow = (min(runs, key=lambda run: run.seconds) for runs in (warm, alone))
         rows = [stage_row(stage) for stage in best.info.stages]
         ratio = slow.seconds / best.seconds
@@ -207,6 +222,7 @@ class _Demo:
             "parallel_width": best.width,
             "runs": {"wall": [run.seconds for run in warm], "sequential": [run.seconds for run in alone]},
             "stages": rows,
+            "language": language_row(warm),
         }
         self._out.text("")
         self._out.table(STAGE_COLUMNS, [stage_cells(row) for row in rows])
@@ -214,6 +230,8 @@ class _Demo:
             f"\nwarm {best.seconds:.2f} s, with one stage at a time {slow.seconds:.2f} s (each the best of {ROUNDS}): "
             f"{ratio:.2f} times as fast; at most {best.width} stages at one time"
         )
+        if spoken := speed_line(self._row["language"]):
+            self._out.text(spoken)
 
 
 STAGE_COLUMNS: Final = (
@@ -235,6 +253,32 @@ def start_up_line(start_up: "StartUp") -> str:
     return (
         f"the cluster is there after {start_up.total:.1f} s: Ray {start_up.ray:.1f}, agents {start_up.agents:.1f}, "
         f"beside Ray the orchestrator {start_up.orchestrator:.1f}"
+    )
+
+
+def answered_by(details: Mapping[str, Any]) -> str:
+    """Who answered the question, from the answer's `details`; and if it was not the language model, why."""
+    model, doubt = details.get("model"), details.get("doubt")
+    if model is None:
+        return "the best sentences"
+    # The mean log-probability of its tokens, as a probability: their geometric mean.
+    sure = "" if details["certainty"] is None else f" ({math.exp(details['certainty']):.0%} sure of a token)"
+    if doubt is not None:
+        return f"the best sentences; {model} was not believed: {doubt}{sure}"
+    if details["source"] == "none":
+        return f"{model}, by saying that no passage holds it{sure}"
+    place = "in the picture" if details["source"] == "read" else f"under {details['title']}"
+    return f'{model}, which found "{details["span"]}" {place}{sure}'
+
+
+def speed_line(row: Mapping[str, Any] | None) -> str:
+    """How fast the language model was; empty if none was asked."""
+    if row is None or row["first_token_ms"] is None:
+        return ""
+    rate = "" if row["tokens_per_second"] is None else f", then {row['tokens_per_second']:.0f} tokens a second"
+    return (
+        f"{row['model']}: first token after {row['first_token_ms']:.0f} ms, {row['prompt_tokens']} tokens read"
+        f"{rate} (warm, medians of {ROUNDS})"
     )
 
 
