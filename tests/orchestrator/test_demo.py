@@ -19,6 +19,7 @@ from starloom.dag import facts
 from starloom.dag.errors import InvalidInput, StarloomError
 from starloom.dag.facts import ErrorInfo, Fact
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
+from starloom.dag.job import StageStatus
 from starloom.dag.validate import problems, warnings
 from starloom.orchestrator.cli import demo as command
 from starloom.orchestrator.cli.main import main
@@ -38,7 +39,7 @@ from starloom.orchestrator.demo import (
     measure,
     parallel_width,
 )
-from starloom.orchestrator.infos import JobInfo
+from starloom.orchestrator.infos import JobInfo, StageInfo
 
 WARM_UP_JOBS = 3
 JOBS_IN_A_ROW = 10
@@ -101,16 +102,9 @@ def test_the_largest_size_answers_unless_another_is_named() -> None:
 
 
 def details(**changed: Any) -> dict[str, Any]:
-    made: dict[str, Any] = {
-        "by": "model",
-        "model": "starloom-1m",
-        "source": "corpus",
-        "title": "Unix",
-        "span": "1969",
-        "doubt": None,
-    }
-    made |= {"certainty": math.log(0.96), "prompt_tokens": 200, "tokens": 3}
-    return made | {"first_token_seconds": 0.02, "tokens_per_second": 300.0} | changed
+    made: dict[str, Any] = {"by": "model", "model": "starloom-1m", "source": "corpus", "title": "Unix", "span": "1969"}
+    made |= {"doubt": None, "certainty": math.log(0.96), "prompt_tokens": 200, "tokens": 3}
+    return made | changed
 
 
 @pytest.mark.parametrize(
@@ -128,18 +122,21 @@ def test_who_answered_is_told_in_a_line(changed: dict[str, Any], line: str) -> N
 
 
 def test_the_speed_of_the_language_model_is_the_median_of_runs() -> None:
-    def run(**changed: Any) -> Measured:
-        info = JobInfo(id=JobId("j"), status=facts.JobStatus.SUCCEEDED)
-        return Measured(outputs={"details": details(**changed)}, info=info, seconds=1.0, width=1)
+    def run(told: dict[str, Any], **figures: float) -> Measured:
+        stage = StageInfo(name=ANSWER, kind="language.answer", status=StageStatus.SUCCEEDED, figures=figures)
+        info = JobInfo(id=JobId("j"), status=facts.JobStatus.SUCCEEDED, stages=(stage,))
+        return Measured(outputs={"details": told}, info=info, seconds=1.0, width=1)
 
-    row = language_row([run(), run(first_token_seconds=0.03, tokens_per_second=100.0), run(first_token_seconds=0.09)])
+    runs = [
+        run(details(), first_token_seconds=first, token_seconds=each)
+        for first, each in ((0.02, 0.004), (0.03, 0.002), (0.09, 0.02))
+    ]
+    row = language_row(runs)
     assert row is not None
-    assert (row["by"], row["first_token_ms"], row["tokens_per_second"]) == ("model", 30.0, 300.0)
-    assert "first token after 30 ms, 200 tokens read, then 300 tokens a second" in command.speed_line(row)
-    silent = language_row([run(model=None, first_token_seconds=None, tokens_per_second=None)])
-    assert command.speed_line(silent) == ""
-    extracted = Measured(outputs={"details": {"source": "read"}}, info=run().info, seconds=1.0, width=1)
-    assert language_row([extracted]) is None
+    assert (row["by"], row["first_token_ms"], row["tokens_per_second"]) == ("model", 30.0, 250.0)
+    assert "first token after 30 ms, 200 tokens read, then 250 tokens a second" in command.speed_line(row)
+    assert command.speed_line(language_row([run(details(model=None))])) == ""
+    assert language_row([run({"source": "read"})]) is None
     assert command.speed_line(None) == ""
 
 

@@ -130,19 +130,19 @@ def parallel_width(seen: Iterable[Fact]) -> int:
 
 def language_row(runs: Sequence[Measured]) -> dict[str, Any] | None:
     """Who answered, and the language model's speed as the median of runs; None without a language model."""
-    details = [run.outputs["details"] for run in runs]
-    first = details[0]
-    if "by" not in first:
+    details = runs[0].outputs["details"]
+    if "by" not in details:
         return None
+    figures = [stage.figures for run in runs for stage in run.info.stages if stage.name == ANSWER]
 
     def median(name: str) -> float | None:
-        found = [one[name] for one in details if one[name] is not None]
+        found = [one[name] for one in figures if name in one]
         return statistics.median(found) if found else None
 
-    seconds = median("first_token_seconds")
+    first, each = median("first_token_seconds"), median("token_seconds")
     kept = ("by", "model", "span", "doubt", "certainty", "prompt_tokens", "tokens")
     return {
-        **{name: first[name] for name in kept},
-        "first_token_ms": None if seconds is None else 1_000 * seconds,
-        "tokens_per_second": median("tokens_per_second"),
+        **{name: details[name] for name in kept},
+        "first_token_ms": None if first is None else 1_000 * first,
+        "tokens_per_second": None if each is None else 1 / each,
     }

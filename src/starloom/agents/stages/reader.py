@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from starloom.agents.language import prompt
 from starloom.agents.language.budget import Finish
-from starloom.agents.language.engine import Generation
 from starloom.agents.language.family import LARGEST
 from starloom.agents.language.model import LanguageModel, load
 from starloom.agents.language.prompt import Reply, Snippet
@@ -74,9 +73,8 @@ class ReadAndAnswer(Stage):
     """`question`, `read`, `passages` (as text.retrieve gives them) -> `answer`, as `text.answer` has its ports.
 
     `details`: those of `text.answer`, with `by` (model | sentences), `span`, which is what of the sentence
-    answers the question, `model`, `certainty`, `doubt`, and of the model's run finish, prompt_tokens, tokens,
-    first_token_seconds, tokens_per_second, mean_log_probability, seconds; null where there is none. A refusal
-    has the source `none`. With a `doubt` the sentences answer: the model's mean log-probability is below
+    answers the question, `model`, `certainty`, `doubt`, and of the model's run finish, prompt_tokens, tokens;
+    null where there is none. How fast it ran is in the trace. A refusal has the source `none`. With a `doubt` the sentences answer: the model's mean log-probability is below
     `certainty_min`, its time was over, it only repeats the question's words, or it refuses although a
     sentence fits very well.
     """
@@ -176,13 +174,24 @@ def _sentence(reply: Reply, sentences: Sequence[Candidate]) -> Candidate:
 
 
 def _account(by: str, found: Read | None, span: str | None = None, doubt: Doubt | None = None) -> dict[str, Any]:
-    """Who answered, and the model's run. Its `certainty` and the sentence's score are different scales."""
-    made = found.made if found else Generation()
-    run = details(made, found.prompt_tokens if found else 0)
-    certainty = found.certainty if found and found.made.tokens else None
-    model = found.model if found else None
-    said = {"by": by, "span": span, "model": model, "certainty": certainty, "doubt": doubt and str(doubt)}
-    return {**said, **(run if found else dict.fromkeys(run))}
+    """Who answered, and the model's run. Its `certainty` and the sentence's score are different scales.
+
+    Times are told to the trace alone: equal inputs are to give equal outputs.
+    """
+    if found is None:
+        unasked = ("span", "model", "certainty", "doubt", "finish", "prompt_tokens", "tokens")
+        return {"by": by, **dict.fromkeys(unasked)}
+    made = found.made
+    return {
+        "by": by,
+        "span": span,
+        "model": found.model,
+        "certainty": round(found.certainty, 6) if made.tokens else None,
+        "doubt": None if doubt is None else str(doubt),
+        "finish": str(made.finish),
+        "prompt_tokens": found.prompt_tokens,
+        "tokens": len(made.tokens),
+    }
 
 
 def spoken(span: str, candidate: Candidate) -> str:
