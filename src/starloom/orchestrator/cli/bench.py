@@ -29,6 +29,11 @@ def _overhead(parser: Parser) -> None:
     parser.add_argument("--peers", default="", metavar="NAMES", help="beside whom, with commas; all unless given")
 
 
+def _language(parser: Parser) -> None:
+    parser.add_argument("--quality", action="store_true", help="how well the sizes answer, not how fast they are")
+    parser.add_argument("--questions", type=int, metavar="N", help="only the first N held-out questions")
+
+
 BENCHES: Final = {
     "overhead": Bench(
         "what it costs to run stages that do nothing, beside dask, Ray, a raw stream and asyncio",
@@ -41,6 +46,12 @@ BENCHES: Final = {
         5,
         lambda _: None,
         demo.NEEDED,
+    ),
+    "language": Bench(
+        "the language family's sizes beside a bare loop, or with --quality beside the extractive answer",
+        5,
+        _language,
+        ("onnxruntime", "tokenizers"),
     ),
 }
 
