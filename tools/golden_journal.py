@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from tests.orchestrator.harness import KINDS, World, inline, node, stored
+from tests.orchestrator.harness import KINDS, FakeAgent, World, inline, node, stored
 
+from starloom.agents.messages import Assign, Started
 from starloom.dag.constellation import Constellation
 from starloom.dag.document import load
 from starloom.dag.facts import Fact, encode_fact
-from starloom.dag.ids import Epoch
+from starloom.dag.ids import Epoch, JobId
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.journal import Journal
 
@@ -65,6 +66,9 @@ stages:
   c: {kind: t.work, in: {v: b.value}, deadline: 10s, on_failure: default, defaults: {value: 0}}
 """,
 )
+SLOW = constellation(
+    "slow", "stages: {crawl: {kind: t.work, straggler: {factor: 2, after: 1s}}}\noutputs: {v: crawl.value}"
+)
 BLOB = constellation(
     "blob", "stages: {make: {kind: t.blob}, use: {kind: t.need, in: {data: make.data}}}\noutputs: {v: use.value}"
 )
@@ -99,6 +103,7 @@ def story() -> World:
     _lose_a_value(world)
     _change(world)
     _run_out_of_time(world)
+    _copy(world)
     world.restart()
     world.submit(PLAIN, job="job-over-restart")
     world.start("a")
@@ -146,6 +151,27 @@ def _run_out_of_time(world: World) -> None:
     world.start("a")
     world.advance(12)
     world.acknowledge_cancels()
+
+
+def _copy(world: World) -> None:
+    """Three stages run too long: the copy of one wins, of another the first attempt; of the last both are open."""
+    jobs = [world.submit(SLOW, job=JobId(f"job-copied-{index}")) for index in range(3)]
+    for job in jobs:
+        for agent, assign in _attempts(world, job):
+            world.report(agent, Started(task=assign.task))
+    world.advance(3)
+    for job, winner in zip(jobs, (1, 0), strict=False):
+        agent, assign = _attempts(world, job)[winner]
+        world.report(agent, agent.result(assign))
+        world.acknowledge_cancels()
+
+
+def _attempts(world: World, job: str) -> list[tuple[FakeAgent, Assign]]:
+    """A job's attempts and who has them, the first first."""
+    found = [
+        (agent, assign) for agent in world.agents.values() for task, assign in agent.tasks.items() if task.job == job
+    ]
+    return sorted(found, key=lambda each: each[1].task.token.attempt)
 
 
 def summary(coordinator: Coordinator) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from starloom.dag.constellation import (
     Requirements,
     Retry,
     StageSpec,
+    Straggler,
     Tier,
 )
 from starloom.dag.document import canonical, dump, from_json, load, to_json
@@ -49,6 +50,7 @@ stages:
     retry: {times: 3, first: 200ms, factor: 3, last: 1m}
     timeout: 30s
     deadline: 2m
+    straggler: {factor: 2.5, after: 200ms}
     on_failure: default
     defaults: {text: ""}
     join: any
@@ -82,6 +84,7 @@ def example() -> Constellation:
         retry=Retry(times=3, first_seconds=0.2, factor=3.0, last_seconds=60.0),
         timeout_seconds=30.0,
         deadline_seconds=120.0,
+        straggler=Straggler(factor=2.5, after_seconds=0.2),
         on_failure=OnFailure.DEFAULT,
         defaults={"text": ""},
     )
@@ -152,6 +155,7 @@ POLICIES = st.builds(
     ),
     timeout_seconds=SECONDS,
     deadline_seconds=SECONDS,
+    straggler=st.none() | st.builds(Straggler, factor=st.floats(1.0, 10.0), after_seconds=SECONDS),
     on_failure=st.sampled_from(OnFailure),
     defaults=MAPPINGS,
 )

@@ -115,6 +115,10 @@ ROWS: dict[tuple[StageStatus, type[Fact]], StageStatus] = {
 }
 
 
+#: rows that need more than a status: an attempt that has started, and a copy of it
+COPY_ROWS = {(S.RUNNING, facts.StagePlaced), (S.RUNNING, facts.StageStarted)}
+
+
 def job_in(status: StageStatus) -> JobState:
     job = new_job()
     for fact in WAYS[status]:
@@ -141,7 +145,7 @@ def test_every_status_takes_the_facts_of_its_rows_and_no_others(status: StageSta
 
 
 def test_the_table_has_these_rows() -> None:
-    assert set(TRANSITIONS) == set(ROWS)
+    assert set(TRANSITIONS) == set(ROWS) | COPY_ROWS
     assert not ENDED & ACTIVE
     assert ENDED | ACTIVE | {S.PENDING} == set(StageStatus)
 
@@ -188,6 +192,71 @@ class TestTokens:
             job.apply(superseded(attempt))
         assert len(job.stages[A].story) == 20
         assert job.stages[A].story[-1] == superseded(39)
+
+
+class TestCopies:
+    def copied(self) -> JobState:
+        job = job_in(S.RUNNING)
+        job.apply(copy(2))
+        job.validate()
+        return job
+
+    def test_a_copy_is_a_second_live_token(self) -> None:
+        stage = self.copied().stages[A]
+        assert stage.live == {token(1): "n", token(2): "m"}
+        assert (stage.status, stage.tries, stage.copies, stage.agent) == (S.RUNNING, 2, 1, "m")
+
+    @pytest.mark.parametrize("fact", [lambda: copy(3), lambda: placed(3), lambda: started(1)])
+    def test_there_are_never_three(self, fact: Callable[[], Fact]) -> None:
+        job = self.copied()
+        with pytest.raises(InvalidTransition, match="does not fit"):
+            job.apply(fact())
+
+    def test_a_copy_is_of_what_runs_and_elsewhere(self) -> None:
+        for status, fact in ((S.PLACED, copy(2)), (S.PENDING, copy(1)), (S.RUNNING, copy(2, agent="n"))):
+            job = job_in(status)
+            with pytest.raises(InvalidTransition, match="does not fit"):
+                job.apply(fact)
+
+    def test_the_first_attempt_alone_again(self) -> None:
+        job = self.copied()
+        job.apply(superseded(2))
+        job.validate()
+        stage = job.stages[A]
+        assert (stage.status, stage.agent, stage.incarnation, stage.target) == (S.RUNNING, "n", "i", "npu")
+
+    def test_the_copy_alone_has_not_begun(self) -> None:
+        job = self.copied()
+        job.apply(superseded(1))
+        job.validate()
+        stage = job.stages[A]
+        assert (stage.status, stage.agent, stage.incarnation) == (S.PLACED, "m", "j")
+        job.apply(started(2))
+        assert stage.status is S.RUNNING
+
+    @pytest.mark.parametrize(("attempt", "where"), [(1, ("n", "i")), (2, ("m", "j"))])
+    def test_the_first_to_commit_empties_the_set(self, attempt: int, where: tuple[str, str]) -> None:
+        job = self.copied()
+        job.apply(committed(attempt))
+        job.validate()
+        stage = job.stages[A]
+        assert (stage.live, stage.started, stage.elder) == ({}, frozenset(), None)
+        assert (stage.agent, stage.incarnation) == where
+        with pytest.raises(InvalidTransition):
+            job.apply(committed(3 - attempt))
+        assert job.active_attempts == 0
+
+    def test_a_failure_beside_another_attempt(self) -> None:
+        job = self.copied()
+        job.apply(failed(1))
+        job.validate()
+        assert (job.stages[A].status, job.stages[A].failures) == (S.PLACED, 1)
+
+
+def copy(attempt: int, agent: str = "m") -> facts.StagePlaced:
+    return facts.StagePlaced(
+        job=JOB, stage=A, token=token(attempt), agent=AgentId(agent), incarnation="j", target="cpu", copy=True
+    )
 
 
 class TestFields:

@@ -22,6 +22,7 @@ from starloom.dag.constellation import (
     Requirements,
     Retry,
     StageSpec,
+    Straggler,
     Tier,
 )
 from starloom.dag.facts import ErrorInfo, Fact, JobStatus, StageCommitted, StagePlaced, StageSuperseded
@@ -55,6 +56,8 @@ def random_constellation(random: Random, joins: tuple[Join, ...] = (Join.ALL,)) 
         )
         if policy.on_failure is OnFailure.DEFAULT:
             policy = Policy(retry=policy.retry, on_failure=OnFailure.DEFAULT, defaults={"value": {"score": 0}})
+        if random.random() < 0.3:
+            policy = msgspec.structs.replace(policy, straggler=Straggler(factor=1.0, after_seconds=0.2))
         stages[name] = StageSpec(
             id=name,
             kind=kind,

@@ -179,6 +179,34 @@ class ForgetsBackOffs(Coordinator):
         self._waits.due = lambda now: iter(())  # type: ignore[method-assign]
 
 
+class LoserCommits(Coordinator):
+    """Of an attempt and its copy both commit."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        settler = self._settler
+        plain = settler.commit
+
+        def commit(run: Any, fact: f.StageCommitted) -> None:
+            losers = [token for token in run.job.stages[fact.stage].live if token != fact.token]
+            plain(run, fact)
+            facts = self._ledger.decision.facts
+            facts += [msgspec.structs.replace(fact, token=token) for token in losers]
+
+        settler.commit = commit  # type: ignore[method-assign]
+
+
+class CopiesAtOnce(Coordinator):
+    """A stage gets a copy as soon as it runs."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._stragglers._patience
+        self._stragglers._patience = (  # type: ignore[method-assign]
+            lambda run, name: None if plain(run, name) is None else 0
+        )
+
+
 class HurriesDeadlines(Coordinator):
     """A deadline is over at the first look."""
 

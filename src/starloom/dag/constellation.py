@@ -47,6 +47,17 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_seconds: float = limits.BACKOFF_LAST_SECONDS
 
 
+class Straggler(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a stage that runs too long gets a copy on another node: the first of both to have a result wins.
+
+    Too long is `factor` times the seconds that such runs were measured to take there, or are hinted to take, and at
+    least `after_seconds`. A kind with effects outside never gets a copy.
+    """
+
+    factor: float = limits.STRAGGLER_FACTOR_DEFAULT
+    after_seconds: float = limits.STRAGGLER_AFTER_SECONDS
+
+
 class OnFailure(StrEnum):
     """What a stage's final failure does: fail the job, skip what needs the stage, or use defaults."""
 
@@ -66,7 +77,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How one stage meets trouble. `timeout_seconds` bounds one attempt's run; 0 is no bound.
 
     `deadline_seconds` bounds all of it, from when the stage's dependencies hold: queues, attempts, and the
-    waits between them; 0 is no bound.
+    waits between them; 0 is no bound. `straggler` says when a copy of it is started; without, none is.
     `defaults` gives each output port's value, as plain JSON, for `on_failure: default`. `grow` bounds what a
     stage of a kind that grows may come to; what it adds counts with it.
     """
@@ -74,6 +85,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     retry: Retry = Retry()
     timeout_seconds: float = 0.0
     deadline_seconds: float = 0.0
+    straggler: Straggler | None = None
     on_failure: OnFailure = OnFailure.FAIL
     defaults: dict[str, Any] = {}
     grow: Bounds = Bounds()

@@ -16,6 +16,7 @@
         retry: {times: 2, first: 100ms, factor: 2, last: 30s}       # or short: `retry: 2`
         timeout: 30s                            # of one attempt's run
         deadline: 2m                            # of the stage, from when its dependencies hold
+        straggler: {factor: 3, after: 1s}       # a copy on another node; or short: `straggler: 3`
         on_failure: default                     # fail | skip | default
         defaults: {text: ""}
         grow: {stages: 100, generations: 10}    # at most, where the kind grows
@@ -55,6 +56,7 @@ from starloom.dag.constellation import (
     Requirements,
     Retry,
     StageSpec,
+    Straggler,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -271,6 +273,7 @@ def policy_to_json(policy: Policy) -> dict[str, Any]:
             "retry": _retry(policy.retry),
             "timeout": _seconds_text(policy.timeout_seconds) if policy.timeout_seconds else None,
             "deadline": _seconds_text(policy.deadline_seconds) if policy.deadline_seconds else None,
+            "straggler": _straggler(policy.straggler),
             "on_failure": str(policy.on_failure) if policy.on_failure != OnFailure.FAIL else None,
             "defaults": msgspec.to_builtins(policy.defaults),
             "grow": msgspec.to_builtins(policy.grow),
@@ -290,6 +293,12 @@ def requirements_to_json(requires: Requirements) -> dict[str, Any]:
             "node": requires.node,
         }
     )
+
+
+def _straggler(straggler: Straggler | None) -> dict[str, Any] | None:
+    if straggler is None:
+        return None
+    return {"factor": straggler.factor, "after": _seconds_text(straggler.after_seconds)}
 
 
 def _retry(retry: Retry) -> int | dict[str, Any] | None:

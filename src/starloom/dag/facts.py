@@ -131,11 +131,15 @@ class StageFact(Fact, frozen=True):
 
 
 class StagePlaced(StageFact, frozen=True, tag="stage-placed"):
-    """An attempt was given to an agent's process; its token is live from here on."""
+    """An attempt was given to an agent's process; its token is live from here on.
+
+    `copy`: beside one that runs too long; the first of both to have a result wins.
+    """
 
     agent: AgentId
     incarnation: str = ""
     target: str = "cpu"
+    copy: bool = False
 
 
 class StageStarted(StageFact, frozen=True, tag="stage-started"):

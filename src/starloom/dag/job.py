@@ -20,6 +20,10 @@ from starloom.dag.values import ValueRef
 _STORY_FACTS: Final = 20
 
 
+LIVE_MAX: Final = 2
+"""Live tokens of a stage: its attempt's, and its copy's."""
+
+
 class StageStatus(StrEnum):
     """pending: waits for upstreams, a place or a retry. placed: with an agent. running: started there."""
 
@@ -42,6 +46,7 @@ JOB_ENDED: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.C
 
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 _NO_TIMING: Final = facts.Timing()
+_NO_TOKENS: Final[frozenset[FencingToken]] = frozenset()
 
 
 class Outcome(NamedTuple):
@@ -60,6 +65,15 @@ class Origin(NamedTuple):
     generation: int
 
 
+class Place(NamedTuple):
+    """Where an attempt was given to."""
+
+    token: FencingToken
+    agent: AgentId
+    incarnation: str
+    target: str
+
+
 class StageState:
     """One stage of a running job."""
 
@@ -68,9 +82,11 @@ class StageState:
         "attempt",
         "committed",
         "consumed",
+        "copies",
         "deadline_ran",
         "deadline_spent",
         "deaths",
+        "elder",
         "emulated",
         "error",
         "failures",
@@ -86,6 +102,7 @@ class StageState:
         "reason",
         "retry_seconds",
         "spec",
+        "started",
         "status",
         "story",
         "target",
@@ -100,8 +117,14 @@ class StageState:
         self.attempt = Attempt(0)
         #: attempts that were placed; skips and defaults take a number as well, but are no tries
         self.tries = 0
-        #: tokens that may commit, with the agent each was given to
+        #: those of them that were copies of one that ran too long
+        self.copies = 0
+        #: tokens that may commit, with the agent each was given to: one, or two while a copy runs
         self.live: dict[FencingToken, AgentId] = {}
+        #: those of them that have left their agent's queue
+        self.started: frozenset[FencingToken] = _NO_TOKENS
+        #: the attempt that the last one is a copy of, while both are live
+        self.elder: Place | None = None
         #: the token of the result, once there is one
         self.committed: FencingToken | None = None
         self.outputs: Mapping[str, ValueRef] = _NOTHING
@@ -368,8 +391,12 @@ class JobState:
 def _faults(stage: StageState) -> Iterator[str]:
     s = StageStatus
     succeeded = stage.status is s.SUCCEEDED
-    if bool(stage.live) != (stage.status in ACTIVE):
+    if bool(stage.live) != (stage.status in ACTIVE) or len(set(stage.live.values())) < len(stage.live):
         yield f"live tokens {stage.live} do not fit the status"
+    if not stage.started <= stage.live.keys() or bool(stage.started) != (stage.status is s.RUNNING):
+        yield f"started tokens {list(stage.started)} do not fit the status"
+    if (len(stage.live) == LIVE_MAX) != (stage.elder is not None) or len(stage.live) > LIVE_MAX:
+        yield f"live tokens {stage.live} do not fit the elder {stage.elder}"
     if (stage.committed is not None) != (stage.status in {s.SUCCEEDED, s.SKIPPED}):
         yield f"committed {stage.committed} does not fit the status"
     if not succeeded and (stage.outputs or stage.holds or stage.consumed or stage.published):
@@ -395,6 +422,8 @@ def misfit(stage: StageState, fact: Fact, why: str) -> InvalidTransition:
 
 
 def _place(stage: StageState, fact: facts.StagePlaced) -> None:
+    if fact.copy:
+        raise misfit(stage, fact, "there is nothing that it would be a copy of")
     _take_number(stage, fact)
     stage.tries += 1
     stage.live[fact.token] = fact.agent
@@ -403,13 +432,30 @@ def _place(stage: StageState, fact: facts.StagePlaced) -> None:
     stage.retry_seconds = None
 
 
+def _copy(stage: StageState, fact: facts.StagePlaced) -> None:
+    if not fact.copy or len(stage.live) != 1 or fact.agent in stage.live.values():
+        raise misfit(stage, fact, "it has an attempt, and gets only a copy of that, elsewhere")
+    (token,) = stage.live
+    _take_number(stage, fact)
+    stage.tries += 1
+    stage.copies += 1
+    stage.live[fact.token] = fact.agent
+    stage.elder = Place(token, stage.agent, stage.incarnation, stage.target)
+    stage.agent, stage.incarnation, stage.target = fact.agent, fact.incarnation, fact.target
+
+
 def _start(stage: StageState, fact: facts.StageStarted) -> None:
     _require_live(stage, fact)
+    if fact.token in stage.started:
+        raise misfit(stage, fact, f"token {fact.token} has started before")
+    stage.started |= {fact.token}
     stage.status = StageStatus.RUNNING
 
 
 def _commit(stage: StageState, fact: facts.StageCommitted) -> None:
     stage.agent = _require_live(stage, fact)
+    if stage.elder is not None and stage.elder.token == fact.token:
+        stage.incarnation = stage.elder.incarnation
     _settle(stage, StageStatus.SUCCEEDED)
     stage.committed = fact.token
     stage.outputs, stage.consumed, stage.holds = fact.outputs, fact.consumed, fact.holds
@@ -421,8 +467,7 @@ def _commit(stage: StageState, fact: facts.StageCommitted) -> None:
 
 def _fail(stage: StageState, fact: facts.StageFailed) -> None:
     if stage.live:
-        _require_live(stage, fact)
-        del stage.live[fact.token]
+        _give_up(stage, fact)
     stage.failures += 1
     stage.error, stage.retry_seconds = fact.error, fact.retry_seconds
     if not stage.live:
@@ -444,8 +489,7 @@ def _skip(stage: StageState, fact: facts.StageSkipped) -> None:
 
 
 def _supersede(stage: StageState, fact: facts.StageSuperseded) -> None:
-    _require_live(stage, fact)
-    del stage.live[fact.token]
+    _give_up(stage, fact)
     stage.deaths += fact.death
     stage.input_losses += fact.input_lost
     stage.reason = fact.reason
@@ -467,8 +511,22 @@ def _cancel(stage: StageState, fact: facts.StageCancelled) -> None:
     _settle(stage, StageStatus.CANCELLED)
 
 
+def _give_up(stage: StageState, fact: facts.StageFact) -> None:
+    """One of the stage's attempts is over; the other one goes on, if there is one."""
+    _require_live(stage, fact)
+    del stage.live[fact.token]
+    if fact.token in stage.started:
+        stage.started -= {fact.token}
+    if stage.elder is not None and stage.elder.token != fact.token:
+        _, stage.agent, stage.incarnation, stage.target = stage.elder
+    stage.elder = None
+    if stage.live:
+        stage.status = StageStatus.RUNNING if stage.started else StageStatus.PLACED
+
+
 def _settle(stage: StageState, status: StageStatus) -> None:
     stage.live.clear()
+    stage.started, stage.elder = _NO_TOKENS, None
     stage.status, stage.former = status, None
 
 
@@ -492,6 +550,8 @@ def _table() -> Mapping[tuple[StageStatus, type[Fact]], Row]:
         (s.PENDING, facts.StageFailed): _fail,
         (s.PENDING, facts.StageCancelled): _cancel,
         (s.PLACED, facts.StageStarted): _start,
+        (s.RUNNING, facts.StageStarted): _start,
+        (s.RUNNING, facts.StagePlaced): _copy,
         (s.SUCCEEDED, facts.StageReopened): _reopen,
         (s.SKIPPED, facts.StageReopened): _reopen,
         (s.FAILED, facts.StageDefaulted): _default,

@@ -28,6 +28,7 @@ from starloom.dag.constellation import (
     Requirements,
     Retry,
     StageSpec,
+    Straggler,
     Tier,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
@@ -53,7 +54,7 @@ _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)
 #: most stages of a large constellation say none of this
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
-POLICY_KEYS = ("retry", "timeout", "deadline", "on_failure", "defaults", "grow")
+POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow")
 _STAGE_KEYS = ("kind", "in", "params", "require", *POLICY_KEYS, "join", "after", "cancelled")
 
 E = TypeVar("E", bound=StrEnum)
@@ -302,6 +303,7 @@ class Reader:
             retry=self._retry(f"{place}.retry", stage["retry"]) if "retry" in stage else usual.retry,
             timeout_seconds=self._quantity(f"{place}.timeout", stage.get("timeout", 0.0), 0.0, read_seconds),
             deadline_seconds=self._quantity(f"{place}.deadline", stage.get("deadline", 0.0), 0.0, read_seconds),
+            straggler=self._straggler(f"{place}.straggler", stage["straggler"]) if "straggler" in stage else None,
             on_failure=self._choice(
                 f"{place}.on_failure", stage.get("on_failure", usual.on_failure), OnFailure, usual.on_failure
             ),
@@ -317,6 +319,17 @@ class Reader:
             generations=self._number(
                 f"{place}.generations", part.get("generations", usual.generations), usual.generations, whole=True
             ),
+        )
+
+    def _straggler(self, place: str, value: Any) -> Straggler:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            value = {"factor": value}
+        part = self._mapping(place, value, ("factor", "after"))
+        usual = Straggler()
+        after = part.get("after", usual.after_seconds)
+        return Straggler(
+            factor=self._number(f"{place}.factor", part.get("factor", usual.factor), usual.factor, at_least=1.0),
+            after_seconds=self._quantity(f"{place}.after", after, usual.after_seconds, read_seconds),
         )
 
     def _retry(self, place: str, value: Any) -> Retry:

@@ -7,7 +7,7 @@ import msgspec
 
 from starloom.dag import limits
 from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
-from starloom.dag.constellation import OnFailure, Policy, Requirements, StageSpec, Tier
+from starloom.dag.constellation import OnFailure, Policy, Requirements, StageSpec, Straggler, Tier
 from starloom.dag.errors import Problem
 from starloom.dag.kinds import PARAM_TYPES, KindSpec, Param
 from starloom.dag.values import Port, PortType
@@ -102,6 +102,16 @@ def label_problems(place: str, labels: Mapping[str, str]) -> Iterator[Problem]:
                 yield Problem(f"{place}.{key}", f"the {what} {fault}")
 
 
+def _straggler_problems(place: str, straggler: Straggler, kind: KindSpec | None) -> Iterator[Problem]:
+    least, longest = limits.STRAGGLER_AFTER_SECONDS_MIN, limits.DURATION_SECONDS_MAX
+    if fault := number_fault(straggler.factor, at_least=1.0, at_most=limits.STRAGGLER_FACTOR_MAX):
+        yield Problem(f"{place}.factor", fault)
+    if fault := number_fault(straggler.after_seconds, at_least=least, at_most=longest, unit="seconds"):
+        yield Problem(f"{place}.after", fault)
+    if kind is not None and kind.effects:
+        yield Problem(place, f"{kind.name} acts on the world outside, where a copy would act as well; leave it out")
+
+
 def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Iterator[Problem]:
     if policy == _USUAL_POLICY:
         return
@@ -118,6 +128,8 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
     )
     faulty = [Problem(f"{place}.{part}", fault) for part, fault in numbers if fault]
     yield from faulty
+    if policy.straggler is not None:
+        yield from _straggler_problems(f"{place}.straggler", policy.straggler, kind)
     if not faulty and retry.times and retry.first_seconds > retry.last_seconds:
         wait = f"the first wait of {retry.first_seconds:g} s is longer than the last, {retry.last_seconds:g} s"
         yield Problem(f"{place}.retry", f"{wait}; let first be at most last")

@@ -79,6 +79,7 @@ def _stage_from_wire(message: pb.StageState) -> StageInfo:
         emulated=message.target_emulated,
         models=tuple(message.models),
         attempts=message.attempts,
+        copies=message.copies,
         reason=message.reason,
         grown_by=message.grown_by,
         seconds=Timing(

@@ -12,7 +12,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     membership   agents and their leases              dispatch  ready stages and their places
     reports      what agents say of their attempts    endings   how jobs end
     patching     changes of jobs that run             growing   what results add to their jobs
-    deadlines    the ends of what has had its time
+    deadlines    the ends of what has had its time    stragglers copies of what runs too long
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,6 +49,7 @@ from starloom.orchestrator.reports import Reports
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
+from starloom.orchestrator.stragglers import Stragglers
 from starloom.orchestrator.views import NodeView, node_view, waits_for
 
 
@@ -66,10 +67,11 @@ class Coordinator:
         self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._clocks, self._endings)
         self._deadlines = Deadlines(self._state, self._ledger, self._lanes, self._clocks, self._endings, self._settler)
         self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
+        self._stragglers = Stragglers(self._state, self._ledger, self._dispatcher)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         changing = Changing(self._state, self._ledger, self._lanes, self._settler)
         growing = Growing(self._state, self._settler, self._admission, changing)
-        self._reports = Reports(self._state, self._ledger, self._endings, self._settler, growing)
+        self._reports = Reports(self._state, self._ledger, self._endings, self._settler, growing, self._stragglers)
         self._patching = Patching(self._state, self._ledger, self._endings, self._settler, self._admission, changing)
         self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)
 
@@ -99,7 +101,7 @@ class Coordinator:
 
     def next_wake(self) -> int | None:
         """When a Tick is due at the latest, in monotonic nanoseconds; None if only inputs can change anything."""
-        parts = (self._membership, self._waits, self._patching, self._deadlines)
+        parts = (self._membership, self._waits, self._patching, self._deadlines, self._stragglers)
         due = (part.next_time for part in parts)
         return min((time for time in due if time is not None), default=None)
 
@@ -170,6 +172,7 @@ class Coordinator:
         self._settler.drain()
         self._patching.settle()
         self._dispatcher.run()
+        self._stragglers.look()
 
     def _cancel(self, given: CancelJob) -> None:
         try:
@@ -196,6 +199,8 @@ class Coordinator:
     def _resume(self, run: Run) -> None:
         """An open job after a restart: its pending stages get ready or wait, as before."""
         for name, stage in run.job.stages.items():
+            for token in stage.started:
+                self._stragglers.started(run, name, token)
             if stage.live or (stage.status is StageStatus.PENDING and stage.deadline_spent):
                 self._clocks.stage(run, name, self._ledger.now)
             if stage.status is not StageStatus.PENDING:

@@ -83,6 +83,7 @@ def _stage_info(coordinator: Coordinator, job: JobState, stage: StageState, prof
         emulated=stage.emulated,
         models=stage.models,
         attempts=stage.tries,
+        copies=stage.copies,
         reason=_reason(coordinator, job, stage),
         grown_by=job.origins[stage.spec.id].by if stage.spec.id in job.origins else "",
         seconds=stage.timing,

@@ -8,7 +8,7 @@ from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.fleet import AgentState, Fleet, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
-from starloom.orchestrator.lineage import Fed, comparisons_of, inputs_of
+from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
 from starloom.orchestrator.placement import Choice, Move, Planner, Want
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
@@ -30,6 +30,44 @@ class Dispatcher:
         """Places all that can be placed now."""
         self._lanes.serve(self._place)
 
+    def copy(self, run: Run, name: StageId) -> bool:
+        """Gives a running stage's copy to a node that has a free slot and nothing of the stage; False if there is none now."""
+        job = run.job
+        stage = job.stages[name]
+        lane = self._lanes.lane(stage.spec.kind, stage.spec.requires)
+        shunned = {*stage.live.values(), *run.avoid.get(name, ())}
+        free = [
+            candidate
+            for candidate in lane.candidates(self._fleet)
+            if candidate.member.name not in shunned
+            and candidate.member.open
+            and len(candidate.member.assigned) < candidate.member.slots
+        ]
+        if not free or run.full or verdict(job, name) is not Verdict.RUN:
+            return False
+        fed = inputs_of(job, name)
+        if set(lane.required).difference(item.port for item in fed) or not all(map(self._is_there, fed)):
+            return False
+        choice = self._planner.choose(Want(job.id, name, lane.spec, self._moves(fed)), free)
+        if choice is None:
+            return False
+        self._assign(lane, run, name, fed, choice, copy=True)
+        return True
+
+    def _is_there(self, item: Fed) -> bool:
+        """Whether a value can be fetched now."""
+        if item.ref.inline is not None or item.ref.holder == JOB_STORE or item.upstream is None:
+            return True
+        holder = self._fleet.members.get(AgentId(item.ref.holder))
+        return holder is not None and holder.holds(item.upstream.incarnation) and holder.state is AgentState.ONLINE
+
+    def _moves(self, fed: Sequence[Fed]) -> Sequence[Move]:
+        return [
+            Move(item.ref.bytes, self._fleet.members.get(AgentId(item.ref.holder)))
+            for item in fed
+            if item.ref.inline is None
+        ]
+
     def _place(self, lane: Lane, run: Run, name: StageId) -> bool:
         """Places a stage, or finds what else it waits for; False if no candidate has room."""
         job = run.job
@@ -44,11 +82,7 @@ class Dispatcher:
         if any(item.ref.inline is None for item in fed):
             if not self._inputs_are_there(run, name, fed):
                 return True
-            moves = [
-                Move(item.ref.bytes, self._fleet.members.get(AgentId(item.ref.holder)))
-                for item in fed
-                if item.ref.inline is None
-            ]
+            moves = self._moves(fed)
         choice = self._planner.choose(Want(job.id, name, lane.spec, moves, run.avoid.get(name, ())), candidates)
         if choice is None:
             return False
@@ -93,7 +127,9 @@ class Dispatcher:
             return False
         return True
 
-    def _assign(self, lane: Lane, run: Run, name: StageId, fed: Sequence[Fed], choice: Choice) -> None:
+    def _assign(
+        self, lane: Lane, run: Run, name: StageId, fed: Sequence[Fed], choice: Choice, *, copy: bool = False
+    ) -> None:
         job = run.job
         stage = job.stages[name]
         candidate, seconds = choice
@@ -108,6 +144,7 @@ class Dispatcher:
                 agent=member.name,
                 incarnation=member.incarnation,
                 target=candidate.target,
+                copy=copy,
             )
         )
         self._fleet.expect(member.name, task, Work(seconds, _fetches(fed)))

@@ -2,7 +2,7 @@
 
 from starloom.agents.messages import Cancel, Release
 from starloom.dag.facts import JobCancelRequested, JobEnded, JobStatus, StageCancelled
-from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
+from starloom.dag.ids import AgentId, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.job import ACTIVE, ENDED, JobState, StageStatus
 from starloom.orchestrator.clocks import NANOS, Clocks
 from starloom.orchestrator.effects import Stopped
@@ -86,11 +86,11 @@ class Endings:
         run.clocks.clear()
         self.check(run)
 
-    def cancel_attempts(self, job: JobState, stage: StageId) -> None:
-        """Tells the agents that have attempts of a stage to stop them."""
+    def cancel_attempts(self, job: JobState, stage: StageId, but: FencingToken | None = None) -> None:
+        """Tells the agents that have attempts of a stage to stop them, all or all but one."""
         for token, agent in job.stages[stage].live.items():
             # The commands for a process that is lost would reach the one that takes its place.
-            if self._is_there(agent):
+            if token != but and self._is_there(agent):
                 self._ledger.send(agent, Cancel(task=TaskToken(job.id, stage, token)))
 
     def _end(self, run: Run, fact: JobEnded) -> None:

@@ -15,8 +15,9 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One stage as it stands.
 
     `node`, `tier` and `target` are where its last attempt is or was, empty before the first; `emulated`:
-    the target computes elsewhere. `models` are `name@version`. `reason`: the last error, why it was
-    skipped, or what it waits for. `grown_by`: the stage whose result added it. `seconds` are those of the attempt that gave the result, and `figures`
+    the target computes elsewhere. `copies` of its `attempts` were beside one that ran too long. `models`
+    are `name@version`. `reason`: the last error, why it was skipped, or what it waits for. `grown_by`: the
+    stage whose result added it. `seconds` are those of the attempt that gave the result, and `figures`
     what that one measured of itself, by names that tell the unit.
     """
 
@@ -29,6 +30,7 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     emulated: bool = False
     models: tuple[str, ...] = ()
     attempts: int = 0
+    copies: int = 0
     reason: str = ""
     grown_by: str = ""
     seconds: Timing = Timing()

@@ -53,6 +53,10 @@ class Planner(Protocol):
         """A place among the candidates, ordered by name, that are open; None if no one is."""
         ...
 
+    def expected_seconds(self, kind: KindSpec, node: AgentId, target: str) -> float:
+        """Seconds that a run takes there, as far as is known."""
+        ...
+
     def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
         """Takes in a run that was measured. Called as facts are applied, so a replay teaches the same."""
         ...
@@ -104,6 +108,10 @@ class EarliestFinish:
     def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
         """Takes in a run that was measured."""
         self.costs.learn(kind, node, target, timing)
+
+    def expected_seconds(self, kind: KindSpec, node: AgentId, target: str) -> float:
+        """Seconds that a run takes there: measured there, or on whichever node, or hinted."""
+        return self.costs.run_seconds(kind, node, target)
 
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
         """The open candidate that ends the stage soonest; None if no one is open."""

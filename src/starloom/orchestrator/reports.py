@@ -10,7 +10,7 @@ from starloom.dag.conditions import comparison_key
 from starloom.dag.errors import StarloomError
 from starloom.dag.facts import ErrorInfo, JobStatus, StageCommitted, StageStarted, Timing, figure_fault
 from starloom.dag.ids import AgentId, StageId
-from starloom.dag.job import StageState, StageStatus
+from starloom.dag.job import StageState
 from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import Work
@@ -20,17 +20,27 @@ from starloom.orchestrator.lineage import comparisons_of, lineage_fault
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler, unreachable_seconds
 from starloom.orchestrator.state import Ledger, State
+from starloom.orchestrator.stragglers import Stragglers
 
 
 class Reports:
     """Commits what live tokens made. Everything from other tokens is refused and counted in `stale_refused`."""
 
-    def __init__(self, state: State, ledger: Ledger, endings: Endings, settler: Settler, growing: Growing) -> None:
+    def __init__(
+        self,
+        state: State,
+        ledger: Ledger,
+        endings: Endings,
+        settler: Settler,
+        growing: Growing,
+        stragglers: Stragglers,
+    ) -> None:
         self._state = state
         self._ledger = ledger
         self._endings = endings
         self._settler = settler
         self._growing = growing
+        self._stragglers = stragglers
         self.stale_refused = 0
 
     def handle(self, given: AgentReports) -> None:
@@ -76,9 +86,10 @@ class Reports:
         self._endings.release(agent, report.task.job)
 
     def _started(self, run: Run, stage: StageState, report: Started) -> None:
-        if stage.status is StageStatus.PLACED:
-            task = report.task
+        task = report.task
+        if task.token not in stage.started:
             self._ledger.record(StageStarted(job=task.job, stage=task.stage, token=task.token))
+            self._stragglers.started(run, task.stage, task.token)
             clock = run.clocks.get(task.stage)
             if clock is not None:
                 clock.started(self._ledger.now)
@@ -131,7 +142,7 @@ class Reports:
             self._settler.commit(run, fact)
         elif run.job.status is JobStatus.CANCELLING:
             # A result and what it adds are one, and nothing is added to a job that stops.
-            self._settler.cancelled(run, task.stage)
+            self._settler.stopped(run, task.stage, task.token, "the job is being stopped")
         else:
             self._growing.commit(run, fact, grown)
 

@@ -80,7 +80,12 @@ class Settler:
     def commit(self, run: Run, fact: StageCommitted) -> None:
         """The stage has a result."""
         stage = run.job.stages[fact.stage]
+        if run.job.status is JobStatus.CANCELLING and len(stage.live) > 1:
+            self.stopped(run, fact.stage, fact.token, "the job is being stopped")
+            return
         former = stage.former
+        if len(stage.live) > 1:
+            self._endings.cancel_attempts(run.job, fact.stage, but=fact.token)
         self._ledger.record(fact)
         self._settled(run, fact.stage, former)
 
@@ -88,15 +93,19 @@ class Settler:
         """An attempt failed: another follows if its policy allows, else the stage has failed for good."""
         stage = run.job.stages[name]
         if run.job.status is JobStatus.CANCELLING:
-            self.cancelled(run, name)
+            self.stopped(run, name, token, error.message)
+            return
+        if stage.live.keys() - {token}:
+            # Of an attempt and its copy the last to fail is the stage's failure: both are one try.
+            self.supersede(run, name, token, f"{error.node or 'it'} failed: {error.message}; the other attempt goes on")
             return
         policy = stage.spec.policy
         seconds = None
         if error.transient and stage.failures < policy.retry.times:
             seconds = back_off(policy.retry, stage.failures)
         former = stage.former
-        self._stopped(run, name)
         self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
+        self._stop_clock(run, name)
         if seconds is not None:
             self.wait(run, name, seconds, error.message)
             return
@@ -130,15 +139,20 @@ class Settler:
         death: bool = False,
         input_lost: bool = False,
     ) -> bool:
-        """A live token is given up. Returns whether the stage will be tried again; `decide` says when."""
+        """A live token is given up. Returns whether the stage will be tried again; `decide` says when.
+
+        Not if another attempt of it goes on.
+        """
         stage = run.job.stages[name]
         if run.job.status is JobStatus.CANCELLING:
-            self.cancelled(run, name)
+            self.stopped(run, name, token, reason)
             return False
-        self._stopped(run, name)
         self._ledger.record(
             StageSuperseded(job=run.job.id, stage=name, token=token, reason=reason, death=death, input_lost=input_lost)
         )
+        self._stop_clock(run, name)
+        if stage.live:
+            return False
         limit = ""
         if stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX:
             limit = f"in flight at the death of {stage.deaths} agents"
@@ -148,8 +162,11 @@ class Settler:
             self.fail(run, name, token, ErrorInfo(message=f"{limit}; the last time: {reason}", cause="Unavailable"))
         return not limit
 
-    def cancelled(self, run: Run, name: StageId) -> None:
-        """Nothing of the stage runs any more, in a job that is being cancelled."""
+    def stopped(self, run: Run, name: StageId, token: FencingToken, why: str) -> None:
+        """An attempt has ended, in a job that is being stopped; with the last one the stage has."""
+        if run.job.stages[name].live.keys() - {token}:
+            self._ledger.record(StageSuperseded(job=run.job.id, stage=name, token=token, reason=why))
+            return
         self._ledger.record(StageCancelled(job=run.job.id, stage=name))
         self._touched[run.job.id] = run
 
@@ -199,10 +216,10 @@ class Settler:
         self._ledger.record(StageDefaulted(job=run.job.id, stage=name, token=token, outputs=outputs, holds=held))
         self._settled(run, name, former)
 
-    def _stopped(self, run: Run, name: StageId) -> None:
-        """An attempt of the stage ends; does another one run on?"""
+    def _stop_clock(self, run: Run, name: StageId) -> None:
+        """An attempt of the stage has ended."""
         clock = run.clocks.get(name)
-        if clock is not None and len(run.job.stages[name].live) < 2:
+        if clock is not None and not run.job.stages[name].started:
             clock.stopped(self._ledger.now)
 
     def _settled(self, run: Run, name: StageId, former: Outcome | None) -> None:

@@ -78,6 +78,10 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
 
 def _for_agent(stage: StageState, fleet: Fleet) -> str:
     agents = sorted(stage.live.values())
+    if stage.elder is not None:
+        silent = [f"{agent} is not heard of" for agent in agents if fleet.members[agent].state is AgentState.SUSPECT]
+        also = f"; {_names(silent)}" if silent else ""
+        return f"{stage.elder.agent}, or its copy on {stage.agent}, to end it{also}"
     silent = [agent for agent in agents if fleet.members[agent].state is AgentState.SUSPECT]
     doing = "to end it" if stage.status is StageStatus.RUNNING else "to start it"
     return f"{_names(agents)} {doing}{', but it is not heard of' if silent else ''}"

@@ -87,6 +87,7 @@ def _stage_to_wire(stage: StageInfo) -> pb.StageState:
         target_emulated=stage.emulated,
         models=stage.models,
         attempts=stage.attempts,
+        copies=stage.copies,
         reason=stage.reason,
         grown_by=stage.grown_by,
         timing=pb.StageTiming(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from starloom.v1 import value_pb2 as starloom_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19starloom/v1/control.proto\x12\x0bstarloom.v1\x1a\x17starloom/v1/value.proto\"\xdf\x02\n\rSubmitRequest\x12\x1a\n\x12\x63onstellation_json\x18\x01 \x01(\x0c\x12\x36\n\x06inputs\x18\x02 \x03(\x0b\x32&.starloom.v1.SubmitRequest.InputsEntry\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x14\n\x0cmax_parallel\x18\x05 \x01(\r\x12\x36\n\x06labels\x18\x06 \x03(\x0b\x32&.starloom.v1.SubmitRequest.LabelsEntry\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x1a\x44\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.starloom.v1.ValueRef:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x04\"1\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.starloom.v1.Job\" \n\x0fListJobsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"2\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.starloom.v1.Job\"\x8a\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12.\n\x07outputs\x18\x07 \x03(\x0b\x32\x1d.starloom.v1.Job.OutputsEntry\x12\'\n\x06stages\x18\x08 \x03(\x0b\x32\x17.starloom.v1.StageState\x12\x1c\n\x14submitted_unix_nanos\x18\t \x01(\x03\x12\x18\n\x10\x65nded_unix_nanos\x18\n \x01(\x03\x12\x1a\n\x12\x63onstellation_json\x18\x0b \x01(\x0c\x12,\n\x06labels\x18\x0c \x03(\x0b\x32\x1c.starloom.v1.Job.LabelsEntry\x12\x1e\n\x16\x63onstellation_revision\x18\r \x01(\x04\x12\'\n\x07patches\x18\x0e \x03(\x0b\x32\x16.starloom.v1.PatchNote\x12\r\n\x05\x63\x61use\x18\x0f \x01(\t\x1a\x45\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.starloom.v1.ValueRef:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x85\x01\n\tPatchNote\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x10\n\x08patch_id\x18\x04 \x01(\t\x12\x0f\n\x07restart\x18\x05 \x01(\x08\x12\x12\n\noperations\x18\x06 \x03(\t\x12\x0f\n\x07\x63hanges\x18\x07 \x03(\t\"\xd3\x02\n\nStageState\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0c\n\x04tier\x18\x05 \x01(\t\x12\x0e\n\x06target\x18\x06 \x01(\t\x12\x17\n\x0ftarget_emulated\x18\x07 \x01(\x08\x12\x0e\n\x06models\x18\x08 \x03(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x0e\n\x06reason\x18\n \x01(\t\x12(\n\x06timing\x18\x0b \x01(\x0b\x32\x18.starloom.v1.StageTiming\x12\x35\n\x07\x66igures\x18\x0c \x03(\x0b\x32$.starloom.v1.StageState.FiguresEntry\x12\x10\n\x08grown_by\x18\r \x01(\t\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"i\n\x0bStageTiming\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cload_seconds\x18\x03 \x01(\x01\x12\x13\n\x0brun_seconds\x18\x04 \x01(\x01\"Z\n\x13StreamEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\r\n\x05kinds\x18\x04 \x03(\t\":\n\x14StreamEventsResponse\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.starloom.v1.Event\">\n\x05\x45vent\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x12\n\nunix_nanos\x18\x02 \x01(\x03\x12\x11\n\tfact_json\x18\x03 \x01(\x0c\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"5\n\x0fPatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\npatch_json\x18\x02 \x01(\x0c\"G\n\x10PatchJobResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\x12\x0f\n\x07\x63hanges\x18\x03 \x03(\t\"\x12\n\x10ListNodesRequest\"Q\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.starloom.v1.Node\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r\"x\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x14\n\x0cprofile_json\x18\x03 \x01(\x0c\x12\x11\n\tload_json\x18\x04 \x01(\x0c\x12\x15\n\rheard_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\"\x12\n\x10ListKindsRequest\"\'\n\x11ListKindsResponse\x12\x12\n\nkinds_json\x18\x01 \x03(\x0c\x32\xe3\x04\n\x0e\x43ontrolService\x12\x41\n\x06Submit\x12\x1a.starloom.v1.SubmitRequest\x1a\x1b.starloom.v1.SubmitResponse\x12\x41\n\x06GetJob\x12\x1a.starloom.v1.GetJobRequest\x1a\x1b.starloom.v1.GetJobResponse\x12G\n\x08ListJobs\x12\x1c.starloom.v1.ListJobsRequest\x1a\x1d.starloom.v1.ListJobsResponse\x12U\n\x0cStreamEvents\x12 .starloom.v1.StreamEventsRequest\x1a!.starloom.v1.StreamEventsResponse0\x01\x12J\n\tCancelJob\x12\x1d.starloom.v1.CancelJobRequest\x1a\x1e.starloom.v1.CancelJobResponse\x12G\n\x08PatchJob\x12\x1c.starloom.v1.PatchJobRequest\x1a\x1d.starloom.v1.PatchJobResponse\x12J\n\tListNodes\x12\x1d.starloom.v1.ListNodesRequest\x1a\x1e.starloom.v1.ListNodesResponse\x12J\n\tListKinds\x12\x1d.starloom.v1.ListKindsRequest\x1a\x1e.starloom.v1.ListKindsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19starloom/v1/control.proto\x12\x0bstarloom.v1\x1a\x17starloom/v1/value.proto\"\xdf\x02\n\rSubmitRequest\x12\x1a\n\x12\x63onstellation_json\x18\x01 \x01(\x0c\x12\x36\n\x06inputs\x18\x02 \x03(\x0b\x32&.starloom.v1.SubmitRequest.InputsEntry\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x10\n\x08priority\x18\x04 \x01(\x05\x12\x14\n\x0cmax_parallel\x18\x05 \x01(\r\x12\x36\n\x06labels\x18\x06 \x03(\x0b\x32&.starloom.v1.SubmitRequest.LabelsEntry\x12\x18\n\x10\x64\x65\x61\x64line_seconds\x18\x07 \x01(\x01\x1a\x44\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.starloom.v1.ValueRef:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"D\n\x0eSubmitResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x04\"1\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\"/\n\x0eGetJobResponse\x12\x1d\n\x03job\x18\x01 \x01(\x0b\x32\x10.starloom.v1.Job\" \n\x0fListJobsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"2\n\x10ListJobsResponse\x12\x1e\n\x04jobs\x18\x01 \x03(\x0b\x32\x10.starloom.v1.Job\"\x8a\x04\n\x03Job\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0e\n\x06status\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12.\n\x07outputs\x18\x07 \x03(\x0b\x32\x1d.starloom.v1.Job.OutputsEntry\x12\'\n\x06stages\x18\x08 \x03(\x0b\x32\x17.starloom.v1.StageState\x12\x1c\n\x14submitted_unix_nanos\x18\t \x01(\x03\x12\x18\n\x10\x65nded_unix_nanos\x18\n \x01(\x03\x12\x1a\n\x12\x63onstellation_json\x18\x0b \x01(\x0c\x12,\n\x06labels\x18\x0c \x03(\x0b\x32\x1c.starloom.v1.Job.LabelsEntry\x12\x1e\n\x16\x63onstellation_revision\x18\r \x01(\x04\x12\'\n\x07patches\x18\x0e \x03(\x0b\x32\x16.starloom.v1.PatchNote\x12\r\n\x05\x63\x61use\x18\x0f \x01(\t\x1a\x45\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.starloom.v1.ValueRef:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x85\x01\n\tPatchNote\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x0b\n\x03why\x18\x03 \x01(\t\x12\x10\n\x08patch_id\x18\x04 \x01(\t\x12\x0f\n\x07restart\x18\x05 \x01(\x08\x12\x12\n\noperations\x18\x06 \x03(\t\x12\x0f\n\x07\x63hanges\x18\x07 \x03(\t\"\xe3\x02\n\nStageState\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06status\x18\x03 \x01(\t\x12\x0c\n\x04node\x18\x04 \x01(\t\x12\x0c\n\x04tier\x18\x05 \x01(\t\x12\x0e\n\x06target\x18\x06 \x01(\t\x12\x17\n\x0ftarget_emulated\x18\x07 \x01(\x08\x12\x0e\n\x06models\x18\x08 \x03(\t\x12\x10\n\x08\x61ttempts\x18\t \x01(\r\x12\x0e\n\x06reason\x18\n \x01(\t\x12(\n\x06timing\x18\x0b \x01(\x0b\x32\x18.starloom.v1.StageTiming\x12\x35\n\x07\x66igures\x18\x0c \x03(\x0b\x32$.starloom.v1.StageState.FiguresEntry\x12\x10\n\x08grown_by\x18\r \x01(\t\x12\x0e\n\x06\x63opies\x18\x0e \x01(\r\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"i\n\x0bStageTiming\x12\x15\n\rqueue_seconds\x18\x01 \x01(\x01\x12\x18\n\x10transfer_seconds\x18\x02 \x01(\x01\x12\x14\n\x0cload_seconds\x18\x03 \x01(\x01\x12\x13\n\x0brun_seconds\x18\x04 \x01(\x01\"Z\n\x13StreamEventsRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x66ter_offset\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\r\n\x05kinds\x18\x04 \x03(\t\":\n\x14StreamEventsResponse\x12\"\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x12.starloom.v1.Event\">\n\x05\x45vent\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x12\n\nunix_nanos\x18\x02 \x01(\x03\x12\x11\n\tfact_json\x18\x03 \x01(\x0c\"2\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"4\n\x11\x43\x61ncelJobResponse\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\x0f\n\x07seconds\x18\x02 \x01(\x01\"5\n\x0fPatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x12\n\npatch_json\x18\x02 \x01(\x0c\"G\n\x10PatchJobResponse\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x10\n\x08\x65xisting\x18\x02 \x01(\x08\x12\x0f\n\x07\x63hanges\x18\x03 \x03(\t\"\x12\n\x10ListNodesRequest\"Q\n\x11ListNodesResponse\x12 \n\x05nodes\x18\x01 \x03(\x0b\x32\x11.starloom.v1.Node\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\r\"x\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x14\n\x0cprofile_json\x18\x03 \x01(\x0c\x12\x11\n\tload_json\x18\x04 \x01(\x0c\x12\x15\n\rheard_seconds\x18\x05 \x01(\x01\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\"\x12\n\x10ListKindsRequest\"\'\n\x11ListKindsResponse\x12\x12\n\nkinds_json\x18\x01 \x03(\x0c\x32\xe3\x04\n\x0e\x43ontrolService\x12\x41\n\x06Submit\x12\x1a.starloom.v1.SubmitRequest\x1a\x1b.starloom.v1.SubmitResponse\x12\x41\n\x06GetJob\x12\x1a.starloom.v1.GetJobRequest\x1a\x1b.starloom.v1.GetJobResponse\x12G\n\x08ListJobs\x12\x1c.starloom.v1.ListJobsRequest\x1a\x1d.starloom.v1.ListJobsResponse\x12U\n\x0cStreamEvents\x12 .starloom.v1.StreamEventsRequest\x1a!.starloom.v1.StreamEventsResponse0\x01\x12J\n\tCancelJob\x12\x1d.starloom.v1.CancelJobRequest\x1a\x1e.starloom.v1.CancelJobResponse\x12G\n\x08PatchJob\x12\x1c.starloom.v1.PatchJobRequest\x1a\x1d.starloom.v1.PatchJobResponse\x12J\n\tListNodes\x12\x1d.starloom.v1.ListNodesRequest\x1a\x1e.starloom.v1.ListNodesResponse\x12J\n\tListKinds\x12\x1d.starloom.v1.ListKindsRequest\x1a\x1e.starloom.v1.ListKindsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -67,35 +67,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PATCHNOTE']._serialized_start=1203
   _globals['_PATCHNOTE']._serialized_end=1336
   _globals['_STAGESTATE']._serialized_start=1339
-  _globals['_STAGESTATE']._serialized_end=1678
-  _globals['_STAGESTATE_FIGURESENTRY']._serialized_start=1632
-  _globals['_STAGESTATE_FIGURESENTRY']._serialized_end=1678
-  _globals['_STAGETIMING']._serialized_start=1680
-  _globals['_STAGETIMING']._serialized_end=1785
-  _globals['_STREAMEVENTSREQUEST']._serialized_start=1787
-  _globals['_STREAMEVENTSREQUEST']._serialized_end=1877
-  _globals['_STREAMEVENTSRESPONSE']._serialized_start=1879
-  _globals['_STREAMEVENTSRESPONSE']._serialized_end=1937
-  _globals['_EVENT']._serialized_start=1939
-  _globals['_EVENT']._serialized_end=2001
-  _globals['_CANCELJOBREQUEST']._serialized_start=2003
-  _globals['_CANCELJOBREQUEST']._serialized_end=2053
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2055
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2107
-  _globals['_PATCHJOBREQUEST']._serialized_start=2109
-  _globals['_PATCHJOBREQUEST']._serialized_end=2162
-  _globals['_PATCHJOBRESPONSE']._serialized_start=2164
-  _globals['_PATCHJOBRESPONSE']._serialized_end=2235
-  _globals['_LISTNODESREQUEST']._serialized_start=2237
-  _globals['_LISTNODESREQUEST']._serialized_end=2255
-  _globals['_LISTNODESRESPONSE']._serialized_start=2257
-  _globals['_LISTNODESRESPONSE']._serialized_end=2338
-  _globals['_NODE']._serialized_start=2340
-  _globals['_NODE']._serialized_end=2460
-  _globals['_LISTKINDSREQUEST']._serialized_start=2462
-  _globals['_LISTKINDSREQUEST']._serialized_end=2480
-  _globals['_LISTKINDSRESPONSE']._serialized_start=2482
-  _globals['_LISTKINDSRESPONSE']._serialized_end=2521
-  _globals['_CONTROLSERVICE']._serialized_start=2524
-  _globals['_CONTROLSERVICE']._serialized_end=3135
+  _globals['_STAGESTATE']._serialized_end=1694
+  _globals['_STAGESTATE_FIGURESENTRY']._serialized_start=1648
+  _globals['_STAGESTATE_FIGURESENTRY']._serialized_end=1694
+  _globals['_STAGETIMING']._serialized_start=1696
+  _globals['_STAGETIMING']._serialized_end=1801
+  _globals['_STREAMEVENTSREQUEST']._serialized_start=1803
+  _globals['_STREAMEVENTSREQUEST']._serialized_end=1893
+  _globals['_STREAMEVENTSRESPONSE']._serialized_start=1895
+  _globals['_STREAMEVENTSRESPONSE']._serialized_end=1953
+  _globals['_EVENT']._serialized_start=1955
+  _globals['_EVENT']._serialized_end=2017
+  _globals['_CANCELJOBREQUEST']._serialized_start=2019
+  _globals['_CANCELJOBREQUEST']._serialized_end=2069
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2071
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2123
+  _globals['_PATCHJOBREQUEST']._serialized_start=2125
+  _globals['_PATCHJOBREQUEST']._serialized_end=2178
+  _globals['_PATCHJOBRESPONSE']._serialized_start=2180
+  _globals['_PATCHJOBRESPONSE']._serialized_end=2251
+  _globals['_LISTNODESREQUEST']._serialized_start=2253
+  _globals['_LISTNODESREQUEST']._serialized_end=2271
+  _globals['_LISTNODESRESPONSE']._serialized_start=2273
+  _globals['_LISTNODESRESPONSE']._serialized_end=2354
+  _globals['_NODE']._serialized_start=2356
+  _globals['_NODE']._serialized_end=2476
+  _globals['_LISTKINDSREQUEST']._serialized_start=2478
+  _globals['_LISTKINDSREQUEST']._serialized_end=2496
+  _globals['_LISTKINDSRESPONSE']._serialized_start=2498
+  _globals['_LISTKINDSRESPONSE']._serialized_end=2537
+  _globals['_CONTROLSERVICE']._serialized_start=2540
+  _globals['_CONTROLSERVICE']._serialized_end=3151
 # @@protoc_insertion_point(module_scope)

@@ -142,7 +142,7 @@ class PatchNote(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., principal: _Optional[str] = ..., why: _Optional[str] = ..., patch_id: _Optional[str] = ..., restart: _Optional[bool] = ..., operations: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageState(_message.Message):
-    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by")
+    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by", "copies")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class StageState(_message.Message):
     TIMING_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
     GROWN_BY_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     stage: str
     kind: str
     status: str
@@ -176,7 +177,8 @@ class StageState(_message.Message):
     timing: StageTiming
     figures: _containers.ScalarMap[str, float]
     grown_by: str
-    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ...) -> None: ...
+    copies: int
+    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ..., copies: _Optional[int] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("queue_seconds", "transfer_seconds", "load_seconds", "run_seconds")

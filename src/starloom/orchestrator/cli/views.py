@@ -27,6 +27,7 @@ def stage_row(stage: "StageInfo") -> dict[str, Any]:
         "emulated": stage.emulated,
         "model": ", ".join(stage.models),
         "attempts": stage.attempts,
+        "copies": stage.copies,
         "reason": stage.reason,
         "grown_by": stage.grown_by,
         "seconds": {
@@ -108,7 +109,8 @@ def _happened(fact: facts.Fact) -> str:
         case facts.JobSubmitted():
             return f"submitted: {fact.constellation.name}, {len(fact.constellation.stages)} stages"
         case facts.StagePlaced():
-            return f"placed on {fact.agent} ({fact.target}), attempt {fact.token.attempt}"
+            copy = ", a copy of one that runs too long" if fact.copy else ""
+            return f"placed on {fact.agent} ({fact.target}), attempt {fact.token.attempt}{copy}"
         case facts.StageCommitted():
             models = f", {', '.join(fact.models)}" if fact.models else ""
             figures = f"; {figures_text(fact.figures)}" if fact.figures else ""

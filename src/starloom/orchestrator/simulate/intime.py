@@ -1,13 +1,15 @@
-"""The property of deadlines: nothing is given up before its time, and nothing goes on long after it."""
+"""Properties of time: nothing is given up before its deadline, and nothing is copied before it runs too long."""
 
 from typing import Final
 
+from starloom.agents.messages import Assign
 from starloom.dag import facts as f
 from starloom.dag.constellation import Join
 from starloom.dag.facts import AnyFact, JobStatus
-from starloom.dag.ids import JobId, StageId
+from starloom.dag.ids import JobId, StageId, TaskToken
 from starloom.orchestrator.deadlines import CAUSE
 from starloom.orchestrator.effects import Decision
+from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.loop import SECOND
@@ -22,6 +24,34 @@ _ENDS = (f.StageCommitted, f.StageDefaulted, f.StageSkipped, f.StageCancelled)
 def out_of_time(fact: f.StageFailed) -> bool:
     """Whether the stage's deadline was over, rather than an attempt's timeout."""
     return fact.error.cause == CAUSE and fact.retry_seconds is None and not fact.error.transient
+
+
+class CopiesAreFew(Property):
+    name = "copies are few"
+
+    def __init__(self, judge: Judge) -> None:
+        super().__init__(judge)
+        #: when an attempt is known to have begun
+        self._began: dict[TaskToken, int] = {}
+
+    def began(self, process: AgentProcess, assign: Assign) -> None:
+        self._began[assign.task] = self.world.loop.now
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if not isinstance(fact, f.StagePlaced) or stage is None or not stage.live:
+            return
+        policy = stage.spec.policy.straggler
+        if policy is None or not fact.copy or len(stage.live) > 1:
+            self.broken(f"{fact.token} is placed beside {list(stage.live)}", fact.job, fact.stage)
+            return
+        ((token, agent),) = stage.live.items()
+        if agent == fact.agent:
+            self.broken(f"{fact.token} is a copy on the same node", fact.job, fact.stage)
+        began = self._began.get(TaskToken(fact.job, fact.stage, token))
+        ran = (self.world.loop.now - began) / SECOND if began is not None else 0.0
+        if ran < policy.after_seconds:
+            what = f"{token} had run {ran:.3f} s when it was copied, and the policy says {policy.after_seconds:g} s"
+            self.broken(what, fact.job, fact.stage)
 
 
 class DeadlinesAreKept(Property):

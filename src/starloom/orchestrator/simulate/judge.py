@@ -43,6 +43,7 @@ class StageView:
     spec: StageSpec
     status: StageStatus = StageStatus.PENDING
     live: dict[FencingToken, AgentId] = field(default_factory=dict)
+    started: set[FencingToken] = field(default_factory=set)
     over: set[FencingToken] = field(default_factory=set)
     committed: FencingToken | None = None
     outputs: dict[str, str] = field(default_factory=dict)
@@ -226,16 +227,25 @@ class Judge:
             job.live += len(stage.live) - len(before)
 
     def _apply_to_stage(self, fact: AnyFact, stage: StageView) -> None:
+        def over(then: StageStatus) -> None:
+            stage.live.pop(getattr(fact, "token", None), None)  # type: ignore[arg-type]
+            stage.started &= stage.live.keys()
+            stage.status = then
+            if stage.live:
+                stage.status = StageStatus.RUNNING if stage.started else StageStatus.PLACED
+
         match fact:
             case f.StagePlaced():
                 stage.live[fact.token] = fact.agent
-                stage.status = StageStatus.PLACED
+                stage.status = StageStatus.RUNNING if stage.started else StageStatus.PLACED
                 self.agent_live[fact.agent] = self.agent_live.get(fact.agent, 0) + 1
                 self.placed.add(TaskToken(fact.job, fact.stage, fact.token))
             case f.StageStarted():
                 stage.status = StageStatus.RUNNING
+                stage.started.add(fact.token)
             case f.StageCommitted() | f.StageDefaulted() | f.StageSkipped() | f.StageCancelled():
                 stage.live.clear()
+                stage.started.clear()
                 stage.status = _ENDS[type(fact)]
                 if not isinstance(fact, f.StageCancelled):
                     stage.committed = fact.token
@@ -244,14 +254,12 @@ class Judge:
                     stage.holds = getattr(fact, "holds", {})
                     stage.consumed = getattr(fact, "consumed", {})
             case f.StageFailed():
-                stage.live.pop(fact.token, None)
+                over(StageStatus.FAILED if fact.retry_seconds is None else StageStatus.PENDING)
                 stage.failures += 1
-                stage.status = StageStatus.FAILED if fact.retry_seconds is None else StageStatus.PENDING
             case f.StageSuperseded():
-                stage.live.pop(fact.token, None)
+                over(StageStatus.PENDING)
                 stage.deaths += fact.death
                 stage.input_losses += fact.input_lost
-                stage.status = StageStatus.PENDING
             case f.StageReopened():
                 stage.status, stage.committed = StageStatus.PENDING, None
                 stage.outputs, stage.holds, stage.consumed = {}, {}, {}

@@ -24,7 +24,7 @@ from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
-from starloom.orchestrator.simulate.intime import DeadlinesAreKept, out_of_time
+from starloom.orchestrator.simulate.intime import CopiesAreFew, DeadlinesAreKept, out_of_time
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.model import in_order
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
@@ -338,4 +338,5 @@ PROPERTIES: tuple[type[Property], ...] = (
     NoOldEpoch,
     OneIsLeft,
     DeadlinesAreKept,
+    CopiesAreFew,
 )

@@ -18,6 +18,7 @@ from starloom.dag.constellation import (
     Requirements,
     Retry,
     StageSpec,
+    Straggler,
     Tier,
 )
 from starloom.dag.facts import JobOptions
@@ -93,7 +94,7 @@ def work(chance: Chance, stages: int, name: str, tiers: int = len(TIERS)) -> Wor
 
 
 def hurried(chance: Chance, given: Work) -> Work:
-    """The same, and perhaps with deadlines: of the job, or of some of its stages."""
+    """The same, and perhaps with deadlines, of the job or of some of its stages, and with copies of those that run too long."""
     constellation, options = given.constellation, given.options
     if chance.happens(0.1):
         options = msgspec.structs.replace(options, deadline_seconds=chance.pick((6.0, 15.0, 40.0)))
@@ -101,6 +102,13 @@ def hurried(chance: Chance, given: Work) -> Work:
         stages = dict(constellation.stages)
         for name in chance.sample(list(stages), 1 + len(stages) // 10):
             policy = msgspec.structs.replace(stages[name].policy, deadline_seconds=chance.pick((2.0, 6.0, 20.0)))
+            stages[name] = msgspec.structs.replace(stages[name], policy=policy)
+        constellation = msgspec.structs.replace(constellation, stages=stages)
+    if chance.happens(0.4):
+        straggler = Straggler(factor=chance.pick((1.0, 1.5, 3.0)), after_seconds=chance.pick((0.2, 1.0)))
+        stages = dict(constellation.stages)
+        for name in chance.sample(list(stages), 1 + len(stages) // 2):
+            policy = msgspec.structs.replace(stages[name].policy, straggler=straggler)
             stages[name] = msgspec.structs.replace(stages[name], policy=policy)
         constellation = msgspec.structs.replace(constellation, stages=stages)
     return Work(constellation, given.inputs, options)
