@@ -198,3 +198,17 @@ def test_where_the_orchestrator_is_an_actor_ray_brings_it_back(command_line: Com
     )
     assert case["detect_seconds"] > 0
     assert command_line.processes == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_jobs_come_out_as_if_undisturbed_wherever_a_process_dies(command_line: CommandLine) -> None:
+    done = command_line.run("faults", "run", "crashes", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    cases = told["cases"]
+    assert {case["stage"] for case in cases} == set(CrashPoint)
+    assert {(case["status"], case["equal"], case["duplicated"]) for case in cases} == {("succeeded", True, 0)}
+    assert (told["verdict"], told["injected"], told["planned"]) == ("held", len(cases), len(cases))
+    assert command_line.processes == []
