@@ -69,6 +69,16 @@ stages:
 SLOW = constellation(
     "slow", "stages: {crawl: {kind: t.work, straggler: {factor: 2, after: 1s}}}\noutputs: {v: crawl.value}"
 )
+GROWING = constellation(
+    "growing",
+    """
+stages:
+  find: {kind: t.grow, params: {adds: 2}, grow: {stages: 9, generations: 3}}
+  round: {kind: t.grow, params: {rounds: 2}}
+  tell: {kind: t.work, in: {f: find.value, r: round.value}}
+outputs: {found: find.value, told: tell.value}
+""",
+)
 BLOB = constellation(
     "blob", "stages: {make: {kind: t.blob}, use: {kind: t.need, in: {data: make.data}}}\noutputs: {v: use.value}"
 )
@@ -102,6 +112,7 @@ def story() -> World:
     world.acknowledge_cancels()
     _lose_a_value(world)
     _change(world)
+    _grow(world)
     _run_out_of_time(world)
     _copy(world)
     world.restart()
@@ -139,6 +150,19 @@ def _change(world: World) -> None:
     world.patch(job, "- cancel_stage: b", restart=True)
     world.acknowledge_cancels()
     world.finish_all()
+
+
+def _grow(world: World) -> None:
+    """Results add stages: made again the same, they add nothing, and differently, they take back what they had added."""
+    world.submit(GROWING, job="job-grown")
+    world.finish("find", "round", "round-r2")
+    for salt in ("", "another"):
+        world.lose_input("find-0", "find", gone=True)
+        world.finish("find", salt=salt)
+    world.acknowledge_cancels()
+    world.finish_all()
+    world.submit(GROWING, job="job-growing")
+    world.finish("find", "round")
 
 
 def _run_out_of_time(world: World) -> None:

@@ -441,7 +441,7 @@ patch:
   - replace: {stage: a, kind: k, params: {p: [1]}, model: m}
   - rewire: {stage: a, in: {x: {from: b.c, when: {is: "==", value: 1}}, y: $in, z: null}, after: [b, {stage: c, on: completion}]}
   - rewire: {stage: a, wait: [b], free: [c], join: any}
-  - redirect: {from: a.b, to: [c.d, e.f]}
+  - redirect: {from: a.b, to: [c.d, e.f], but: [g]}
   - move: {stage: a, require: {tier: cloud}}
   - set_policy: {stage: a, timeout: 3s}
   - cancel_stage: a

@@ -205,16 +205,22 @@ class TestRefused:
         w.finish("a")
         assert "a-0: there is already one of that name" in w.stage(job, "a").error.message
 
-    def test_a_consumer_that_has_started_by_another_way(self, world: Any) -> None:
+    def test_a_consumer_that_did_not_wait_is_not_fed_differently(self, world: Any) -> None:
         w = world(node("edge-1"))
-        job = w.submit(
-            constellation(
-                "stages: {a: {kind: t.grow, params: {adds: 1}}, b: {kind: t.work}, "
-                "c: {kind: t.work, join: any, in: {x: a.value, y: b.value}}}"
-            )
+        stages = (
+            "stages: {a: {kind: t.grow, params: {adds: 1}}, b: {kind: t.work}, d: {kind: t.work, in: {x: a.value}}, "
+            "c: {kind: t.work, join: any, in: {x: a.value, y: b.value}}}"
         )
+        job = w.submit(constellation(stages))
         w.finish("b")
         w.finish("a")
+        assert sources(w, job, "c") == ["a.value->x", "b.value->y"]
+        assert sources(w, job, "d") == ["a-1.value->x"]
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        job = w.submit(constellation(stages))
+        w.finish("b")
+        w.finish("a", growth=growth(ADD + "- rewire: {stage: c, in: {z: '@0.value'}}"))
         assert "c: was given to edge-1, and the growth feeds it differently" in w.stage(job, "a").error.message
 
     def test_the_failure_goes_by_the_policy(self, world: Any) -> None:

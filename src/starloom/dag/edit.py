@@ -91,9 +91,10 @@ class Edit:
         found = {"stage": stage, **{key: value for key, value in parts.items() if value}}
         self._operations.append({"rewire": found if after is None else {**found, "after": _listed(after)}})
 
-    def redirect(self, source: str, *to: str) -> None:
-        """All that reads `stage.port`, but what is added here, reads another instead, or several."""
-        self._operations.append({"redirect": {"from": source, "to": list(to)}})
+    def redirect(self, source: str, *to: str, but: Iterable[str] = ()) -> None:
+        """All that reads `stage.port`, but these and what is added here, reads another instead, or several."""
+        spared = {"but": list(but)} if but else {}
+        self._operations.append({"redirect": {"from": source, "to": list(to), **spared}})
 
     def move(self, stage: str, require: Requirements | None = None, **fields: Any) -> None:
         """Other requirements: a value, or a document's fields, as `tier="cloud"`."""

@@ -56,9 +56,12 @@ def digest_of(patch: Patch | None) -> str:
     return hashlib.blake2b(_encode(patch.operations), digest_size=16).hexdigest() if patch else ""
 
 
-def resolved(patch: Patch, shape: Shape, stage: StageId) -> tuple[Patch, list[Problem]]:
-    """The patch that a stage of a job asks for, in the job's names, and everything in it that a stage may not ask for."""
-    resolver = _Resolver(shape, stage)
+def resolved(patch: Patch, shape: Shape, stage: StageId, started: tuple[StageId, ...]) -> tuple[Patch, list[Problem]]:
+    """The patch that a stage of a job asks for, in the job's names, and everything in it that a stage may not ask for.
+
+    What has `started` without the stage is not redirected.
+    """
+    resolver = _Resolver(shape, stage, started)
     operations = [resolver.operation(f"patch[{index}]", operation) for index, operation in enumerate(patch.operations)]
     if patch.restart or patch.if_revision or patch.id:
         resolver.problem("patch", "says restart, if_revision or id; those are for people")
@@ -66,10 +69,11 @@ def resolved(patch: Patch, shape: Shape, stage: StageId) -> tuple[Patch, list[Pr
 
 
 class _Resolver:
-    def __init__(self, shape: Shape, stage: StageId) -> None:
+    def __init__(self, shape: Shape, stage: StageId, started: tuple[StageId, ...]) -> None:
         self.problems: list[Problem] = []
         self._shape = shape
         self._stage = stage
+        self._started = started
 
     def problem(self, place: str, what: str) -> None:
         self.problems.append(Problem(place, what))
@@ -130,7 +134,8 @@ class _Resolver:
             OutputBinding(upstream=self._name(f"{place}.to", each.upstream), output=each.output)
             for each in redirect.sources
         ]
-        return Redirect(stage=self._stage, output=redirect.output, sources=tuple(sources))
+        but = (*redirect.but, *self._started)
+        return Redirect(stage=self._stage, output=redirect.output, sources=tuple(sources), but=but)
 
     def _name(self, place: str, relative: StageId) -> StageId:
         found = name_of(relative, self._stage)

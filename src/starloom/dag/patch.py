@@ -115,13 +115,14 @@ class Splice(Operation, frozen=True, tag="splice"):
 class Redirect(Operation, frozen=True, tag="redirect"):
     """All that reads an output reads `sources` instead: stages, but for those that the patch adds, and outputs of the job.
 
-    With several sources, a stage reads them at as many ports, `port-0`, `port-1` and so on, which its kind has
+    The stages of `but` go on reading it. With several sources, a stage reads them at as many ports, `port-0`, `port-1` and so on, which its kind has
     to take; an output of the job has one.
     """
 
     stage: StageId
     output: str
     sources: tuple[OutputBinding, ...]
+    but: tuple[StageId, ...] = ()
 
 
 class SetOutputs(Operation, frozen=True, tag="outputs"):

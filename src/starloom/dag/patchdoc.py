@@ -11,7 +11,7 @@ patch:                               # done in this order, all or none
   - replace: {stage: words, kind: speech.recognise, params: {beams: 2}, model: small}
   - rewire: {stage: speak, in: {text: summary.text, more: null}, after: [x], join: any}
   - rewire: {stage: speak, wait: [x], free: [y]}
-  - redirect: {from: words.text, to: short.text}        # all that reads it; `to` may be a list
+  - redirect: {from: words.text, to: short.text, but: [speak]}      # all that reads it; `to` may be a list
   - move: {stage: words, require: {tier: cloud}}
   - set_policy: {stage: words, retry: 3, timeout: 5s}
   - cancel_stage: extra
@@ -100,9 +100,9 @@ def operation_to_json(operation: AnyOperation) -> dict[str, Any]:
             return {"replace": {"stage": stage, **{key: value for key, value in parts.items() if value is not None}}}
         case Rewire():
             return {"rewire": _rewire_to_json(operation)}
-        case Redirect(stage=stage, output=output, sources=sources):
+        case Redirect(stage=stage, output=output, sources=sources, but=but):
             to = [f"{source.upstream}.{source.output}" for source in sources]
-            return {"redirect": {"from": f"{stage}.{output}", "to": to}}
+            return {"redirect": {"from": f"{stage}.{output}", "to": to, **({"but": list(but)} if but else {})}}
         case Move(stage=stage, requires=requires):
             return {"move": {"stage": stage, "require": requirements_to_json(requires)}}
         case SetPolicy(stage=stage, policy=policy):
@@ -256,7 +256,7 @@ class _PatchReader(Reader):
         )
 
     def _read_redirect(self, place: str, value: Any) -> Redirect:
-        part = self._mapping(place, value, ("from", "to"), needed=("from", "to"))
+        part = self._mapping(place, value, ("from", "to", "but"), needed=("from", "to"))
         read = self._output(f"{place}.from", part["from"]) if "from" in part else None
         to = part.get("to", [])
         items = to if isinstance(to, list | tuple) else [to]
@@ -266,6 +266,7 @@ class _PatchReader(Reader):
             stage=read.upstream if read else StageId(""),
             output=read.output if read else "",
             sources=tuple(self._output(f"{place}.to", item) for item in items),
+            but=tuple(map(StageId, self._consumers(f"{place}.but", part.get("but", ())))),
         )
 
     def _read_move(self, place: str, value: Any) -> Move:
@@ -297,7 +298,7 @@ class _PatchReader(Reader):
         if isinstance(value, str):
             value = [value]
         if not isinstance(value, list | tuple):
-            self._problem(place, f"is {kind_of(value)}; write a list of input ports, stage.port")
+            self._problem(place, f"is {kind_of(value)}; write a list of stages, or of ports as stage.port")
             return ()
         return tuple(self._text(f"{place}[{index}]", item) for index, item in enumerate(value))
 

@@ -15,7 +15,7 @@ def redirected(redirect: Redirect, consumer: StageId, arcs: Iterable[Dependency]
     Conditions stay: a comparison with the old output is made with the new one.
     """
     sources = redirect.sources
-    if any(source.upstream == consumer for source in sources):
+    if consumer in redirect.but or any(source.upstream == consumer for source in sources):
         return None
     read = [arc for arc in arcs if arc.upstream == redirect.stage and arc.output == redirect.output]
     if not read:

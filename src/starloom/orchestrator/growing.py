@@ -6,7 +6,7 @@ it had changed is taken back, with all that came of it, and what rests on it run
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from starloom.agents.messages import Finished
 from starloom.dag import limits
@@ -27,6 +27,9 @@ from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import State
 from starloom.orchestrator.touching import Plan, plan_of, state_of, touched_by
+
+_OPEN: Final = (StageStatus.PENDING, StageStatus.SKIPPED)
+"""What may be fed differently: it has not read anything, or never will."""
 
 
 class Grown(NamedTuple):
@@ -56,7 +59,8 @@ class Growing:
         if not kinds[stage.spec.kind].grows:
             raise _refused(name, [Problem("kind", f"{stage.spec.kind} does not declare that it grows")])
         base = self._base(job, name)
-        asked, problems = resolved(report.growth or Patch(operations=()), base, name)
+        started = () if stage.former is not None else _started(job, name)
+        asked, problems = resolved(report.growth or Patch(operations=()), base, name, started)
         whole, wrong = self._difference(base, asked)
         problems += wrong
         if not problems:
@@ -120,13 +124,19 @@ class Growing:
         if stage.former is None:
             touched = {each: why for each, why in touched_by(job, difference, run.publish).items() if each != name}
             for each, why in touched.items():
-                if job.stages[each].status not in (StageStatus.PENDING, StageStatus.SKIPPED):
+                if job.stages[each].status not in _OPEN:
                     problems.append(Problem(f"stages.{each}", f"{state_of(job.stages[each])}, and the growth {why}"))
             return Plan(difference, tuple(touched))
         plan, _ = plan_of(job, difference, run.publish, restart=True)
         gone = {change.stage for change in difference.stages if change.after is None}
         lost = [each for each in job.came_of(name) if each in job.growths and each not in gone]
         return _also(job, plan, lost, name)
+
+
+def _started(job: JobState, name: StageId) -> tuple[StageId, ...]:
+    """Consumers of a stage that did not wait for it: of what they join, something else was there."""
+    consumers = dict.fromkeys(arc.downstream for arc in job.downstreams[name])
+    return tuple(each for each in consumers if job.stages[each].status not in _OPEN)
 
 
 def _also(job: JobState, plan: Plan, more: list[StageId], but: StageId) -> Plan:
