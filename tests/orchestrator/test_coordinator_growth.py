@@ -395,6 +395,29 @@ class TestAgain:
         assert sorted(set(w.job(job).stages) - set(FIND.stages)) == ["find-0", "find-1"]
         assert w.stage(job, "tell").consumed["x"].token == w.stage(job, "find-1").committed
 
+    def test_a_patch_that_gives_it_a_kind_that_does_not_grow(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(FIND)
+        w.finish("see", "find")
+        w.patched(w.patch(job, "- replace: {stage: find, kind: t.work, params: {}}", restart=True))
+        w.acknowledge_cancels()
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert list(w.job(job).stages) == list(FIND.stages)
+
+    def test_what_people_have_removed_is_not_taken_back_again(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(FIND)
+        w.finish("see", "find")
+        back = "- redirect: {from: find-2.value, to: find-1.value}\n- remove: find-2\n"
+        w.patched(w.patch(job, back, restart=True))
+        w.patched(w.patch(job, "- replace: {stage: find, params: {adds: 1}}", restart=True))
+        w.acknowledge_cancels()
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert sorted(set(w.job(job).stages) - set(FIND.stages)) == ["find-0", "find-1"]
+        assert sources(w, job, "tell") == ["find-1.value->x"]
+
     def test_taken_back_by_undo_and_not_grown_again(self, world: Any) -> None:
         w = world(node("edge-1"))
         job = w.submit(FIND)

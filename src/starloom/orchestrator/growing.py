@@ -17,7 +17,7 @@ from starloom.dag.facts import Growth, StageCommitted
 from starloom.dag.growth import digest_of, resolved
 from starloom.dag.ids import Revision, StageId, TaskToken
 from starloom.dag.job import ACTIVE, JobState, StageState, StageStatus
-from starloom.dag.patch import Difference, Patch, between, operations_of, swapped
+from starloom.dag.patch import Difference, Patch, Remove, Rewire, between, operations_of, swapped
 from starloom.dag.patchtext import in_short
 from starloom.dag.shape import Shape, constellation_at
 from starloom.orchestrator.admission import Admission
@@ -56,7 +56,7 @@ class Growing:
         if digest == (former.digest if former else ""):
             return None
         kinds = self._state.fleet.kinds
-        if not kinds[stage.spec.kind].grows:
+        if report.growth is not None and not kinds[stage.spec.kind].grows:
             raise _refused(name, [Problem("kind", f"{stage.spec.kind} does not declare that it grows")])
         base = self._base(job, name)
         started = () if stage.former is not None else _started(job, name)
@@ -99,7 +99,9 @@ class Growing:
             return job.shape
         standing = [job.growths[each] for each in (name, *came) if each in job.growths]
         standing.sort(key=lambda growth: -growth.revision)
-        operations = [each for growth in standing for each in operations_of(swapped(growth.whole or growth.difference))]
+        back = [each for growth in standing for each in operations_of(swapped(growth.whole or growth.difference))]
+        # What people have removed since is neither removed nor fed again.
+        operations = [each for each in back if not isinstance(each, Remove | Rewire) or each.stage in job.stages]
         try:
             constellation, _ = apply(job.constellation, Patch(operations=tuple(operations)), self._state.fleet.kinds)
         except PatchRefused as error:
