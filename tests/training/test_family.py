@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from starloom.agents.language import prompt, quality
 from starloom.agents.language.prompt import Reply
+from starloom.orchestrator.bench import answers
 
 SIZES = sorted(path.parent.name for path in quality.FOLDER.glob("*/model.onnx"))
 SHAPES = ((2, 7, 5), (1, 1, 0), (1, 16, 0), (3, 2, 9), (1, 1, 40), (4, 30, 100))
@@ -92,6 +93,20 @@ def test_incremental_decoding_equals_the_full_pass(size: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_rows_of_mixed_lengths_of_the_family_step_together(size: str) -> None:
+    decoder = quality.opened(quality.FOLDER / size).decoder
+    chance = np.random.default_rng(5)
+    rows = [chance.integers(5, 2000, length).tolist() for length in (1, 40, 7, 120)]
+    logits, cache = decoder.prefill(rows)
+    for _ in range(3):
+        full = [decoder.forward(np.array([row], np.int64))[0][0, -1] for row in rows]
+        assert max(np.abs(mine - alone).max() for mine, alone in zip(logits, full, strict=True)) < 1e-3
+        new = chance.integers(5, 2000, len(rows)).tolist()
+        rows = [[*row, token] for row, token in zip(rows, new, strict=True)]
+        logits, cache = decoder.step(new, cache)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_padding_on_the_left_changes_nothing(size: str) -> None:
     chance = np.random.default_rng(4)
     ids = chance.integers(5, 2000, (1, 12))
@@ -133,3 +148,13 @@ def test_the_files_are_those_that_were_measured() -> None:
     record = json.loads((quality.FOLDER / "record.json").read_text())
     for size, figures in record["sizes"].items():
         assert Path(quality.FOLDER / size / "model.onnx").stat().st_size == figures["bytes"]
+
+
+def test_the_family_reaches_what_it_was_made_for_as_far_as_it_was_recorded() -> None:
+    record = json.loads((quality.FOLDER / "record.json").read_text())
+    best = max(record["sizes"].values(), key=lambda one: float(one["exact_match"]))
+    assert best["exact_match"] >= answers.EXACT_MATCH_MIN
+    assert best["refused"] >= answers.REFUSED_MIN
+    assert best["exact_match"] > record["extractive"]["extractive_exact_match"]
+    for size, one in record["sizes"].items():
+        assert one["float32_exact_match"] - one["exact_match"] <= answers.INT8_COST_MAX, size
