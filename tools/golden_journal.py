@@ -23,6 +23,7 @@ from starloom.dag.constellation import Constellation
 from starloom.dag.document import load
 from starloom.dag.facts import Fact, encode_fact
 from starloom.dag.ids import Epoch, JobId
+from starloom.dag.job import StageState
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.journal import Journal
 
@@ -83,6 +84,16 @@ BLOB = constellation(
     "blob", "stages: {make: {kind: t.blob}, use: {kind: t.need, in: {data: make.data}}}\noutputs: {v: use.value}"
 )
 
+REPLICATED = constellation(
+    "replicated",
+    """
+stages:
+  make: {kind: t.blob, replicate: 2}
+  wait: {kind: t.work}
+  use: {kind: t.need, in: {data: make.data}, after: [wait]}
+""",
+)
+
 
 def story() -> World:
     """A cluster's life in which every kind of fact comes up, with jobs that are open at its end."""
@@ -115,6 +126,7 @@ def story() -> World:
     _grow(world)
     _run_out_of_time(world)
     _copy(world)
+    _replicate(world)
     world.restart()
     world.submit(PLAIN, job="job-over-restart")
     world.start("a")
@@ -138,6 +150,16 @@ def _lose_a_value(world: World) -> None:
     world.goodbye(holder.name, "power cut")
     world.join(holder)
     world.finish_all()
+
+
+def _replicate(world: World) -> None:
+    """A value is replicated to two nodes, one of the three does not have it any more, and is asked for another replica."""
+    world.submit(REPLICATED, job="job-replicated")
+    world.finish("make")
+    world.hold()
+    world.finish("wait")
+    world.lose_input("use", "make", gone=True, missing=[world.stage(JobId("job-replicated"), "make").agent])
+    world.hold()
 
 
 def _change(world: World) -> None:
@@ -208,16 +230,19 @@ def summary(coordinator: Coordinator) -> dict[str, Any]:
                 "status": job.status.value,
                 "error": job.error,
                 "outputs": {name: [ref.digest, ref.bytes, ref.holder] for name, ref in job.outputs.items()},
-                "stages": {
-                    name: [stage.status.value, stage.attempt, stage.agent, sorted(map(str, stage.live))]
-                    for name, stage in job.stages.items()
-                },
+                "stages": {name: _stage(stage) for name, stage in job.stages.items()},
             }
             for job in coordinator.jobs.values()
         },
         "nodes": {view.name: [view.incarnation, view.profile.tier.value] for view in coordinator.fleet_view()},
         "kinds": sorted(coordinator.kinds),
     }
+
+
+def _stage(stage: StageState) -> list[Any]:
+    found = [stage.status.value, stage.attempt, stage.agent, sorted(map(str, stage.live))]
+    # Journals from before there were copies have summaries without them.
+    return [*found, sorted(stage.holders.items())] if len(stage.holders) > 1 else found
 
 
 def replayed(facts: Iterable[Fact]) -> Coordinator:

@@ -18,14 +18,18 @@ from starloom.agents.messages import (
     Command,
     Failed,
     Finished,
+    Held,
     Hello,
     Input,
     InputLost,
     Load,
+    NotHeld,
     Release,
+    Replicate,
     Report,
     Revoke,
     Revoked,
+    Source,
     Started,
     WasCancelled,
     Welcome,
@@ -52,7 +56,8 @@ REFS = [
     ),
 ]
 JOB_INPUT = Input(port="x", ref=REFS[0], consumed=Consumed(StageId(""), None, DIGEST))
-UPSTREAM = Input(port="y", ref=REFS[3], consumed=consumed(REFS[3]), address="127.0.0.1:5")
+SOURCES = (Source(agent=AgentId("edge-ü"), address="127.0.0.1:6"), Source(agent=AgentId("b"), address="[::1]:7"))
+UPSTREAM = Input(port="y", ref=REFS[3], consumed=consumed(REFS[3]), address="127.0.0.1:5", others=SOURCES)
 
 COMMANDS: list[Command] = [
     Assign(task=task(), kind="basic.noop"),
@@ -73,6 +78,7 @@ COMMANDS: list[Command] = [
     Cancel(task=task()),
     Revoke(task=task()),
     Release(job=JobId("j")),
+    Replicate(task=task(), values=(REFS[1], REFS[3]), sources=SOURCES),
 ]
 REPORTS: list[Report] = [
     Started(task=task()),
@@ -100,9 +106,11 @@ REPORTS: list[Report] = [
     Failed(task=task(), error=ErrorInfo(message="no\nmore", cause="StageError", transient=True, node="b", trace="t")),
     Failed(task=task(), error=ErrorInfo(message="", cause="", node="b")),
     InputLost(task=task(), upstreams=(StageId("up"), StageId("")), reason="away", gone=True),
-    InputLost(task=task(), upstreams=(), reason=""),
+    InputLost(task=task(), upstreams=(), reason="", missing={StageId("up"): (AgentId("b"), AgentId("c"))}),
     WasCancelled(task=task()),
     Revoked(task=task()),
+    Held(task=task()),
+    NotHeld(task=task(), reason="full", missing=(AgentId("b"),)),
 ]
 
 
@@ -253,11 +261,24 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
         pb.Command(cancel=pb.Cancel(task=pb.Task(job_id="j", stage="s", epoch=1))),
         pb.Command(revoke=pb.Revoke()),
         pb.Command(release=pb.Release()),
+        pb.Command(replicate=pb.Replicate(task=wire.task_to_wire(task()), values=[wire.ref_to_wire(REFS[1])])),
+        pb.Command(
+            replicate=pb.Replicate(task=wire.task_to_wire(task()), sources=[pb.Source(agent="b", address="b:1")])
+        ),
+        pb.Command(
+            replicate=pb.Replicate(
+                task=wire.task_to_wire(task()), values=[wire.ref_to_wire(REFS[1])], sources=[pb.Source(agent="b")]
+            )
+        ),
+        pb.Command(
+            replicate=pb.Replicate(values=[wire.ref_to_wire(REFS[1])], sources=[pb.Source(agent="b", address="b:1")])
+        ),
         bare_assign(timeout_seconds=float("nan")),
         bare_assign(timeout_seconds=float("inf")),
         bare_assign(timeout_seconds=-1),
         bare_assign(inputs=[pb.Input(ref=wire.ref_to_wire(REFS[0]))]),
         bare_assign(inputs=[pb.Input(port="x")]),
+        bare_assign(inputs=[pb.Input(port="x", ref=wire.ref_to_wire(REFS[0]), others=[pb.Source(address="b:1")])]),
     ],
 )
 def test_malformed_commands_are_refused(command: pb.Command) -> None:
@@ -271,6 +292,8 @@ def test_malformed_commands_are_refused(command: pb.Command) -> None:
         pb.Report(started=pb.Started()),
         pb.Report(failed=pb.Failed(message="x")),
         pb.Report(input_lost=pb.InputLost()),
+        pb.Report(held=pb.Held()),
+        pb.Report(not_held=pb.NotHeld(reason="full")),
         pb.Report(was_cancelled=pb.WasCancelled(task=pb.Task(job_id="j"))),
         pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), run_seconds=float("nan"))),
         pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), queue_seconds=float("inf"))),

@@ -53,6 +53,7 @@ stages:
     straggler: {factor: 2.5, after: 200ms}
     on_failure: default
     defaults: {text: ""}
+    replicate: 2
     join: any
     after: [pick]
   pick:
@@ -87,6 +88,7 @@ def example() -> Constellation:
         straggler=Straggler(factor=2.5, after_seconds=0.2),
         on_failure=OnFailure.DEFAULT,
         defaults={"text": ""},
+        replicate=2,
     )
     score = Comparison(output="score", operator=">=", value=0.5, path="faces.0.score")
     no = Comparison(output="text", operator="contains", value="no")
@@ -158,6 +160,7 @@ POLICIES = st.builds(
     straggler=st.none() | st.builds(Straggler, factor=st.floats(1.0, 10.0), after_seconds=SECONDS),
     on_failure=st.sampled_from(OnFailure),
     defaults=MAPPINGS,
+    replicate=st.integers(0, limits.REPLICAS_MAX),
 )
 
 

@@ -194,9 +194,10 @@ class TestOperations:
         assert lines == ['~ words: require {"tier": "edge"} -> {"tier": "cloud", "labels": {"rack": "left"}}']
 
     def test_set_policy(self) -> None:
-        document, _ = done("- set_policy: {stage: words, retry: 5, timeout: 2s, on_failure: skip}")
+        document, _ = done("- set_policy: {stage: words, retry: 5, timeout: 2s, on_failure: skip, replicate: 2}")
         assert document["stages"]["words"]["retry"] == {"times": 5}
         assert document["stages"]["words"]["on_failure"] == "skip"
+        assert document["stages"]["words"]["replicate"] == 2
 
     def test_cancel_a_stage_and_resume_it(self) -> None:
         document, lines = done("- cancel_stage: faces")
@@ -387,7 +388,7 @@ patch:
   - {replace: {stage: a}}
   - {rewire: {in: {x: y}, after: 3}}
   - {move: {stage: a}}
-  - {set_policy: {stage: a, retry: no}}
+  - {set_policy: {stage: a, retry: no, replicate: two}}
   - {splice: {prefix: 3, constellation: {name: x}, outputs: {o: 1}}}
   - {outputs: {}}
   - {outputs: {x: y}}
@@ -412,6 +413,7 @@ patch:
             "patch[5].rewire.after",
             "patch[6].move.require",
             "patch[7].set_policy.retry",
+            "patch[7].set_policy.replicate",
             "patch[8].splice.constellation.api_version",
             "patch[8].splice.constellation.stages",
             "patch[8].splice.prefix",

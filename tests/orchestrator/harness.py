@@ -19,9 +19,12 @@ from starloom.agents.messages import (
     Command,
     Failed,
     Finished,
+    Held,
     InputLost,
     Load,
+    NotHeld,
     Release,
+    Replicate,
     Report,
     Revoke,
     Revoked,
@@ -159,6 +162,10 @@ class FakeAgent:
     #: attempts that it was asked to give back, and that are still here
     revoking: set[TaskToken] = field(default_factory=set)
     held: set[tuple[JobId, str]] = field(default_factory=set)
+    #: copies that it was asked for, and has not answered
+    asked: dict[TaskToken, Replicate] = field(default_factory=dict)
+    #: what its heartbeats say that it holds
+    held_bytes: int = 0
     log: list[Command] = field(default_factory=list)
 
     @property
@@ -176,7 +183,10 @@ class FakeAgent:
                 self.cancelled.add(task)
             case Revoke(task=task):
                 self.revoking.add(task)
+            case Replicate(task=task):
+                self.asked[task] = command
             case Release(job=job):
+                self.asked = {task: command for task, command in self.asked.items() if task.job != job}
                 self.tasks = {task: assign for task, assign in self.tasks.items() if task.job != job}
                 self.cancelled = {task for task in self.cancelled if task.job != job}
                 self.held = {value for value in self.held if value[0] != job}
@@ -268,7 +278,11 @@ class World:
             beat_at = beat_at + SECOND // 2 if beat_at <= self.now else beat_at
             self.now = min(end, beat_at, *([] if wake is None else [max(wake, self.now)]))
             beats: list[Input] = [
-                AgentHeartbeat(agent=agent.name, incarnation=agent.incarnation, load=Load(queued=len(agent.tasks)))
+                AgentHeartbeat(
+                    agent=agent.name,
+                    incarnation=agent.incarnation,
+                    load=Load(queued=len(agent.tasks), held_bytes=agent.held_bytes),
+                )
                 for agent in self.agents.values()
                 if beat and agent.connected
             ]
@@ -291,7 +305,7 @@ class World:
     def hello(self, agent: FakeAgent, *, resumed: bool = False, held: Iterable[TaskToken] | None = None) -> Decision:
         """A process says hello, with what it holds."""
         agent.connected = True
-        jobs = {task.job for task in agent.tasks} | {job for job, _ in agent.held}
+        jobs = {task.job for task in (*agent.tasks, *agent.asked)} | {job for job, _ in agent.held}
         return self.handle(
             AgentHello(
                 agent=agent.name,
@@ -439,12 +453,35 @@ class World:
         error = ErrorInfo(message=message, transient=transient)
         self.report(self.where(stage), Failed(task=self.assigned(stage).task, error=error))
 
-    def lose_input(self, stage: str, *upstreams: str, gone: bool) -> None:
-        """An attempt of the stage cannot get the values of these upstreams."""
+    def lose_input(self, stage: str, *upstreams: str, gone: bool, missing: Iterable[str] = ()) -> None:
+        """An attempt of the stage cannot get the values of these upstreams; agents that are `missing` lack them all."""
         names = tuple(StageId(name) for name in upstreams)
-        self.report(
-            self.where(stage), InputLost(task=self.assigned(stage).task, upstreams=names, reason="test", gone=gone)
-        )
+        agents = {name: tuple(map(AgentId, missing)) for name in names} if missing else {}
+        task = self.assigned(stage).task
+        report = InputLost(task=task, upstreams=names, reason="test", gone=gone, missing=agents)
+        self.report(self.where(stage), report)
+
+    # -- copies
+
+    def asked(self, stage: str) -> list[str]:
+        """The agents that were asked for a copy of a stage's outputs, and have not answered."""
+        return [name for name, agent in self.agents.items() if any(task.stage == stage for task in agent.asked)]
+
+    def hold(self, *stages: str) -> None:
+        """Agents make the copies that they were asked for; of these stages, or of all."""
+        for agent in self.agents.values():
+            for task, command in [(t, c) for t, c in agent.asked.items() if not stages or t.stage in stages]:
+                if agent.connected:
+                    del agent.asked[task]
+                    agent.held |= {(task.job, ref.digest) for ref in command.values}
+                    self.report(agent, Held(task=task))
+
+    def cannot_hold(self, name: str, stage: str, *missing: str) -> None:
+        """An agent could not make a copy; of these sources it learned that they do not have it."""
+        agent = self.agents[name]
+        task = next(task for task in agent.asked if task.stage == stage)
+        del agent.asked[task]
+        self.report(agent, NotHeld(task=task, reason="test", missing=tuple(map(AgentId, missing))))
 
     def acknowledge_cancels(self) -> None:
         """Every agent stops what it was told to stop, and says so."""
@@ -514,7 +551,7 @@ def _job(job: JobState) -> dict[str, Any]:
     plain = {name: value for name, value in vars(job).items() if name not in ("stages", "shape")}
     stages = {name: {slot: getattr(stage, slot) for slot in StageState.__slots__} for name, stage in job.stages.items()}
     for stage in stages.values():
-        for slot in ("outputs", "holds", "consumed"):
+        for slot in ("outputs", "holds", "consumed", "holders"):
             stage[slot] = dict(stage[slot])
     return {**plain, "constellation": job.constellation, "submitted": job.submitted, "stages": stages}
 

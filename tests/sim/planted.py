@@ -1,13 +1,13 @@
 """Bugs for the simulator to find: the real parts, each with one thing wrong. Every property has one that it alone names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from starloom.agents.channel import Channel
-from starloom.agents.core import AgentCore, Instruction, Start
-from starloom.agents.messages import Release
+from starloom.agents.core import AgentCore, Instruction, Keep, Start, Tell
+from starloom.agents.messages import Held, Release
 from starloom.dag import facts as f
 from starloom.dag.constellation import Dependency, On
 from starloom.dag.facts import Fact, JobStatus
@@ -258,6 +258,30 @@ class ReleasesNobody(Coordinator):
         decision = super().handle(inputs, now)
         decision.commands[:] = [each for each in decision.commands if not isinstance(each[1], Release)]
         return decision
+
+
+class ReadsNoReplicas(Coordinator):
+    """Only who made a result is taken to have it."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        fleet = self._state.fleet
+        plain = fleet.having
+
+        def having(holders: Mapping[AgentId, str]) -> list[Any]:
+            return plain(dict(list(holders.items())[:1]))
+
+        fleet.having = having  # type: ignore[method-assign]
+
+
+class PromisesReplicas(AgentCore):
+    """A replica is told of when it is asked for, and nothing is fetched."""
+
+    def commands(self, commands: Iterable[Any], sender_epoch: Epoch, now: int) -> list[Instruction]:
+        return [
+            Tell(Held(task=each.command.task)) if isinstance(each, Keep) else each
+            for each in super().commands(commands, sender_epoch, now)
+        ]
 
 
 class ObeysAnyone(AgentCore):

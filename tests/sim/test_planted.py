@@ -21,7 +21,14 @@ REPLACED_WHEN_IDLE = FaultPlan(
     quiet_after_seconds=60.0,
     faults=(Fault(what=FaultKind.ORCHESTRATOR_TWICE, per_minute=10, lasts_seconds=(0.0, 1.0)),),
 )
+AGENTS_DIE = FaultPlan(
+    name="agents die", faults=(Fault(what=FaultKind.AGENT_CRASH, per_minute=40, lasts_seconds=(5.0, 15.0)),)
+)
 
+FICKLE = FaultPlan(
+    name="values are lost and come out differently",
+    faults=(Fault(what=FaultKind.VALUES_LOST, per_minute=200), Fault(what=FaultKind.LIE_DIGEST, chance=0.3)),
+)
 HANGING = FaultPlan(name="stages hang", quiet_after_seconds=60, faults=(Fault(what=FaultKind.STAGE_HANGS, chance=0.3),))
 
 BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
@@ -64,7 +71,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         Parts(coordinator=planted.KeepsOldResults),
         "results rest on those that count",
         80,
-        ALL_FAULTS,
+        FICKLE,
     ),
     ("publishes early", Parts(orchestrator=planted.PublishesEarly), "clients saw the journal", 10, ALL_FAULTS),
     ("miscounts", Parts(coordinator=planted.Miscounts), "states are valid", 1, ALL_FAULTS),
@@ -75,6 +82,20 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("copies at once", Parts(coordinator=planted.CopiesAtOnce), "copies are few", 10, ALL_FAULTS),
     ("hurries deadlines", Parts(coordinator=planted.HurriesDeadlines), "deadlines are kept", 20, ALL_FAULTS),
     ("forgets deadlines", Parts(coordinator=planted.ForgetsDeadlines), "deadlines are kept", 20, HANGING),
+    (
+        "reads no replicas",
+        Parts(coordinator=planted.ReadsNoReplicas),
+        "nothing is made again of which there is a replica",
+        80,
+        AGENTS_DIE,
+    ),
+    (
+        "promises replicas",
+        Parts(core=planted.PromisesReplicas),
+        "replicas are there when they are told of",
+        3,
+        ALL_FAULTS,
+    ),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
 ]
 

@@ -14,7 +14,20 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
-from starloom.agents.messages import Assign, Cancel, Command, Release, Report, Revoke, Revoked, Started, WasCancelled
+from starloom.agents.messages import (
+    NOT_OF_ATTEMPTS,
+    Assign,
+    Cancel,
+    Command,
+    Release,
+    Replicate,
+    Report,
+    Revoke,
+    Revoked,
+    Started,
+    WasCancelled,
+)
+from starloom.agents.replicas import ReplicaQueue
 from starloom.dag import limits
 from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
 
@@ -46,9 +59,15 @@ class Drop(NamedTuple):
 
 
 class Forget(NamedTuple):
-    """Forget the job's values."""
+    """Forget the job's values, and break off what is fetched to be kept for it."""
 
     job: JobId
+
+
+class Keep(NamedTuple):
+    """Get values that another agent made and keep them; then `replicated`, unless the job is forgotten first."""
+
+    command: Replicate
 
 
 class Tell(NamedTuple):
@@ -57,7 +76,7 @@ class Tell(NamedTuple):
     report: Report
 
 
-Instruction = Fetch | Start | Stop | Drop | Forget | Tell
+Instruction = Fetch | Start | Stop | Drop | Forget | Keep | Tell
 
 
 class Phase(Enum):
@@ -140,11 +159,12 @@ class AgentCore:
         self._handed = 0
         self._order = 0
         self._cheap: set[str] = set()
+        self._replicas = ReplicaQueue()
 
     @property
     def jobs(self) -> tuple[JobId, ...]:
         """The jobs that something is remembered of."""
-        return tuple(self._known)
+        return tuple(dict.fromkeys([*self._known, *self._replicas.jobs]))
 
     @property
     def queued(self) -> int:
@@ -178,7 +198,8 @@ class AgentCore:
     def held(self, kept: Iterable[Report]) -> tuple[TaskToken, ...]:
         """Attempts accepted whose last report is not acknowledged: the active ones, and those of `kept` reports."""
         active = [task for task, attempt in self._attempts.items() if not attempt.released]
-        return tuple(dict.fromkeys([*active, *(report.task for report in kept if not isinstance(report, Started))]))
+        beside = (Started, *NOT_OF_ATTEMPTS)
+        return tuple(dict.fromkeys([*active, *(report.task for report in kept if not isinstance(report, beside))]))
 
     def admit(self, sender_epoch: Epoch) -> bool:
         """Whether a sender's commands are to be obeyed: not if a later orchestrator was heard."""
@@ -201,6 +222,8 @@ class AgentCore:
                     self._revoke(task, found)
                 case Release(job=job):
                     self._release(job, found)
+                case Replicate():
+                    self._replicas.ask(command)
         return self._advance(found, now)
 
     def fetched(self, task: TaskToken, now: int) -> list[Instruction]:
@@ -239,6 +262,11 @@ class AgentCore:
         found: list[Instruction] = []
         self._end(attempt, report, found)
         return self._advance(found, now)
+
+    def replicated(self, report: Report) -> list[Instruction]:
+        """What became of a replica that was asked for: Held or NotHeld."""
+        found: list[Instruction] = [Tell(report)] if self._replicas.ended(report.task) else []
+        return self._replicate(found)
 
     def cancel_all(self) -> list[Instruction]:
         """Stops everything, for an agent that leaves."""
@@ -298,6 +326,7 @@ class AgentCore:
             if attempt := self._attempts.get(task):
                 attempt.released = True
                 self._cancel(task, found)
+        self._replicas.release(job)
         found.append(Forget(job))
 
     def _make_ready(self, attempt: _Attempt) -> None:
@@ -331,6 +360,10 @@ class AgentCore:
             self._ahead(attempt, True)
             attempt.phase, attempt.since = Phase.FETCHING, now
             found.append(Fetch(attempt.assign))
+        return self._replicate(found)
+
+    def _replicate(self, found: list[Instruction]) -> list[Instruction]:
+        found += map(Keep, self._replicas.begin())
         return found
 
     def _ahead(self, attempt: _Attempt, ahead: bool) -> None:

@@ -1,25 +1,49 @@
-"""The inputs of attempts: from this agent's own values, or fetched from whoever holds them, each value once at a time."""
+"""The inputs of attempts: from this agent's own values, or fetched from whoever holds them, each value once at a time.
+
+Where several agents hold a value, one after another is asked, so that one that is gone costs time and nothing else.
+"""
 
 import asyncio
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Mapping, Sequence
 
 from starloom.agents.holder import Holder
-from starloom.agents.messages import Assign, Input
+from starloom.agents.messages import Assign, Input, Source
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InputUnavailable, NotFound, StarloomError, Unavailable
 from starloom.dag.ids import AgentId, JobId, StageId
+from starloom.dag.values import ValueRef
 
 _Key = tuple[JobId, str]
 
 
 class InputsLost(InputUnavailable):
-    """Inputs could not be had: `upstreams` lack values, which are `gone`, or with a holder that cannot be reached."""
+    """Inputs could not be had: `upstreams` lack values, which are `gone`, or with a holder that cannot be reached.
 
-    def __init__(self, upstreams: tuple[StageId, ...], reason: str, gone: bool) -> None:
+    `missing` names the holders, by upstream, that answered and do not have what they were asked for.
+    """
+
+    def __init__(
+        self,
+        upstreams: tuple[StageId, ...],
+        reason: str,
+        gone: bool,
+        missing: Mapping[StageId, tuple[AgentId, ...]],
+    ) -> None:
         super().__init__(reason)
         self.upstreams = upstreams
+        self.gone = gone
+        self.missing = missing
+
+
+class Unfetched(InputUnavailable):
+    """A value could not be had. `missing` are those who answered and do not have it; `gone`: that is all of them."""
+
+    def __init__(self, reason: str, missing: tuple[AgentId, ...], gone: bool) -> None:
+        super().__init__(reason)
+        self.missing = missing
         self.gone = gone
 
 
@@ -46,13 +70,13 @@ class InputFetcher:
     def local(self, assign: Assign) -> dict[str, bytes]:
         """The bytes of inputs that this agent made itself, by port. Raises InputsLost."""
         found: dict[str, bytes] = {}
-        lost: list[tuple[Input, StarloomError]] = []
+        lost: list[tuple[Input, Unfetched]] = []
         for item in assign.inputs:
             if item.ref.inline is None and item.ref.holder == self._agent:
                 try:
                     found[item.port] = self._holder.get(assign.task.job, item.ref.digest)
                 except NotFound as error:
-                    lost.append((item, error))
+                    lost.append((item, Unfetched(str(error), (self._agent,), gone=True)))
         if lost:
             raise _lost(lost)
         return found
@@ -60,13 +84,15 @@ class InputFetcher:
     async def remote(self, assign: Assign) -> dict[str, bytes]:
         """The bytes of inputs that others hold, by port, fetched at the same time. Raises InputsLost."""
         items = [item for item in assign.inputs if item.ref.inline is None and item.ref.holder != self._agent]
-        results = await asyncio.gather(*(self._shared(assign.task.job, item) for item in items), return_exceptions=True)
+        job = assign.task.job
+        fetches = (self.value(job, item.ref, self._sources(item)) for item in items)
+        results = await asyncio.gather(*fetches, return_exceptions=True)
         found: dict[str, bytes] = {}
-        lost: list[tuple[Input, StarloomError]] = []
+        lost: list[tuple[Input, Unfetched]] = []
         for item, result in zip(items, results, strict=True):
             if isinstance(result, bytes):
                 found[item.port] = result
-            elif isinstance(result, StarloomError):
+            elif isinstance(result, Unfetched):
                 lost.append((item, result))
             else:
                 raise result
@@ -79,14 +105,15 @@ class InputFetcher:
         for key in [key for key in self._copies if key[0] == job]:
             self._copied_bytes -= len(self._copies.pop(key))
 
-    async def _shared(self, job: JobId, item: Input) -> bytes:
-        key = (job, item.ref.digest)
+    async def value(self, job: JobId, ref: ValueRef, sources: Sequence[Source]) -> bytes:
+        """The bytes that `ref` names, from any of the sources. Raises Unfetched."""
+        key = (job, ref.digest)
         if (copy := self._copies.get(key)) is not None:
             self._copies.move_to_end(key)
             return copy
         flight = self._flights.get(key)
         if flight is None:
-            flight = self._flights[key] = _Flight(asyncio.create_task(self._fetch(job, item)))
+            flight = self._flights[key] = _Flight(asyncio.create_task(self._fetch(job, ref, sources)))
         flight.waiting += 1
         try:
             data = await asyncio.shield(flight.task)
@@ -100,6 +127,10 @@ class InputFetcher:
         self._copy(key, data)
         return data
 
+    def _sources(self, item: Input) -> tuple[Source, ...]:
+        first = Source(agent=AgentId(item.ref.holder), address=item.address or self._store_address)
+        return (first, *item.others)
+
     def _copy(self, key: _Key, data: bytes) -> None:
         if key in self._copies or len(data) > limits.AGENT_FETCHED_BYTES_MAX:
             return
@@ -109,31 +140,49 @@ class InputFetcher:
             _, dropped = self._copies.popitem(last=False)
             self._copied_bytes -= len(dropped)
 
-    async def _fetch(self, job: JobId, item: Input) -> bytes:
-        """Fetches with patience: for what the job store has, until there is an orchestrator again."""
-        address = item.address or self._store_address
+    async def _fetch(self, job: JobId, ref: ValueRef, sources: Sequence[Source]) -> bytes:
+        """Asks one holder after another, with patience; for what the job store has, until there is an orchestrator again."""
+        left = deque(sources)
         give_up = time.monotonic() + limits.INPUT_PATIENCE_SECONDS
-        damaged = False
+        missing: list[AgentId] = []
+        damaged: set[str] = set()
         wait = limits.RECONNECT_FIRST_SECONDS
+        asked = 0
         while True:
+            source = left[0]
             try:
-                return await self._transfer.fetch(address, job, item.ref)
-            except DigestMismatch:
-                if damaged:
-                    raise
-                damaged = True
-            except Unavailable:
-                # Nobody else has it, and nobody could be told that it is missing.
-                if address != self._store_address and time.monotonic() > give_up:
-                    raise
-            await asyncio.sleep(wait)
-            wait = min(2 * wait, limits.RECONNECT_LAST_SECONDS)
+                return await self._transfer.fetch(source.address, job, ref)
+            except Unavailable as error:
+                asked += 1
+                # Of the job store nobody else has it, and nobody could be told that it is missing.
+                if asked >= len(left) and source.address != self._store_address and time.monotonic() > give_up:
+                    raise Unfetched(str(error), tuple(missing), gone=False) from error
+                left.rotate(-1)
+            except StarloomError as error:
+                if isinstance(error, DigestMismatch) and source.address not in damaged:
+                    damaged.add(source.address)
+                    asked += 1
+                    left.rotate(-1)
+                else:
+                    missing += [source.agent] if source.agent else []
+                    left.popleft()
+                    if not left:
+                        raise Unfetched(str(error), tuple(missing), gone=True) from error
+            if asked >= len(left):
+                asked = 0
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, limits.RECONNECT_LAST_SECONDS)
 
 
-def _lost(lost: list[tuple[Input, StarloomError]]) -> InputsLost:
+def _lost(lost: list[tuple[Input, Unfetched]]) -> InputsLost:
     """What is gone is told first: that decides what has to be made again."""
-    gone = [(item, error) for item, error in lost if not isinstance(error, Unavailable)]
+    gone = [(item, error) for item, error in lost if error.gone]
     told = gone or lost
     upstreams = tuple(dict.fromkeys(item.consumed.upstream for item, _ in told))
+    missing: dict[StageId, tuple[AgentId, ...]] = {}
+    for item, error in lost:
+        if error.missing:
+            known = missing.get(item.consumed.upstream, ())
+            missing[item.consumed.upstream] = tuple(dict.fromkeys([*known, *error.missing]))
     reason = "; ".join(f"input {item.port}: {error}" for item, error in told)
-    return InputsLost(upstreams, reason, gone=bool(gone))
+    return InputsLost(upstreams, reason, gone=bool(gone), missing=missing)

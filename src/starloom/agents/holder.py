@@ -1,4 +1,4 @@
-"""Values that stages on this agent made, kept until their job ends, for whoever needs them."""
+"""Values that stages on this agent made, and replicas of others, kept until their job ends, for whoever needs them."""
 
 from collections.abc import AsyncIterator
 
@@ -10,11 +10,15 @@ from starloom.dag.ids import JobId
 class Holder:
     """Bytes by job and digest, at most `limit_bytes` of them. A value that two jobs made is kept for each.
 
+    Replicas of what other agents made are only taken as long as no more than `replica_bytes` are held.
     All methods are for the event loop's thread.
     """
 
-    def __init__(self, limit_bytes: int = limits.AGENT_HELD_BYTES_MAX) -> None:
+    def __init__(
+        self, limit_bytes: int = limits.AGENT_HELD_BYTES_MAX, replica_bytes: int = limits.AGENT_REPLICA_BYTES_MAX
+    ) -> None:
         self._limit_bytes = limit_bytes
+        self._replica_bytes = replica_bytes
         self._jobs: dict[JobId, dict[str, bytes]] = {}
         self.held_bytes = 0
 
@@ -35,6 +39,18 @@ class Holder:
             )
         values[digest] = data
         self.held_bytes += len(data)
+
+    def check_replica(self, size_bytes: int) -> None:
+        """Raises Overloaded where a replica of that size would take the room that this agent's own values need."""
+        if self.held_bytes + size_bytes > self._replica_bytes:
+            raise Overloaded(
+                f"the agent holds {self.held_bytes} bytes for its jobs, and a replica of {size_bytes} is over "
+                f"AGENT_REPLICA_BYTES_MAX = {self._replica_bytes}; use more nodes"
+            )
+
+    def has(self, job: JobId, digest: str) -> bool:
+        """Whether a value is kept."""
+        return digest in self._jobs.get(job, ())
 
     def get(self, job: JobId, digest: str) -> bytes:
         """A value's bytes. Raises NotFound."""

@@ -13,17 +13,25 @@ from starloom.dag.values import ValueRef
 from starloom.devices.node import NodeProfile
 
 
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """An agent that holds a value, and its data service, `host:port`."""
+
+    agent: AgentId
+    address: str
+
+
 class Input(msgspec.Struct, frozen=True, kw_only=True):
     """What one input port is fed with, and whose result it is.
 
     `address` is the data service of the value's holder, `host:port`; empty for the orchestrator's own,
-    and unused for an inline value.
+    and unused for an inline value. `others` hold it as well: they are asked where the holder does not give it.
     """
 
     port: str
     ref: ValueRef
     consumed: Consumed
     address: str = ""
+    others: tuple[Source, ...] = ()
 
 
 class Assign(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,12 +65,23 @@ class Revoke(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """A job has ended: forget its attempts, outputs and tombstones."""
+    """A job has ended: forget its attempts, outputs, replicas and tombstones."""
 
     job: JobId
 
 
-Command = Assign | Cancel | Revoke | Release
+class Replicate(msgspec.Struct, frozen=True, kw_only=True):
+    """Keep a replica of a result's `values`, fetched from one of `sources`; answered by Held, or by NotHeld.
+
+    `task` is the attempt that made them, on another node.
+    """
+
+    task: TaskToken
+    values: tuple[ValueRef, ...]
+    sources: tuple[Source, ...]
+
+
+Command = Assign | Cancel | Revoke | Release | Replicate
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -103,14 +122,16 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True):
 class InputLost(msgspec.Struct, frozen=True, kw_only=True):
     """Inputs could not be fetched; costs no retry.
 
-    `upstreams` are the stages whose values are missing, an empty name a job input. `gone`: the holder
-    answered and does not have them; otherwise it could not be reached.
+    `upstreams` are the stages whose values are missing, an empty name a job input. `gone`: every holder
+    answered and does not have them; otherwise one could not be reached. `missing`: the holders, by upstream,
+    that do not have what they were asked for.
     """
 
     task: TaskToken
     upstreams: tuple[StageId, ...]
     reason: str
     gone: bool = False
+    missing: dict[StageId, tuple[AgentId, ...]] = {}
 
 
 class WasCancelled(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,7 +146,23 @@ class Revoked(msgspec.Struct, frozen=True, kw_only=True):
     task: TaskToken
 
 
-Report = Started | Finished | Failed | InputLost | WasCancelled | Revoked
+class Held(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica of an attempt's outputs is here, verified, until the job is released."""
+
+    task: TaskToken
+
+
+class NotHeld(msgspec.Struct, frozen=True, kw_only=True):
+    """No replica could be made here. `missing` are the sources that answered and do not have the values."""
+
+    task: TaskToken
+    reason: str
+    missing: tuple[AgentId, ...] = ()
+
+
+Report = Started | Finished | Failed | InputLost | WasCancelled | Revoked | Held | NotHeld
+NOT_OF_ATTEMPTS = (Held, NotHeld)
+"""Reports whose token names a result that was made elsewhere, and no attempt of the agent's own."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

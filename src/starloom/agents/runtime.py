@@ -15,12 +15,13 @@ from typing import Any
 import msgspec
 
 from starloom.agents import crashpoints
-from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Start, Stop, Tell
+from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell
 from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, execute, failure
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Command, Failed, Finished, InputLost, Report, WasCancelled
+from starloom.agents.replicator import Replicator
 from starloom.agents.stage import CancelToken
 from starloom.agents.transfer import Transfer
 from starloom.agents.workers import Began, Ended, Workers
@@ -75,6 +76,7 @@ class Runtime:
         self._transfer = transfer
         self._store_address = store_address
         self._inputs = InputFetcher(core.agent, holder, transfer, store_address)
+        self._replicator = Replicator(holder, self._inputs, self._replicated)
         self._tell = tell
         self._works: dict[TaskToken, _Work] = {}
         self._workers: Workers[TaskToken] = Workers(core.slots, self._worked, f"{core.agent}-stage")
@@ -91,6 +93,7 @@ class Runtime:
     async def stop(self, seconds: float = limits.AGENT_STOP_SECONDS) -> None:
         """Cancels everything, without reports, and ends the threads; gives up on them after `seconds`."""
         self._leaving = True
+        self._replicator.stop()
         self._carry_out(self.core.cancel_all())
         deadline = time.monotonic() + seconds
         try:
@@ -121,7 +124,11 @@ class Runtime:
                     self._stop(task)
                 case Drop(task):
                     self._works.pop(task, None)
+                case Keep(command):
+                    if not self._leaving:
+                        self._replicator.begin(command)
                 case Forget(job):
+                    self._replicator.forget(job)
                     self._holder.release(job)
                     self._inputs.release(job)
         if self.core.idle:
@@ -178,6 +185,9 @@ class Runtime:
         else:
             work.fetched = fetching.result()
             self._carry_out(self.core.fetched(task, time.monotonic_ns()))
+
+    def _replicated(self, report: Report) -> None:
+        self._carry_out(self.core.replicated(report))
 
     def _unable(self, task: TaskToken, done: asyncio.Task[Any]) -> Report | None:
         """What to report of a fetch or a publication that did not succeed. Whatever went wrong is told.
@@ -287,7 +297,7 @@ class Runtime:
 
 
 def _lost(task: TaskToken, lost: InputsLost) -> InputLost:
-    return InputLost(task=task, upstreams=lost.upstreams, reason=str(lost), gone=lost.gone)
+    return InputLost(task=task, upstreams=lost.upstreams, reason=str(lost), gone=lost.gone, missing=dict(lost.missing))
 
 
 def _report(work: _Work, made: Made, published: tuple[str, ...]) -> Finished:

@@ -17,11 +17,14 @@ from starloom.agents.messages import (
     Command,
     Failed,
     Finished,
+    Held,
     Hello,
     Input,
     InputLost,
     Load,
+    NotHeld,
     Release,
+    Replicate,
     Report,
     Revoke,
     Revoked,
@@ -29,14 +32,28 @@ from starloom.agents.messages import (
     WasCancelled,
     Welcome,
 )
+from starloom.agents.wirereplicas import (
+    held_from_wire,
+    held_to_wire,
+    missing_from_wire,
+    missing_to_wire,
+    not_held_from_wire,
+    not_held_to_wire,
+    replicate_from_wire,
+    replicate_to_wire,
+    sources_from_wire,
+    sources_to_wire,
+)
 from starloom.agents.wirevalues import digest_from_wire as digest_from_wire
-from starloom.agents.wirevalues import encode, object_from_wire, parse, refusal
+from starloom.agents.wirevalues import encode, object_from_wire, parse, refusal, token_from_wire
 from starloom.agents.wirevalues import ref_from_wire as ref_from_wire
 from starloom.agents.wirevalues import ref_to_wire as ref_to_wire
+from starloom.agents.wirevalues import task_from_wire as task_from_wire
+from starloom.agents.wirevalues import task_to_wire as task_to_wire
 from starloom.dag import limits
 from starloom.dag.constellation import Comparison
 from starloom.dag.facts import Consumed, ErrorInfo, Timing, figure_fault
-from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
+from starloom.dag.ids import AgentId, Epoch, JobId, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Patch
 from starloom.devices.node import NodeProfile
@@ -49,22 +66,6 @@ _kinds = msgspec.json.Decoder(KindSpec)
 _loads = msgspec.json.Decoder(Load)
 _comparisons = msgspec.json.Decoder(Comparison)
 _patches = msgspec.json.Decoder(Patch)
-
-
-def task_to_wire(task: TaskToken) -> pb.Task:
-    """A token."""
-    return pb.Task(job_id=task.job, stage=task.stage, epoch=task.token.epoch, attempt=task.token.attempt)
-
-
-def task_from_wire(message: pb.Task, place: str = "task") -> TaskToken:
-    """A token; raises InvalidInput where it names no attempt."""
-    if not message.job_id or not message.stage or not message.epoch or not message.attempt:
-        raise refusal(place, "lacks a job, a stage, an epoch or an attempt")
-    return TaskToken(JobId(message.job_id), StageId(message.stage), _token(message.epoch, message.attempt))
-
-
-def _token(epoch: int, attempt: int) -> FencingToken:
-    return FencingToken(Epoch(epoch), Attempt(attempt))
 
 
 def hello_to_wire(hello: Hello) -> pb.Hello:
@@ -203,6 +204,8 @@ def command_to_wire(command: Command) -> pb.Command:
             return pb.Command(revoke=pb.Revoke(task=task_to_wire(task)))
         case Release(job=job):
             return pb.Command(release=pb.Release(job_id=job))
+        case Replicate():
+            return pb.Command(replicate=replicate_to_wire(command))
 
 
 def command_from_wire(message: pb.Command, place: str = "command") -> Command:
@@ -218,6 +221,8 @@ def command_from_wire(message: pb.Command, place: str = "command") -> Command:
             if not message.release.job_id:
                 raise refusal(f"{place}.release.job_id", "is empty")
             return Release(job=JobId(message.release.job_id))
+        case "replicate":
+            return replicate_from_wire(message.replicate, f"{place}.replicate")
         case _:
             raise refusal(place, "is none that is known here: the sender is newer")
 
@@ -268,6 +273,7 @@ def _input_to_wire(item: Input) -> pb.Input:
         epoch=token.epoch if token else 0,
         attempt=token.attempt if token else 0,
         address=item.address,
+        others=sources_to_wire(item.others),
     )
 
 
@@ -280,11 +286,12 @@ def _input_from_wire(message: pb.Input, place: str) -> Input:
         ref=ref,
         consumed=_consumed(message.upstream, message.epoch, message.attempt, ref.digest),
         address=message.address,
+        others=sources_from_wire(message.others, f"{place}.others"),
     )
 
 
 def _consumed(upstream: str, epoch: int, attempt: int, digest: str) -> Consumed:
-    return Consumed(StageId(upstream), _token(epoch, attempt) if epoch else None, digest)
+    return Consumed(StageId(upstream), token_from_wire(epoch, attempt) if epoch else None, digest)
 
 
 def report_to_wire(report: Report) -> pb.Report:
@@ -307,12 +314,22 @@ def report_to_wire(report: Report) -> pb.Report:
             )
         case InputLost():
             return pb.Report(
-                input_lost=pb.InputLost(task=task, upstreams=report.upstreams, reason=report.reason, gone=report.gone)
+                input_lost=pb.InputLost(
+                    task=task,
+                    upstreams=report.upstreams,
+                    reason=report.reason,
+                    gone=report.gone,
+                    missing=missing_to_wire(report.missing),
+                )
             )
         case WasCancelled():
             return pb.Report(was_cancelled=pb.WasCancelled(task=task))
         case Revoked():
             return pb.Report(revoked=pb.Revoked(task=task))
+        case Held():
+            return pb.Report(held=held_to_wire(report))
+        case NotHeld():
+            return pb.Report(not_held=not_held_to_wire(report))
 
 
 def report_from_wire(message: pb.Report, place: str = "report", node: str = "") -> Report:
@@ -339,11 +356,16 @@ def report_from_wire(message: pb.Report, place: str = "report", node: str = "") 
                 upstreams=tuple(StageId(name) for name in lost.upstreams),
                 reason=lost.reason,
                 gone=lost.gone,
+                missing=missing_from_wire(lost.missing),
             )
         case "was_cancelled":
             return WasCancelled(task=task_from_wire(message.was_cancelled.task, f"{place}.was_cancelled.task"))
         case "revoked":
             return Revoked(task=task_from_wire(message.revoked.task, f"{place}.revoked.task"))
+        case "held":
+            return held_from_wire(message.held, f"{place}.held")
+        case "not_held":
+            return not_held_from_wire(message.not_held, f"{place}.not_held")
         case _:
             raise refusal(place, "is none that is known here: the sender is newer")
 

@@ -1,4 +1,4 @@
-"""References to values as protobuf and back, and how a malformed message is refused. Used through `agents.wire`."""
+"""Tokens and references to values as protobuf and back, and how a malformed message is refused. Used through `agents.wire`."""
 
 import re
 from typing import Any, TypeVar
@@ -7,8 +7,9 @@ import msgspec
 
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, Problem
+from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.values import PortType, ValueRef
-from starloom.v1 import value_pb2
+from starloom.v1 import session_pb2, value_pb2
 
 Parsed = TypeVar("Parsed")
 
@@ -34,6 +35,23 @@ def parse(decoder: msgspec.json.Decoder[Parsed], data: bytes, place: str) -> Par
 def object_from_wire(data: bytes, place: str) -> dict[str, Any]:
     """A field of JSON that is an object, or empty; raises InvalidInput."""
     return parse(_objects, data, place) if data else {}
+
+
+def task_to_wire(task: TaskToken) -> session_pb2.Task:
+    """A token."""
+    return session_pb2.Task(job_id=task.job, stage=task.stage, epoch=task.token.epoch, attempt=task.token.attempt)
+
+
+def task_from_wire(message: session_pb2.Task, place: str = "task") -> TaskToken:
+    """A token; raises InvalidInput where it names no attempt."""
+    if not message.job_id or not message.stage or not message.epoch or not message.attempt:
+        raise refusal(place, "lacks a job, a stage, an epoch or an attempt")
+    return TaskToken(JobId(message.job_id), StageId(message.stage), token_from_wire(message.epoch, message.attempt))
+
+
+def token_from_wire(epoch: int, attempt: int) -> FencingToken:
+    """A fencing token, by its parts."""
+    return FencingToken(Epoch(epoch), Attempt(attempt))
 
 
 def ref_to_wire(ref: ValueRef) -> value_pb2.ValueRef:

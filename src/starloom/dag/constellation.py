@@ -79,7 +79,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `deadline_seconds` bounds all of it, from when the stage's dependencies hold: queues, attempts, and the
     waits between them; 0 is no bound. `straggler` says when a copy of it is started; without, none is.
     `defaults` gives each output port's value, as plain JSON, for `on_failure: default`. `grow` bounds what a
-    stage of a kind that grows may come to; what it adds counts with it.
+    stage of a kind that grows may come to; what it adds counts with it. `replicate` is how many copies of its
+    outputs other nodes are to keep, beside the node where they were made.
     """
 
     retry: Retry = Retry()
@@ -89,6 +90,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_failure: OnFailure = OnFailure.FAIL
     defaults: dict[str, Any] = {}
     grow: Bounds = Bounds()
+    replicate: int = 0
 
 
 class Join(StrEnum):

@@ -20,6 +20,7 @@
         on_failure: default                     # fail | skip | default
         defaults: {text: ""}
         grow: {stages: 100, generations: 10}    # at most, where the kind grows
+        replicate: 1                            # copies of the outputs on other nodes, beside the original
         join: all                               # all | any
         after: [other, {stage: another, on: completion}]            # order only
         cancelled: false                        # true: the stage is skipped
@@ -277,6 +278,7 @@ def policy_to_json(policy: Policy) -> dict[str, Any]:
             "on_failure": str(policy.on_failure) if policy.on_failure != OnFailure.FAIL else None,
             "defaults": msgspec.to_builtins(policy.defaults),
             "grow": msgspec.to_builtins(policy.grow),
+            "replicate": policy.replicate,
         }
     )
 

@@ -214,9 +214,26 @@ class StageSuperseded(StageFact, frozen=True, tag="stage-superseded"):
 
 
 class StageReopened(StageFact, frozen=True, tag="stage-reopened"):
-    """A committed result is gone, or rests on one that changed, and is needed: the stage runs again."""
+    """A committed result is gone, or rests on one that changed, and is needed: the stage runs again.
+
+    `lost`: no process that is there has its outputs any more.
+    """
 
     reason: str
+    lost: bool = False
+
+
+class OutputsHeld(StageFact, frozen=True, tag="outputs-held"):
+    """Another agent's process has fetched and verified a committed result's outputs, and keeps them: a replica."""
+
+    agent: AgentId
+    incarnation: str
+
+
+class OutputsGone(StageFact, frozen=True, tag="outputs-gone"):
+    """An agent that should have a committed result's outputs was asked for them, and does not have them."""
+
+    agent: AgentId
 
 
 class StageCancelled(Fact, frozen=True, tag="stage-cancelled"):
@@ -291,6 +308,8 @@ AnyFact = (
     | StageSkipped
     | StageSuperseded
     | StageReopened
+    | OutputsHeld
+    | OutputsGone
     | StageCancelled
     | JobPatched
     | DeadlineSpent

@@ -15,7 +15,7 @@ from starloom.dag.errors import InvalidTransition, NotFound
 from starloom.dag.facts import Fact, JobStatus
 from starloom.dag.ids import AgentId, Attempt, FencingToken, Revision, StageId
 from starloom.dag.shape import Shape, constellation_at
-from starloom.dag.values import ValueRef
+from starloom.dag.values import JOB_STORE, ValueRef
 
 _STORY_FACTS: Final = 20
 
@@ -44,7 +44,7 @@ ACTIVE: Final = frozenset({StageStatus.PLACED, StageStatus.RUNNING})
 JOB_ENDED: Final = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED})
 
 
-_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+_NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 _NO_TIMING: Final = facts.Timing()
 _NO_TOKENS: Final[frozenset[FencingToken]] = frozenset()
 
@@ -92,6 +92,7 @@ class StageState:
         "failures",
         "figures",
         "former",
+        "holders",
         "holds",
         "incarnation",
         "input_losses",
@@ -134,6 +135,8 @@ class StageState:
         self.former: Outcome | None = None
         #: output ports whose bytes are in the job store
         self.published: frozenset[str] = frozenset()
+        #: agents that keep the outputs which are neither inline nor in the job store, each with its process
+        self.holders: Mapping[AgentId, str] = _NOTHING
         self.failures = 0
         self.deaths = 0
         self.input_losses = 0
@@ -162,6 +165,11 @@ class StageState:
     @property
     def outcome(self) -> Outcome:
         return Outcome(self.status, self.outputs, self.holds)
+
+    @property
+    def held(self) -> tuple[ValueRef, ...]:
+        """The outputs that only agents keep: neither inline nor in the job store."""
+        return tuple(ref for ref in self.outputs.values() if ref.inline is None and ref.holder != JOB_STORE)
 
     def change(self, spec: StageSpec) -> None:
         """It is another stage from here on: what went wrong before does not count against it."""
@@ -201,7 +209,7 @@ class JobState:
         self.undecided = {stage: len(arcs) for stage, arcs in self.upstreams.items()}
         self.open_stages = len(self.stages)
         self.active_attempts = 0
-        #: every agent that was given a stage
+        #: every agent that was given a stage, or keeps a replica
         self.agents: set[AgentId] = set()
         #: what stages changed of the job by their results, as it stands
         self.growths: dict[StageId, facts.Growth] = {}
@@ -279,7 +287,7 @@ class JobState:
         if len(stage.story) == _STORY_FACTS:
             del stage.story[0]
         stage.story.append(fact)
-        if type(fact) is facts.StagePlaced:
+        if type(fact) is facts.StagePlaced or type(fact) is facts.OutputsHeld:
             self.agents.add(fact.agent)
         self.active_attempts += len(stage.live) - live
         change = (stage.status in ENDED) - (before in ENDED)
@@ -399,10 +407,12 @@ def _faults(stage: StageState) -> Iterator[str]:
         yield f"live tokens {stage.live} do not fit the elder {stage.elder}"
     if (stage.committed is not None) != (stage.status in {s.SUCCEEDED, s.SKIPPED}):
         yield f"committed {stage.committed} does not fit the status"
-    if not succeeded and (stage.outputs or stage.holds or stage.consumed or stage.published):
+    if not succeeded and (stage.outputs or stage.holds or stage.consumed or stage.published or stage.holders):
         yield "has outputs without success"
     if not stage.published <= stage.outputs.keys():
         yield f"published {sorted(stage.published)}, which are no outputs"
+    if stage.holders and not stage.held:
+        yield f"{', '.join(stage.holders)} keep outputs of which there are none"
     if stage.former is not None and stage.status in {s.SUCCEEDED, s.SKIPPED}:
         yield "keeps a former outcome beside its own"
     tokens = [*stage.live, *filter(None, [stage.committed])]
@@ -460,6 +470,7 @@ def _commit(stage: StageState, fact: facts.StageCommitted) -> None:
     stage.committed = fact.token
     stage.outputs, stage.consumed, stage.holds = fact.outputs, fact.consumed, fact.holds
     stage.published = frozenset(fact.published)
+    stage.holders = {stage.agent: stage.incarnation} if stage.held else _NOTHING
     stage.timing, stage.models, stage.figures = fact.timing, fact.models, fact.figures
     stage.target, stage.emulated = fact.target, fact.emulated
     stage.error, stage.reason = None, ""
@@ -498,13 +509,23 @@ def _supersede(stage: StageState, fact: facts.StageSuperseded) -> None:
 
 
 def _reopen(stage: StageState, fact: facts.StageReopened) -> None:
-    if fact.token != stage.committed:
-        raise misfit(stage, fact, f"its result is of {stage.committed}")
+    _require_committed(stage, fact)
     stage.former = stage.outcome
     stage.status, stage.committed, stage.reason = StageStatus.PENDING, None, fact.reason
     stage.outputs = stage.holds = stage.consumed = _NOTHING
     stage.published = frozenset()
     stage.deadline_spent = stage.deadline_ran = 0.0
+    stage.holders = _NOTHING
+
+
+def _hold(stage: StageState, fact: facts.OutputsHeld) -> None:
+    _require_committed(stage, fact)
+    stage.holders = {**stage.holders, fact.agent: fact.incarnation}
+
+
+def _miss(stage: StageState, fact: facts.OutputsGone) -> None:
+    _require_committed(stage, fact)
+    stage.holders = {agent: process for agent, process in stage.holders.items() if agent != fact.agent}
 
 
 def _cancel(stage: StageState, fact: facts.StageCancelled) -> None:
@@ -536,6 +557,11 @@ def _take_number(stage: StageState, fact: facts.StageFact) -> None:
     stage.attempt = fact.token.attempt
 
 
+def _require_committed(stage: StageState, fact: facts.StageFact) -> None:
+    if fact.token != stage.committed:
+        raise misfit(stage, fact, f"its result is of {stage.committed}")
+
+
 def _require_live(stage: StageState, fact: facts.StageFact) -> AgentId:
     if fact.token not in stage.live:
         raise misfit(stage, fact, f"token {fact.token} is not live")
@@ -553,6 +579,8 @@ def _table() -> Mapping[tuple[StageStatus, type[Fact]], Row]:
         (s.RUNNING, facts.StageStarted): _start,
         (s.RUNNING, facts.StagePlaced): _copy,
         (s.SUCCEEDED, facts.StageReopened): _reopen,
+        (s.SUCCEEDED, facts.OutputsHeld): _hold,
+        (s.SUCCEEDED, facts.OutputsGone): _miss,
         (s.SKIPPED, facts.StageReopened): _reopen,
         (s.FAILED, facts.StageDefaulted): _default,
         (s.FAILED, facts.StageSkipped): _skip,

@@ -54,7 +54,7 @@ _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)
 #: most stages of a large constellation say none of this
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
-POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow")
+POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow", "replicate")
 _STAGE_KEYS = ("kind", "in", "params", "require", *POLICY_KEYS, "join", "after", "cancelled")
 
 E = TypeVar("E", bound=StrEnum)
@@ -309,6 +309,7 @@ class Reader:
             ),
             defaults=self._plain(f"{place}.defaults", stage.get("defaults", {})),
             grow=self._bounds(f"{place}.grow", stage["grow"]) if "grow" in stage else usual.grow,
+            replicate=self._number(f"{place}.replicate", stage.get("replicate", 0), 0, whole=True),
         )
 
     def _bounds(self, place: str, value: Any) -> Bounds:

@@ -125,12 +125,17 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
         ("grow.generations", number_fault(policy.grow.generations, at_most=limits.GROWN_GENERATIONS_MAX, whole=True)),
         ("timeout", number_fault(policy.timeout_seconds, at_most=longest, unit="seconds, 0 for no bound")),
         ("deadline", number_fault(policy.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound")),
+        ("replicate", _replicate_fault(policy.replicate)),
     )
     faulty = [Problem(f"{place}.{part}", fault) for part, fault in numbers if fault]
     yield from faulty
     if policy.straggler is not None:
         yield from _straggler_problems(f"{place}.straggler", policy.straggler, kind)
-    if not faulty and retry.times and retry.first_seconds > retry.last_seconds:
+    if (
+        not any(problem.place.startswith(f"{place}.retry") for problem in faulty)
+        and retry.times
+        and retry.first_seconds > retry.last_seconds
+    ):
         wait = f"the first wait of {retry.first_seconds:g} s is longer than the last, {retry.last_seconds:g} s"
         yield Problem(f"{place}.retry", f"{wait}; let first be at most last")
     if policy.grow != _USUAL_POLICY.grow and kind is not None and not kind.grows:
@@ -140,6 +145,13 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
             yield from _default_problems(f"{place}.defaults", policy.defaults, kind)
     elif policy.defaults:
         yield Problem(f"{place}.defaults", f"defaults are given, but on_failure is {policy.on_failure}; say default")
+
+
+def _replicate_fault(copies: Any) -> str:
+    fault = number_fault(copies, whole=True, unit="copies beside the original")
+    if not fault and copies > limits.REPLICAS_MAX:
+        return f"is {copies}, over REPLICAS_MAX = {limits.REPLICAS_MAX}; each copy takes memory of another node"
+    return fault
 
 
 def _default_problems(place: str, defaults: Mapping[str, Any], kind: KindSpec) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     reports      what agents say of their attempts    endings   how jobs end
     patching     changes of jobs that run             growing   what results add to their jobs
     deadlines    the ends of what has had its time    stragglers copies of what runs too long
+    replicas     results on other nodes as well
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,6 +46,7 @@ from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.membership import Membership
 from starloom.orchestrator.patching import Patching
 from starloom.orchestrator.placement import EarliestFinish, Planner
+from starloom.orchestrator.replicas import Replicas
 from starloom.orchestrator.reports import Reports
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
@@ -69,9 +71,12 @@ class Coordinator:
         self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
         self._stragglers = Stragglers(self._state, self._ledger, self._dispatcher)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
+        self._replicas = Replicas(self._state, self._ledger, self._endings)
         changing = Changing(self._state, self._ledger, self._lanes, self._settler)
         growing = Growing(self._state, self._settler, self._admission, changing)
-        self._reports = Reports(self._state, self._ledger, self._endings, self._settler, growing, self._stragglers)
+        self._reports = Reports(
+            self._state, self._ledger, self._endings, self._settler, growing, self._stragglers, self._replicas
+        )
         self._patching = Patching(self._state, self._ledger, self._endings, self._settler, self._admission, changing)
         self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)
 
@@ -87,6 +92,7 @@ class Coordinator:
         self._membership.boot()
         for job in self._state.open.values():
             self._resume(self._endings.begin(job))
+        self._replicas.boot()
         self._advance()
         return self._ledger.decision
 
@@ -101,7 +107,14 @@ class Coordinator:
 
     def next_wake(self) -> int | None:
         """When a Tick is due at the latest, in monotonic nanoseconds; None if only inputs can change anything."""
-        parts = (self._membership, self._waits, self._patching, self._deadlines, self._stragglers)
+        parts = (
+            self._membership,
+            self._waits,
+            self._patching,
+            self._deadlines,
+            self._stragglers,
+            self._replicas,
+        )
         due = (part.next_time for part in parts)
         return min((time for time in due if time is not None), default=None)
 
@@ -157,6 +170,7 @@ class Coordinator:
                 self._membership.hello(given)
                 if not given.resumed:
                     self._patching.hello(given.agent)
+                    self._replicas.hello(given.agent)
             case AgentGoodbye():
                 self._membership.goodbye(given)
             case Tick():
@@ -173,6 +187,7 @@ class Coordinator:
         self._patching.settle()
         self._dispatcher.run()
         self._stragglers.look()
+        self._replicas.run()
 
     def _cancel(self, given: CancelJob) -> None:
         try:

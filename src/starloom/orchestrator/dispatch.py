@@ -2,17 +2,23 @@
 
 from collections.abc import Sequence
 
-from starloom.agents.messages import Assign, Input
+import msgspec
+
+from starloom.agents.messages import Assign, Input, Source
 from starloom.dag.facts import ErrorInfo, StagePlaced
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.values import JOB_STORE
-from starloom.orchestrator.fleet import AgentState, Fleet, Work
+from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
 from starloom.orchestrator.placement import Choice, Move, Planner, Want
+from starloom.orchestrator.replicas import nearest
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
+
+Holders = dict[str, list[Member]]
+"""Who has each value that only agents have, by input port."""
 
 
 class Dispatcher:
@@ -46,27 +52,22 @@ class Dispatcher:
         if not free or run.full or verdict(job, name) is not Verdict.RUN:
             return False
         fed = inputs_of(job, name)
-        if set(lane.required).difference(item.port for item in fed) or not all(map(self._is_there, fed)):
+        holders = self._holders(fed)
+        if set(lane.required).difference(item.port for item in fed) or not all(map(_any_online, holders.values())):
             return False
-        choice = self._planner.choose(Want(job.id, name, lane.spec, self._moves(fed)), free)
+        choice = self._planner.choose(Want(job.id, name, lane.spec, _moves(fed, holders)), free)
         if choice is None:
             return False
-        self._assign(lane, run, name, fed, choice, copy=True)
+        self._assign(lane, run, name, [self._input(item, holders, choice) for item in fed], choice, copy=True)
         return True
 
-    def _is_there(self, item: Fed) -> bool:
-        """Whether a value can be fetched now."""
-        if item.ref.inline is not None or item.ref.holder == JOB_STORE or item.upstream is None:
-            return True
-        holder = self._fleet.members.get(AgentId(item.ref.holder))
-        return holder is not None and holder.holds(item.upstream.incarnation) and holder.state is AgentState.ONLINE
-
-    def _moves(self, fed: Sequence[Fed]) -> Sequence[Move]:
-        return [
-            Move(item.ref.bytes, self._fleet.members.get(AgentId(item.ref.holder)))
+    def _holders(self, fed: Sequence[Fed]) -> Holders:
+        """Who has each value that only agents have, of those whose processes may still be there."""
+        return {
+            item.port: self._fleet.having(item.upstream.holders)
             for item in fed
-            if item.ref.inline is None
-        ]
+            if item.ref.inline is None and item.ref.holder != JOB_STORE and item.upstream is not None
+        }
 
     def _place(self, lane: Lane, run: Run, name: StageId) -> bool:
         """Places a stage, or finds what else it waits for; False if no candidate has room."""
@@ -79,14 +80,17 @@ class Dispatcher:
         if lane.required and not self._has_inputs(lane, run, name, fed):
             return True
         moves: Sequence[Move] = ()
+        holders: Holders = {}
         if any(item.ref.inline is None for item in fed):
-            if not self._inputs_are_there(run, name, fed):
+            found = self._find_inputs(run, name, fed)
+            if found is None:
                 return True
-            moves = self._moves(fed)
+            holders = found
+            moves = _moves(fed, holders)
         choice = self._planner.choose(Want(job.id, name, lane.spec, moves, run.avoid.get(name, ())), candidates)
         if choice is None:
             return False
-        self._assign(lane, run, name, fed, choice)
+        self._assign(lane, run, name, [self._input(item, holders, choice) for item in fed], choice)
         return True
 
     def _has_inputs(self, lane: Lane, run: Run, name: StageId, fed: Sequence[Fed]) -> bool:
@@ -102,33 +106,35 @@ class Dispatcher:
         self._settler.drain()
         return False
 
-    def _inputs_are_there(self, run: Run, name: StageId, fed: Sequence[Fed]) -> bool:
-        """Whether every value can be fetched; one that is gone is made again, and of a silent holder word is waited for."""
+    def _find_inputs(self, run: Run, name: StageId, fed: Sequence[Fed]) -> Holders | None:
+        """Who can give each value that only agents have.
+
+        None if one cannot be had: one that is gone is made again, and of silent holders word is waited for.
+        """
+        found = self._holders(fed)
         silent: AgentId | None = None
         gone: dict[StageId, str] = {}
         for item in fed:
-            ref = item.ref
-            if ref.inline is not None or ref.holder == JOB_STORE or item.upstream is None:
+            holders = found.get(item.port)
+            if holders is None or item.upstream is None:
                 continue
-            holder = self._fleet.members.get(AgentId(ref.holder))
-            if holder is None or not holder.holds(item.upstream.incarnation):
-                gone[item.consumed.upstream] = (
-                    f"{ref.holder}, which held its output {item.port}, was lost; {name} needs it"
-                )
-            elif holder.state is AgentState.SUSPECT:
-                silent = holder.name
+            if not holders:
+                known = ", ".join(item.upstream.holders) or item.ref.holder
+                gone[item.consumed.upstream] = f"{known}, which held its output {item.port}, was lost; {name} needs it"
+            elif not _any_online(holders):
+                silent = holders[0].name
         for upstream, reason in gone.items():
-            self._settler.reopen(run, upstream, reason)
+            self._settler.reopen(run, upstream, reason, lost=True)
         if gone:
             self._settler.drain()
-            return False
+            return None
         if silent is not None:
             self._waits.for_agent(run, name, silent)
-            return False
-        return True
+            return None
+        return found
 
     def _assign(
-        self, lane: Lane, run: Run, name: StageId, fed: Sequence[Fed], choice: Choice, *, copy: bool = False
+        self, lane: Lane, run: Run, name: StageId, inputs: Sequence[Input], choice: Choice, *, copy: bool = False
     ) -> None:
         job = run.job
         stage = job.stages[name]
@@ -147,7 +153,7 @@ class Dispatcher:
                 copy=copy,
             )
         )
-        self._fleet.expect(member.name, task, Work(seconds, _fetches(fed)))
+        self._fleet.expect(member.name, task, Work(seconds, _fetches(inputs)))
         params = stage.spec.params
         self._ledger.send(
             member.name,
@@ -155,7 +161,7 @@ class Dispatcher:
                 task=task,
                 kind=lane.kind,
                 params={**lane.defaults, **params} if lane.defaults else params,
-                inputs=tuple(self._input(item) for item in fed),
+                inputs=tuple(inputs),
                 target=candidate.target,
                 timeout_seconds=stage.spec.policy.timeout_seconds,
                 priority=job.options.priority,
@@ -164,16 +170,37 @@ class Dispatcher:
             ),
         )
 
-    def _input(self, item: Fed) -> Input:
-        address = ""
-        if item.ref.inline is None and item.ref.holder != JOB_STORE:
-            address = self._fleet.members[AgentId(item.ref.holder)].profile.address
-        return Input(port=item.port, ref=item.ref, consumed=item.consumed, address=address)
+    @staticmethod
+    def _input(item: Fed, holders: Holders, choice: Choice) -> Input:
+        """Fetched from the holder that is best for the place, which is the place itself if it has a copy."""
+        member = choice.candidate.member
+        known = holders.get(item.port)
+        if not known:
+            return Input(port=item.port, ref=item.ref, consumed=item.consumed)
+        best, *others = nearest(known, member)
+        ref = item.ref if item.ref.holder == best.name else msgspec.structs.replace(item.ref, holder=best.name)
+        sources = () if best is member else (Source(agent=m.name, address=m.profile.address) for m in others)
+        return Input(
+            port=item.port, ref=ref, consumed=item.consumed, address=best.profile.address, others=tuple(sources)
+        )
 
 
-def _fetches(fed: Sequence[Fed]) -> dict[StageId, FencingToken]:
+def _any_online(holders: Sequence[Member]) -> bool:
+    return any(holder.state is AgentState.ONLINE for holder in holders)
+
+
+def _moves(fed: Sequence[Fed], holders: Holders) -> list[Move]:
+    found = []
+    for item in fed:
+        known = holders.get(item.port)
+        if item.ref.inline is None:
+            found.append(Move(item.ref.bytes, known[0], known[1:]) if known else Move(item.ref.bytes, None))
+    return found
+
+
+def _fetches(inputs: Sequence[Input]) -> dict[StageId, FencingToken]:
     return {
         item.consumed.upstream: item.consumed.token
-        for item in fed
+        for item in inputs
         if item.ref.inline is None and item.consumed.token is not None
     }

@@ -100,7 +100,7 @@ class Endings:
         run.waits.clear()
         run.clocks.clear()
         del self.runs[run.job.id]
-        for agent in sorted(run.job.agents):
+        for agent in sorted({*run.job.agents, *run.keepers}):
             self.release(agent, run.job.id)
         for request, since in run.askers:
             seconds = (self._ledger.now - since) / NANOS

@@ -141,6 +141,15 @@ class Fleet:
             self._forget_one()
         self.version += 1
 
+    def having(self, holders: Mapping[AgentId, str]) -> list[Member]:
+        """Those of the holders, each given with its process, whose process may still be there."""
+        found = []
+        for agent, incarnation in holders.items():
+            member = self.members.get(agent)
+            if member is not None and member.holds(incarnation):
+                found.append(member)
+        return found
+
     def _forget_one(self) -> None:
         """Nodes that come under ever new names are not kept for ever; one whose attempts are not yet superseded is."""
         idle = next((name for name in self._lost if not self.members[name].assigned), None)

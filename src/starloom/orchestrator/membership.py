@@ -197,5 +197,7 @@ class Membership:
             if task not in member.assigned:
                 self._ledger.send(member.name, Cancel(task=task))
         for job in dict.fromkeys((*given.jobs, *(task.job for task in given.held))):
-            if job not in self._endings.runs:
+            if job in self._endings.runs:
+                self._endings.runs[job].keepers[member.name] = None
+            else:
                 self._endings.release(member.name, job)

@@ -23,10 +23,11 @@ class Candidate(NamedTuple):
 
 
 class Move(NamedTuple):
-    """A value that has to be fetched: its size, and the node that holds it, None for the job store."""
+    """A value that has to be fetched: its size, the node that holds it, None for the job store, and who else holds it."""
 
     size_bytes: int
     holder: Member | None
+    others: Sequence[Member] = ()
 
 
 class Want(NamedTuple):
@@ -140,8 +141,13 @@ class EarliestFinish:
 def transfer_seconds(moves: Sequence[Move], sink: Member) -> float:
     """Seconds to fetch values to a node, one after another; what lies there already takes none."""
     total = 0.0
-    for size_bytes, holder in moves:
-        if holder is not sink:
-            source: Tier = STORE_TIER if holder is None else holder.profile.tier
-            total += link(source, sink.profile.tier).transfer_seconds(size_bytes)
+    for move in moves:
+        if move.holder is not sink and sink not in move.others:
+            seconds = _transfer_seconds(move.size_bytes, move.holder, sink)
+            total += min([seconds, *(_transfer_seconds(move.size_bytes, other, sink) for other in move.others)])
     return total
+
+
+def _transfer_seconds(size_bytes: int, holder: Member | None, sink: Member) -> float:
+    source: Tier = STORE_TIER if holder is None else holder.profile.tier
+    return link(source, sink.profile.tier).transfer_seconds(size_bytes)

@@ -4,7 +4,19 @@ from math import isfinite
 
 import msgspec
 
-from starloom.agents.messages import Cancel, Failed, Finished, InputLost, Report, Revoked, Started, WasCancelled
+from starloom.agents.messages import (
+    NOT_OF_ATTEMPTS,
+    Cancel,
+    Failed,
+    Finished,
+    Held,
+    InputLost,
+    NotHeld,
+    Report,
+    Revoked,
+    Started,
+    WasCancelled,
+)
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
 from starloom.dag.errors import StarloomError
@@ -17,6 +29,7 @@ from starloom.orchestrator.fleet import Work
 from starloom.orchestrator.growing import Growing, Grown
 from starloom.orchestrator.inputs import AgentReports
 from starloom.orchestrator.lineage import comparisons_of, lineage_fault
+from starloom.orchestrator.replicas import Replicas
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler, unreachable_seconds
 from starloom.orchestrator.state import Ledger, State
@@ -34,6 +47,7 @@ class Reports:
         settler: Settler,
         growing: Growing,
         stragglers: Stragglers,
+        replicas: Replicas,
     ) -> None:
         self._state = state
         self._ledger = ledger
@@ -41,18 +55,25 @@ class Reports:
         self._settler = settler
         self._growing = growing
         self._stragglers = stragglers
+        self._replicas = replicas
         self.stale_refused = 0
 
     def handle(self, given: AgentReports) -> None:
         """Takes in reports of one agent, in their order."""
         for report in given.reports:
-            self._one(given.agent, report)
+            self._one(given.agent, given.incarnation, report)
 
-    def _one(self, agent: AgentId, report: Report) -> None:
+    def _one(self, agent: AgentId, incarnation: str, report: Report) -> None:
         task = report.task
         run = self._endings.runs.get(task.job)
         if run is None:
             self._of_ended_job(agent, report)
+            return
+        if isinstance(report, Held):
+            self._replicas.held(run, agent, incarnation, report)
+            return
+        if isinstance(report, NotHeld):
+            self._replicas.not_held(run, agent, report)
             return
         stage = run.job.stages.get(task.stage)
         if stage is None or stage.live.get(task.token) != agent:
@@ -80,7 +101,7 @@ class Reports:
         """The agent's release crossed with the report, or never came: it is told again what to forget."""
         if isinstance(report, WasCancelled | Revoked):
             return
-        self.stale_refused += 1
+        self.stale_refused += not isinstance(report, NOT_OF_ATTEMPTS)
         if isinstance(report, Started):
             self._ledger.send(agent, Cancel(task=report.task))
         self._endings.release(agent, report.task.job)
@@ -188,11 +209,16 @@ class Reports:
         """Reopens the results that are missing, unless they were made again since the attempt was given out."""
         arcs = {arc.upstream for arc in run.job.upstreams[name]}
         for upstream in dict.fromkeys(report.upstreams):
-            if upstream not in arcs:
+            stage = run.job.stages[upstream] if upstream in arcs else None
+            if stage is None or stage.committed is None:
                 continue
-            token = run.job.stages[upstream].committed
-            if token is not None and work.fetches.get(upstream, token) == token:
-                self._settler.reopen(run, upstream, f"its output is gone: {report.reason}")
+            if work.fetches.get(upstream, stage.committed) != stage.committed:
+                continue
+            missing = report.missing.get(upstream, ()) if report.gone else ()
+            if missing and self._replicas.lacks(run, upstream, missing):
+                continue
+            lost = report.gone and not self._state.fleet.having(stage.holders)
+            self._settler.reopen(run, upstream, f"its output is gone: {report.reason}", lost=lost)
 
 
 def _plain(timing: Timing) -> Timing:

@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from starloom.dag.errors import StarloomError
-from starloom.dag.ids import AgentId, StageId, TaskToken
+from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.job import JobState, Outcome
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
@@ -34,6 +34,23 @@ class Asked:
     requests: list[int]
     deadline: int = 0
     revoked: dict[TaskToken, AgentId] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Copying:
+    """What is known of the copies of one result, beside those that facts tell of."""
+
+    token: FencingToken
+    #: of one copy
+    size_bytes: int
+    #: who was asked for a copy and has not answered, and who could not make one
+    agents: dict[AgentId, None] = field(default_factory=dict)
+    unable: dict[AgentId, None] = field(default_factory=dict)
+    #: whose loss would concern it
+    known: dict[AgentId, None] = field(default_factory=dict)
+    #: whether it is looked at after a while, and how often that was
+    waits: bool = False
+    failures: int = 0
 
 
 class Run:
@@ -67,6 +84,10 @@ class Run:
         self.avoid: dict[StageId, set[AgentId]] = {}
         #: outcomes of stages that ran again before their dependents were looked at
         self.unfollowed: dict[StageId, Outcome] = {}
+        #: results that other nodes are to keep copies of
+        self.copying: dict[StageId, Copying] = {}
+        #: agents that may keep something for it, beside those that facts tell of
+        self.keepers: dict[AgentId, None] = {}
         #: requests to cancel it that are not answered, each with its time
         self.askers: list[tuple[int, int]] = []
         #: patches that were asked for: the first is being settled, the others wait

@@ -170,11 +170,11 @@ class Settler:
         self._ledger.record(StageCancelled(job=run.job.id, stage=name))
         self._touched[run.job.id] = run
 
-    def reopen(self, run: Run, name: StageId, reason: str) -> None:
-        """A result that is needed is gone, or rests on what changed: the stage runs again."""
+    def reopen(self, run: Run, name: StageId, reason: str, *, lost: bool = False) -> None:
+        """A result that is needed is gone (`lost`: from everywhere), or rests on what changed: the stage runs again."""
         stage = run.job.stages[name]
         assert stage.committed is not None
-        self._ledger.record(StageReopened(job=run.job.id, stage=name, token=stage.committed, reason=reason))
+        self._ledger.record(StageReopened(job=run.job.id, stage=name, token=stage.committed, reason=reason, lost=lost))
         self.decide(run, name)
         for arc in run.job.downstreams[name]:
             if arc.downstream in run.queued:

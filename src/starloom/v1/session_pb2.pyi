@@ -128,16 +128,18 @@ class Commands(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., acknowledged: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., sender_epoch: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("assign", "cancel", "release", "revoke")
+    __slots__ = ("assign", "cancel", "release", "revoke", "replicate")
     ASSIGN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     REVOKE_FIELD_NUMBER: _ClassVar[int]
+    REPLICATE_FIELD_NUMBER: _ClassVar[int]
     assign: Assign
     cancel: Cancel
     release: Release
     revoke: Revoke
-    def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ...) -> None: ...
+    replicate: Replicate
+    def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ...) -> None: ...
 
 class Assign(_message.Message):
     __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json")
@@ -162,20 +164,30 @@ class Assign(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., kind: _Optional[str] = ..., params_json: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., priority: _Optional[int] = ..., publish: _Optional[_Iterable[str]] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Input(_message.Message):
-    __slots__ = ("port", "ref", "upstream", "epoch", "attempt", "address")
+    __slots__ = ("port", "ref", "upstream", "epoch", "attempt", "address", "others")
     PORT_FIELD_NUMBER: _ClassVar[int]
     REF_FIELD_NUMBER: _ClassVar[int]
     UPSTREAM_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    OTHERS_FIELD_NUMBER: _ClassVar[int]
     port: str
     ref: _value_pb2.ValueRef
     upstream: str
     epoch: int
     attempt: int
     address: str
-    def __init__(self, port: _Optional[str] = ..., ref: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ..., upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., address: _Optional[str] = ...) -> None: ...
+    others: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, port: _Optional[str] = ..., ref: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ..., upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., address: _Optional[str] = ..., others: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+
+class Source(_message.Message):
+    __slots__ = ("agent", "address")
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    agent: str
+    address: str
+    def __init__(self, agent: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("task",)
@@ -195,21 +207,35 @@ class Release(_message.Message):
     job_id: str
     def __init__(self, job_id: _Optional[str] = ...) -> None: ...
 
+class Replicate(_message.Message):
+    __slots__ = ("task", "values", "sources")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    SOURCES_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    values: _containers.RepeatedCompositeFieldContainer[_value_pb2.ValueRef]
+    sources: _containers.RepeatedCompositeFieldContainer[Source]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., values: _Optional[_Iterable[_Union[_value_pb2.ValueRef, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+
 class Report(_message.Message):
-    __slots__ = ("started", "finished", "failed", "input_lost", "was_cancelled", "revoked")
+    __slots__ = ("started", "finished", "failed", "input_lost", "was_cancelled", "revoked", "held", "not_held")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
     INPUT_LOST_FIELD_NUMBER: _ClassVar[int]
     WAS_CANCELLED_FIELD_NUMBER: _ClassVar[int]
     REVOKED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    NOT_HELD_FIELD_NUMBER: _ClassVar[int]
     started: Started
     finished: Finished
     failed: Failed
     input_lost: InputLost
     was_cancelled: WasCancelled
     revoked: Revoked
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., input_lost: _Optional[_Union[InputLost, _Mapping]] = ..., was_cancelled: _Optional[_Union[WasCancelled, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ...) -> None: ...
+    held: Held
+    not_held: NotHeld
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., input_lost: _Optional[_Union[InputLost, _Mapping]] = ..., was_cancelled: _Optional[_Union[WasCancelled, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., not_held: _Optional[_Union[NotHeld, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("task",)
@@ -297,16 +323,42 @@ class Failed(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., message: _Optional[str] = ..., cause: _Optional[str] = ..., transient: _Optional[bool] = ..., trace: _Optional[str] = ...) -> None: ...
 
 class InputLost(_message.Message):
-    __slots__ = ("task", "upstreams", "reason", "gone")
+    __slots__ = ("task", "upstreams", "reason", "gone", "missing")
     TASK_FIELD_NUMBER: _ClassVar[int]
     UPSTREAMS_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
     task: Task
     upstreams: _containers.RepeatedScalarFieldContainer[str]
     reason: str
     gone: bool
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., upstreams: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., gone: _Optional[bool] = ...) -> None: ...
+    missing: _containers.RepeatedCompositeFieldContainer[Missing]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., upstreams: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ..., gone: _Optional[bool] = ..., missing: _Optional[_Iterable[_Union[Missing, _Mapping]]] = ...) -> None: ...
+
+class Missing(_message.Message):
+    __slots__ = ("upstream", "agents")
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    AGENTS_FIELD_NUMBER: _ClassVar[int]
+    upstream: str
+    agents: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, upstream: _Optional[str] = ..., agents: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Held(_message.Message):
+    __slots__ = ("task",)
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class NotHeld(_message.Message):
+    __slots__ = ("task", "reason", "missing")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    reason: str
+    missing: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., reason: _Optional[str] = ..., missing: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Revoked(_message.Message):
     __slots__ = ("task",)

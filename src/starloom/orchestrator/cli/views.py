@@ -122,6 +122,10 @@ def _happened(fact: facts.Fact) -> str:
             return f"failed: {fact.error.message}{again}"
         case facts.StageSkipped() | facts.StageSuperseded() | facts.StageReopened() | facts.AgentLost():
             return f"{_verb(fact)}: {fact.reason}"
+        case facts.OutputsHeld():
+            return f"replicated to {fact.agent}"
+        case facts.OutputsGone():
+            return f"no longer on {fact.agent}"
         case facts.JobPatched():
             who = f" by {fact.principal}" if fact.principal else ""
             why = f" ({fact.why})" if fact.why else ""

@@ -120,6 +120,7 @@ class AgentProcess(Process):
 
     def tell(self, report: Report) -> None:
         """Queues a report."""
+        self.world.judge.told(self, report)
         self._outbox.append(report)
         self._soon()
 

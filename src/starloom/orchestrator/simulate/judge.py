@@ -11,6 +11,7 @@ from starloom.dag.constellation import Dependency, StageSpec
 from starloom.dag.facts import AnyFact, Fact, JobStatus, decode_fact
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.job import StageStatus
+from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class StageView:
     live: dict[FencingToken, AgentId] = field(default_factory=dict)
     started: set[FencingToken] = field(default_factory=set)
     over: set[FencingToken] = field(default_factory=set)
+    #: the process that each attempt was given to
+    process: dict[FencingToken, str] = field(default_factory=dict)
+    #: who keeps the outputs that are neither inline nor in the job store, each with its process
+    holders: dict[AgentId, str] = field(default_factory=dict)
     committed: FencingToken | None = None
     outputs: dict[str, str] = field(default_factory=dict)
     holds: dict[str, bool] = field(default_factory=dict)
@@ -94,6 +99,8 @@ class Judge:
         self.violations: list[Violation] = []
         self.jobs: dict[JobId, JobView] = {}
         self.agent_live: dict[AgentId, int] = {}
+        #: the agents' processes that are not lost
+        self.there: dict[AgentId, str] = {}
         #: what each attempt gave, wherever it ran
         self.made: dict[TaskToken, Finished] = {}
         #: attempts that are journaled
@@ -161,6 +168,11 @@ class Judge:
         for ask in self._of("began"):
             ask(process, assign)
 
+    def told(self, process: "AgentProcess", report: Report) -> None:
+        """An agent says something."""
+        for ask in self._of("told"):
+            ask(process, report)
+
     def ended(self, process: "AgentProcess", report: Report) -> None:
         """An attempt ended."""
         if isinstance(report, Finished):
@@ -209,8 +221,12 @@ class Judge:
         if isinstance(fact, f.JobSubmitted):
             job = self.jobs[fact.job] = JobView(fact)
         if job is None:
-            if not isinstance(fact, f.AgentJoined):
+            if isinstance(fact, f.AgentJoined):
+                self.there[fact.agent] = fact.incarnation
+            else:
                 self._general.append((offset, fact))
+            if isinstance(fact, f.AgentLost):
+                self.there.pop(fact.agent, None)
             return
         job.events.append((offset, line))
         if isinstance(fact, f.JobCancelRequested):
@@ -237,6 +253,7 @@ class Judge:
         match fact:
             case f.StagePlaced():
                 stage.live[fact.token] = fact.agent
+                stage.process[fact.token] = fact.incarnation
                 stage.status = StageStatus.RUNNING if stage.started else StageStatus.PLACED
                 self.agent_live[fact.agent] = self.agent_live.get(fact.agent, 0) + 1
                 self.placed.add(TaskToken(fact.job, fact.stage, fact.token))
@@ -244,6 +261,8 @@ class Judge:
                 stage.status = StageStatus.RUNNING
                 stage.started.add(fact.token)
             case f.StageCommitted() | f.StageDefaulted() | f.StageSkipped() | f.StageCancelled():
+                if isinstance(fact, f.StageCommitted) and _kept(fact) and fact.token in stage.live:
+                    stage.holders = {stage.live[fact.token]: stage.process[fact.token]}
                 stage.live.clear()
                 stage.started.clear()
                 stage.status = _ENDS[type(fact)]
@@ -262,4 +281,12 @@ class Judge:
                 stage.input_losses += fact.input_lost
             case f.StageReopened():
                 stage.status, stage.committed = StageStatus.PENDING, None
-                stage.outputs, stage.holds, stage.consumed = {}, {}, {}
+                stage.outputs, stage.holds, stage.consumed, stage.holders = {}, {}, {}, {}
+            case f.OutputsHeld():
+                stage.holders[fact.agent] = fact.incarnation
+            case f.OutputsGone():
+                stage.holders.pop(fact.agent, None)
+
+
+def _kept(fact: f.StageCommitted) -> bool:
+    return any(ref.inline is None and ref.holder != JOB_STORE for ref in fact.outputs.values())

@@ -6,14 +6,14 @@ A property has those of these methods that it needs:
     decided(orchestrator, decision)         a coordinator has decided
     replayed(orchestrator)                  a coordinator has read the journal back
     answered(result), accepted(client, answer)
-    commanded(process, epoch, instructions), began(process, assign)
+    commanded(process, epoch, instructions), began(process, assign), told(process, report)
     end()                                   the run is over, and quiet for a while
 """
 
 from collections.abc import Sequence
 
 from starloom.agents.core import Instruction
-from starloom.agents.messages import Assign
+from starloom.agents.messages import Assign, Held, Report
 from starloom.dag import facts as f
 from starloom.dag import limits
 from starloom.dag.errors import StarloomError
@@ -318,6 +318,31 @@ class OneIsLeft(Property):
                 self.broken(f"{orchestrator!r} goes on beside {self.world.current!r}")
 
 
+class ReplicasAreUsed(Property):
+    name = "nothing is made again of which there is a replica"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if not isinstance(fact, f.StageReopened) or not fact.lost or stage is None:
+            return
+        for agent, process in stage.holders.items():
+            if self.judge.there.get(agent) == process:
+                self.broken(f"it is made again as lost, and {agent} has it", fact.job, fact.stage)
+
+
+class ReplicasAreThere(Property):
+    name = "replicas are there when they are told of"
+
+    def told(self, process: AgentProcess, report: Report) -> None:
+        made = self.judge.made.get(report.task)
+        if not isinstance(report, Held) or made is None:
+            return
+        task = report.task
+        kept = process.runner.held.get(task.job, {})
+        for name, ref in made.outputs.items():
+            if ref.inline is None and name not in made.published and ref.digest not in kept:
+                self.broken(f"{process.name} tells of a replica, and does not have {name}", task.job, task.stage)
+
+
 PROPERTIES: tuple[type[Property], ...] = (
     Acyclic,
     OneCommit,
@@ -339,4 +364,6 @@ PROPERTIES: tuple[type[Property], ...] = (
     OneIsLeft,
     DeadlinesAreKept,
     CopiesAreFew,
+    ReplicasAreUsed,
+    ReplicasAreThere,
 )

@@ -8,12 +8,25 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from starloom.agents.core import Drop, Fetch, Forget, Instruction, Start, Stop, Tell
-from starloom.agents.messages import Assign, Failed, Finished, Input, InputLost, Report, WasCancelled
+from starloom.agents.core import Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell
+from starloom.agents.messages import (
+    Assign,
+    Failed,
+    Finished,
+    Held,
+    Input,
+    InputLost,
+    NotHeld,
+    Replicate,
+    Report,
+    Source,
+    WasCancelled,
+)
 from starloom.dag import limits
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
-from starloom.dag.ids import JobId, StageId, TaskToken
+from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.devices.faults import FaultKind
+from starloom.orchestrator.simulate.fetching import FetchOne
 from starloom.orchestrator.simulate.loop import SECOND, Timer
 from starloom.orchestrator.simulate.model import Made, answers, make
 
@@ -25,6 +38,9 @@ STOP_SECONDS = (0.0005, 0.05)
 STUBBORN_SECONDS = (0.05, 4.0)
 PUT_SECONDS = (0.002, 0.02)
 FOREVER_SECONDS = 10_000.0
+
+_Lost = tuple[Input, bool, tuple[AgentId, ...]]
+"""An input that cannot be had, whether it is gone, and the holders that do not have it."""
 
 
 class Doing(Enum):
@@ -45,6 +61,7 @@ class _Work:
         "began",
         "cancelled",
         "doing",
+        "fetches",
         "fetching",
         "left",
         "lost",
@@ -58,9 +75,10 @@ class _Work:
         self.accepted = self.fetching = self.began = 0
         self.cancelled = self.timed_out = False
         self.doing = Doing.WAIT
-        #: inputs that are being fetched, and those that cannot be had, with whether they are gone
+        #: fetches of inputs, how many of them are under way, and those that cannot be had
+        self.fetches: list[FetchOne] = []
         self.left = 0
-        self.lost: list[tuple[Input, bool]] = []
+        self.lost: list[tuple[Input, FetchOne]] = []
         #: the present step's end, and the end of its patience
         self.step: Timer | None = None
         self.timer: Timer | None = None
@@ -80,6 +98,7 @@ class Runner:
         self.running = 0
         self.held: dict[JobId, dict[str, int]] = {}
         self._copies: dict[JobId, set[str]] = {}
+        self._replicas: dict[TaskToken, list[FetchOne]] = {}
         self.leaving = False
 
     @property
@@ -94,7 +113,8 @@ class Runner:
     @property
     def keeps(self) -> tuple[JobId, ...]:
         """The jobs that anything is kept for, copies included."""
-        return tuple(dict.fromkeys([*self.held, *self._copies, *(task.job for task in self._works)]))
+        others = (task.job for task in (*self._works, *self._replicas))
+        return tuple(dict.fromkeys([*self.held, *self._copies, *others]))
 
     def carry_out(self, instructions: Iterable[Instruction]) -> None:
         """Does what the core says."""
@@ -112,9 +132,10 @@ class Runner:
                     self._stop(self._works[task])
                 case Drop(task):
                     self._works.pop(task, None)
+                case Keep(command):
+                    self._keep_replica(command)
                 case Forget(job):
-                    self.held.pop(job, None)
-                    self._copies.pop(job, None)
+                    self._forget(job)
 
     def _ended(self, task: TaskToken, report: Report) -> None:
         work = self._works.pop(task)
@@ -133,44 +154,61 @@ class Runner:
         items = [item for item in assign.inputs if item.ref.inline is None and item.ref.holder != me]
         work.left = len(items)
         for item in items:
-            self._fetch_one(work, item, self._loop.now + round(limits.INPUT_PATIENCE_SECONDS * SECOND), 0.05)
+            self._fetch_one(work, item)
 
-    def _fetch_one(self, work: _Work, item: Input, give_up: int, wait: float) -> None:
-        if work.cancelled:
-            return
-        if item.ref.digest in self._copies.get(work.assign.task.job, ()):
+    def _fetch_one(self, work: _Work, item: Input) -> None:
+        job = work.assign.task.job
+        if item.ref.digest in self._copies.get(job, ()):
             self._fetched_one(work, item, None)
             return
-        seconds = self._world.transfer_seconds(self._process, item)
-        self._loop.after(seconds, partial(self._try, work, item, give_up, wait), self._process)
+        first = Source(agent=AgentId(item.ref.holder), address=item.address)
+        done = partial(self._fetched_one, work, item)
+        work.fetches.append(FetchOne(self._process, job, item.ref, (first, *item.others), done))
 
-    def _try(self, work: _Work, item: Input, give_up: int, wait: float) -> None:
-        if work.cancelled:
-            return
-        there = self._world.has(self._process, item, work.assign.task.job)
-        if there is None:
-            if item.address and self._loop.now > give_up:
-                self._fetched_one(work, item, False)
-            else:
-                again = partial(self._fetch_one, work, item, give_up, min(2 * wait, limits.RECONNECT_LAST_SECONDS))
-                self._loop.after(wait, again, self._process)
-            return
-        if there:
-            self._copies.setdefault(work.assign.task.job, set()).add(item.ref.digest)
-        self._fetched_one(work, item, None if there else True)
-
-    def _fetched_one(self, work: _Work, item: Input, gone: bool | None) -> None:
-        if gone is not None:
-            work.lost.append((item, gone))
+    def _fetched_one(self, work: _Work, item: Input, fetch: FetchOne | None) -> None:
+        if fetch is not None and fetch.gone is None:
+            self._copies.setdefault(fetch.job, set()).add(item.ref.digest)
+        elif fetch is not None:
+            work.lost.append((item, fetch))
         work.left -= 1
         if work.left or work.cancelled:
             return
         task = work.assign.task
         work.doing = Doing.WAIT
         if work.lost:
-            self._ended(task, _lost(task, work.lost))
+            self._ended(task, _lost(task, [(item, bool(f.gone), tuple(f.missing)) for item, f in work.lost]))
         else:
             self.carry_out(self._process.core.fetched(task, self._loop.now))
+
+    # -- replicas
+
+    def _keep_replica(self, command: Replicate) -> None:
+        job = command.task.job
+        fetches: list[FetchOne] = []
+
+        def fetched(fetch: FetchOne) -> None:
+            fetches.remove(fetch)
+            if fetch.gone is not None:
+                for other in fetches:
+                    other.stop()
+                del self._replicas[command.task]
+                report: Report = NotHeld(task=command.task, reason="it is not there", missing=tuple(fetch.missing))
+                self.carry_out(self._process.core.replicated(report))
+                return
+            if not fetches:
+                del self._replicas[command.task]
+                self.held.setdefault(job, {}).update((ref.digest, ref.bytes) for ref in command.values)
+                self.carry_out(self._process.core.replicated(Held(task=command.task)))
+
+        self._replicas[command.task] = fetches
+        fetches += [FetchOne(self._process, job, ref, command.sources, fetched) for ref in command.values]
+
+    def _forget(self, job: JobId) -> None:
+        for task in [task for task in self._replicas if task.job == job]:
+            for fetch in self._replicas.pop(task):
+                fetch.stop()
+        self.held.pop(job, None)
+        self._copies.pop(job, None)
 
     # -- running
 
@@ -183,8 +221,8 @@ class Runner:
         work.accepted, work.fetching = start.accepted, start.fetching
         held = self.held.get(task.job, {})
         me = self._process.name
-        lost = [
-            (item, True)
+        lost: list[_Lost] = [
+            (item, True, (me,))
             for item in assign.inputs
             if item.ref.inline is None and item.ref.holder == me and item.ref.digest not in held
         ]
@@ -238,6 +276,8 @@ class Runner:
         task = work.assign.task
         if was:
             return
+        for fetch in work.fetches:
+            fetch.stop()
         if work.doing in (Doing.FETCH, Doing.PUBLISH):
             if work.step is not None:
                 work.step.cancel()
@@ -322,12 +362,17 @@ class Runner:
         work.step = self._loop.after(wait, partial(self._publish, work, digests, report, longer), self._process)
 
 
-def _lost(task: TaskToken, lost: list[tuple[Input, bool]]) -> InputLost:
+def _lost(task: TaskToken, lost: list[_Lost]) -> InputLost:
     """What is gone is told first."""
-    gone = [item for item, is_gone in lost if is_gone]
-    told = gone or [item for item, _ in lost]
+    gone = [item for item, is_gone, _ in lost if is_gone]
+    told = gone or [item for item, _, _ in lost]
     upstreams: tuple[StageId, ...] = tuple(dict.fromkeys(item.consumed.upstream for item in told))
-    return InputLost(task=task, upstreams=upstreams, reason="it is not there", gone=bool(gone))
+    missing: dict[StageId, tuple[AgentId, ...]] = {}
+    for item, _, agents in lost:
+        if agents:
+            known = missing.get(item.consumed.upstream, ())
+            missing[item.consumed.upstream] = tuple(dict.fromkeys([*known, *agents]))
+    return InputLost(task=task, upstreams=upstreams, reason="it is not there", gone=bool(gone), missing=missing)
 
 
 def misread(report: Finished, port: str) -> Finished:

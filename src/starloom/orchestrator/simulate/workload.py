@@ -124,6 +124,7 @@ class _Style:
         self._failing = chance.pick((0.0, 0.02, 0.06))
         self._hard = chance.happens(0.15)
         self._seconds = chance.pick((0.05, 0.3, 1.2))
+        self._copies = chance.pick((0, 1, 1, 2))
 
     def stage(self, name: StageId, index: int, upstreams: list[StageId], specs: dict[StageId, StageSpec]) -> StageSpec:
         chance = self._chance
@@ -151,12 +152,13 @@ class _Style:
         chance = self._chance
         retry = Retry(times=chance.below(4), first_seconds=0.05)
         timeout = chance.pick((0.0, 0.0, 20.0))
+        copies = self._copies if kind == "sim.blob" and chance.happens(0.7) else 0
         if self._hard and chance.happens(0.5):
-            return Policy(retry=retry, timeout_seconds=timeout)
+            return Policy(retry=retry, timeout_seconds=timeout, replicate=copies)
         if kind != "sim.blob" and chance.happens(0.4):
             defaults = {"value": {"score": chance.below(3)}}
             return Policy(retry=retry, timeout_seconds=timeout, on_failure=OnFailure.DEFAULT, defaults=defaults)
-        return Policy(retry=retry, timeout_seconds=timeout, on_failure=OnFailure.SKIP)
+        return Policy(retry=retry, timeout_seconds=timeout, on_failure=OnFailure.SKIP, replicate=copies)
 
     def arc(self, specs: dict[StageId, StageSpec], upstream: StageId, spec: StageSpec, number: int) -> Dependency:
         chance = self._chance

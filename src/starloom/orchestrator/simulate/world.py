@@ -9,11 +9,11 @@ import msgspec
 
 from starloom.agents.channel import Channel, Frame
 from starloom.agents.core import AgentCore
-from starloom.agents.messages import Assign, Finished, Hello, Input, Load, Report
+from starloom.agents.messages import Assign, Finished, Hello, Load, Report
 from starloom.dag import limits
 from starloom.dag.facts import ErrorInfo
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
-from starloom.dag.values import PortType
+from starloom.dag.values import PortType, ValueRef
 from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
@@ -272,25 +272,25 @@ class World:
             if server is not None:
                 self.loop.after(self._chance.between(0, 0.5), partial(server.hub.over, stream, name), server)
 
-    def transfer_seconds(self, process: AgentProcess, item: Input) -> float:
+    def transfer_seconds(self, process: AgentProcess, address: str, ref: ValueRef) -> float:
         """How long a fetch takes, or until it is given up."""
-        holder = self._by_address.get(item.address)
+        holder = self._by_address.get(address)
         if not self.network.reaches(process.name, holder.name if holder is not None else None):
             return limits.TRANSFER_STALL_SECONDS
-        return 2 * self.network.latency(process.name) + item.ref.bytes / BYTES_PER_SECOND
+        return 2 * self.network.latency(process.name) + ref.bytes / BYTES_PER_SECOND
 
-    def has(self, process: AgentProcess, item: Input, job: JobId) -> bool | None:
+    def has(self, process: AgentProcess, address: str, digest: str, job: JobId) -> bool | None:
         """Whether a value is where it is asked for; None if nobody answers there."""
         if self.trouble.fires(FaultKind.FETCH_FAILS):
             return None
-        if not item.address:
-            return item.ref.digest in self.disk.values if self._store_answers(process) else None
-        holder = self._by_address.get(item.address)
+        if not address:
+            return digest in self.disk.values if self._store_answers(process) else None
+        holder = self._by_address.get(address)
         if holder is None or not holder.alive or holder.frozen_until > self.loop.now:
             return None
         if not self.network.reaches(process.name, holder.name):
             return None
-        return item.ref.digest in holder.runner.held.get(job, ())
+        return digest in holder.runner.held.get(job, ())
 
     def put(self, process: AgentProcess, digests: Sequence[str]) -> bool:
         """Brings values to the job store; False if that has to be tried again."""

@@ -1,0 +1,326 @@
+"""Keeps so many copies of results as their stages' policies ask for, on other nodes than the one that made them.
+
+A commit waits for no copy: agents are told to fetch once it is decided, and each copy counts once the fact of it is
+recorded. Copies are made, and those that were lost are made again, while a stage that reads the result is still to
+run. Looks at the facts of each decision after all else is decided, so that nothing else has to think of copies.
+"""
+
+from collections.abc import Collection, Iterable
+from heapq import heappop, heappush
+from typing import Final
+
+from starloom.agents.messages import Held, NotHeld, Replicate, Source
+from starloom.dag import limits
+from starloom.dag.constellation import Tier
+from starloom.dag.facts import (
+    AgentJoined,
+    AgentLost,
+    Fact,
+    JobEnded,
+    JobPatched,
+    JobStatus,
+    OutputsGone,
+    OutputsHeld,
+    StageCommitted,
+    StageReopened,
+)
+from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
+from starloom.dag.job import ENDED, StageState
+from starloom.devices.links import link
+from starloom.orchestrator.clocks import NANOS
+from starloom.orchestrator.endings import Endings
+from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.runs import Copying, Run
+from starloom.orchestrator.state import Ledger, State
+
+ZONE_LABEL: Final = "zone"
+"""The node label that names a failure domain: what shares power, a rack or a vehicle may go at once."""
+
+_FOLLOWED: Final = frozenset(
+    {StageCommitted, OutputsHeld, OutputsGone, StageReopened, JobPatched, JobEnded, AgentLost, AgentJoined}
+)
+_Key = tuple[JobId, StageId]
+
+
+class Replicas:
+    """Asks agents for copies, and records those that are there."""
+
+    def __init__(self, state: State, ledger: Ledger, endings: Endings) -> None:
+        self._fleet: Fleet = state.fleet
+        self._ledger = ledger
+        self._endings = endings
+        #: jobs with results that are to be copied
+        self._runs: dict[JobId, Run] = {}
+        #: what each agent holds, or was asked to hold
+        self._with: dict[AgentId, dict[_Key, None]] = {}
+        #: bytes that each agent was asked to hold and does not yet
+        self._coming: dict[AgentId, int] = {}
+        #: results that found no place for a copy
+        self._short: dict[_Key, None] = {}
+        self._times: list[tuple[int, int, _Key]] = []
+        self._seq = 0
+        self._members: list[Member] = []
+        self._version = -1
+        self._first = 0
+
+    @property
+    def next_time(self) -> int | None:
+        """When a copy is tried again next; a little early if it is no longer wanted."""
+        return self._times[0][0] if self._times else None
+
+    def boot(self) -> None:
+        """After a restart: what copies there are the facts say, and whether they still are, each agent's hello."""
+        for run in self._endings.runs.values():
+            for name in run.job.stages:
+                self._look(run, name)
+
+    def hello(self, agent: AgentId) -> None:
+        """What the agent was asked for may have been lost with its session; and it may have room."""
+        for key in tuple(self._with.get(agent, ())):
+            run, name = self._runs[key[0]], key[1]
+            copying = run.copying[name]
+            if agent in copying.agents:
+                self._ask(run, name, copying, self._fleet.members[agent])
+        self._look_at_short()
+
+    def held(self, run: Run, agent: AgentId, incarnation: str, report: Held) -> None:
+        """An agent has a copy. That of a result which no longer counts is released with the job."""
+        name = report.task.stage
+        run.keepers[agent] = None
+        self._answered(run, report.task, agent)
+        stage = run.job.stages.get(name)
+        if stage is None or stage.committed != report.task.token or run.job.status is not JobStatus.RUNNING:
+            return
+        if stage.holders and stage.spec.policy.replicate and stage.holders.get(agent) != incarnation:
+            self._ledger.record(
+                OutputsHeld(job=run.job.id, stage=name, token=report.task.token, agent=agent, incarnation=incarnation)
+            )
+
+    def not_held(self, run: Run, agent: AgentId, report: NotHeld) -> None:
+        """An agent could not make a copy: another one, or the same later."""
+        name = report.task.stage
+        copying = self._answered(run, report.task, agent)
+        stage = run.job.stages.get(name)
+        if stage is None or stage.committed != report.task.token:
+            return
+        self.lacks(run, name, report.missing)
+        if copying is not None:
+            copying.unable[agent] = None
+            self._later(run, name, copying)
+
+    def lacks(self, run: Run, name: StageId, agents: Collection[AgentId]) -> bool:
+        """Some agents do not have a result that they should; whether others have it, so that it need not be made again."""
+        stage = run.job.stages[name]
+        if stage.committed is None:
+            return False
+        for agent in dict.fromkeys(agents):
+            if agent in stage.holders:
+                self._ledger.record(OutputsGone(job=run.job.id, stage=name, token=stage.committed, agent=agent))
+        return bool(self._fleet.having(stage.holders))
+
+    def run(self) -> None:
+        """Draws the consequences of what was decided, and of the time."""
+        for fact in self._ledger.decision.facts:
+            if type(fact) in _FOLLOWED:
+                self._follow(fact)
+        while self._times and self._times[0][0] <= self._ledger.now:
+            _, _, key = heappop(self._times)
+            run = self._runs.get(key[0])
+            copying = run.copying.get(key[1]) if run is not None else None
+            if run is not None and copying is not None and copying.waits:
+                copying.waits = False
+                self._look(run, key[1])
+
+    def _follow(self, fact: Fact) -> None:
+        match fact:
+            case StageCommitted() | OutputsHeld() | OutputsGone():
+                self._look_at([(fact.job, fact.stage)])
+                if isinstance(fact, StageCommitted) and fact.growth is not None:
+                    self._look_at_all(fact.job)
+            case StageReopened():
+                run = self._endings.runs.get(fact.job)
+                if run is not None:
+                    self._look_at((fact.job, arc.upstream) for arc in run.job.upstreams.get(fact.stage, ()))
+            case JobPatched():
+                self._look_at_all(fact.job)
+            case JobEnded():
+                self._ended(fact.job)
+            case AgentLost():
+                self._lost(fact.agent)
+            case AgentJoined():
+                self._look_at_short()
+
+    def _ended(self, job: JobId) -> None:
+        run = self._runs.pop(job, None)
+        if run is not None:
+            for name in tuple(run.copying):
+                self._forget(run, name)
+
+    def _lost(self, agent: AgentId) -> None:
+        keys = tuple(self._with.pop(agent, ()))
+        self._coming.pop(agent, None)
+        for job, name in keys:
+            self._runs[job].copying[name].agents.pop(agent, None)
+        self._look_at(keys)
+
+    def _look_at_short(self) -> None:
+        keys = tuple(self._short)
+        for job, name in keys:
+            self._runs[job].copying[name].waits = False
+        self._look_at(keys)
+
+    def _look_at_all(self, job: JobId) -> None:
+        """The job's stages changed: results may have other readers."""
+        run = self._runs.get(job)
+        if run is not None:
+            self._look_at([(job, name) for name in run.copying])
+
+    def _look_at(self, keys: Iterable[_Key]) -> None:
+        for job, name in keys:
+            run = self._endings.runs.get(job)
+            if run is not None:
+                self._look(run, name)
+
+    def _look(self, run: Run, name: StageId) -> None:
+        """Asks for as many copies of a stage's outputs as lack; keeps in mind what there is."""
+        stage = run.job.stages.get(name)
+        copying = run.copying.get(name)
+        if stage is None or not stage.holders or not stage.spec.policy.replicate or stage.committed is None:
+            if copying is not None:
+                self._forget(run, name)
+            return
+        key = (run.job.id, name)
+        if copying is None or copying.token != stage.committed:
+            if copying is not None:
+                self._forget(run, name)
+            copying = run.copying[name] = Copying(stage.committed, sum(ref.bytes for ref in stage.held))
+            self._runs[run.job.id] = run
+        for agent in stage.holders:
+            self._note(key, copying, agent)
+        self._short.pop(key, None)
+        living = self._fleet.having(stage.holders)
+        lacking = 1 + stage.spec.policy.replicate - len(living) - len(copying.agents)
+        if lacking <= 0 or not living or copying.waits or not _needed(run, name):
+            return
+        for _ in range(lacking):
+            place = self._place(stage, copying, living)
+            if place is None and copying.unable:
+                copying.unable.clear()
+                place = self._place(stage, copying, living)
+            if place is None:
+                self._short[key] = None
+                self._later(run, name, copying)
+                return
+            copying.agents[place.name] = None
+            self._coming[place.name] = self._coming.get(place.name, 0) + copying.size_bytes
+            self._note(key, copying, place.name)
+            self._ask(run, name, copying, place)
+
+    def _note(self, key: _Key, copying: Copying, agent: AgentId) -> None:
+        copying.known[agent] = None
+        self._with.setdefault(agent, {})[key] = None
+
+    def _ask(self, run: Run, name: StageId, copying: Copying, place: Member) -> None:
+        stage = run.job.stages[name]
+        sources = nearest(self._fleet.having(stage.holders), place)
+        if stage.committed != copying.token or not sources:
+            return
+        run.keepers[place.name] = None
+        self._ledger.send(
+            place.name,
+            Replicate(
+                task=TaskToken(run.job.id, name, copying.token),
+                values=stage.held,
+                sources=tuple(Source(agent=member.name, address=member.profile.address) for member in sources),
+            ),
+        )
+
+    def _place(self, stage: StageState, copying: Copying, living: list[Member]) -> Member | None:
+        """Where the next copy goes: as far as may be from what could take the others along, then the nearest, then the emptiest."""
+        taken = [*living, *(self._fleet.members[agent] for agent in copying.agents)]
+        zones = {member.profile.labels.get(ZONE_LABEL) for member in taken} - {None}
+        tiers = {member.profile.tier for member in taken}
+        sources = [member for member in living if member.state is AgentState.ONLINE]
+        best: tuple[tuple[bool, bool, bool, float, int, str], Member] | None = None
+        for member in self._some() if sources else ():
+            holds = member.load.held_bytes + self._coming.get(member.name, 0)
+            if (
+                member.state is not AgentState.ONLINE
+                or member.rests_until
+                or member in taken
+                or member.name in copying.unable
+                or holds + copying.size_bytes > limits.AGENT_REPLICA_BYTES_MAX
+            ):
+                continue
+            profile = member.profile
+            key = (
+                profile.labels.get(ZONE_LABEL) in zones,
+                profile.tier is Tier.DEVICE,
+                profile.tier in tiers,
+                min(link(source.profile.tier, profile.tier).transfer_seconds(copying.size_bytes) for source in sources),
+                holds,
+                member.name,
+            )
+            if best is None or key < best[0]:
+                best = key, member
+        return best[1] if best else None
+
+    def _some(self) -> Iterable[Member]:
+        """All nodes; of very many the next few, so that a copy costs the same however many there are."""
+        if self._version != self._fleet.version:
+            self._version = self._fleet.version
+            self._members = [member for member in self._fleet.members.values() if member.state is not AgentState.LOST]
+        count = len(self._members)
+        if count <= limits.REPLICA_NODES_COMPARED_MAX:
+            return self._members
+        self._first = (self._first + limits.REPLICA_NODES_COMPARED_MAX) % count
+        indices = range(self._first, self._first + limits.REPLICA_NODES_COMPARED_MAX)
+        return [self._members[index % count] for index in indices]
+
+    def _later(self, run: Run, name: StageId, copying: Copying) -> None:
+        """Looks again after a while, each time a longer one."""
+        if copying.waits:
+            return
+        copying.waits = True
+        wait = limits.REPLICATE_AGAIN_FIRST_SECONDS * 2.0 ** min(copying.failures, 20)
+        copying.failures += 1
+        self._seq += 1
+        time = self._ledger.now + round(min(wait, limits.REPLICATE_AGAIN_LAST_SECONDS) * NANOS)
+        heappush(self._times, (time, self._seq, (run.job.id, name)))
+
+    def _answered(self, run: Run, task: TaskToken, agent: AgentId) -> Copying | None:
+        """An agent is done with what it was asked for, however; None if it was not asked, or for what no longer counts."""
+        copying = run.copying.get(task.stage)
+        if copying is None or copying.token != task.token or agent not in copying.agents:
+            return None
+        del copying.agents[agent]
+        self._coming[agent] -= copying.size_bytes
+        return copying
+
+    def _forget(self, run: Run, name: StageId) -> None:
+        copying = run.copying.pop(name)
+        key = (run.job.id, name)
+        self._short.pop(key, None)
+        for agent in copying.agents:
+            self._coming[agent] -= copying.size_bytes
+        for agent in copying.known:
+            if agent in self._with:
+                self._with[agent].pop(key, None)
+
+
+def nearest(holders: Collection[Member], sink: Member) -> list[Member]:
+    """Those who hold a value, the one first that is to be asked first: the sink itself, who is heard of, who is near."""
+
+    def key(member: Member) -> tuple[bool, bool, float, str]:
+        seconds = link(member.profile.tier, sink.profile.tier).transfer_seconds(limits.CHUNK_BYTES)
+        return member is not sink, member.state is not AgentState.ONLINE, seconds, member.name
+
+    return sorted(holders, key=key) if len(holders) > 1 else list(holders)
+
+
+def _needed(run: Run, name: StageId) -> bool:
+    """Whether a stage that reads the outputs is still to run."""
+    stages = run.job.stages
+    return run.job.status is JobStatus.RUNNING and any(
+        arc.output and stages[arc.downstream].status not in ENDED for arc in run.job.downstreams[name]
+    )
