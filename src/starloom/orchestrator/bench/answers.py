@@ -177,7 +177,7 @@ def rows(found: Mapping[str, Size], extractive: Extractive, ngram: Mapping[str, 
             _row(f"refused-{size}", figures.refused, extractive.refused, EXTRACTIVE, questions),
         ]
         peer = f"kneser-ney-{ngram['order']}"
-        less = _row(f"perplexity-{size}", figures.perplexity, ngram["perplexity"], peer, questions, "a token")
+        less = _row(f"perplexity-{size}", figures.perplexity, ngram["perplexity"], peer, 1, "a token")
         made.append(msgspec.structs.replace(less, ratio=less.peer / less.ours))
     return made
 
