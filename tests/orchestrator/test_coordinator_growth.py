@@ -498,6 +498,22 @@ class TestTrouble:
         w.finish_all()
         assert w.status(job) == "succeeded"
 
+    def test_of_two_copies_of_a_straggler_the_first_grows(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"))
+        text = "a: {kind: t.grow, params: {adds: 1}, straggler: {factor: 2, after: 1s}}"
+        job = w.submit(constellation(f"stages: {{{text}, b: {{kind: t.work, in: {{x: a.value}}}}}}"))
+        w.start("a")
+        w.advance(3)
+        attempts = [(agent, assign) for agent in w.agents.values() for assign in agent.tasks.values()]
+        assert [assign.task.stage for _, assign in attempts] == ["a", "a"]
+        for agent, assign in attempts:
+            w.report(agent, agent.result(assign, salt=agent.name))
+        assert w.coordinator.stale_refused == 1
+        assert (w.job(job).revision, len(facts_of(w, StageCommitted, "a"))) == (2, 1)
+        w.acknowledge_cancels()
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
     def test_a_result_that_read_something_else_does_not_grow(self, world: Any) -> None:
         w = world(node("edge-1"))
         job = w.submit(FIND)
