@@ -16,6 +16,7 @@ from starloom.dag.errors import Conflict, JournalDamaged, NotFound
 from starloom.dag.facts import Fact, JobStatus
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.dag.values import JOB_STORE, PortType, ValueRef
+from starloom.orchestrator import snapshots
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.fsck import Damage, check
 from starloom.orchestrator.jobstore import JobStore
@@ -357,3 +358,32 @@ class TestCommand:
         assert "in use by process" in capsys.readouterr().err
         journal.close()
         assert main(["fsck", str(folder / "nothing")]) == 2
+
+
+class TestSnapshots:
+    def test_one_that_gives_what_the_records_give_is_whole(self, folder: Path) -> None:
+        offset = snapshots.make(folder / "journal")
+        found = check(folder)
+        assert (found.damage, found.snapshots, offset) == ([], 1, 18)
+
+    def test_one_that_is_damaged_or_tells_something_else_is_named(self, folder: Path) -> None:
+        journal = folder / "journal"
+        offset = snapshots.make(journal)
+        path = snapshots.path_of(journal, offset)
+        whole = path.read_bytes()
+        flip(path, 500)
+        damage = only(folder)
+        assert (damage.place, damage.offset) == ("snapshots", offset)
+        assert "its digest is wrong" in damage.what
+        assert "delete that file" in damage.advice
+        snapshot = snapshots.decode(whole)
+        fewer = msgspec.structs.replace(snapshot.image, jobs=snapshot.image.jobs[:-1])
+        path.write_bytes(snapshots.encode(msgspec.structs.replace(snapshot, image=fewer)))
+        assert "state.jobs: " in only(folder).what
+
+    def test_one_of_another_version_is_noted(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        snapshots.make(folder / "journal")
+        monkeypatch.setattr(snapshots, "__version__", "99.0")
+        found = check(folder)
+        assert (found.damage, found.snapshots) == ([], 0)
+        assert "and this is 99.0" in found.notes[0]

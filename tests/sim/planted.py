@@ -16,6 +16,8 @@ from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.effects import Decision
 from starloom.orchestrator.inputs import Input, Submit
 from starloom.orchestrator.simulate.daemon import Orchestrator
+from starloom.orchestrator.simulate.snapshot import over_snapshot
+from starloom.orchestrator.state import State
 
 
 class TakesCycles(Coordinator):
@@ -363,3 +365,12 @@ class NeverLooks(Orchestrator):
 
     def _check(self) -> None:
         self._check_later()
+
+
+def forgets_failures(facts: Sequence[Fact]) -> State:
+    """A snapshot in which no stage has failed yet."""
+    state = over_snapshot(facts)
+    for job in state.jobs.values():
+        for stage in job.stages.values():
+            stage.failures = 0
+    return state

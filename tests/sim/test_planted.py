@@ -76,6 +76,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("publishes early", Parts(orchestrator=planted.PublishesEarly), "clients saw the journal", 10, ALL_FAULTS),
     ("miscounts", Parts(coordinator=planted.Miscounts), "states are valid", 1, ALL_FAULTS),
     ("replays in part", Parts(coordinator=planted.ReplaysInPart), "replay gives the same state", 10, ALL_FAULTS),
+    ("forgets failures", Parts(snapshot=planted.forgets_failures), "a snapshot gives the same state", 10, ALL_FAULTS),
     ("releases nobody", Parts(coordinator=planted.ReleasesNobody), "agents keep nothing of ended jobs", 2, ALL_FAULTS),
     ("never looks", Parts(orchestrator=planted.NeverLooks), "a replaced orchestrator ends", 1, REPLACED_WHEN_IDLE),
     ("loser commits", Parts(coordinator=planted.LoserCommits), "one commit", 20, ALL_FAULTS),

@@ -186,6 +186,7 @@ class JobState:
     def __init__(self, submitted: facts.JobSubmitted) -> None:
         self.id = submitted.job
         self.key = submitted.key
+        self.name = submitted.constellation.name
         self.principal = submitted.principal
         self.options = submitted.options
         self.inputs = submitted.inputs
@@ -366,6 +367,12 @@ class JobState:
                 self.undecided[name] = self._open_arcs(name)
         self.revision = fact.revision
         self.patches.append(fact)
+
+    def count(self) -> None:
+        """Makes what is counted over the stages anew, after these were put in place by hand."""
+        self.undecided = {name: self._open_arcs(name) for name in self.stages}
+        self.open_stages = sum(stage.status not in ENDED for stage in self.stages.values())
+        self.active_attempts = sum(len(stage.live) for stage in self.stages.values())
 
     def _open_arcs(self, name: StageId) -> int:
         return sum(self.stages[arc.upstream].status not in ENDED for arc in self.upstreams[name])

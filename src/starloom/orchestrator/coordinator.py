@@ -80,6 +80,10 @@ class Coordinator:
         self._patching = Patching(self._state, self._ledger, self._endings, self._settler, self._admission, changing)
         self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)
 
+    def adopt(self, state: State) -> None:
+        """Begins with a snapshot's state, whose planner is of the same class; before `replay` of what came after it."""
+        self._state.adopt(state)
+
     def replay(self, facts: Iterable[Fact]) -> None:
         """Takes over the facts of a journal, in their order; before `boot`. Raises InvalidTransition."""
         for fact in facts:

@@ -47,7 +47,7 @@ def _job_info(job: JobState, times: JobTimes | None, stages: tuple[StageInfo, ..
     return JobInfo(
         id=job.id,
         key=job.key,
-        name=job.submitted.name,
+        name=job.name,
         status=job.status,
         revision=job.revision,
         error=job.error,

@@ -22,6 +22,7 @@ from starloom.dag import limits
 from starloom.dag.errors import StarloomError, Unavailable
 from starloom.dag.facts import AgentLost, Fact, JobEnded
 from starloom.dag.ids import AgentId, JobId
+from starloom.orchestrator import snapshots
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.effects import Answer, Decision, Result
 from starloom.orchestrator.events import EventLog
@@ -31,6 +32,7 @@ from starloom.orchestrator.journal import Journal
 from starloom.orchestrator.kept import KeptJobs
 from starloom.orchestrator.onethread import OneThread
 from starloom.orchestrator.records import Record
+from starloom.orchestrator.snapshotting import Snapshotting
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +69,9 @@ class Engine:
         self._undone: deque[tuple[Decision, list[Done]]] = deque()
         self._answers: dict[int, asyncio.Future[Result]] = {}
         self._requests = 0
-        self._dropped: list[JobId] = []
+        self._snapshots = Snapshotting(journal.folder, self._drop)
+        #: jobs whose records are to be deleted, with the offset of the last record when they were forgotten
+        self._dropped: list[tuple[int, JobId]] = []
         self._deciding: asyncio.Handle | None = None
         self._sweeping: asyncio.TimerHandle | None = None
         self._checking: asyncio.TimerHandle | None = None
@@ -79,7 +83,9 @@ class Engine:
     async def start(self, outlets: Outlets) -> None:
         """Replays the journal and takes over. Raises JournalDamaged."""
         self._outlets = outlets
-        await self._loop.run_in_executor(self._reading, self._replay)
+        begun = await self._loop.run_in_executor(self._reading, self._replay)
+        self._drop()
+        self._snapshots.begin(begun, self._journal.last_offset)
         await self._loop.run_in_executor(self._reading, self._store.adopt, self.kept.digests)
         self._sweep()
         self._check_later()
@@ -98,6 +104,7 @@ class Engine:
         with suppress(Unavailable):
             await self.settled()
         self._end_answers()
+        await self._snapshots.stop()
         self._writing.close()
         self._reading.shutdown()
         if self.failed.done():
@@ -141,16 +148,23 @@ class Engine:
             if not written.is_set():
                 raise _gone()
 
-    def _replay(self) -> None:
+    def _replay(self) -> int:
+        """In the reading thread; returns the offset of the snapshot that it began with."""
+        found = snapshots.newest(self._journal.reader)
+        self.coordinator.adopt(found.state)
+        self.kept = found.kept
+
         def facts() -> Iterator[Fact]:
-            for record in self._journal.replay():
+            for record in self._journal.replay(found.offset):
                 fact = record.fact
                 self.kept.note(fact, record.unix_nanos)
                 yield fact
 
         self.coordinator.replay(facts())
-        self._dropped, _ = self.kept.forget(self.coordinator.jobs)
-        self._drop()
+        self.kept.forget(self.coordinator.jobs)
+        kept, last = self.coordinator.jobs, self._journal.last_offset
+        self._dropped = [(last, job) for job in self._journal.reader.jobs() if job not in kept]
+        return found.offset
 
     async def _read(self, after: int, job: JobId | None) -> list[Record]:
         return await self._loop.run_in_executor(self._reading, self._journal.read, after, job)
@@ -242,6 +256,7 @@ class Engine:
             self.events.publish(records[begin:end])
             reach(CrashPoint.PUBLISHED)
             self._send(decision)
+        self._snapshots.wrote(records)
         self._forget_dropped()
 
     def _note(self, facts: Sequence[Fact], unix_nanos: int) -> None:
@@ -253,13 +268,15 @@ class Engine:
         if not self._undone and len(self.kept) > len(self.coordinator.jobs):
             jobs, free = self.kept.forget(self.coordinator.jobs)
             self._reading.submit(_guarded, self._store.drop, free)
-            self._dropped += jobs
+            self._dropped += [(self._journal.last_offset, job) for job in jobs]
             if len(self._dropped) >= limits.JOBS_DROPPED_TOGETHER:
                 self._drop()
 
     def _drop(self) -> None:
         """Also the records of dropped jobs go, so that the next start does not read them."""
-        jobs, self._dropped = self._dropped, []
+        end = self._snapshots.droppable(self._journal.last_offset)
+        jobs = [job for offset, job in self._dropped if offset <= end]
+        self._dropped = [(offset, job) for offset, job in self._dropped if offset > end]
         if jobs:
             self._writing.call(_guarded, self._journal.drop, jobs)
 

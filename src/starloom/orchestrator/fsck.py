@@ -22,12 +22,15 @@ from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator.journal import lock
 from starloom.orchestrator.placement import EarliestFinish
 from starloom.orchestrator.records import FILE_NAME, FORMAT, Record, RecordReader, checked
+from starloom.orchestrator.same import difference
 from starloom.orchestrator.server import JOURNAL_NAME, VALUES_NAME
+from starloom.orchestrator.snapshots import SnapshotOtherError, SnapshotUnusableError, load, offsets
 from starloom.orchestrator.state import State
 from starloom.orchestrator.walfile import WAL_NAME, refuse_damage
 
 _RESTORE: Final = "restore a copy of the folder"
 _SEND_AGAIN: Final = "submit the job again, or restore a copy of the folder"
+_DELETE: Final = "delete that file: a start reads the records instead"
 _READ_BYTES: Final = 1024 * 1024
 
 
@@ -41,7 +44,7 @@ _jobs: Final = msgspec.json.Decoder(_OfJob)
 class Damage(msgspec.Struct, frozen=True, kw_only=True):
     """What is not as it was written. `number` and `offset` are 0 where no single record is to blame.
 
-    `place`: journal or values. `number` counts the records that are there, from 1; offsets count those that ever were.
+    `place`: journal, snapshots or values. `number` counts the records that are there, from 1; offsets count those that ever were.
     """
 
     place: str
@@ -52,7 +55,7 @@ class Damage(msgspec.Struct, frozen=True, kw_only=True):
     job: str = ""
 
     def __str__(self) -> str:
-        at = f"record {self.number} (offset {self.offset}): " if self.offset else ""
+        at = f"record {self.number} (offset {self.offset}): " if self.number else ""
         of = f" (job {self.job})" if self.job else ""
         return f"{self.place}: {at}{self.what}{of}; {self.advice}"
 
@@ -65,6 +68,7 @@ class Found(msgspec.Struct, kw_only=True):
     last_offset: int = 0
     epoch: int = 0
     jobs: int = 0
+    snapshots: int = 0
     values: int = 0
     value_bytes: int = 0
     orphans: int = 0
@@ -99,6 +103,7 @@ class _JournalCheck:
         self._lost: set[JobId] = set()
         #: whether what agents did is followed; without it no fact of a job fits for certain
         self._whole = True
+        self._snapshots = offsets(folder)
 
     def run(self) -> list[tuple[JobId, ValueRef]]:
         """Returns the values in the job store that kept jobs name, and by which job."""
@@ -150,6 +155,8 @@ class _JournalCheck:
                 self._whole = False
             after = offset
             self._check_record(number, offset, row)
+            if offset in self._snapshots:
+                self._check_snapshot(reader, offset)
         self._found.records = number
         missing = self._found.last_offset - dropped - number
         if missing > 0 and (dropped or after < self._found.last_offset):
@@ -157,6 +164,23 @@ class _JournalCheck:
             self._whole = False
         if self._state.epoch > self._found.epoch:
             self._damaged(f"a record tells of epoch {self._state.epoch}, the table of {self._found.epoch}", _RESTORE)
+
+    def _check_snapshot(self, reader: RecordReader, offset: int) -> None:
+        """A snapshot that this version reads gives what the records up to there give."""
+        try:
+            found = load(reader, offset)
+        except SnapshotOtherError as error:
+            self._found.notes.append(f"snapshot {offset} is not used: {error}")
+            return
+        except (SnapshotUnusableError, OSError) as error:
+            what = str(error)
+        else:
+            comparable = self._whole and not self._lost
+            what = difference(self._state, found.state) if comparable else ""
+        self._found.snapshots += 1
+        if what:
+            damage = Damage(place="snapshots", what=f"snapshot {offset}: {what}", advice=_DELETE, offset=offset)
+            self._found.damage.append(damage)
 
     def _rows(self, reader: RecordReader) -> Iterator[tuple[int, Sequence[Any] | str]]:
         """Each row, or why it cannot be read, with its offset."""

@@ -6,6 +6,7 @@ is checked inside every transaction, so that a writer that was replaced fails in
     <folder>/journal.db      the facts, one row each: offset, wall time, job, CRC-32, JSON line
     <folder>/lock            locked by the writer; holds its process id
     <folder>/headroom        room set aside, given back when the disk is full
+    <folder>/snapshots/      what a start begins with, so that it need not read all facts
 """
 
 import fcntl
@@ -74,7 +75,7 @@ class Journal:
                 self._writer = opened.enter_context(closing(_connect(folder)))
                 self.epoch = _take_over(self._writer, folder)
                 self.last_offset = last_offset(self._writer)
-            self._reader = opened.enter_context(closing(RecordReader(folder)))
+            self.reader = opened.enter_context(closing(RecordReader(folder)))
             self._opened = opened.pop_all()
 
     @classmethod
@@ -124,11 +125,11 @@ class Journal:
 
     def read(self, after: int = 0, job: JobId | None = None, limit: int = limits.EVENTS_PER_READ_MAX) -> list[Record]:
         """At most `limit` records behind offset `after`, of one job or of all. Raises JournalDamaged."""
-        return self._reader.read(after, job, limit)
+        return self.reader.read(after, job, limit)
 
-    def replay(self) -> Iterator[Record]:
-        """Every record, from the first on. Raises JournalDamaged, naming the record, at the first that is not whole."""
-        return self._reader.replay(self.last_offset)
+    def replay(self, after: int = 0) -> Iterator[Record]:
+        """Every record, from the first on or behind a snapshot's offset. Raises JournalDamaged, naming what is not whole."""
+        return self.reader.replay(self.last_offset, after)
 
     def drop(self, jobs: Iterable[JobId]) -> None:
         """Deletes all records of jobs that nobody asks for any more, so that a replay does not grow with the years.

@@ -107,16 +107,33 @@ class RecordReader:
             _check_order(records, after)
         return records
 
-    def replay(self, last: int) -> Iterator[Record]:
-        """Every record up to offset `last`. Raises JournalDamaged, naming the record, at the first that is not whole."""
-        after = count = 0
+    def replay(self, last: int, after: int = 0) -> Iterator[Record]:
+        """Every record behind offset `after`, up to `last`. Behind a snapshot, which is any `after` but 0, none was dropped.
+
+        Raises JournalDamaged, naming the record, at the first that is not whole.
+        """
+        begin, count = after, 0
         while records := self.read(after):
+            if begin:
+                _check_order(records, after)
             yield from records
             after = records[-1].offset
             count += len(records)
-        missing = last - self.meta("dropped", 0) - count
+        missing = last - begin - count - (0 if begin else self.meta("dropped", 0))
         if missing > 0:
             raise JournalDamaged(f"{missing} records up to {last} are missing from the journal; restore a copy")
+
+    def crc_of(self, offset: int) -> int | None:
+        """The checksum of a record; None if it was dropped, or never was."""
+        with explained(self.folder):
+            row = self.connection.execute("SELECT crc FROM facts WHERE offset = ?", (offset,)).fetchone()
+        return None if row is None else int(row[0])
+
+    def jobs(self) -> list[JobId]:
+        """Every job that has a record."""
+        with explained(self.folder):
+            rows = self.connection.execute("SELECT DISTINCT job FROM facts WHERE job != ''").fetchall()
+        return [JobId(job.decode(errors="replace")) for (job,) in rows]
 
 
 def checked(row: Sequence[Any]) -> Record:

@@ -47,6 +47,12 @@ BENCHES: Final = {
         lambda _: None,
         demo.NEEDED,
     ),
+    "replay": Bench(
+        "how long an orchestrator reads before it serves, from a snapshot on, beside a replay of all facts",
+        5,
+        lambda _: None,
+        (),
+    ),
     "language": Bench(
         "the language family's sizes beside a bare loop, or with --quality beside the extractive answer",
         5,

@@ -38,7 +38,7 @@ def run_fsck(args: argparse.Namespace, out: Output) -> int:
         out.text(f"and {len(found.damage) - _DAMAGE_SHOWN} more; --json tells of all")
     out.text(
         f"{found.folder}: {found.records} records up to offset {found.last_offset}, epoch {found.epoch}, "
-        f"{found.jobs} jobs, {found.values} values ({found.value_bytes} bytes), "
+        f"{found.jobs} jobs, {found.snapshots} snapshots, {found.values} values ({found.value_bytes} bytes), "
         f"{found.orphans} that no job names ({found.orphan_bytes} bytes): "
         f"{f'{len(found.damage)} damaged' if found.damage else 'all is whole'}"
     )

@@ -7,6 +7,7 @@
     workload    random nodes and constellations           model      what stages give, and what jobs must give
     trouble     faults                                    judge      the properties, told of all that happens
     world       all of these together                     runs       many seeds, and their sum
+    snapshot    what a restart begins with now and then
     many        a planner for thousands of nodes          properties  what must hold; `property`, `outcomes`
 
 The same seed gives the same run, event by event, on any machine: everything is drawn from `loop.Chance`, and

@@ -20,6 +20,7 @@ from starloom.orchestrator.inputs import CancelJob, Input, Submit, Tick
 from starloom.orchestrator.simulate.disk import DiskFullError
 from starloom.orchestrator.simulate.hub import Hub
 from starloom.orchestrator.simulate.loop import DiedError, Process, Timer
+from starloom.orchestrator.simulate.snapshot import TAKEN
 
 if TYPE_CHECKING:
     from starloom.orchestrator.simulate.clients import Client
@@ -67,7 +68,13 @@ class Orchestrator(Process):
     def start(self) -> None:
         """Replays, and takes over."""
         facts = self._disk.facts()
-        self.coordinator.replay(facts)
+        chance = self._world.chances.of("snapshots")
+        begin = chance.below(len(facts) + 1) if chance.happens(TAKEN) else 0
+        if begin:
+            state = self._world.parts.snapshot(facts[:begin])
+            self._world.judge.restored(state, facts[:begin])
+            self.coordinator.adopt(state)
+        self.coordinator.replay(facts[begin:])
         self._world.judge.replayed(self)
         self._publish(facts, self._disk.lines, 0)
         wait = self._chance.between(*REPLAY_SECONDS)

@@ -13,6 +13,7 @@ from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskT
 from starloom.dag.job import StageStatus
 from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
+from starloom.orchestrator.state import State
 
 if TYPE_CHECKING:
     from starloom.dag.errors import StarloomError
@@ -143,6 +144,11 @@ class Judge:
         """A coordinator has taken the journal over."""
         for ask in self._of("replayed"):
             ask(orchestrator)
+
+    def restored(self, state: State, facts: Sequence[Fact]) -> None:
+        """A new process has read a snapshot, which was taken after these facts."""
+        for ask in self._of("restored"):
+            ask(state, facts)
 
     def answered(self, orchestrator: "Orchestrator", result: "Submitted | Stopped | Patched | StarloomError") -> None:
         """A client is being answered."""

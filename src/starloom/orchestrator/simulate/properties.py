@@ -17,10 +17,11 @@ from starloom.agents.messages import Assign, Held, Report
 from starloom.dag import facts as f
 from starloom.dag import limits
 from starloom.dag.errors import StarloomError
-from starloom.dag.facts import AnyFact, JobStatus
+from starloom.dag.facts import AnyFact, Fact, JobStatus
 from starloom.dag.ids import Epoch, TaskToken
 from starloom.dag.job import StageStatus
 from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
+from starloom.orchestrator.same import difference
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
@@ -29,6 +30,8 @@ from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.model import in_order
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
 from starloom.orchestrator.simulate.property import Property, may
+from starloom.orchestrator.simulate.snapshot import replayed
+from starloom.orchestrator.state import State
 
 
 class Acyclic(Property):
@@ -279,6 +282,14 @@ class ReplayIsTheSame(Property):
         self.replayed(self.world.current)
 
 
+class SnapshotIsTheSame(Property):
+    name = "a snapshot gives the same state"
+
+    def restored(self, state: State, facts: Sequence[Fact]) -> None:
+        if what := difference(replayed(facts), state):
+            self.broken(f"after {len(facts)} facts, {what}")
+
+
 class Released(Property):
     name = "agents keep nothing of ended jobs"
 
@@ -359,6 +370,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     ClientsSawAll,
     StatesAreValid,
     ReplayIsTheSame,
+    SnapshotIsTheSame,
     Released,
     NoOldEpoch,
     OneIsLeft,

@@ -11,7 +11,7 @@ from starloom.agents.channel import Channel, Frame
 from starloom.agents.core import AgentCore
 from starloom.agents.messages import Assign, Finished, Hello, Load, Report
 from starloom.dag import limits
-from starloom.dag.facts import ErrorInfo
+from starloom.dag.facts import ErrorInfo, Fact
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
 from starloom.dag.values import PortType, ValueRef
 from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
@@ -30,7 +30,9 @@ from starloom.orchestrator.simulate.network import Network, Stream
 from starloom.orchestrator.simulate.properties import PROPERTIES
 from starloom.orchestrator.simulate.property import Property
 from starloom.orchestrator.simulate.running import misread
+from starloom.orchestrator.simulate.snapshot import over_snapshot
 from starloom.orchestrator.simulate.trouble import Trouble
+from starloom.orchestrator.state import State
 
 BYTES_PER_SECOND = 50e6
 RUN_SECONDS_MAX = 20.0
@@ -69,6 +71,7 @@ class Parts:
     core: Callable[[AgentId, int], AgentCore] = AgentCore
     channel: Callable[[], Channel[Any, Any]] = Channel
     orchestrator: Callable[["World", Epoch], Orchestrator] = Orchestrator
+    snapshot: Callable[[Sequence[Fact]], State] = over_snapshot
     properties: Sequence[type[Property]] = PROPERTIES
 
 
