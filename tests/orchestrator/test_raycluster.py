@@ -1,10 +1,15 @@
 """Ray as it is started here, in a process of its own: one process holds one Ray."""
 
+import importlib
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from starloom.dag import limits
+from starloom.orchestrator.raycluster import patient_start
 
 # A wait of no seconds is how a stalled machine looks to Ray: its first process does not answer in time.
 STALLED = """
@@ -29,6 +34,35 @@ except Unavailable as error:
 left = [child.name() for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
 print(left, [folder for folder in folders if os.path.exists(folder)])
 """
+
+
+def test_a_node_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    services: Any = importlib.import_module("ray._private.services")
+    asked: list[object] = []
+
+    def slow(*args: object) -> str:
+        asked.append(args)
+        if len(asked) < 3:
+            raise RuntimeError("no such node yet")
+        return "the node"
+
+    monkeypatch.setattr(services, "get_node", slow)
+    with patient_start():
+        assert services.get_node("address", "node") == "the node"
+    assert asked == [("address", "node")] * 3
+    assert services.get_node is slow
+
+
+def test_a_node_that_never_comes_is_told_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    services: Any = importlib.import_module("ray._private.services")
+
+    def never(*_: object) -> None:
+        raise RuntimeError("no such node")
+
+    monkeypatch.setattr(services, "get_node", never)
+    monkeypatch.setattr(limits, "RAY_PORT_SECONDS", 0)
+    with patient_start(), pytest.raises(RuntimeError, match="no such node"):
+        services.get_node("address", "node")
 
 
 @pytest.mark.ray

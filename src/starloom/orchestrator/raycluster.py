@@ -13,8 +13,9 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from threading import Event, Thread
@@ -34,6 +35,7 @@ _PROCESSES: Final = ("gcs_server", "raylet")
 #: no node can have this name
 _ORCHESTRATOR_ACTOR: Final = "starloom:orchestrator"
 _WATCH_SECONDS = 0.1
+_LOOK_SECONDS = 0.02
 _KILL_SECONDS = 2.0
 _TOKEN_BYTES = 32
 #: a socket's path has at most 107 characters, of which Ray's own part takes 64
@@ -86,18 +88,19 @@ class RayCluster:
         worker._worker_logs_enabled = False
         handler = signal.getsignal(signal.SIGTERM)
         try:
-            ray.init(
-                address="local",
-                _node_ip_address=LOOPBACK,
-                include_dashboard=False,
-                # Ray starts as many workers ahead as there are CPUs.
-                num_cpus=self._workers,
-                resources={resource(node): 1 for node in self._nodes},
-                object_store_memory=limits.RAY_OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                configure_logging=False,
-                _temp_dir=str(folder),
-            )
+            with patient_start():
+                ray.init(
+                    address="local",
+                    _node_ip_address=LOOPBACK,
+                    include_dashboard=False,
+                    # Ray starts as many workers ahead as there are CPUs.
+                    num_cpus=self._workers,
+                    resources={resource(node): 1 for node in self._nodes},
+                    object_store_memory=limits.RAY_OBJECT_STORE_BYTES,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    _temp_dir=str(folder),
+                )
         except Exception as error:
             raise Unavailable(f"Ray did not start: {error}") from error
         finally:
@@ -239,6 +242,30 @@ class ActorSupervisor:
             if serving is not None and serving != known:
                 known = serving
                 self._on_serving(serving)
+
+
+@contextmanager
+def patient_start() -> Iterator[None]:
+    """Gives a starting Ray RAY_PORT_SECONDS to know its node: its own 30 s are in no setting, and too few under load."""
+    from ray._private import services
+
+    real: Any = services.get_node
+
+    def patiently(*args: Any) -> Any:
+        deadline = time.monotonic() + limits.RAY_PORT_SECONDS
+        while True:
+            try:
+                return real(*args)
+            except RuntimeError:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(_LOOK_SECONDS)
+
+    services.get_node = patiently
+    try:
+        yield
+    finally:
+        services.get_node = real
 
 
 def _kill(processes: list[psutil.Process]) -> None:
