@@ -3,6 +3,7 @@
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given as for_all
@@ -330,6 +331,19 @@ def test_frames_without_a_number_are_refused() -> None:
 )
 def test_malformed_hellos_are_refused(hello: pb.Hello) -> None:
     assert "hello" in refusal(wire.hello_from_wire, hello)
+
+
+@pytest.mark.parametrize("name", ["a b", "-a", "küche", "a/b", "a\n", "..", "a" * (limits.NAME_CHARACTERS_MAX + 1)])
+def test_names_that_are_none_are_refused(name: str) -> None:
+    """They would stand in journals, tables and messages, and name folders."""
+    hello = pb.Hello(agent=name, incarnation="i", profile_json=msgspec.json.encode({"name": name, "tier": "edge"}))
+    assert "hello.agent: the name" in refusal(wire.hello_from_wire, hello)
+
+
+@pytest.mark.parametrize("name", ["a", "edge-1.rack_2", "10.0.0.1", "_"])
+def test_names_with_dots_are_names(name: str) -> None:
+    hello = pb.Hello(agent=name, incarnation="i", profile_json=msgspec.json.encode({"name": name, "tier": "edge"}))
+    assert wire.hello_from_wire(hello).agent == name
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])

@@ -434,6 +434,7 @@ async def test_a_call_without_the_token_is_refused(served: Served, agent: Agent)
         (pb.ConnectRequest(), "hello"),
         (pb.ConnectRequest(heartbeat=pb.Heartbeat()), "hello"),
         (pb.ConnectRequest(hello=pb.Hello(agent="cam")), "incarnation"),
+        (pb.ConnectRequest(hello=pb.Hello(agent="my cam", incarnation="i")), "hello.agent: the name 'my cam'"),
         (pb.ConnectRequest(hello=pb.Hello(agent="cam", incarnation="i", profile_json=b"{")), "profile_json"),
         (
             pb.ConnectRequest(hello=pb.Hello(agent="x", incarnation="i", profile_json=b'{"name":"cam","tier":"edge"}')),

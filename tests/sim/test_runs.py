@@ -58,18 +58,21 @@ def test_a_seed_gives_the_same_run_in_any_process() -> None:
 
 
 def test_an_undisturbed_run_is_what_the_model_says() -> None:
-    """The model, which never ran anything, and the coordinator agree on every stage of every job."""
+    """The model, which never ran anything, and the coordinator agree on every stage of every job that kept its deadlines."""
+    compared = 0
     for seed in range(1, 31):
         world = World(seed, Setup(nodes=5, stages=25, jobs=2, plan=NO_FAULTS))
         world.run()
         assert world.judge.violations == []
         for job in world.judge.jobs.values():
-            if job.status != "succeeded":
+            if job.status != "succeeded" or job.tainted:
                 continue
+            compared += 1
             for name, wanted in expected(job.submitted.constellation, job.submitted.inputs).items():
                 if wanted is not None:
                     stage = job.stages[name]
                     assert (stage.status, stage.outputs) == (wanted.status, wanted.digests)
+    assert compared >= 30
 
 
 def test_random_jobs_are_valid_and_have_everything() -> None:

@@ -51,6 +51,7 @@ from starloom.agents.wirevalues import ref_to_wire as ref_to_wire
 from starloom.agents.wirevalues import task_from_wire as task_from_wire
 from starloom.agents.wirevalues import task_to_wire as task_to_wire
 from starloom.dag import limits
+from starloom.dag.checks import name_fault
 from starloom.dag.constellation import Comparison
 from starloom.dag.facts import Consumed, ErrorInfo, Timing, figure_fault
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
@@ -87,6 +88,8 @@ def hello_from_wire(message: pb.Hello) -> Hello:
     """An agent's first message; raises InvalidInput."""
     if not message.agent or not message.incarnation:
         raise refusal("hello", "lacks the agent's name or its incarnation")
+    if fault := name_fault(message.agent, dotted=True):
+        raise refusal("hello.agent", f"{fault}; start the agent under another name")
     profile = parse(_profiles, message.profile_json, "hello.profile_json")
     if profile.name != message.agent:
         raise refusal("hello.profile_json.name", f"is {profile.name!r}, but the agent is {message.agent!r}")

@@ -100,9 +100,8 @@ class DeadlinesAreKept(Property):
     def _of_stage(self, fact: AnyFact, name: JobId, job: JobView, stage: StageView, now: int) -> None:
         id_ = stage.spec.id
         if isinstance(fact, f.StageReopened):
+            # The time of what waits for it began when it had ended for the first time, and goes on while it is made again.
             self._unclear.add(name)
-            # Its time begins anew, when its dependencies hold again.
-            self._ended.pop((name, id_), None)
             return
         limit = stage.spec.policy.deadline_seconds
         over = isinstance(fact, f.StageFailed) and out_of_time(fact)
