@@ -12,6 +12,7 @@ from starloom.dag.constellation import Constellation, Requirements, Tier
 from starloom.dag.errors import (
     Conflict,
     Infeasible,
+    InternalError,
     InvalidConstellation,
     InvalidInput,
     NotFound,
@@ -206,7 +207,7 @@ class TestRefused:
     def test_a_defect_in_judging_one_job_ends_no_other(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         w = world(node("edge-1"))
         monkeypatch.setattr("starloom.orchestrator.admission.problems", lambda *_: 1 // 0)
-        assert "ZeroDivisionError" in str(refused(w, StarloomError, one()))
+        assert "ZeroDivisionError" in str(refused(w, InternalError, one()))
         monkeypatch.undo()
         assert isinstance(w.ask_submit(one()), Submitted)
 

@@ -165,5 +165,9 @@ class JournalDamaged(StarloomError):
     status = "DATA_LOSS"
 
 
+class InternalError(StarloomError):
+    """A defect of Starloom's showed where one job was handled: only that job fails. The message says what was handled."""
+
+
 class InvalidTransition(StarloomError):
     """A fact does not fit the state: a defect. The message carries the stage's story."""

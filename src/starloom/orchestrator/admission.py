@@ -8,6 +8,7 @@ from starloom.dag.constellation import StageSpec
 from starloom.dag.errors import (
     Conflict,
     Infeasible,
+    InternalError,
     InvalidConstellation,
     InvalidInput,
     Overloaded,
@@ -55,7 +56,7 @@ class Admission:
         # Nothing is decided yet, so a defect in judging one job must not end all others with the process.
         except Exception as error:
             what = f"the job could not be judged, by a defect of Starloom's: {error!r}; please report it"
-            self._ledger.answer(given.request, StarloomError(what))
+            self._ledger.answer(given.request, InternalError(what))
             return
         if existing is not None:
             answer = Submitted(job=existing.id, revision=existing.revision, existing=True)
@@ -75,9 +76,12 @@ class Admission:
         self._ledger.record(fact)
         job = self._state.jobs[given.job]
         run = self._endings.begin(job)
-        for name, arcs in job.upstreams.items():
-            if not arcs or job.stages[name].spec.cancelled:
-                self._settler.decide(run, name)
+        try:
+            for name, arcs in job.upstreams.items():
+                if not arcs or job.stages[name].spec.cancelled:
+                    self._settler.decide(run, name)
+        except Exception as error:
+            self._endings.contain(job.id, "its beginning", error)
         self._ledger.answer(given.request, Submitted(job=job.id, revision=job.revision))
 
     def _existing(self, given: Submit) -> JobState | None:

@@ -68,8 +68,8 @@ class Coordinator:
         self._endings = Endings(self._state, self._ledger, self._lanes, self._clocks)
         self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._clocks, self._endings)
         self._deadlines = Deadlines(self._state, self._ledger, self._lanes, self._clocks, self._endings, self._settler)
-        self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._settler)
-        self._stragglers = Stragglers(self._state, self._ledger, self._dispatcher)
+        self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._endings, self._settler)
+        self._stragglers = Stragglers(self._state, self._ledger, self._endings, self._dispatcher)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._replicas = Replicas(self._state, self._ledger, self._endings)
         changing = Changing(self._state, self._ledger, self._lanes, self._settler)
@@ -94,8 +94,12 @@ class Coordinator:
         self._ledger.begin(now)
         self._ledger.record(EpochStarted(epoch=self.epoch))
         self._membership.boot()
-        for job in self._state.open.values():
-            self._resume(self._endings.begin(job))
+        for job in tuple(self._state.open.values()):
+            run = self._endings.begin(job)
+            try:
+                self._resume(run)
+            except Exception as error:
+                self._endings.contain(job.id, "its resumption after a restart", error)
         self._replicas.boot()
         self._advance()
         return self._ledger.decision
@@ -184,7 +188,10 @@ class Coordinator:
         """What time brings, and then new places for all that is ready."""
         self._membership.lapse()
         for run, stage in self._waits.due(self._ledger.now):
-            self._settler.decide(run, stage)
+            try:
+                self._settler.decide(run, stage)
+            except Exception as error:
+                self._endings.contain(run.job.id, f"the next attempt of {stage}", error)
         self._settler.drain()
         self._deadlines.check()
         self._settler.drain()
@@ -205,7 +212,10 @@ class Coordinator:
             return
         run.askers.append((given.request, self._ledger.now))
         if job.status is JobStatus.RUNNING:
-            self._endings.cancel(run, given.principal, given.reason)
+            try:
+                self._endings.cancel(run, given.principal, given.reason)
+            except Exception as error:
+                self._endings.contain(job.id, "its cancellation", error)
 
     def _patch(self, given: PatchJob) -> None:
         try:

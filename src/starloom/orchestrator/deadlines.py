@@ -45,10 +45,17 @@ class Deadlines:
                     DeadlineSpent(job=run.job.id, stage=name, seconds=(now - clock.begun) / NANOS, ran=ran)
                 )
                 self._clocks.watch(run, name, clock)
-            elif name == JOB:
-                self._endings.stop(run, self._of_job(run, clock), JobStatus.FAILED, CAUSE)
-            else:
-                self._settler.expire(run, name, ErrorInfo(message=self._of_stage(run, name, clock), cause=CAUSE))
+                continue
+            try:
+                self._over(run, name, clock)
+            except Exception as error:
+                self._endings.contain(run.job.id, f"the deadline of {name or 'the job'}", error)
+
+    def _over(self, run: Run, name: StageId, clock: Clock) -> None:
+        if name == JOB:
+            self._endings.stop(run, self._of_job(run, clock), JobStatus.FAILED, CAUSE)
+        else:
+            self._settler.expire(run, name, ErrorInfo(message=self._of_stage(run, name, clock), cause=CAUSE))
 
     def _of_job(self, run: Run, clock: Clock) -> str:
         waiting = [name for name, stage in run.job.stages.items() if stage.status not in ENDED]

@@ -8,6 +8,7 @@ from starloom.agents.messages import Assign, Input, Source
 from starloom.dag.facts import ErrorInfo, StagePlaced
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.values import JOB_STORE
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
@@ -24,17 +25,27 @@ Holders = dict[str, list[Member]]
 class Dispatcher:
     """Places ready stages, as long as some node has room for them."""
 
-    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, waits: Waits, settler: Settler) -> None:
+    def __init__(
+        self, state: State, ledger: Ledger, lanes: ReadyLanes, waits: Waits, endings: Endings, settler: Settler
+    ) -> None:
         self._fleet: Fleet = state.fleet
         self._planner: Planner = state.planner
         self._ledger = ledger
         self._lanes = lanes
         self._waits = waits
+        self._endings = endings
         self._settler = settler
 
     def run(self) -> None:
         """Places all that can be placed now."""
-        self._lanes.serve(self._place)
+        self._lanes.serve(self._carefully)
+
+    def _carefully(self, lane: Lane, run: Run, name: StageId) -> bool:
+        try:
+            return self._place(lane, run, name)
+        except Exception as error:
+            self._endings.contain(run.job.id, f"the placement of {name}", error)
+            return True
 
     def copy(self, run: Run, name: StageId) -> bool:
         """Gives a running stage's copy to a node that has a free slot and nothing of the stage; False if there is none now."""

@@ -1,6 +1,9 @@
 """How jobs begin and end: the first ready stages, success, failure, cancellation, and the release of what agents keep."""
 
+from traceback import extract_tb
+
 from starloom.agents.messages import Cancel, Release
+from starloom.dag.errors import InternalError
 from starloom.dag.facts import JobCancelRequested, JobEnded, JobStatus, StageCancelled
 from starloom.dag.ids import AgentId, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.job import ACTIVE, ENDED, JobState, StageStatus
@@ -54,15 +57,34 @@ class Endings:
             f"stage {name} failed{f' on {error.node}' if error.node else ''}: {error.message}" for name, error in failed
         )
         cause = failed[0][1].cause if failed else ""
+        self._break_off(run, errors, cause)
+
+    def contain(self, job: JobId, what: str, error: Exception) -> None:
+        """A defect showed where something of one job was handled: that job fails, and all others go on.
+
+        What had been decided by then stays, each fact being whole in itself. Raises the error again where it is no open job's,
+        or where the state may be damaged, so that nothing is decided on that.
+        """
+        run = self.runs.get(job)
+        if run is None or self._ledger.damaged:
+            raise error
+        run.job.validate()
+        if run.job.ended:
+            self._close(run)
+            return
+        what = f"internal error in handling {what}: {error!r}{_where(error)}; this is a defect of Starloom's, please report it"
+        self._break_off(run, what, InternalError.__name__)
+
+    def _break_off(self, run: Run, error: str, cause: str) -> None:
+        """Ends a job as failed at once: what is with agents is told to stop."""
+        job = run.job
         for name, stage in job.stages.items():
             if stage.status in ENDED:
                 continue
             self.cancel_attempts(job, name)
             self._ledger.record(StageCancelled(job=job.id, stage=name))
-        self._end(
-            run,
-            JobEnded(job=job.id, status=JobStatus.FAILED, outputs=job.declared(), error=errors, cause=cause),
-        )
+        outputs = job.declared()
+        self._end(run, JobEnded(job=job.id, status=JobStatus.FAILED, outputs=outputs, error=error, cause=cause))
 
     def cancel(self, run: Run, principal: str, reason: str) -> None:
         """Stops a job because a client asks."""
@@ -95,6 +117,10 @@ class Endings:
 
     def _end(self, run: Run, fact: JobEnded) -> None:
         self._ledger.record(fact)
+        self._close(run)
+
+    def _close(self, run: Run) -> None:
+        """Forgets what was kept beside the state of a job that has ended, and tells whom it concerns."""
         run.closed = True
         self._lanes.drop(run)
         run.waits.clear()
@@ -104,7 +130,7 @@ class Endings:
             self.release(agent, run.job.id)
         for request, since in run.askers:
             seconds = (self._ledger.now - since) / NANOS
-            self._ledger.answer(request, Stopped(job=run.job.id, status=fact.status, seconds=seconds))
+            self._ledger.answer(request, Stopped(job=run.job.id, status=run.job.status, seconds=seconds))
 
     def release(self, agent: AgentId, job: JobId) -> None:
         """Tells an agent to forget a job; one that is lost is told when it says hello."""
@@ -114,3 +140,9 @@ class Endings:
     def _is_there(self, agent: AgentId) -> bool:
         member = self._state.fleet.members.get(agent)
         return member is not None and member.state is not AgentState.LOST
+
+
+def _where(error: Exception) -> str:
+    """Where an exception was raised, as a module's file and line."""
+    trace = extract_tb(error.__traceback__)
+    return f" at {trace[-1].filename.rpartition('/')[2]}:{trace[-1].lineno}" if trace else ""

@@ -8,12 +8,12 @@ import msgspec
 from starloom.agents.messages import Cancel
 from starloom.dag import limits
 from starloom.dag.facts import AgentJoined, AgentLost, JobStatus
-from starloom.dag.ids import AgentId
+from starloom.dag.ids import AgentId, TaskToken
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.inputs import AgentGoodbye, AgentHeartbeat, AgentHello, AgentReports
-from starloom.orchestrator.runs import Waits
+from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 
@@ -155,8 +155,7 @@ class Membership:
         if member.state is AgentState.SUSPECT:
             member.state = AgentState.ONLINE
             self._fleet.opened[member.name] = member
-        for run, stage in self._waits.heard(member.name):
-            self._settler.decide(run, stage)
+        self._decide_waiting(member)
 
     def _lose(self, member: Member, reason: str) -> None:
         """All that the process held is gone: its attempts are superseded, its results made again once needed."""
@@ -173,10 +172,23 @@ class Membership:
             # If the node is to blame, another one is not; if the stage is, it shows sooner.
             run.avoid.setdefault(task.stage, set()).add(member.name)
             why = f"{member.name} was lost: {reason}"
-            if self._settler.supersede(run, task.stage, task.token, why, death=True):
+            self._give_up(run, task, why, death=True)
+        self._decide_waiting(member)
+
+    def _give_up(self, run: Run, task: TaskToken, why: str, *, death: bool = False) -> None:
+        try:
+            if self._settler.supersede(run, task.stage, task.token, why, death=death):
                 self._settler.decide(run, task.stage)
+        except Exception as error:
+            self._endings.contain(task.job, f"the loss of {task.stage}, token {task.token}", error)
+
+    def _decide_waiting(self, member: Member) -> None:
+        """What waited for word from an agent goes on."""
         for run, stage in self._waits.heard(member.name):
-            self._settler.decide(run, stage)
+            try:
+                self._settler.decide(run, stage)
+            except Exception as error:
+                self._endings.contain(run.job.id, f"{stage}, which waited for {member.name}", error)
 
     def _reconcile(self, member: Member, given: AgentHello) -> None:
         """Commands may have been lost with the old session: what did not arrive is given out again."""
@@ -191,8 +203,7 @@ class Membership:
             if task in held:
                 continue
             why = f"its assignment did not reach {member.name}"
-            if self._settler.supersede(run, task.stage, task.token, why):
-                self._settler.decide(run, task.stage)
+            self._give_up(run, task, why)
         for task in given.held:
             if task not in member.assigned:
                 self._ledger.send(member.name, Cancel(task=task))

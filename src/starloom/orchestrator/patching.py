@@ -7,6 +7,7 @@ or refused. One patch of a job settles at a time; others wait for their turn.
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -14,7 +15,7 @@ import msgspec
 from starloom.agents.messages import Revoke
 from starloom.dag import limits
 from starloom.dag.draft import REFUSED, difference_of
-from starloom.dag.errors import Conflict, Overloaded, PatchRefused, Problem, StarloomError
+from starloom.dag.errors import Conflict, InternalError, Overloaded, PatchRefused, Problem, StarloomError
 from starloom.dag.facts import JobPatched, JobStatus
 from starloom.dag.ids import AgentId, JobId, Revision, TaskToken
 from starloom.dag.job import ENDED, JobState, StageStatus
@@ -70,7 +71,7 @@ class Patching:
             self._ledger.answer(given.request, error)
             return
         if run is not None and run.patches[0] is asked:
-            self._begin(run)
+            self._carefully(run, self._begin)
 
     def hello(self, agent: AgentId) -> None:
         """What was asked of an agent may have been lost with its session."""
@@ -82,8 +83,24 @@ class Patching:
     def settle(self) -> None:
         """Goes on with patches whose attempts have answered, or that have waited long enough."""
         for run in tuple(self._settling.values()):
-            self._look(run)
+            self._carefully(run, self._look)
         self._settler.drain()
+
+    def _carefully(self, run: Run, step: Callable[[Run], None]) -> None:
+        """A defect in judging a patch refuses it. Once something of it is decided, its job fails."""
+        said = self._ledger.said
+        try:
+            step(run)
+        except Exception as error:
+            what = f"the patch could not be judged, by a defect of Starloom's: {error!r}; please report it"
+            if self._ledger.said == said and not self._ledger.damaged and run.patches:
+                self._refuse(run, InternalError(what))
+                self._carefully(run, self._begin)
+                return
+            self._endings.contain(run.job.id, "a patch", error)
+            self._settling.pop(run.job.id, None)
+            while run.patches:
+                self._refuse(run, InternalError(f"job {run.job.id} has failed: {run.job.error}"))
 
     def _queue(self, job: JobState, asked: Asked) -> Run | None:
         """The job's run, with the patch in its queue; None if it is answered, or waits with its like. Raises the refusal."""
@@ -229,8 +246,8 @@ class Patching:
         )
         why = f"the patch to revision {revision} runs it again"
         self._changing.take(run, plan, why, lambda: self._ledger.record(fact))
-        run.patches.popleft()
         self._release(run)
+        run.patches.popleft()
         self._answer(asked, _patched(fact))
 
     def _release(self, run: Run) -> None:

@@ -61,7 +61,12 @@ class Reports:
     def handle(self, given: AgentReports) -> None:
         """Takes in reports of one agent, in their order."""
         for report in given.reports:
-            self._one(given.agent, given.incarnation, report)
+            try:
+                self._one(given.agent, given.incarnation, report)
+            except Exception as error:
+                task = report.task
+                what = f"{given.agent}'s report {type(report).__name__} of {task.stage}, token {task.token}"
+                self._endings.contain(task.job, what, error)
 
     def _one(self, agent: AgentId, incarnation: str, report: Report) -> None:
         task = report.task

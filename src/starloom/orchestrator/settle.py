@@ -71,10 +71,17 @@ class Settler:
         """Works off all consequences, and ends the jobs that have nothing left to do."""
         while self._ended:
             run, name, former = self._ended.popleft()
-            if run.job.status is JobStatus.RUNNING:
+            if run.job.status is not JobStatus.RUNNING:
+                continue
+            try:
                 self._follow(run, name, former)
+            except Exception as error:
+                self._endings.contain(run.job.id, f"what follows from {name}", error)
         for run in self._touched.values():
-            self._endings.check(run)
+            try:
+                self._endings.check(run)
+            except Exception as error:
+                self._endings.contain(run.job.id, "its end", error)
         self._touched.clear()
 
     def commit(self, run: Run, fact: StageCommitted) -> None:

@@ -4,7 +4,7 @@ from collections import deque
 
 from starloom.agents.messages import Command
 from starloom.dag import limits
-from starloom.dag.errors import StarloomError
+from starloom.dag.errors import InvalidTransition, StarloomError
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
@@ -107,6 +107,8 @@ class Ledger:
         self.epoch = epoch
         self.now = 0
         self.decision = Decision()
+        #: a fact was perhaps applied in part: this state is not to be decided on
+        self.damaged = False
 
     def begin(self, now: int) -> None:
         """Starts a new decision at a time, in monotonic nanoseconds."""
@@ -115,8 +117,19 @@ class Ledger:
 
     def record(self, fact: Fact) -> None:
         """Decides something."""
-        self.state.apply(fact)
+        try:
+            self.state.apply(fact)
+        except InvalidTransition:
+            raise
+        except Exception:
+            self.damaged = True
+            raise
         self.decision.facts.append(fact)
+
+    @property
+    def said(self) -> int:
+        """Grows with all that is decided."""
+        return len(self.decision.facts) + len(self.decision.commands)
 
     def send(self, agent: AgentId, command: Command) -> None:
         """Tells an agent something, after the facts are durable."""

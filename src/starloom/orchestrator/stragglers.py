@@ -8,6 +8,7 @@ from starloom.dag.facts import JobStatus
 from starloom.dag.ids import FencingToken, JobId, StageId
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.dispatch import Dispatcher
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.state import Ledger, State
 
@@ -28,9 +29,10 @@ class _Watched(NamedTuple):
 class Stragglers:
     """Looks after running stages whose policy wants copies."""
 
-    def __init__(self, state: State, ledger: Ledger, dispatcher: Dispatcher) -> None:
+    def __init__(self, state: State, ledger: Ledger, endings: Endings, dispatcher: Dispatcher) -> None:
         self._state = state
         self._ledger = ledger
+        self._endings = endings
         self._dispatcher = dispatcher
         self._watched: list[_Watched] = []
         self._seq = 0
@@ -68,7 +70,12 @@ class Stragglers:
                 continue
             stage = watched.run.job.stages[watched.stage]
             held = watched.stage in watched.run.held
-            if len(stage.live) > 1 or (not held and self._dispatcher.copy(watched.run, watched.stage)):
+            try:
+                copied = not held and len(stage.live) == 1 and self._dispatcher.copy(watched.run, watched.stage)
+            except Exception as error:
+                self._endings.contain(watched.run.job.id, f"the copy of {watched.stage}", error)
+                continue
+            if copied or len(stage.live) > 1:
                 self._watch(watched)
             else:
                 self._waiting[key] = watched
