@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from tests.orchestrator.live import TOKEN, Cluster, copying, failing, gated, gates
+from tests.orchestrator.live import KINDS, TOKEN, Cluster, copying, failing, gated, gates
 
 from starloom.agents.values import Audio
 from starloom.dag import document, facts, limits
-from starloom.dag.constellation import Constellation
+from starloom.dag.builder import Graph
+from starloom.dag.constellation import Constellation, Requirements, Tier
+from starloom.dag.ids import AgentId
 from starloom.dag.values import PortType
+from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.clientlink import ADDRESS_VARIABLE, TOKEN_VARIABLE
+from starloom.orchestrator.inputs import AgentGoodbye, AgentHello
 
 
 class Said(NamedTuple):
@@ -240,6 +244,28 @@ async def test_explain_says_what_each_stage_waits_for(starloom: Run, write: Any)
     await starloom("watch", job)
     assert (await starloom("explain", job)).json["stages"] == []
     assert "0 of 1 stages have not ended" in (await starloom("explain", job, people=True)).out
+
+
+async def test_a_job_that_cannot_go_on_is_explained(starloom: Run, write: Any, cluster: Cluster) -> None:
+    assert cluster.orchestrator is not None
+    engine = cluster.orchestrator.engine
+    ghost = NodeProfile(
+        name=AgentId("ghost"), tier=Tier.EDGE, labels={"rack": "left"}, targets=(Target(name="cpu"),), address="ghost:1"
+    )
+    hello = AgentHello(agent=ghost.name, incarnation="i", profile=ghost, kinds=(KINDS["test.text"],))
+    engine.post(hello)
+    engine.post(AgentGoodbye(agent=ghost.name, incarnation="i"))
+    graph = Graph("left")
+    require = Requirements(labels={"rack": "left"})
+    graph.stage("a", "test.text", value=graph.input("text", PortType.TEXT), require=require)
+    job = (await starloom("submit", write(graph.build(KINDS)), "--input", "text=x")).json["job"]
+    said = await starloom("explain", job)
+    assert said.code == 0
+    assert "a waits for a node that may run it: ghost is lost; node has no label rack" in said.json["stuck"]
+    assert "it fails in" in said.json["stuck"]
+    assert "it cannot go on: each of the 1 stages" in (await starloom("explain", job, people=True)).out
+    assert (await starloom("cancel", job)).code == 0
+    assert (await starloom("explain", job)).json["stuck"] == ""
 
 
 async def test_nodes_has_the_nodes_and_the_orchestrator(starloom: Run, cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.effects import Decision
 from starloom.orchestrator.inputs import Input, Submit
+from starloom.orchestrator.runs import BackOff
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.snapshot import over_snapshot
 from starloom.orchestrator.state import State
@@ -178,7 +179,11 @@ class ForgetsBackOffs(Coordinator):
 
     def __init__(self, epoch: Epoch) -> None:
         super().__init__(epoch)
-        self._waits.due = lambda now: iter(())  # type: ignore[method-assign]
+
+        def until(run: Any, stage: StageId, time: int, why: str) -> None:
+            run.waits[stage] = BackOff(time, why)
+
+        self._waits.until = until  # type: ignore[method-assign]
 
 
 class LoserCommits(Coordinator):
@@ -229,7 +234,7 @@ class ForgetsDeadlines(Coordinator):
 
     def __init__(self, epoch: Epoch) -> None:
         super().__init__(epoch)
-        self._clocks.due = lambda now: iter(())  # type: ignore[method-assign]
+        self._clocks.watch = lambda run, name, clock: None  # type: ignore[method-assign]
 
 
 class TurnsComparisonsRound(Coordinator):

@@ -165,6 +165,12 @@ class JournalDamaged(StarloomError):
     status = "DATA_LOSS"
 
 
+class Stuck(StarloomError):
+    """Every stage of a job that has not ended waits for what cannot come; the message says what for."""
+
+    status = "FAILED_PRECONDITION"
+
+
 class InternalError(StarloomError):
     """A defect of Starloom's showed where one job was handled: only that job fails. The message says what was handled."""
 

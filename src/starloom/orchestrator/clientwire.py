@@ -44,6 +44,7 @@ def job_from_wire(message: pb.Job) -> JobInfo:
         revision=Revision(message.revision),
         error=message.error,
         cause=message.cause,
+        stuck=message.stuck,
         outputs={name: wire.ref_from_wire(message.outputs[name], f"outputs.{name}") for name in names},
         stages=tuple(map(_stage_from_wire, message.stages)),
         submitted_unix_nanos=message.submitted_unix_nanos,

@@ -13,7 +13,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     reports      what agents say of their attempts    endings   how jobs end
     patching     changes of jobs that run             growing   what results add to their jobs
     deadlines    the ends of what has had its time    stragglers copies of what runs too long
-    replicas     results on other nodes as well
+    replicas     results on other nodes as well       watchdog  the ends of what cannot go on
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -53,6 +53,7 @@ from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.stragglers import Stragglers
 from starloom.orchestrator.views import NodeView, node_view, waits_for
+from starloom.orchestrator.watchdog import Watchdog
 
 
 class Coordinator:
@@ -69,6 +70,7 @@ class Coordinator:
         self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._clocks, self._endings)
         self._deadlines = Deadlines(self._state, self._ledger, self._lanes, self._clocks, self._endings, self._settler)
         self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._endings, self._settler)
+        self._watchdog = Watchdog(self._state, self._ledger, self._lanes, self._endings)
         self._stragglers = Stragglers(self._state, self._ledger, self._endings, self._dispatcher)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._replicas = Replicas(self._state, self._ledger, self._endings)
@@ -122,6 +124,7 @@ class Coordinator:
             self._deadlines,
             self._stragglers,
             self._replicas,
+            self._watchdog,
         )
         due = (part.next_time for part in parts)
         return min((time for time in due if time is not None), default=None)
@@ -161,6 +164,10 @@ class Coordinator:
         run = self._endings.runs.get(job)
         return waits_for(self.find(job), run, stage, self._lanes, self._state.fleet, self._ledger.now)
 
+    def stuck(self, job: JobId) -> str:
+        """Why no stage of a job can go on, and when it fails for that; empty if one can, or it has ended."""
+        return self._watchdog.stuck(job)
+
     def _take(self, given: Input) -> None:
         match given:
             case AgentReports():
@@ -199,6 +206,7 @@ class Coordinator:
         self._dispatcher.run()
         self._stragglers.look()
         self._replicas.run()
+        self._watchdog.look()
 
     def _cancel(self, given: CancelJob) -> None:
         try:

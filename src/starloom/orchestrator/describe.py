@@ -34,7 +34,13 @@ async def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | No
         if not index % _STAGES_AT_ONCE:
             await asyncio.sleep(0)
     line = _job_info(job, times, tuple(stages))
-    return msgspec.structs.replace(line, constellation=constellation, constellation_revision=shown, patches=patches)
+    return msgspec.structs.replace(
+        line,
+        constellation=constellation,
+        constellation_revision=shown,
+        patches=patches,
+        stuck=coordinator.stuck(job.id),
+    )
 
 
 def job_line(job: JobState, times: JobTimes | None) -> JobInfo:

@@ -52,7 +52,8 @@ class PatchInfo(msgspec.Struct, frozen=True, kw_only=True):
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One job as it stands.
 
-    `error` says why it failed, and `cause` is the class of that error, or both are empty. `outputs` are the declared ones that are there so far.
+    `error` says why it failed, and `cause` is the class of that error, or both are empty. `stuck`: why no stage of it can
+    go on, while that is so; not in a list. `outputs` are the declared ones that are there so far.
     Times are unix nanoseconds; `ended_unix_nanos` is 0 while it runs. A list of jobs leaves out
     `stages`, `constellation`, which is that of `constellation_revision`, and `patches`.
     """
@@ -64,6 +65,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     revision: Revision = Revision(1)
     error: str = ""
     cause: str = ""
+    stuck: str = ""
     outputs: dict[str, ValueRef] = {}
     stages: tuple[StageInfo, ...] = ()
     submitted_unix_nanos: int = 0

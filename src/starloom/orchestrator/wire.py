@@ -44,6 +44,7 @@ def job_to_wire(info: JobInfo) -> pb.Job:
         revision=info.revision,
         error=info.error,
         cause=info.cause,
+        stuck=info.stuck,
         outputs={name: ref_to_wire(ref) for name, ref in info.outputs.items()},
         stages=[_stage_to_wire(stage) for stage in info.stages],
         submitted_unix_nanos=info.submitted_unix_nanos,

@@ -267,8 +267,10 @@ def run_explain(args: argparse.Namespace, out: Output) -> int:
         }
         for stage in waiting
     ]
-    out.json({"job": info.id, "status": info.status, "stages": rows})
+    out.json({"job": info.id, "status": info.status, "stuck": info.stuck, "stages": rows})
     out.text(f"{info.id} is {info.status}; {len(rows)} of {len(info.stages)} stages have not ended")
+    if info.stuck:
+        out.text(f"it cannot go on: {info.stuck}")
     out.table(
         ("stage", "status", "node", "waits for", "grown by"),
         [(stage.name, stage.status, stage.node, stage.reason, stage.grown_by) for stage in waiting],
