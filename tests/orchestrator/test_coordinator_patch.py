@@ -326,6 +326,18 @@ class TestRestart:
         w.patched(w.patch(job, "- cancel_stage: a", restart=True))
         assert w.status(job, "a", "d") == ["skipped", "skipped"]
 
+    def test_what_failed_for_want_of_an_input_runs_once_there_is_one(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        need = "{kind: t.need, in: {data: {from: see.data, on: completion}}, on_failure: skip}"
+        job = w.submit(
+            constellation(f"stages: {{see: {{kind: t.blob, cancelled: true}}, need: {need}, o: {{kind: t.work}}}}")
+        )
+        assert w.status(job, "see", "need") == ["skipped", "skipped"]
+        w.patched(w.patch(job, "- resume_stage: see", restart=True))
+        w.finish("see", "need")
+        w.finish_all()
+        assert w.status(job, "see", "need") == ["succeeded", "succeeded"]
+
 
 class TestRefused:
     def test_what_has_started_with_every_reason(self, world: Any) -> None:
@@ -430,6 +442,27 @@ class TestTurns:
         assert third not in w.answers
         w.give_back("b")
         assert w.patched(third).revision == 4
+
+    def test_what_follows_from_one_comes_before_the_next(self, world: Any) -> None:
+        """The first skips a stage that the second takes away."""
+        w = world(node("edge-1"))
+        job = w.submit(WIDE)
+        first = w.patch(job, f"{REPLACE_A}\n- cancel_stage: d")
+        second = w.patch(job, "- remove: d", restart=True)
+        w.give_back()
+        assert [w.patched(request).revision for request in (first, second)] == [2, 3]
+        w.finish_all()
+        assert (w.status(job), list(w.job(job).stages)) == ("succeeded", ["a", "b", "c"])
+
+    def test_the_next_is_refused_where_one_ends_the_job(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(LINE)
+        first = w.patch(job, "- cancel_stage: hear")
+        second = w.patch(job, "- add: {more: {kind: t.work}}")
+        w.give_back()
+        w.patched(first)
+        assert w.status(job) == "succeeded"
+        assert "is succeeded" in w.refused(second)
 
     def test_only_so_many_wait(self, world: Any) -> None:
         w = world(node("edge-1"))

@@ -1,20 +1,23 @@
 """Bugs for the simulator to find: the real parts, each with one thing wrong. Every property has one that it alone names."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 
 from starloom.agents.channel import Channel
 from starloom.agents.core import AgentCore, Instruction, Keep, Start, Tell
-from starloom.agents.messages import Held, Release
+from starloom.agents.messages import Assign, Held, Release, Revoke, Revoked
 from starloom.dag import facts as f
 from starloom.dag.constellation import Dependency, On
+from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.facts import Fact, JobStatus
-from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
+from starloom.dag.patch import Add, Patch
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.effects import Decision
-from starloom.orchestrator.inputs import Input, Submit
+from starloom.orchestrator.inputs import Input, PatchJob, Submit
 from starloom.orchestrator.runs import BackOff
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.snapshot import over_snapshot
@@ -289,6 +292,123 @@ class PromisesReplicas(AgentCore):
             Tell(Held(task=each.command.task)) if isinstance(each, Keep) else each
             for each in super().commands(commands, sender_epoch, now)
         ]
+
+
+class TakesHalves(Coordinator):
+    """Of what a patch changes, one stage is left out of the fact."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        for index, fact in enumerate(decision.facts):
+            if isinstance(fact, f.JobPatched) and len(fact.difference.stages) > 1:
+                half = msgspec.structs.replace(fact.difference, stages=fact.difference.stages[1:])
+                decision.facts[index] = msgspec.structs.replace(fact, difference=half)
+        return decision
+
+
+class KeepsWhatIsGivenOut(Coordinator):
+    """A patch is taken without a word to the agents that have what it touches."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._patching._plan
+        self._patching._plan = lambda run, patch: replace(plain(run, patch), active={})  # type: ignore[method-assign]
+
+
+class ChangesWhatItRefuses(Coordinator):
+    """A refused patch leaves something of itself behind."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        refused = {each.request for each in decision.answers if isinstance(each.result, PatchRefused)}
+        for given in inputs:
+            if isinstance(given, PatchJob) and given.request in refused:
+                shape = self._state.jobs[JobId(given.job)].shape
+                shape.outputs = {**shape.outputs, "left-over": next(iter(shape.outputs.values()))}
+                shape._made = None
+        return decision
+
+
+class SendsAgain(Coordinator):
+    """What is asked back is given out once more under the same token."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._given_out: dict[TaskToken, Assign] = {}
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        for agent, command in tuple(decision.commands):
+            if isinstance(command, Assign):
+                self._given_out[command.task] = command
+            elif isinstance(command, Revoke) and command.task in self._given_out:
+                decision.commands.append((agent, self._given_out[command.task]))
+        return decision
+
+
+class WaitsForEver(Coordinator):
+    """A patch that settles has no deadline."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._patching._revoke
+
+        def revoke(run: Any, asked: Any, plan: Any) -> None:
+            asked.deadline = 2**62
+            plain(run, asked, plan)
+
+        self._patching._revoke = revoke  # type: ignore[method-assign]
+
+
+class FindsFault(Coordinator):
+    """Every patch that adds something is refused."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._patching._plan
+
+        def plan(run: Any, patch: Patch) -> Any:
+            if isinstance(patch.operations[0], Add):
+                raise PatchRefused([Problem("patch", "no")])
+            return plain(run, patch)
+
+        self._patching._plan = plan  # type: ignore[method-assign]
+
+
+class ForgetsIds(Coordinator):
+    """A patch is taken as often as it is asked for."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._patching._answered_before = lambda job, asked: False  # type: ignore[method-assign]
+
+
+class ForgetsPatches(Coordinator):
+    """A restart overlooks patches whose stages had not begun."""
+
+    def replay(self, facts: Iterable[Fact]) -> None:
+        known = list(facts)
+        last = {fact.job: fact.revision for fact in known if isinstance(fact, f.JobPatched)}
+        super().replay(
+            fact
+            for fact in known
+            if not isinstance(fact, f.JobPatched) or fact.revision != last[fact.job] or fact.difference.stages
+        )
+
+
+class Deaf(AgentCore):
+    """What is asked back before it started is dropped, and nobody is told."""
+
+    def commands(self, commands: Iterable[Any], sender_epoch: Epoch, now: int) -> list[Instruction]:
+        found = super().commands(commands, sender_epoch, now)
+        return [each for each in found if not isinstance(each, Tell) or not isinstance(each.report, Revoked)]
+
+
+class RunsWhatItGaveBack(AgentCore):
+    """It says that it gave an attempt back, and runs it."""
+
+    def _revoke(self, task: TaskToken, found: list[Instruction]) -> None:
+        found.append(Tell(Revoked(task=task)))
 
 
 class ObeysAnyone(AgentCore):

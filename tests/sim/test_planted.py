@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 from tests.sim import planted
 
+from starloom.dag import limits
 from starloom.devices.faults import ALL_FAULTS, Fault, FaultKind, FaultPlan
+from starloom.orchestrator.effects import Answer
+from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.properties import PROPERTIES
 from starloom.orchestrator.simulate.world import Parts, Setup, World
 
@@ -30,6 +33,17 @@ FICKLE = FaultPlan(
     faults=(Fault(what=FaultKind.VALUES_LOST, per_minute=200), Fault(what=FaultKind.LIE_DIGEST, chance=0.3)),
 )
 HANGING = FaultPlan(name="stages hang", quiet_after_seconds=60, faults=(Fault(what=FaultKind.STAGE_HANGS, chance=0.3),))
+PATCHES = FaultPlan(
+    name="patches of what waits with slow agents",
+    quiet_after_seconds=30,
+    faults=(
+        Fault(what=FaultKind.CLIENT_PATCHES, chance=1),
+        Fault(what=FaultKind.AGENT_SLOW, per_minute=60, lasts_seconds=(10, 30)),
+    ),
+)
+WHOLE = "a patch is visible entirely or not at all"
+REVOKED = "a revoked token is never sent again and never commits"
+SETTLES = "a patch settles or is refused within its deadline"
 
 BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("takes cycles", Parts(coordinator=planted.TakesCycles), "acyclic", 1, ALL_FAULTS),
@@ -49,7 +63,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("overbooks", Parts(core=planted.Overbooks), "budgets are kept", 5, ALL_FAULTS),
     ("forgets back-offs", Parts(coordinator=planted.ForgetsBackOffs), "every job ends", 20, ALL_FAULTS),
     ("drops frames", Parts(channel=planted.DropsFrames), "every job ends", 40, ALL_FAULTS),
-    ("never starts again", Parts(core=planted.NeverStartsAgain), "every job ends", 10, ALL_FAULTS),
+    ("never starts again", Parts(core=planted.NeverStartsAgain), "every job ends", 40, ALL_FAULTS),
     ("says yes to cancel", Parts(coordinator=planted.SaysYesToCancel), "answers are true", 20, ALL_FAULTS),
     ("answers early", Parts(orchestrator=planted.AnswersEarly), "answers are true", 1, ALL_FAULTS),
     (
@@ -98,6 +112,21 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         ALL_FAULTS,
     ),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
+    ("takes halves", Parts(coordinator=planted.TakesHalves), WHOLE, 2, ALL_FAULTS),
+    ("keeps what is given out", Parts(coordinator=planted.KeepsWhatIsGivenOut), WHOLE, 60, PATCHES),
+    ("changes what it refuses", Parts(coordinator=planted.ChangesWhatItRefuses), WHOLE, 2, ALL_FAULTS),
+    ("forgets patches", Parts(coordinator=planted.ForgetsPatches), WHOLE, 10, ALL_FAULTS),
+    ("sends again", Parts(coordinator=planted.SendsAgain), REVOKED, 10, PATCHES),
+    ("runs what it gave back", Parts(core=planted.RunsWhatItGaveBack), REVOKED, 10, PATCHES),
+    ("waits for ever", Parts(coordinator=planted.WaitsForEver, core=planted.Deaf), SETTLES, 10, PATCHES),
+    ("finds fault", Parts(coordinator=planted.FindsFault), "a patch is refused for a reason", 20, ALL_FAULTS),
+    (
+        "forgets ids",
+        Parts(coordinator=planted.ForgetsIds),
+        "a patch is taken once and answered the same",
+        2,
+        ALL_FAULTS,
+    ),
 ]
 
 
@@ -111,6 +140,22 @@ def test_a_planted_bug_is_found(parts: Parts, name: str, seeds: int, plan: Fault
         if name in found:
             return
     pytest.fail(f"{seeds} seeds, and {name!r} still holds; broken are {found or 'none'}")
+
+
+def test_a_patch_is_refused_in_time_though_no_agent_answers() -> None:
+    said: set[str] = set()
+    for seed in range(1, 9):
+        world = World(seed, Setup(nodes=5, stages=15, jobs=2, plan=PATCHES), Parts(core=planted.Deaf))
+        plain = world.judge.answered
+
+        def answered(orchestrator: Orchestrator, answer: Answer, plain: Any = plain) -> None:
+            said.add(str(answer.result))
+            plain(orchestrator, answer)
+
+        world.judge.answered = answered  # type: ignore[method-assign]
+        run_to_its_end(world)
+        assert SETTLES not in {violation.property for violation in world.judge.violations}
+    assert any(f"within PATCH_SETTLE_SECONDS = {limits.PATCH_SETTLE_SECONDS:g} s" in each for each in said)
 
 
 def test_each_property_has_a_bug() -> None:

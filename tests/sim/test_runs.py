@@ -5,18 +5,22 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tests.sim import planted
 
-from starloom.dag.errors import InvalidInput
+from starloom.dag.draft import REFUSED
+from starloom.dag.errors import InvalidInput, StarloomError
 from starloom.dag.job import StageStatus
+from starloom.dag.patch import AnyOperation
 from starloom.dag.validate import problems
 from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, Fault, FaultKind, FaultPlan, check_plan
 from starloom.orchestrator.cli import main as cli
 from starloom.orchestrator.cli import simulate
+from starloom.orchestrator.effects import Answer
 from starloom.orchestrator.simulate import runs, workload
+from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import KINDS, expected
 from starloom.orchestrator.simulate.world import Parts, Setup, World
@@ -25,10 +29,11 @@ SMALL = Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS)
 MIDDLE = Setup(nodes=12, stages=60, jobs=1, plan=ALL_FAULTS)
 
 
-def test_every_property_holds_whatever_breaks() -> None:
-    """400 small runs, in which each fault happens; `make sim` does 10,000."""
+@pytest.mark.parametrize("first", [1, 101, 201])
+def test_every_property_holds_whatever_breaks(first: int) -> None:
+    """100 small runs, in which each fault happens, and others; `make sim` does 10,000."""
     happened: set[str] = set()
-    for seed in range(1, 401):
+    for seed in range(first, first + 100):
         result = runs.run(seed, SMALL)
         assert result.violations == (), f"seed {seed}"
         happened |= result.faults.keys()
@@ -85,6 +90,40 @@ def test_random_jobs_are_valid_and_have_everything() -> None:
         seen |= {arc.on for arc in constellation.dependencies}
     assert {"sim.work", "sim.blob", "sim.judge", "sim.read", "all", "any", "fail", "skip", "default"} <= seen
     assert {"success", "completion", "comparison", True, False} <= seen
+
+
+def test_random_patches_have_everything() -> None:
+    """Over some runs: each operation is taken, with and without what it may have, and refused for each reason."""
+    taken: set[Any] = set()
+    refused: set[str] = set()
+    plan = FaultPlan(quiet_after_seconds=20, faults=(Fault(what=FaultKind.CLIENT_PATCHES, chance=1),))
+    for seed in range(1, 31):
+        world = World(seed, Setup(nodes=5, stages=15, jobs=2, plan=plan))
+        plain = world.judge.answered
+
+        def answered(orchestrator: Orchestrator, answer: Answer, plain: Any = plain) -> None:
+            if isinstance(answer.result, StarloomError):
+                refused.add(f"{type(answer.result).__name__} {answer.result}")
+            plain(orchestrator, answer)
+
+        world.judge.answered = answered  # type: ignore[method-assign]
+        world.run()
+        assert world.judge.violations == [], f"seed {seed}"
+        for job in world.judge.jobs.values():
+            for fact in job.patches:
+                drawn = world.judge.patches[fact.why]
+                taken |= {type(operation) for operation in drawn.patch.operations}
+                taken |= {
+                    fact.restart,
+                    bool(drawn.undoes),
+                    "id" if fact.patch else "no id",
+                    drawn.patch.if_revision > 0,
+                }
+    assert taken == {*get_args(AnyOperation), True, False, "id", "no id"}
+    for reason in ("if_revision", "no stage is called", "would wait for itself", "say restart", "changes nothing"):
+        assert any(f"PatchRefused {REFUSED}" in each and reason in each for each in refused)
+    for other in ("Conflict the id", "only a job that runs can be changed"):
+        assert any(other in each for each in refused)
 
 
 def test_the_model_leaves_open_what_rests_on_which_came_first() -> None:

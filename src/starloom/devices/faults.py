@@ -52,6 +52,7 @@ class FaultKind(StrEnum):
     CRASH_AMID_SENDING = "crash-amid-sending"
     CLIENT_CANCELS = "client-cancels"
     CLIENT_DROPS = "client-drops"
+    CLIENT_PATCHES = "client-patches"
     CLIENT_REPEATS = "client-repeats"
 
 
@@ -120,6 +121,7 @@ ALL_FAULTS: Final = FaultPlan(
         _perhaps(FaultKind.CRASH_AMID_SENDING, 0.008),
         _perhaps(FaultKind.CLIENT_CANCELS, 0.3, 0.3),
         _perhaps(FaultKind.CLIENT_DROPS, 0.05),
+        _perhaps(FaultKind.CLIENT_PATCHES, 0.8, 0.6),
         _perhaps(FaultKind.CLIENT_REPEATS, 0.3),
     ),
 )

@@ -138,7 +138,9 @@ def still_stands(arc: Dependency, former: Outcome, now: StageState, downstream: 
     got = downstream.consumed.get(arc.input) if arc.output else None
     if got is None and downstream.spec.join is Join.ANY:
         return True
-    return downstream.status is StageStatus.SKIPPED or (got.digest if got else None) == _digest(now, arc)
+    # A stage that was not let run rests on no value; one that failed may do better with another.
+    skipped = downstream.status is StageStatus.SKIPPED and downstream.error is None
+    return skipped or (got.digest if got else None) == _digest(now, arc)
 
 
 def _digest(outcome: Outcome | StageState, arc: Dependency) -> str | None:

@@ -156,15 +156,25 @@ class Patching:
         while run.patches:
             asked = run.patches[0]
             try:
+                self._check_runs(run)
                 plan = self._plan(run, asked.patch)
             except StarloomError as error:
                 self._refuse(run, error)
-                continue
-            if plan.active and not asked.patch.restart:
-                self._revoke(run, asked, plan)
-                return
-            self._take(run, asked, plan)
+            else:
+                if plan.active and not asked.patch.restart:
+                    self._revoke(run, asked, plan)
+                    return
+                self._take(run, asked, plan)
+            # The next one is for the job as this one leaves it.
+            self._settler.drain()
         self._settling.pop(run.job.id, None)
+
+    @staticmethod
+    def _check_runs(run: Run) -> None:
+        """Raises Conflict for a job that has ended, or is being cancelled."""
+        job = run.job
+        if run.closed or job.status is not JobStatus.RUNNING:
+            raise Conflict(f"job {job.id} is {job.status}; only a job that runs can be changed")
 
     def _plan(self, run: Run, patch: Patch) -> Plan:
         """How the patch can be taken. Raises PatchRefused with everything that stands in its way."""
@@ -207,9 +217,7 @@ class Patching:
         """Whether all have answered; one that has started decides as well."""
         job, asked = run.job, run.patches[0]
         if run.closed or job.status is not JobStatus.RUNNING:
-            while run.patches:
-                self._refuse(run, Conflict(f"job {job.id} is {job.status}; only a job that runs can be changed"))
-            del self._settling[job.id]
+            self._begin(run)
             return
         waiting = [task for task in asked.revoked if self._waits_for(run, task)]
         stages = (job.stages.get(task.stage) for task in asked.revoked)

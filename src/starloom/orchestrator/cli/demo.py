@@ -56,7 +56,7 @@ def run_demo(args: argparse.Namespace, out: Output) -> int:
     check_language(args.language)
     inputs = _inputs(args.audio, args.image)
     if args.keep is not None:
-        make_folder(args.keep)
+        _make(args.keep)
     with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-demo-") as folder:
         return _Demo(out, inputs, args.language, args.keep, began).run(Path(folder) / "cluster")
 
@@ -93,8 +93,7 @@ def _inputs(audio: Path | None, image: Path | None) -> dict[str, Path]:
     return given
 
 
-def make_folder(folder: Path) -> None:
-    """Makes what --keep names. Raises InvalidInput."""
+def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Clients: each submits one job by a key, again if no answer comes, follows its events, and may cancel it."""
+"""Clients: each submits one job by a key, again if no answer comes, follows its events, may patch and may cancel it."""
 
 from functools import partial
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from starloom.devices.faults import FaultKind
 from starloom.orchestrator.effects import Patched, Stopped, Submitted
 from starloom.orchestrator.inputs import CancelJob, Submit
 from starloom.orchestrator.simulate.loop import Call, Process
+from starloom.orchestrator.simulate.patcher import Patcher
 from starloom.orchestrator.simulate.workload import Work
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ ENDING = b'{"fact":"job-ended"'
 class Client(Process):
     """One client's whole life."""
 
-    def __init__(self, world: "World", name: str, work: Work) -> None:
+    def __init__(self, world: "World", name: str, work: Work, tiers: int) -> None:
         self._world = world
         self._loop = world.loop
         self._chance = world.chances.of("clients")
@@ -34,6 +35,7 @@ class Client(Process):
         #: what it was told: offsets with their lines
         self.events: list[tuple[int, bytes]] = []
         self.ended = False
+        self.patcher = Patcher(world, self, tiers)
         self._cancelling = False
         self._stopped: Stopped | None = None
         self._tries = 0
@@ -47,7 +49,7 @@ class Client(Process):
 
     @property
     def done(self) -> bool:
-        return self.ended and (self._stopped is not None or not self._cancelling)
+        return self.ended and self.patcher.done and (self._stopped is not None or not self._cancelling)
 
     def submit(self) -> None:
         """Submits, until there is an answer."""
@@ -56,7 +58,7 @@ class Client(Process):
         for _ in range(1 + self._world.trouble.fires(FaultKind.CLIENT_REPEATS)):
             self._tries += 1
             job = JobId(f"{self.name}-{self._tries}")
-            self._later(partial(self._submit, job))
+            self.later(partial(self._submit, job))
         self._loop.after(ANSWER_SECONDS, self.submit, self)
 
     def _submit(self, job: JobId) -> None:
@@ -77,7 +79,7 @@ class Client(Process):
                 key=self.name,
                 options=work.options,
             ),
-            self._reply(self._submitted),
+            self.reply(self._submitted),
         )
         self._loop.after(0, ask, server)
 
@@ -87,6 +89,7 @@ class Client(Process):
             if self.job is None:
                 self.job = result.job
                 self._follow()
+                self.patcher.begin()
         elif isinstance(result, StarloomError) and not result.retryable and type(result).__name__ != "Infeasible":
             self._world.judge.refused(self, result)
 
@@ -98,14 +101,14 @@ class Client(Process):
             return
         if self.job is not None:
             self._cancelling = True
-            self._later(self._cancel)
+            self.later(self._cancel)
         self._loop.after(ANSWER_SECONDS, self.cancel, self)
 
     def _cancel(self) -> None:
         server = self._world.server()
         if server is not None:
             job = str(self.job)
-            reply = self._reply(self._was_stopped)
+            reply = self.reply(self._was_stopped)
             ask = partial(server.ask, lambda request: CancelJob(request=request, job=job), reply)
             self._loop.after(0, ask, server)
 
@@ -118,7 +121,7 @@ class Client(Process):
         """Reads events, from behind the last that it has."""
         if self.ended or self.job is None:
             return
-        self._later(partial(self._connect, self.job))
+        self.later(partial(self._connect, self.job))
 
     def _connect(self, job: JobId) -> None:
         server = self._world.server()
@@ -139,7 +142,11 @@ class Client(Process):
         self._loop.at(self._last, partial(self._take, self._stream, server, records), self)
 
     def server_died(self, server: "Orchestrator") -> None:
-        """The stream of events has broken."""
+        """All that was open there has broken, the stream of events as well."""
+        self.patcher.server_died(server)
+        self._stream_broke(server)
+
+    def _stream_broke(self, server: "Orchestrator") -> None:
         if server is self._server:
             self._server = None
             self._stream += 1
@@ -151,17 +158,18 @@ class Client(Process):
         if self._world.trouble.fires(FaultKind.CLIENT_DROPS):
             if self.job is not None:
                 server.unfollow(self, self.job)
-            self.server_died(server)
+            self._stream_broke(server)
             return
         self.events += records
         if records[-1][1].startswith(ENDING):
             self.ended = True
             self._world.client_moved(self)
 
-    def _later(self, call: Call) -> None:
+    def later(self, call: Call) -> None:
+        """Calls once a message has got to the orchestrator."""
         self._loop.after(self._chance.between(*LATENCY_SECONDS), call, self)
 
-    def _reply(self, take: "Reply") -> "Reply":
+    def reply(self, take: "Reply") -> "Reply":
         """Takes an answer after its way back."""
 
         def reply(result: Submitted | Stopped | Patched | StarloomError) -> None:

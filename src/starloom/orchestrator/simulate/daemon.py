@@ -16,7 +16,7 @@ from starloom.dag.facts import AgentLost, Fact
 from starloom.dag.ids import AgentId, Epoch, JobId
 from starloom.devices.faults import FaultKind
 from starloom.orchestrator.effects import Answer, Decision, Patched, Stopped, Submitted
-from starloom.orchestrator.inputs import CancelJob, Input, Submit, Tick
+from starloom.orchestrator.inputs import CancelJob, Input, PatchJob, Submit, Tick
 from starloom.orchestrator.simulate.disk import DiskFullError
 from starloom.orchestrator.simulate.hub import Hub
 from starloom.orchestrator.simulate.loop import DiedError, Process, Timer
@@ -106,14 +106,15 @@ class Orchestrator(Process):
             self._deciding = True
             self._loop.after(self._chance.between(*TURN_SECONDS), self._decide, self)
 
-    def ask(self, make: Callable[[int], Submit | CancelJob], reply: Reply) -> None:
+    def ask(self, make: Callable[[int], Submit | CancelJob | PatchJob], reply: Reply) -> None:
         """A client's request."""
         self._requests += 1
         given = make(self._requests)
-        if isinstance(given, Submit) and not self._disk.has_room():
+        if not isinstance(given, CancelJob) and not self._disk.has_room():
             reply(Unavailable("the disk is full"))
             return
         self._replies[self._requests] = reply
+        self._world.judge.asked(self, given)
         self.post(given, None)
 
     def follow(self, client: "Client", job: JobId, after: int) -> None:
@@ -214,6 +215,7 @@ class Orchestrator(Process):
         for agent, command in decision.commands:
             by_agent.setdefault(agent, []).append(command)
         for agent, commands in by_agent.items():
+            self._world.judge.sent(self, agent, commands)
             self.hub.send(agent, commands)
             touched[agent] = None
         for fact in decision.facts:
@@ -230,7 +232,7 @@ class Orchestrator(Process):
     def _answer(self, answer: Answer) -> None:
         reply = self._replies.pop(answer.request, None)
         if reply is not None:
-            self._world.judge.answered(self, answer.result)
+            self._world.judge.answered(self, answer)
             reply(answer.result)
             self._at(FaultKind.CRASH_AMID_SENDING)
 

@@ -62,7 +62,7 @@ class DeadlinesAreKept(Property):
         #: when it was decided that a job is accepted, and that a stage has ended for the first time
         self._accepted: dict[JobId, int] = {}
         self._ended: dict[tuple[JobId, StageId], int] = {}
-        #: jobs in which something ran again, or that a restart met: when deadlines began is not simple then
+        #: jobs in which something ran again, or that a restart met, or a patch: when deadlines began is not simple then
         self._unclear: set[JobId] = set()
 
     def decided(self, orchestrator: Orchestrator, decision: Decision) -> None:
@@ -87,6 +87,8 @@ class DeadlinesAreKept(Property):
             passed = (now - self._accepted[name]) / SECOND
             if limit and job.status is JobStatus.RUNNING and passed > limit + LATE_SECONDS:
                 self._late(f"it ends after {passed:.3f} s, and its deadline is {limit:g} s", name, "")
+        elif isinstance(fact, f.JobPatched):
+            self._unclear.add(name)
         elif stage is not None:
             self._of_stage(fact, name, job, stage, now)
 

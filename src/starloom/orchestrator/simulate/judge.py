@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starloom.agents.core import Instruction
-from starloom.agents.messages import Assign, Finished, Report
+from starloom.agents.messages import Assign, Command, Finished, Report
 from starloom.dag import facts as f
-from starloom.dag.constellation import Dependency, StageSpec
+from starloom.dag.constellation import Dependency, InputBinding, StageSpec
 from starloom.dag.facts import AnyFact, Fact, JobStatus, decode_fact
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.job import StageStatus
 from starloom.dag.values import JOB_STORE
-from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
+from starloom.orchestrator.effects import Answer, Decision, Submitted
+from starloom.orchestrator.inputs import Input
+from starloom.orchestrator.simulate.patched import differing
 from starloom.orchestrator.state import State
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from starloom.orchestrator.simulate.agent import AgentProcess
     from starloom.orchestrator.simulate.clients import Client
     from starloom.orchestrator.simulate.daemon import Orchestrator
+    from starloom.orchestrator.simulate.editing import Drawn
     from starloom.orchestrator.simulate.property import Property
     from starloom.orchestrator.simulate.world import World
 
@@ -60,6 +63,15 @@ class StageView:
     input_losses: int = 0
 
 
+class Given(NamedTuple):
+    """What an attempt was given out with: its stage as it was, and all that led into it, at a revision."""
+
+    revision: int
+    spec: StageSpec
+    arcs: Sequence[Dependency]
+    bindings: Sequence[InputBinding]
+
+
 class JobView:
     """One job, as the journal has it."""
 
@@ -69,15 +81,52 @@ class JobView:
         self.cancelled = False
         #: what it has to end as, once it is being cancelled
         self.ends = JobStatus.CANCELLED
+        self.constellation = fact.constellation
+        #: the patches that were taken, and the constellation before the last of them
+        self.patches: list[f.JobPatched] = []
+        self.before = fact.constellation
         self.stages = {name: StageView(spec) for name, spec in fact.constellation.stages.items()}
-        self.upstreams: dict[StageId, list[Dependency]] = {name: [] for name in self.stages}
-        for arc in fact.constellation.dependencies:
-            self.upstreams[arc.downstream].append(arc)
+        self._index()
         self.live = 0
+        #: its outputs, by name, once it has ended: their digests
+        self.outputs: dict[str, str] = {}
         #: its events: offsets with lines
         self.events: list[tuple[int, bytes]] = []
         #: stages whose fate faults have changed for good: their budgets were used up, or what they give differs
         self.tainted: set[StageId] = set()
+
+    @property
+    def revision(self) -> int:
+        return self.submitted.revision + len(self.patches)
+
+    def given(self, name: StageId) -> Given:
+        """What an attempt of a stage is given out with now."""
+        return Given(self.revision, self.stages[name].spec, self.upstreams[name], self.bindings[name])
+
+    def patch(self, fact: f.JobPatched) -> None:
+        """The job is another one from here on."""
+        self.before, self.constellation = self.constellation, differing(self.constellation, fact.difference)
+        self.patches.append(fact)
+        for change in fact.difference.stages:
+            stage = self.stages.get(change.stage)
+            if change.after is None:
+                self.stages.pop(change.stage, None)
+            elif stage is None:
+                self.stages[change.stage] = StageView(change.after)
+            else:
+                stage.spec = change.after
+                stage.failures = stage.deaths = stage.input_losses = 0
+        self._index()
+
+    def _index(self) -> None:
+        self.upstreams: dict[StageId, list[Dependency]] = {name: [] for name in self.stages}
+        self.downstreams: dict[StageId, list[Dependency]] = {name: [] for name in self.stages}
+        self.bindings: dict[StageId, list[InputBinding]] = {name: [] for name in self.stages}
+        for arc in self.constellation.dependencies:
+            self.upstreams[arc.downstream].append(arc)
+            self.downstreams[arc.upstream].append(arc)
+        for binding in self.constellation.bindings:
+            self.bindings[binding.downstream].append(binding)
 
     @property
     def ended(self) -> bool:
@@ -104,8 +153,10 @@ class Judge:
         self.there: dict[AgentId, str] = {}
         #: what each attempt gave, wherever it ran
         self.made: dict[TaskToken, Finished] = {}
-        #: attempts that are journaled
-        self.placed: set[TaskToken] = set()
+        #: attempts that are journaled, with what each was given out with
+        self.placed: dict[TaskToken, Given] = {}
+        #: the patches that clients drew, by what names them
+        self.patches: dict[str, Drawn] = {}
         #: the last time that something was journaled, and facts of no job, for stories
         self.moved = 0
         self._times: list[int] = []
@@ -150,10 +201,29 @@ class Judge:
         for ask in self._of("restored"):
             ask(state, facts)
 
-    def answered(self, orchestrator: "Orchestrator", result: "Submitted | Stopped | Patched | StarloomError") -> None:
+    def drawn(self, drawn: "Drawn") -> None:
+        """A client is about to ask for a patch."""
+        self.patches[drawn.patch.why] = drawn
+
+    def asked(self, orchestrator: "Orchestrator", given: Input) -> None:
+        """A client's request arrived."""
+        for ask in self._of("asked"):
+            ask(orchestrator, given)
+
+    def answered(self, orchestrator: "Orchestrator", answer: Answer) -> None:
         """A client is being answered."""
         for ask in self._of("answered"):
-            ask(result)
+            ask(orchestrator, answer)
+
+    def sent(self, orchestrator: "Orchestrator", agent: AgentId, commands: Sequence[Command]) -> None:
+        """Commands are on their way to an agent."""
+        for ask in self._of("sent"):
+            ask(orchestrator, agent, commands)
+
+    def told(self, process: "AgentProcess", report: Report) -> None:
+        """An agent has something to report."""
+        for ask in self._of("told"):
+            ask(process, report)
 
     def accepted(self, client: "Client", result: Submitted) -> None:
         """A client's job was accepted."""
@@ -173,11 +243,6 @@ class Judge:
         """An attempt began to run."""
         for ask in self._of("began"):
             ask(process, assign)
-
-    def told(self, process: "AgentProcess", report: Report) -> None:
-        """An agent says something."""
-        for ask in self._of("told"):
-            ask(process, report)
 
     def ended(self, process: "AgentProcess", report: Report) -> None:
         """An attempt ended."""
@@ -239,8 +304,13 @@ class Judge:
             job.status, job.cancelled, job.ends = JobStatus.CANCELLING, True, fact.ends
         elif isinstance(fact, f.JobEnded):
             job.status = fact.status
+            job.outputs = {name: ref.digest for name, ref in fact.outputs.items()}
+        elif isinstance(fact, f.JobPatched):
+            job.patch(fact)
         elif stage is not None:
             before = dict(stage.live)
+            if isinstance(fact, f.StagePlaced):
+                self.placed[TaskToken(fact.job, fact.stage, fact.token)] = job.given(fact.stage)
             self._apply_to_stage(fact, stage)
             for token, agent in before.items():
                 if token not in stage.live:
@@ -262,7 +332,6 @@ class Judge:
                 stage.process[fact.token] = fact.incarnation
                 stage.status = StageStatus.RUNNING if stage.started else StageStatus.PLACED
                 self.agent_live[fact.agent] = self.agent_live.get(fact.agent, 0) + 1
-                self.placed.add(TaskToken(fact.job, fact.stage, fact.token))
             case f.StageStarted():
                 stage.status = StageStatus.RUNNING
                 stage.started.add(fact.token)

@@ -71,6 +71,11 @@ def make(kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], holder
     return Made(outputs, values)
 
 
+def whole_params(spec: StageSpec) -> dict[str, Any]:
+    """The parameters of a stage, with its kind's defaults for those that are not said."""
+    return {**{name: param.default for name, param in KINDS[spec.kind].params.items()}, **spec.params}
+
+
 def answers(assign: Assign, made: Made) -> tuple[bool, ...]:
     """Whether each comparison of the assignment holds."""
     return tuple(holds(comparison, made.values.get(comparison.output)) for comparison in assign.comparisons)
@@ -99,7 +104,9 @@ def expected(constellation: Constellation, inputs: Mapping[str, ValueRef]) -> di
     for name in in_order(constellation):
         spec = constellation.stages[name]
         lets = [_satisfied(arc, found[arc.upstream]) for arc in arcs[name]]
-        if spec.join is Join.ANY and lets:
+        if spec.cancelled:
+            found[name] = Expected(StageStatus.SKIPPED)
+        elif spec.join is Join.ANY and lets:
             found[name] = Expected(StageStatus.SKIPPED) if all(one is False for one in lets) else None
         elif False in lets:
             found[name] = Expected(StageStatus.SKIPPED)
@@ -143,7 +150,8 @@ def _satisfied(arc: Dependency, upstream: Expected | None) -> bool | None:
 
 def _run(spec: StageSpec, read: Mapping[str, str], asked: list[Comparison]) -> Expected:
     missing = KINDS[spec.kind].inputs.keys() - read.keys()
-    if spec.params["fails"] or missing:
+    params = whole_params(spec)
+    if params["fails"] or missing:
         match spec.policy.on_failure:
             case OnFailure.FAIL:
                 return Expected(StageStatus.FAILED)
@@ -154,7 +162,7 @@ def _run(spec: StageSpec, read: Mapping[str, str], asked: list[Comparison]) -> E
             port: digest(encode(KINDS[spec.kind].outputs[port].type, value)[0]) for port, value in values.items()
         }
     else:
-        made = make(spec.kind, spec.params, read, AgentId(""))
+        made = make(spec.kind, params, read, AgentId(""))
         values = made.values
         digests = {port: ref.digest for port, ref in made.outputs.items()}
     return Expected(

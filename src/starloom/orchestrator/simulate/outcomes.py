@@ -14,19 +14,18 @@ class SameOutputs(Property):
 
     def end(self) -> None:
         for name, job in self.judge.jobs.items():
-            known = expected(job.submitted.constellation, job.submitted.inputs)
+            known = expected(job.constellation, job.submitted.inputs)
             job.tainted.update(self.world.fickle.get(name, ()))
-            tainted = self._tainted(job)
+            tainted = self._closed(job, job.tainted)
+            # What rests on a stage that was still to run again when the job was stopped is of an earlier revision.
+            open_ = (stage for stage, view in job.stages.items() if view.status not in DONE)
+            left_out = tainted if job.status is JobStatus.SUCCEEDED else self._closed(job, {*tainted, *open_})
             for stage, wanted in known.items():
-                if wanted is not None and stage not in tainted:
-                    self._compare(name, stage, job.stages[stage], wanted, job)
+                if wanted is not None and stage not in left_out:
+                    self._compare(name, stage, job.stages[stage], wanted)
             self._compare_job(name, job, known, bool(tainted))
 
-    def _compare(self, name: str, stage: StageId, view: StageView, wanted: Expected, job: JobView) -> None:
-        if view.status not in DONE:
-            if job.status is JobStatus.SUCCEEDED:
-                self.broken(f"is {view.status} in a job that succeeded", name, stage)
-            return
+    def _compare(self, name: str, stage: StageId, view: StageView, wanted: Expected) -> None:
         if view.status is not wanted.status:
             self.broken(f"is {view.status}, and undisturbed {wanted.status}", name, stage)
         elif view.outputs != wanted.digests:
@@ -41,16 +40,27 @@ class SameOutputs(Property):
         )
         if job.status is JobStatus.SUCCEEDED and fails:
             self.broken("succeeded, and undisturbed it fails", name)
+        if job.status is JobStatus.SUCCEEDED and job.outputs != _declared(job):
+            self.broken("its outputs are not those of the stages that its last revision declares", name)
         if job.status is JobStatus.FAILED and not may_fail:
             self.broken("failed, and undisturbed it succeeds", name)
 
-    def _tainted(self, job: JobView) -> set[StageId]:
-        """The stages that faults have changed, and all that rest on these."""
-        found = set(job.tainted)
-        for stage in in_order(job.submitted.constellation):
+    def _closed(self, job: JobView, stages: set[StageId]) -> set[StageId]:
+        """The stages, and all that rest on these."""
+        found = set(stages)
+        for stage in in_order(job.constellation):
             if any(arc.upstream in found for arc in job.upstreams[stage]):
                 found.add(stage)
         return found
+
+
+def _declared(job: JobView) -> dict[str, str]:
+    """The digests of what the job's constellation declares, as far as the stages have it."""
+    return {
+        name: job.stages[output.upstream].outputs[output.output]
+        for name, output in job.constellation.outputs.items()
+        if output.output in job.stages[output.upstream].outputs
+    }
 
 
 class Consistent(Property):
@@ -64,6 +74,8 @@ class Consistent(Property):
                 read = {arc.input: arc for arc in job.upstreams[stage] if arc.output}
                 for port, consumed in view.consumed.items():
                     arc = read.get(port)
+                    if arc is None and consumed.upstream:
+                        self.broken(f"{port} was read, and nothing feeds it", name, stage)
                     if arc and job.stages[arc.upstream].outputs.get(arc.output) != consumed.digest:
                         self.broken(f"{port} was read from a result of {arc.upstream} that does not count", name, stage)
                 if view.status is StageStatus.SUCCEEDED and not may(job, stage, view, run=True):

@@ -5,8 +5,9 @@ A property has those of these methods that it needs:
     fact(fact, job, stage)      a fact is durable; the views are as they were before it
     decided(orchestrator, decision)         a coordinator has decided
     replayed(orchestrator)                  a coordinator has read the journal back
-    answered(result), accepted(client, answer)
-    commanded(process, epoch, instructions), began(process, assign), told(process, report)
+    asked(orchestrator, given), answered(orchestrator, answer), accepted(client, answer)
+    sent(orchestrator, agent, commands), commanded(process, epoch, instructions)
+    began(process, assign), told(process, report)
     end()                                   the run is over, and quiet for a while
 """
 
@@ -20,16 +21,18 @@ from starloom.dag.errors import StarloomError
 from starloom.dag.facts import AnyFact, Fact, JobStatus
 from starloom.dag.ids import Epoch, TaskToken
 from starloom.dag.job import StageStatus
-from starloom.orchestrator.effects import Decision, Patched, Stopped, Submitted
+from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
 from starloom.orchestrator.same import difference
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.intime import CopiesAreFew, DeadlinesAreKept, out_of_time
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
-from starloom.orchestrator.simulate.model import in_order
+from starloom.orchestrator.simulate.model import in_order, whole_params
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
-from starloom.orchestrator.simulate.property import Property, may
+from starloom.orchestrator.simulate.patched import differing
+from starloom.orchestrator.simulate.property import LARGE_JOB_STAGES, Property, may
+from starloom.orchestrator.simulate.revisions import Reasons, SettlesInTime, StaysRevoked, TakenOnce, WholeOrNot
 from starloom.orchestrator.simulate.snapshot import replayed
 from starloom.orchestrator.state import State
 
@@ -38,7 +41,13 @@ class Acyclic(Property):
     name = "acyclic"
 
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
-        if isinstance(fact, f.JobSubmitted) and len(in_order(fact.constellation)) != len(fact.constellation.stages):
+        if isinstance(fact, f.JobSubmitted):
+            made = fact.constellation
+        elif isinstance(fact, f.JobPatched) and job is not None:
+            made = differing(job.constellation, fact.difference)
+        else:
+            return
+        if len(in_order(made)) != len(made.stages):
             self.broken("an accepted constellation has a cycle", fact.job)
 
 
@@ -139,7 +148,7 @@ class Budgets(Property):
             return
         if fact.error.transient and stage.failures < times:
             self.broken(f"given up after {stage.failures + 1} failures, with {times} retries", fact.job, fact.stage)
-        if stage.spec.params["fails"] or fact.error.cause == "InputUnavailable":
+        if whole_params(stage.spec)["fails"] or fact.error.cause == "InputUnavailable":
             return
         if out_of_time(fact):
             job.tainted.add(fact.stage)
@@ -184,7 +193,8 @@ class Answers(Property):
         super().__init__(judge)
         self._job_of: dict[str, str] = {}
 
-    def answered(self, result: Submitted | Stopped | Patched | StarloomError) -> None:
+    def answered(self, orchestrator: Orchestrator, answer: Answer) -> None:
+        result = answer.result
         if isinstance(result, StarloomError):
             return
         job = self.judge.jobs.get(result.job)
@@ -239,7 +249,7 @@ class StatesAreValid(Property):
     def decided(self, orchestrator: Orchestrator, decision: Decision) -> None:
         touched: dict[str, int] = {}
         for fact in decision.facts:
-            if isinstance(fact, f.StageFact | f.StageCancelled | f.JobEnded | f.JobSubmitted):
+            if isinstance(fact, f.StageFact | f.StageCancelled | f.JobEnded | f.JobSubmitted | f.JobPatched):
                 touched[fact.job] = touched.get(fact.job, 0) + 1
         jobs = orchestrator.coordinator.jobs
         for name, job in jobs.items() if touched else ():
@@ -257,9 +267,6 @@ class StatesAreValid(Property):
                 self.broken(str(error), name)
 
 
-LARGE_JOB_STAGES = 300
-
-
 class ReplayIsTheSame(Property):
     name = "replay gives the same state"
 
@@ -273,6 +280,9 @@ class ReplayIsTheSame(Property):
                 continue
             if state.status is not job.status:
                 self.broken(f"is {state.status}, and the journal says {job.status}", name)
+            if state.stages.keys() != job.stages.keys():
+                self.broken(f"has other stages than revision {job.revision} in the journal", name)
+                continue
             for stage, view in job.stages.items():
                 got = state.stages[stage]
                 if (got.status, got.committed, got.live) != (view.status, view.committed, view.live):
@@ -378,4 +388,9 @@ PROPERTIES: tuple[type[Property], ...] = (
     CopiesAreFew,
     ReplicasAreUsed,
     ReplicasAreThere,
+    WholeOrNot,
+    StaysRevoked,
+    SettlesInTime,
+    TakenOnce,
+    Reasons,
 )

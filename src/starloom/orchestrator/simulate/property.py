@@ -7,6 +7,8 @@ from starloom.dag.job import StageStatus
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 
 DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)
+LARGE_JOB_STAGES = 300
+"""What takes time in a whole job's size is asked less often of larger ones."""
 
 
 class Property:
@@ -36,6 +38,8 @@ def _lets(arc: Dependency, upstream: StageView) -> bool | None:
 
 def may(job: JobView, name: StageId, stage: StageView, run: bool) -> bool:
     """Whether a stage may run, or may be skipped, by what is journaled of its upstreams."""
+    if stage.spec.cancelled:
+        return not run
     lets = [_lets(arc, job.stages[arc.upstream]) for arc in job.upstreams[name]]
     if stage.spec.join is Join.ANY and lets:
         return True in lets if run else all(one is False for one in lets)

@@ -62,7 +62,7 @@ def nodes(chance: Chance, count: int) -> list[NodeProfile]:
 
 def work(chance: Chance, stages: int, name: str, tiers: int = len(TIERS)) -> Work:
     """A valid job of so many stages, of which about one in three has its own way of failing."""
-    style = _Style(chance, tiers)
+    style = Style(chance, tiers)
     specs: dict[StageId, StageSpec] = {}
     arcs: list[Dependency] = []
     bindings: list[InputBinding] = []
@@ -77,7 +77,7 @@ def work(chance: Chance, stages: int, name: str, tiers: int = len(TIERS)) -> Wor
             bindings.append(InputBinding(source="data", downstream=stage, input="given"))
     outputs = {}
     for stage in chance.sample(names[-LOOKS_BACK:], 1 + chance.below(4)):
-        outputs[f"o-{stage}"] = OutputBinding(upstream=stage, output=_output(specs[stage]))
+        outputs[f"o-{stage}"] = OutputBinding(upstream=stage, output=output_of(specs[stage]))
     constellation = Constellation(
         name=name,
         stages=specs,
@@ -114,12 +114,12 @@ def hurried(chance: Chance, given: Work) -> Work:
     return Work(constellation, given.inputs, options)
 
 
-class _Style:
-    """How one job's stages are: drawn once, so that jobs differ."""
+class Style:
+    """How one job's stages are: drawn once, so that jobs differ. `tiers`: where they may be bound to."""
 
     def __init__(self, chance: Chance, tiers: int) -> None:
         self._chance = chance
-        self._tiers = TIERS[:tiers]
+        self.tiers = TIERS[:tiers]
         self._any = chance.happens(0.3)
         self._failing = chance.pick((0.0, 0.02, 0.06))
         self._hard = chance.happens(0.15)
@@ -141,14 +141,15 @@ class _Style:
             id=name,
             kind=kind,
             params=params,
-            requires=Requirements(tiers=(chance.pick(self._tiers),) if chance.happens(0.2) else ()),
-            policy=self._policy(kind),
+            requires=Requirements(tiers=(chance.pick(self.tiers),) if chance.happens(0.2) else ()),
+            policy=self.policy(kind),
             join=Join.ANY
             if self._any and len(upstreams) > 1 and kind != "sim.read" and chance.happens(0.3)
             else Join.ALL,
         )
 
-    def _policy(self, kind: str) -> Policy:
+    def policy(self, kind: str) -> Policy:
+        """How a stage of a kind meets trouble."""
         chance = self._chance
         retry = Retry(times=chance.below(4), first_seconds=0.05)
         timeout = chance.pick((0.0, 0.0, 20.0))
@@ -170,7 +171,7 @@ class _Style:
             if number == 0:
                 names = {"output": "data", "input": "data"}
         elif fits and chance.happens(0.8):
-            names = {"output": _output(specs[upstream]), "input": f"from_{upstream}"}
+            names = {"output": output_of(specs[upstream]), "input": f"from_{upstream}"}
         on = chance.pick((On.SUCCESS, On.SUCCESS, On.SUCCESS, On.COMPLETION))
         comparison = None
         if kind == "sim.judge" and chance.happens(0.4):
@@ -179,5 +180,6 @@ class _Style:
         return Dependency(upstream=upstream, downstream=spec.id, on=on, comparison=comparison, **names)
 
 
-def _output(spec: StageSpec) -> str:
+def output_of(spec: StageSpec) -> str:
+    """The one output port of a stage."""
     return next(iter(KINDS[spec.kind].outputs))

@@ -101,8 +101,10 @@ class World:
         tiers = min(len(workload.TIERS), setup.nodes)
         late = self.chances.of("deadlines")
         self.clients = [
-            Client(self, f"c{index}", workload.hurried(late, workload.work(drawn, setup.stages, f"job-{index}", tiers)))
-            for index in range(setup.jobs)
+            Client(self, f"c{index}", workload.hurried(late, work), tiers)
+            for index, work in enumerate(
+                workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)
+            )
         ]
         self.processes: dict[AgentId, AgentProcess] = {}
         self._by_address: dict[str, AgentProcess] = {}
@@ -320,8 +322,9 @@ class World:
             return ErrorInfo(message="it always fails")
         key = assign.task.job, assign.task.stage
         times = self._injected.get(key, 0)
-        policy = self.judge.jobs[assign.task.job].stages[assign.task.stage].spec.policy
-        if times < policy.retry.times and self.trouble.fires(FaultKind.STAGE_FAILS):
+        # An attempt that a patch has superseded may be of a stage that is gone; nobody counts how it ends.
+        stage = self.judge.jobs[assign.task.job].stages.get(assign.task.stage)
+        if stage is not None and times < stage.spec.policy.retry.times and self.trouble.fires(FaultKind.STAGE_FAILS):
             self._injected[key] = times + 1
             return ErrorInfo(message="it fails for now", transient=True)
         return None
