@@ -277,6 +277,19 @@ async def test_cancel_is_repeated_and_says_what_became_of_the_job(control: FakeC
     assert [request.reason for request in control.requests] == ["enough", "enough"]
 
 
+async def test_an_orchestrator_that_was_reached_is_waited_for_whatever_it_is_asked(
+    control: FakeControl, client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "CONNECT_SECONDS", 0.0)
+    control.steps = [BreakError()]
+    with pytest.raises(Unavailable):
+        await client.nodes()
+    control.steps = [pb.ListNodesResponse(), BreakError(), BreakError(), pb.ListNodesResponse()]
+    assert await client.nodes() == []
+    assert await client.nodes() == []
+    assert control.steps == []
+
+
 @pytest.mark.usefixtures("impatient")
 async def test_nobody_there_is_unavailable_in_the_end(unused_tcp_port: int) -> None:
     async with AsyncClient(f"127.0.0.1:{unused_tcp_port}", TOKEN) as client:

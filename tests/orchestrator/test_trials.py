@@ -90,7 +90,13 @@ def test_of_two_the_later_death_counts_and_other_deaths_do_not() -> None:
 
 
 def test_of_the_orchestrator_its_next_epoch_and_the_next_commit_count() -> None:
-    seen = told((9.0, SUBMITTED), (10.4, EpochStarted(epoch=Epoch(2))), (10.6, committed("s")), (11.0, ENDED))
+    seen = told(
+        (9.0, SUBMITTED),
+        (10.0, committed("r")),
+        (10.4, EpochStarted(epoch=Epoch(2))),
+        (10.6, committed("s")),
+        (11.0, ENDED),
+    )
     found = judged(Case(victims=("orchestrator",), stage="s"), seen)
     assert found.verdict == HELD
     assert [found.detect_seconds, found.recover_seconds] == pytest.approx([0.4, 0.6])
@@ -168,7 +174,7 @@ def test_the_plans_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.models
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_jobs_come_out_as_if_undisturbed_whoever_is_killed(command_line: CommandLine, model_store: object) -> None:
     done = command_line.run("faults", "run", "kills", "--quick", "--json")
     assert done.returncode == 0, done.stderr
@@ -184,7 +190,7 @@ def test_jobs_come_out_as_if_undisturbed_whoever_is_killed(command_line: Command
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.models
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(900)
 def test_where_the_orchestrator_is_an_actor_ray_brings_it_back(command_line: CommandLine, model_store: object) -> None:
     arguments = ("--orchestrator", "actor", "--victim", "orchestrator", "--stage", "transcribe")
     done = command_line.run("faults", "run", "kills", *arguments, "--json")
@@ -197,4 +203,18 @@ def test_where_the_orchestrator_is_an_actor_ray_brings_it_back(command_line: Com
         "held",
     )
     assert case["detect_seconds"] > 0
+    assert command_line.processes == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_jobs_come_out_as_if_undisturbed_wherever_a_process_dies(command_line: CommandLine) -> None:
+    done = command_line.run("faults", "run", "crashes", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    cases = told["cases"]
+    assert {case["stage"] for case in cases} == set(CrashPoint)
+    assert {(case["status"], case["equal"], case["duplicated"]) for case in cases} == {("succeeded", True, 0)}
+    assert (told["verdict"], told["injected"], told["planned"]) == ("held", len(cases), len(cases))
     assert command_line.processes == []

@@ -161,7 +161,7 @@ RAY_OBJECT_STORE_BYTES: Final = 80 * 1024 * 1024
 RAY_PORT_SECONDS: Final = 90
 
 # Trials with faults
-TRIAL_SECONDS_MAX: Final = 60.0
+TRIAL_SECONDS_MAX: Final = 300.0
 
 # Clients
 RPC_DEADLINE_SECONDS: Final = 30.0

@@ -168,16 +168,16 @@ class AsyncClient:
 
     async def fetch(self, job: JobId, name: str, ref: ValueRef) -> Any:
         """The value of a declared output `name`. Raises NotFound if its job is not kept any more."""
-        data = await self._reach(partial(self._transfer.fetch, self.address, job, ref), long=True)
+        data = await self._reach(partial(self._transfer.fetch, self.address, job, ref))
         return decode(ref.type, data, ref.meta, f"outputs.{name}")
 
     async def _put(self, ref: ValueRef, data: bytes) -> None:
         await self._reach(partial(self._transfer.put, self.address, ref, data))
 
-    async def _reach(self, transfer: Callable[[], Awaitable[Result]], *, long: bool = False) -> Result:
+    async def _reach(self, transfer: Callable[[], Awaitable[Result]]) -> Result:
         """What a transfer gives, which is repeated as calls are."""
         try:
-            return await self._link.patiently(transfer, long=long)
+            return await self._link.patiently(transfer)
         except Unavailable as error:
             raise self._link.unreachable(error) from error
 

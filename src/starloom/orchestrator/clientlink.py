@@ -112,32 +112,32 @@ class Link:
     async def call(self, method: str, request: Any, *, seconds: float = limits.RPC_DEADLINE_SECONDS) -> Any:
         """The answer to one call of the Control service, which is repeated while nobody answers.
 
-        Raises Unavailable after CONNECT_SECONDS without an orchestrator, or after `seconds` without an
-        answer, and whatever error the orchestrator answered with.
+        Raises Unavailable as `patiently` does, or after `seconds` without an answer, and whatever error the
+        orchestrator answered with.
         """
 
         async def attempt() -> Any:
             try:
-                response = await getattr(self._ready(), method)(request, metadata=self._metadata, timeout=seconds)
+                return await getattr(self._ready(), method)(request, metadata=self._metadata, timeout=seconds)
             except aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and not _has_detail(error):
                     raise _Silent(f"the orchestrator at {self.address} did not answer within {seconds:g} s") from None
                 raise self._meaning(error) from error
-            self._reached = True
-            return response
 
         return await self.patiently(attempt)
 
-    async def patiently(self, attempt: Callable[[], Awaitable[Result]], *, long: bool = False) -> Result:
+    async def patiently(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """What `attempt` gives, which is repeated while it raises Unavailable.
 
-        For CONNECT_SECONDS; where `long`, and the orchestrator was reached before, for
-        ORCHESTRATOR_RESTART_SECONDS.
+        For CONNECT_SECONDS, and where the orchestrator was reached before, for ORCHESTRATOR_RESTART_SECONDS: it is
+        being started again then.
         """
-        patience = self._patience(long)
+        patience = self._patience()
         while True:
             try:
-                return await attempt()
+                found = await attempt()
+                self._reached = True
+                return found
             except _Silent as error:
                 raise Unavailable(str(error)) from None
             except Unavailable as error:
@@ -150,7 +150,7 @@ class Link:
 
         With `follow` it ends with the job, and for all jobs never. `kinds` leaves out all other facts.
         """
-        patience = self._patience(True)
+        patience = self._patience()
         over = False
         while True:
             request = pb.StreamEventsRequest(job_id=job, after_offset=after, follow=follow, kinds=kinds)
@@ -158,7 +158,7 @@ class Link:
             try:
                 async for response in call:
                     self._reached = True
-                    patience = self._patience(True)
+                    patience = self._patience()
                     for event in map(clientwire.event_from_wire, response.events):
                         if event.offset <= after:
                             continue
@@ -182,11 +182,11 @@ class Link:
                 await patience.wait(Unavailable(f"the orchestrator at {self.address} ended the stream of events"))
 
     async def _ended(self, job: str) -> bool:
-        response = await self.patiently(lambda: self.call("GetJob", pb.GetJobRequest(job_id=job)), long=True)
+        response = await self.call("GetJob", pb.GetJobRequest(job_id=job))
         return clientwire.job_from_wire(response.job).ended
 
-    def _patience(self, long: bool) -> Patience:
-        if long and self._reached:
+    def _patience(self) -> Patience:
+        if self._reached:
             return Patience(limits.ORCHESTRATOR_RESTART_SECONDS, audible=True)
         return Patience(limits.CONNECT_SECONDS)
 

@@ -56,7 +56,7 @@ def run_demo(args: argparse.Namespace, out: Output) -> int:
     check_language(args.language)
     inputs = _inputs(args.audio, args.image)
     if args.keep is not None:
-        _make(args.keep)
+        make_folder(args.keep)
     with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-demo-") as folder:
         return _Demo(out, inputs, args.language, args.keep, began).run(Path(folder) / "cluster")
 
@@ -93,7 +93,8 @@ def _inputs(audio: Path | None, image: Path | None) -> dict[str, Path]:
     return given
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Makes what --keep names. Raises InvalidInput."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

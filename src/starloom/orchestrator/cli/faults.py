@@ -3,7 +3,8 @@
 import argparse
 import importlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,7 @@ def add_parsers(commands: Commands) -> None:
         default="process",
         help="where that runs: in a process under a supervisor, or in a detached actor of Ray (%(default)s)",
     )
+    run.add_argument("--keep", type=Path, metavar="DIR", help="keep the cluster's state and logs in a new folder there")
     run.add_argument("--victim", action="append", default=[], metavar="NAME", help="only cases of this victim")
     run.add_argument("--stage", action="append", default=[], metavar="NAME", help="only cases at this stage or point")
 
@@ -67,11 +69,22 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     demo.require_extras()
     if args.plan == "kills":
         pull_models(out.note)
-    with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-faults-") as folder:
+    with ends_in_order(), _folder(args.keep) as folder:
         out.note("starting a cluster")
         host = OrchestratorHost(args.orchestrator)
-        undisturbed, outcomes = plan.run(Path(folder) / "cluster", host, cases, out.note)
+        undisturbed, outcomes = plan.run(folder / "cluster", host, cases, out.note)
     return _show(args.plan, undisturbed, outcomes, out)
+
+
+@contextmanager
+def _folder(keep: Path | None) -> Iterator[Path]:
+    """A new folder, which stays where it is to be kept."""
+    if keep is not None:
+        demo.make_folder(keep)
+        yield Path(tempfile.mkdtemp(prefix="starloom-faults-", dir=keep))
+        return
+    with tempfile.TemporaryDirectory(prefix="starloom-faults-") as folder:
+        yield Path(folder)
 
 
 def _module(plan: str) -> Any:

@@ -98,14 +98,14 @@ def judge(
     after = [event for event in of_job if event.unix_nanos >= kill.unix_nanos]
     ended = next((event for event in of_job if isinstance(event.fact, facts.JobEnded)), None)
     status = str(ended.fact.status) if ended and isinstance(ended.fact, facts.JobEnded) else "open"
-    when = detected(case, seen, kill)
+    told = detected(case, seen, kill)
     doubled = duplicates(event.fact for event in of_job)
     differing = sorted(name for name in {*outputs, *expected} if outputs.get(name) != expected.get(name))
     faults = [
         *([f"the job is {status}"] if status != JobStatus.SUCCEEDED else []),
         *([f"outputs differ: {', '.join(differing)}"] if differing else []),
         *([f"{doubled} results committed twice"] if doubled else []),
-        *(["no event tells of the death"] if when is None else []),
+        *(["no event tells of the death"] if told is None else []),
     ]
     return Outcome(
         victim=case.victim,
@@ -114,8 +114,8 @@ def judge(
         moment=kill.moment,
         status=status,
         equal=not differing,
-        detect_seconds=when,
-        recover_seconds=_recovered(case, after, kill),
+        detect_seconds=None if told is None else (told - kill.unix_nanos) / _NANOS,
+        recover_seconds=_recovered(case, after, kill, told),
         job_seconds=(ended.unix_nanos - of_job[0].unix_nanos) / _NANOS if ended else 0.0,
         superseded=sum(isinstance(event.fact, facts.StageSuperseded) for event in after),
         reopened=sum(isinstance(event.fact, facts.StageReopened) for event in after),
@@ -149,8 +149,8 @@ def tells_of(case: Case, kill: Kill, fact: Fact) -> AgentId | None:
     return None
 
 
-def detected(case: Case, seen: Sequence[Event], kill: Kill) -> float | None:
-    """Seconds until the last victim's death was told of; None if one never was."""
+def detected(case: Case, seen: Sequence[Event], kill: Kill) -> int | None:
+    """When the last victim's death was told of, in unix nanoseconds; None if one never was."""
     times: dict[AgentId, int] = {}
     for event in seen:
         victim = tells_of(case, kill, event.fact) if event.unix_nanos >= kill.unix_nanos else None
@@ -158,14 +158,16 @@ def detected(case: Case, seen: Sequence[Event], kill: Kill) -> float | None:
             times.setdefault(victim, event.unix_nanos)
     if len(times) < len(case.victims):
         return None
-    return (max(times.values()) - kill.unix_nanos) / _NANOS
+    return max(times.values())
 
 
-def _recovered(case: Case, after: Sequence[Event], kill: Kill) -> float | None:
+def _recovered(case: Case, after: Sequence[Event], kill: Kill, told: int | None) -> float | None:
     """Seconds until what was lost had been made again; None where nothing was."""
     commits = [event for event in after if isinstance(event.fact, facts.StageCommitted)]
     if case.group == ORCHESTRATOR:
-        return (commits[0].unix_nanos - kill.unix_nanos) / _NANOS if commits else None
+        # What was on its way when it died may have been stamped a moment later.
+        next_ones = [event.unix_nanos for event in commits if told is not None and event.unix_nanos >= told]
+        return (min(next_ones) - kill.unix_nanos) / _NANOS if next_ones else None
     hurt = {event.fact.stage for event in after if isinstance(event.fact, facts.StageSuperseded | facts.StageReopened)}
     again = [event.unix_nanos for event in commits if getattr(event.fact, "stage", None) in hurt]
     return (max(again) - kill.unix_nanos) / _NANOS if again else None
