@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 
 from starloom.agents.catalog import Catalog
+from starloom.dag import limits
 from starloom.dag.builder import Graph
 from starloom.dag.constellation import Requirements, Tier
 from starloom.dag.errors import InvalidInput, StarloomError
 from starloom.dag.ids import StageId
 from starloom.dag.validate import validate
 from starloom.orchestrator import demo
-from starloom.orchestrator.bench import daskpeer, harness, overhead, report, tiers
+from starloom.orchestrator.bench import daskpeer, harness, overhead, replay, report, tiers
 from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.ours import OURS, constellation
 from starloom.orchestrator.bench.peerhost import Ask
@@ -246,3 +247,17 @@ def test_a_small_run_of_tiers_gives_a_row_for_each_placement(capsys: pytest.Capt
         assert row.keys() >= ROW_KEYS
         assert (row["what"], row["unit"]) == ("demo", "s")
         assert row["ratio"] == pytest.approx(row["peer"] / row["ours"])
+
+
+def test_replay_has_a_row_for_each_journal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Small journals: what is measured are the same starts, from the same state."""
+    for name, value in (("_OPEN", 20), ("_ENDED_JOBS", 2), ("_ENDED_STAGES", 15)):
+        monkeypatch.setattr(replay, name, value)
+    monkeypatch.setattr(limits, "SNAPSHOT_FACTS", 30)
+    assert main(["bench", "replay", "--repeat", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [(row["what"], row["peer_name"]) for row in rows] == [
+        ("open-20", "all-facts"),
+        ("open-20-after-ended", "all-facts"),
+    ]
+    assert all(row.keys() >= ROW_KEYS for row in rows)
