@@ -294,6 +294,22 @@ class PromisesReplicas(AgentCore):
         ]
 
 
+class Stumbles(Coordinator):
+    """Now and then what follows from the end of a stage raises."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain, self._followed = self._settler._follow, 0
+
+        def follow(run: Any, name: StageId, former: Any) -> None:
+            self._followed += 1
+            if self._followed == 9:
+                raise KeyError(name)
+            plain(run, name, former)
+
+        self._settler._follow = follow  # type: ignore[method-assign]
+
+
 class TakesHalves(Coordinator):
     """Of what a patch changes, one stage is left out of the fact."""
 

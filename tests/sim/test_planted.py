@@ -112,6 +112,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         ALL_FAULTS,
     ),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
+    ("stumbles", Parts(coordinator=planted.Stumbles), "no defect shows", 2, ALL_FAULTS),
     ("takes halves", Parts(coordinator=planted.TakesHalves), WHOLE, 2, ALL_FAULTS),
     ("keeps what is given out", Parts(coordinator=planted.KeepsWhatIsGivenOut), WHOLE, 60, PATCHES),
     ("changes what it refuses", Parts(coordinator=planted.ChangesWhatItRefuses), WHOLE, 2, ALL_FAULTS),

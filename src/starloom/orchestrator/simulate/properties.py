@@ -17,7 +17,7 @@ from starloom.agents.core import Instruction
 from starloom.agents.messages import Assign, Held, Report
 from starloom.dag import facts as f
 from starloom.dag import limits
-from starloom.dag.errors import StarloomError
+from starloom.dag.errors import InternalError, StarloomError
 from starloom.dag.facts import AnyFact, Fact, JobStatus
 from starloom.dag.ids import Epoch, TaskToken
 from starloom.dag.job import StageStatus
@@ -364,6 +364,19 @@ class ReplicasAreThere(Property):
                 self.broken(f"{process.name} tells of a replica, and does not have {name}", task.job, task.stage)
 
 
+class NoDefects(Property):
+    name = "no defect shows"
+
+    def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        if isinstance(fact, f.JobEnded) and fact.cause == InternalError.__name__:
+            self.broken(fact.error, fact.job)
+
+    def answered(self, orchestrator: Orchestrator, answer: Answer) -> None:
+        # Whatever is meant for a client is an error of a class of its own.
+        if isinstance(answer.result, InternalError) or type(answer.result) is StarloomError:
+            self.broken(str(answer.result))
+
+
 PROPERTIES: tuple[type[Property], ...] = (
     Acyclic,
     OneCommit,
@@ -393,4 +406,5 @@ PROPERTIES: tuple[type[Property], ...] = (
     SettlesInTime,
     TakenOnce,
     Reasons,
+    NoDefects,
 )
