@@ -359,6 +359,22 @@ async def test_records_of_dropped_jobs_stay_while_a_snapshot_knows_the_jobs(
     await (await client.submit(constellation(NOOP))).result(timeout=SECONDS)
 
 
+async def test_a_start_keeps_the_records_that_a_snapshot_needs(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FINISHED_JOBS_KEPT", fewkept.KEPT)
+    monkeypatch.setattr(snapshotting, "_MODULE", fewkept.__name__)
+    client = await rig.client()
+    for _ in range(4):
+        await (await client.submit(constellation(NOOP))).result(timeout=SECONDS)
+    await until_taken(rig)
+    monkeypatch.setattr(limits, "SNAPSHOT_FACTS", 10_000)
+    for _ in range(2 * fewkept.KEPT):
+        await (await client.submit(constellation(NOOP))).result(timeout=SECONDS)
+    # What a start deletes, the one after it would miss.
+    await rig.restart()
+    await rig.restart()
+    await (await client.submit(constellation(NOOP))).result(timeout=SECONDS)
+
+
 def known(rig: Rig) -> set[JobId]:
     with closing(RecordReader(rig.folder / "journal")) as reader:
         return set(reader.jobs())

@@ -84,8 +84,9 @@ class Engine:
         """Replays the journal and takes over. Raises JournalDamaged."""
         self._outlets = outlets
         begun = await self._loop.run_in_executor(self._reading, self._replay)
-        self._drop()
         self._snapshots.begin(begun, self._journal.last_offset)
+        # Not before the snapshots are known, which hold on to some records.
+        self._drop()
         await self._loop.run_in_executor(self._reading, self._store.adopt, self.kept.digests)
         self._sweep()
         self._check_later()
