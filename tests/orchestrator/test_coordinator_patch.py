@@ -276,6 +276,26 @@ class TestRace:
         assert w.coordinator.stale_refused == 1
         assert w.status(job, "a") == ["placed"]
 
+    def test_a_deadline_begins_anew_for_what_is_fed_differently(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(
+            constellation(
+                "stages: {slow: {kind: t.work}, a: {kind: t.work}, b: {kind: t.work, deadline: 5s, in: {x: a.value}}}"
+            )
+        )
+        w.finish("a")
+        w.advance(3.0)
+        request = w.patch(job, "- rewire: {stage: b, in: {x: slow.value}}")
+        w.give_back("b")
+        w.patched(request)
+        w.advance(3.0)
+        assert w.status(job, "b") == ["pending"]
+        w.finish("slow")
+        w.restart()
+        w.advance(3.0)
+        w.finish_all()
+        assert w.status(job, "b") == ["succeeded"]
+
 
 class TestRestart:
     def test_a_running_stage_is_stopped_and_runs_again(self, world: Any) -> None:

@@ -363,8 +363,11 @@ class JobState:
                     self.grown[origin.root] -= 1
         self.shape.apply(difference)
         for name in difference.touched:
-            if name in self.stages:
+            stage = self.stages.get(name)
+            if stage is not None:
                 self.undecided[name] = self._open_arcs(name)
+                # Its time counts from when its dependencies hold, and they are others now.
+                stage.deadline_spent = stage.deadline_ran = 0.0
         self.revision = fact.revision
         self.patches.append(fact)
 

@@ -123,8 +123,10 @@ class Run:
         for stage in changed:
             self.order.setdefault(stage, len(self.order))
             self.queued.discard(stage)
-            for kept in (self.waits, self.unreachable, self.avoid, self.clocks):
+            for kept in (self.waits, self.unreachable, self.avoid):
                 kept.pop(stage, None)
+        for stage in difference.touched:
+            self.clocks.pop(stage, None)
         if difference.outputs:
             self.publish.clear()
             self._declare()
