@@ -14,6 +14,7 @@ from starloom.dag.constellation import Constellation, StageSpec
 from starloom.dag.errors import InvalidTransition, NotFound
 from starloom.dag.facts import Fact, JobStatus
 from starloom.dag.ids import AgentId, Attempt, FencingToken, Revision, StageId
+from starloom.dag.patch import Difference
 from starloom.dag.shape import Shape, constellation_at
 from starloom.dag.values import JOB_STORE, ValueRef
 
@@ -250,11 +251,14 @@ class JobState:
         """Changes the state by one fact. Raises InvalidTransition, with the story, if it does not fit."""
         match fact:
             case facts.StageFact() | facts.StageCancelled():
+                growth = fact.growth if type(fact) is facts.StageCommitted else None
+                if growth is not None:
+                    self._expect_change(fact, growth.revision, growth.difference)
                 self._apply_to_stage(fact)
-                if type(fact) is facts.StageCommitted and fact.growth is not None:
-                    self._grow(fact.stage, fact.growth)
+                if growth is not None:
+                    self._grow(fact.stage, growth)
             case facts.JobPatched():
-                self._expect(fact, self.status is JobStatus.RUNNING and fact.revision == self.revision + 1)
+                self._expect_change(fact, fact.revision, fact.difference)
                 self._patch(fact)
             case facts.JobCancelRequested():
                 self._expect(fact, self.status is JobStatus.RUNNING)
@@ -275,6 +279,14 @@ class JobState:
     def _expect(self, fact: Fact, fits: bool) -> None:
         if not fits:
             raise InvalidTransition(f"job {self.id} is {self.status}; {fact!r} does not fit")
+
+    def _expect_change(self, fact: Fact, revision: Revision, difference: Difference) -> None:
+        """Before anything of a fact is applied: a change that does not fit changes nothing, nor does a result that brings it."""
+        self._expect(fact, self.status is JobStatus.RUNNING and revision == self.revision + 1)
+        for change in difference.stages:
+            stage = self.stages.get(change.stage)
+            if (stage.spec if stage else None) != change.before or (stage and stage.live):
+                raise InvalidTransition(f"job {self.id} has {stage}; {fact!r} does not fit")
 
     def _apply_to_stage(self, fact: facts.StageFact | facts.StageCancelled) -> None:
         stage = self.stages.get(fact.stage)
@@ -321,7 +333,6 @@ class JobState:
             principal=f"stage {stage}",
             digest=growth.digest,
         )
-        self._expect(fact, self.status is JobStatus.RUNNING and fact.revision == self.revision + 1)
         for name in self.came_of(stage) if stage in self.growths else ():
             self.growths.pop(name, None)
         self._patch(fact)
@@ -345,8 +356,6 @@ class JobState:
         difference = fact.difference
         for change in difference.stages:
             stage = self.stages.get(change.stage)
-            if (stage.spec if stage else None) != change.before or (stage and stage.live):
-                raise InvalidTransition(f"job {self.id} has {stage}; {fact!r} does not fit")
             if stage is None and change.after is not None:
                 stage = self.stages[change.stage] = StageState(change.after)
                 stage.attempt = self._former_attempts.pop(change.stage, stage.attempt)

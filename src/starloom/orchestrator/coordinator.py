@@ -205,8 +205,8 @@ class Coordinator:
         self._patching.settle()
         self._dispatcher.run()
         self._stragglers.look()
-        self._replicas.run()
         self._watchdog.look()
+        self._replicas.run()
 
     def _cancel(self, given: CancelJob) -> None:
         try:

@@ -221,9 +221,12 @@ class Replicas:
         self._with.setdefault(agent, {})[key] = None
 
     def _ask(self, run: Run, name: StageId, copying: Copying, place: Member) -> None:
-        stage = run.job.stages[name]
+        # Changes of the job in this very decision are looked at after it.
+        stage = run.job.stages.get(name)
+        if run.closed or stage is None or stage.committed != copying.token:
+            return
         sources = nearest(self._fleet.having(stage.holders), place)
-        if stage.committed != copying.token or not sources:
+        if not sources:
             return
         run.keepers[place.name] = None
         self._ledger.send(

@@ -67,6 +67,8 @@ class Reports:
                 task = report.task
                 what = f"{given.agent}'s report {type(report).__name__} of {task.stage}, token {task.token}"
                 self._endings.contain(task.job, what, error)
+            # The next one may take away, or run again, what this one has consequences for.
+            self._settler.drain()
 
     def _one(self, agent: AgentId, incarnation: str, report: Report) -> None:
         task = report.task

@@ -161,9 +161,10 @@ class Settler:
         if stage.live:
             return False
         limit = ""
-        if stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX:
+        # What is given up for another reason is no failure, though a copy lived on after the last that counted.
+        if death and stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX:
             limit = f"in flight at the death of {stage.deaths} agents"
-        elif stage.input_losses >= limits.INPUT_LOSSES_PER_STAGE_MAX:
+        elif input_lost and stage.input_losses >= limits.INPUT_LOSSES_PER_STAGE_MAX:
             limit = f"its inputs could not be had {stage.input_losses} times"
         if limit:
             self.fail(run, name, token, ErrorInfo(message=f"{limit}; the last time: {reason}", cause="Unavailable"))
