@@ -16,6 +16,7 @@ from starloom.dag.values import PortType, ValueRef
 A, B, JOB = StageId("a"), StageId("b"), JobId("j")
 S = StageStatus
 REF = ValueRef(type=PortType.TEXT, bytes=1, digest="d", inline=b"x")
+KEPT = ValueRef(type=PortType.BYTES, bytes=9, digest="k", holder="n")
 
 
 def token(attempt: int, epoch: int = 1) -> FencingToken:
@@ -43,7 +44,12 @@ def started(attempt: int = 1) -> Fact:
 
 def committed(attempt: int = 1) -> Fact:
     return facts.StageCommitted(
-        job=JOB, stage=A, token=token(attempt), outputs={"text": REF}, published=("text",), holds={"c": True}
+        job=JOB,
+        stage=A,
+        token=token(attempt),
+        outputs={"text": REF, "kept": KEPT},
+        published=("text",),
+        holds={"c": True},
     )
 
 
@@ -68,6 +74,14 @@ def defaulted(attempt: int = 2) -> Fact:
     return facts.StageDefaulted(job=JOB, stage=A, token=token(attempt), outputs={"text": REF}, holds={"c": False})
 
 
+def outputs_held(attempt: int = 1) -> Fact:
+    return facts.OutputsHeld(job=JOB, stage=A, token=token(attempt), agent=AgentId("other"), incarnation="i9")
+
+
+def outputs_gone(attempt: int = 1) -> Fact:
+    return facts.OutputsGone(job=JOB, stage=A, token=token(attempt), agent=AgentId("other"))
+
+
 CANCELLED = facts.StageCancelled(job=JOB, stage=A)
 
 WAYS: dict[StageStatus, list[Fact]] = {
@@ -90,6 +104,8 @@ NEXT: dict[type[Fact], Callable[[StageState], Fact]] = {
     facts.StageSuperseded: lambda stage: superseded(stage.attempt),
     facts.StageReopened: lambda stage: reopened(stage.attempt),
     facts.StageDefaulted: lambda stage: defaulted(stage.attempt + 1),
+    facts.OutputsHeld: lambda stage: outputs_held(stage.attempt),
+    facts.OutputsGone: lambda stage: outputs_gone(stage.attempt),
     facts.StageCancelled: lambda stage: CANCELLED,
 }
 """A fact of each kind that fits the numbers of a stage."""
@@ -109,6 +125,8 @@ ROWS: dict[tuple[StageStatus, type[Fact]], StageStatus] = {
     (S.RUNNING, facts.StageSuperseded): S.PENDING,
     (S.RUNNING, facts.StageCancelled): S.CANCELLED,
     (S.SUCCEEDED, facts.StageReopened): S.PENDING,
+    (S.SUCCEEDED, facts.OutputsHeld): S.SUCCEEDED,
+    (S.SUCCEEDED, facts.OutputsGone): S.SUCCEEDED,
     (S.SKIPPED, facts.StageReopened): S.PENDING,
     (S.FAILED, facts.StageDefaulted): S.SUCCEEDED,
     (S.FAILED, facts.StageSkipped): S.SKIPPED,
@@ -272,7 +290,7 @@ class TestFields:
     def test_a_result(self) -> None:
         job = job_in(S.SUCCEEDED)
         stage = job.stages[A]
-        assert (stage.committed, stage.outputs, stage.holds) == (token(1), {"text": REF}, {"c": True})
+        assert (stage.committed, stage.outputs, stage.holds) == (token(1), {"text": REF, "kept": KEPT}, {"c": True})
         assert stage.published == {"text"}
         assert (job.active_attempts, job.open_stages, job.undecided[B]) == (0, 1, 0)
         assert job.declared() == {"out": REF}
@@ -314,7 +332,7 @@ class TestFields:
         stage = job.stages[A]
         assert (stage.outputs, stage.holds, stage.published, stage.committed) == ({}, {}, frozenset(), None)
         assert stage.former is not None
-        assert stage.former == (S.SUCCEEDED, {"text": REF}, {"c": True})
+        assert stage.former == (S.SUCCEEDED, {"text": REF, "kept": KEPT}, {"c": True})
         assert (job.open_stages, job.undecided[B]) == (2, 1)
         job.apply(placed(2))
         job.apply(committed(2))
