@@ -29,6 +29,7 @@ def test_every_limit_that_is_named_exists() -> None:
     known = {name for name in named if hasattr(limits, name)}
     assert "LEASE_SECONDS" in known
     assert named - known <= {
+        "STARLOOM_CRASH_POINTS",
         "STARLOOM_ENDPOINTS",
         "STARLOOM_HOME",
         "STARLOOM_ADDRESS",

@@ -49,6 +49,15 @@ def test_without_the_variable_no_file_ends_a_process(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == len(CrashPoint)
 
 
+def test_a_variable_that_names_no_folder_ends_no_process(tmp_path: Path) -> None:
+    (tmp_path / CrashPoint.BOOTED).touch()
+    for folder in ("", str(tmp_path / CrashPoint.BOOTED), str(tmp_path / "nowhere")):
+        environment = {**os.environ, VARIABLE: folder}
+        command = [sys.executable, "-c", PASSES]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.split()) == (0, list(CrashPoint))
+
+
 def test_they_are_off_here_and_each_is_passed_somewhere() -> None:
     assert not ON
     code = "\n".join(path.read_text("utf-8") for path in SOURCES.rglob("*.py"))

@@ -12,7 +12,7 @@ import pytest
 from starloom.agents.values import refer
 from starloom.dag import facts as f
 from starloom.dag.constellation import Constellation, StageSpec
-from starloom.dag.errors import Conflict, JournalDamaged, NotFound
+from starloom.dag.errors import Conflict, InvalidInput, JournalDamaged, NotFound
 from starloom.dag.facts import Fact, JobStatus
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.dag.values import JOB_STORE, PortType, ValueRef
@@ -297,6 +297,7 @@ def value_path(folder: Path, data: bytes) -> Path:
         (Path.unlink, "is missing"),
         (lambda path: path.write_bytes(OUTPUT[:-1]), f"has {len(OUTPUT) - 1} bytes instead of {len(OUTPUT)}"),
         (lambda path: flip(path, 7), "holds something else"),
+        (lambda path: path.unlink() or path.symlink_to(path), "cannot be read: Too many levels"),
     ],
 )
 def test_a_value_that_is_not_there_or_not_itself_is_named(
@@ -318,6 +319,17 @@ def test_a_value_that_no_job_names_is_counted(folder: Path) -> None:
     JobStore(folder / "values").put(stored(data), [data])
     found = check(folder)
     assert (found.damage, found.orphans, found.orphan_bytes) == ([], 1, len(data))
+    (folder / "values" / "ab").mkdir(exist_ok=True)
+    (folder / "values" / "ab" / "cdef").symlink_to("nowhere")
+    assert (check(folder).damage, check(folder).orphans) == ([], 2)
+
+
+def test_a_snapshot_of_a_record_that_is_not_there_is_named(folder: Path) -> None:
+    offset = snapshots.make(folder / "journal")
+    snapshots.path_of(folder / "journal", offset).rename(snapshots.path_of(folder / "journal", 999))
+    damage = only(folder)
+    assert (damage.place, damage.offset) == ("snapshots", 999)
+    assert "another journal" in damage.what
 
 
 def test_a_folder_in_use_and_one_without_a_journal_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -328,9 +340,22 @@ def test_a_folder_in_use_and_one_without_a_journal_are_refused(folder: Path, tmp
     assert check(folder).damage == []
     with pytest.raises(NotFound, match="no journal in"):
         check(tmp_path / "nothing")
+    (folder / "journal" / "lock").unlink()
+    (folder / "journal" / "lock").mkdir()
+    with pytest.raises(InvalidInput, match=r"cannot be checked:\n.*lock: Is a directory; check it as the user"):
+        check(folder)
 
 
 class TestCommand:
+    def test_what_cannot_be_opened_is_no_damage(self, killed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        log = killed / "journal" / WAL_NAME
+        log.unlink()
+        log.mkdir()
+        assert main(["fsck", str(killed), "--json"]) == 2
+        said = json.loads(capsys.readouterr().out)
+        assert "cannot be checked" in said["error"]["message"]
+        assert [problem["place"] for problem in said["error"]["problems"]] == [str(log)]
+
     def test_it_says_what_is_there(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -17,7 +17,7 @@ from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.orchestrator import journal as module
 from starloom.orchestrator.headroom import Headroom
 from starloom.orchestrator.journal import Journal, JournalUnwritableError
-from starloom.orchestrator.records import FORMAT, checksum
+from starloom.orchestrator.records import FORMAT, JournalUnusableError, Record, RecordReader, checksum, explained
 
 NOW = 1_700_000_000_000_000_000
 
@@ -238,6 +238,38 @@ def test_new_work_is_refused_until_the_head_room_is_there_again(
         assert not journal.has_room()
     assert journal.has_room()
     assert (journal.folder / "headroom").exists()
+
+
+def test_a_start_on_a_full_disk_has_the_head_room_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = module._connect
+    full = os.statvfs_result((4096, 4096, 100, 0, 0, 10, 5, 5, 0, 255))
+
+    def on_a_full_disk(folder: Path) -> sqlite3.Connection:
+        connection = connect(folder)
+        if (folder / "headroom").exists():
+            connection.execute("PRAGMA max_page_count = 1")
+        return connection
+
+    (tmp_path / "headroom").write_bytes(b"set aside")
+    monkeypatch.setattr(module, "_connect", on_a_full_disk)
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    journal = Journal.open(tmp_path)
+    assert journal.append([submitted("j1")], NOW)[0].offset == 1
+    assert not journal.has_room()
+    journal.close()
+
+
+def test_what_is_no_damage_is_not_called_so(journal: Journal, tmp_path: Path) -> None:
+    journal.append([submitted("j1")], NOW)
+    with pytest.raises(JournalUnusableError, match=r"readonly.*let this user read and write"), explained(tmp_path):
+        journal.reader.connection.execute("DELETE FROM facts")
+    fill(journal)
+    with pytest.raises(JournalUnusableError, match="full; make room, then start again"), explained(tmp_path):
+        journal._insert([Record(2, NOW, JobId("j1"), b"x" * 20_000)])
+    with pytest.raises(JournalUnusableError, match="unable to open"):
+        RecordReader(tmp_path / "nowhere")
 
 
 def test_a_disk_that_stays_full_ends_in_an_error_and_nothing_half_written(journal: Journal) -> None:

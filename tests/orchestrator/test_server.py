@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from tests.orchestrator.rig import SECONDS, TOKEN, Gate, Rig, Stages, constellation
 
+from starloom.agents import crashpoints
 from starloom.agents.agent import Agent, AgentConfig
 from starloom.dag import limits
 from starloom.dag.constellation import Constellation
@@ -164,6 +165,15 @@ async def test_values_and_facts_go_with_the_jobs_that_are_not_kept(rig: Rig, mon
     )
     assert [info.id for info in await client.jobs()] == jobs[:2:-1]
     assert stored() == {DATA + bytes([n]) for n in (3, 4)}
+
+
+async def test_an_orchestrator_that_may_be_made_to_die_says_so(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert crashpoints.VARIABLE not in caplog.text
+    monkeypatch.setattr(crashpoints, "ON", True)
+    await rig.restart()
+    assert f"{crashpoints.VARIABLE} is set, for trials" in caplog.text
 
 
 async def test_a_folder_serves_one_orchestrator_and_a_port_as_well(rig: Rig, tmp_path: Path) -> None:

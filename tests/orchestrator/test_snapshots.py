@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.orchestrator import fewkept
+from tests.orchestrator import fewkept, hangs
 from tests.orchestrator.rig import SECONDS, Rig, constellation, until
 from tests.orchestrator.test_fsck import change, flip
 from tools.golden_journal import FOLDER, story
@@ -142,6 +142,12 @@ def test_an_image_names_none_but_starlooms_classes() -> None:
     wrong = msgspec.structs.replace(found, classes=[["subprocess:Popen", []], *found.classes[1:]])
     with pytest.raises(ImageError, match="Popen is none of Starloom's classes"):
         image.restore(wrong, State(EarliestFinish()), KeptJobs())
+    for name, value in (
+        ("classes", [["starloom.dag.gone:Thing", []]]),
+        ("kept", ["_jobs", ["struct", 0, "no struct"]]),
+    ):
+        with pytest.raises(ImageError, match="does not fit this version"):
+            image.restore(msgspec.structs.replace(found, **{name: value}), State(EarliestFinish()), KeptJobs())
 
 
 @pytest.fixture
@@ -276,6 +282,13 @@ def test_the_process_takes_one_beside_a_writer(folder: Path) -> None:
     subprocess.run(command, check=True, timeout=SECONDS)
     assert snapshots.offsets(folder) == [journal.last_offset, 70]
     journal.close()
+    journal = Journal.open(folder)
+    journal.append([EpochStarted(epoch=Epoch(100))], 1)
+    subprocess.run([*command, "1"], check=True, timeout=SECONDS)
+    assert snapshots.offsets(folder) == [journal.last_offset - 1, 70], (
+        "whoever asked for it, process 1, is not its parent"
+    )
+    journal.close()
     (folder / FILE_NAME).write_bytes(b"no database at all" * 300)
     failed = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert failed.returncode == 1
@@ -392,6 +405,26 @@ async def test_one_that_cannot_be_taken_hinders_nothing(rig: Rig, caplog: pytest
 
     await until(told)
     await (await client.submit(constellation(NOOP))).result(timeout=SECONDS)
+
+
+async def test_one_that_hangs_is_ended_and_another_is_taken(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(limits, "SNAPSHOT_RETRY_SECONDS", 0.0)
+    with monkeypatch.context() as hanging:
+        hanging.setattr(snapshotting, "_MODULE", hangs.__name__)
+        client = await rig.client()
+        for _ in range(4):
+            await (await client.submit(constellation(NOOP))).result(timeout=SECONDS)
+
+        async def told() -> bool:
+            await asyncio.sleep(0.01)
+            return "was not done within SNAPSHOT_SECONDS_MAX = 0.1" in caplog.text
+
+        await until(told)
+    monkeypatch.setattr(limits, "SNAPSHOT_SECONDS_MAX", SECONDS)
+    await until_taken(rig)
 
 
 def test_a_coordinator_that_adopted_a_state_goes_on_with_it() -> None:

@@ -24,6 +24,7 @@ from starloom.dag.facts import (
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.infos import Event
+from starloom.orchestrator.trials import crashes
 from starloom.orchestrator.trials.case import BROKEN, HELD, Case, Kill, Outcome, judge, summaries
 from starloom.orchestrator.trials.kills import all_cases
 from starloom.orchestrator.trials.trial import chosen
@@ -159,14 +160,16 @@ def test_cases_that_there_are_not_are_refused_with_those_there_are() -> None:
         ("--victim", "there is no 'b'; there are a, orchestrator"),
         ("--stage", "there is no 't'; there are s"),
     ]
+    with pytest.raises(InvalidInput, match="no case has an agent at orchestrator-booted"):
+        chosen(crashes.all_cases(), ["an agent"], ["orchestrator-booted"])
 
 
 def test_the_plans_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faults", "list", "--json"]) == 0
-    kills, crashes = json.loads(capsys.readouterr().out)["plans"]
+    kills, points = json.loads(capsys.readouterr().out)["plans"]
     assert (kills["plan"], len(kills["stages"])) == ("kills", 13)
     assert {"mic-speaker", "cloud", "orchestrator"} <= set(kills["victims"])
-    assert (crashes["plan"], set(crashes["stages"])) == ("crashes", set(CrashPoint))
+    assert (points["plan"], set(points["stages"])) == ("crashes", set(CrashPoint))
     assert main(["faults", "run", "kills", "--victim", "nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
 

@@ -58,7 +58,7 @@ class CrashPoint(StrEnum):
         return self.value.startswith("agent-")
 
 
-_folder = os.environ.get(VARIABLE)
+_folder = os.environ.get(VARIABLE) or None
 ON: Final = _folder is not None
 """Whether a point may be armed in this process at all."""
 
@@ -72,6 +72,7 @@ def reach(point: CrashPoint) -> None:
 def _die_if_armed(armed: Path) -> None:
     try:
         armed.rename(f"{armed}{REACHED}")
-    except FileNotFoundError:
+    except OSError:
+        # It is not armed, or is no folder that anything could be armed in.
         return
     os.kill(os.getpid(), signal.SIGKILL)

@@ -7,7 +7,7 @@ offset, its job, and what to do.
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,13 +15,13 @@ import msgspec
 from blake3 import blake3
 
 from starloom.dag import limits
-from starloom.dag.errors import JournalDamaged, NotFound, StarloomError
+from starloom.dag.errors import InvalidInput, JournalDamaged, NotFound, Problem, StarloomError
 from starloom.dag.facts import AnyFact, EpochStarted, StageFact
 from starloom.dag.ids import JobId
 from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator.journal import lock
 from starloom.orchestrator.placement import EarliestFinish
-from starloom.orchestrator.records import FILE_NAME, FORMAT, Record, RecordReader, checked
+from starloom.orchestrator.records import FILE_NAME, FORMAT, JournalUnusableError, Record, RecordReader, checked
 from starloom.orchestrator.same import difference
 from starloom.orchestrator.server import JOURNAL_NAME, VALUES_NAME
 from starloom.orchestrator.snapshots import SnapshotOtherError, SnapshotUnusableError, load, offsets
@@ -78,17 +78,28 @@ class Found(msgspec.Struct, kw_only=True):
 
 
 def check(folder: Path) -> Found:
-    """Checks the state folder. Raises NotFound if it has no journal, Conflict while an orchestrator runs on it."""
-    if not (folder / JOURNAL_NAME / FILE_NAME).is_file():
-        raise NotFound(f"there is no journal in {folder / JOURNAL_NAME}; name the folder that the orchestrator runs on")
-    descriptor = lock(folder / JOURNAL_NAME / "lock")
+    """Checks the state folder. Raises NotFound if it has no journal, Conflict while an orchestrator runs on it, InvalidInput
+    where this user may not lock or read it.
+    """
     try:
-        found = Found(folder=str(folder))
-        named = _JournalCheck(folder / JOURNAL_NAME, found).run()
-        _check_values(folder / VALUES_NAME, named, found)
-        return found
-    finally:
-        os.close(descriptor)
+        if not (folder / JOURNAL_NAME / FILE_NAME).is_file():
+            what = f"there is no journal in {folder / JOURNAL_NAME}; name the folder that the orchestrator runs on"
+            raise NotFound(what)
+        with ExitStack() as opened:
+            opened.callback(os.close, lock(folder / JOURNAL_NAME / "lock"))
+            return _checked(folder)
+    except OSError as error:
+        what = f"{error.strerror}; check it as the user that the orchestrator runs as, or a copy that can be written to"
+        raise InvalidInput([Problem(str(error.filename), what)], f"{folder} cannot be checked") from error
+    except JournalUnusableError as error:
+        raise InvalidInput([Problem("", str(error))], f"{folder} cannot be checked") from error
+
+
+def _checked(folder: Path) -> Found:
+    found = Found(folder=str(folder))
+    named = _JournalCheck(folder / JOURNAL_NAME, found).run()
+    _check_values(folder / VALUES_NAME, named, found)
+    return found
 
 
 class _JournalCheck:
@@ -146,6 +157,7 @@ class _JournalCheck:
 
     def _check_records(self, reader: RecordReader) -> None:
         dropped = reader.meta("dropped", 0)
+        unmet = list(self._snapshots)
         number = after = 0
         for offset, row in self._rows(reader):
             number += 1
@@ -155,8 +167,11 @@ class _JournalCheck:
                 self._whole = False
             after = offset
             self._check_record(number, offset, row)
-            if offset in self._snapshots:
-                self._check_snapshot(reader, offset)
+            if offset in unmet:
+                unmet.remove(offset)
+                self._check_snapshot(reader, offset, comparable=self._whole and not self._lost)
+        for offset in unmet:
+            self._check_snapshot(reader, offset, comparable=False)
         self._found.records = number
         missing = self._found.last_offset - dropped - number
         if missing > 0 and (dropped or after < self._found.last_offset):
@@ -165,8 +180,8 @@ class _JournalCheck:
         if self._state.epoch > self._found.epoch:
             self._damaged(f"a record tells of epoch {self._state.epoch}, the table of {self._found.epoch}", _RESTORE)
 
-    def _check_snapshot(self, reader: RecordReader, offset: int) -> None:
-        """A snapshot that this version reads gives what the records up to there give."""
+    def _check_snapshot(self, reader: RecordReader, offset: int, *, comparable: bool) -> None:
+        """A snapshot that this version reads gives what the records up to there give, where that is known."""
         try:
             found = load(reader, offset)
         except SnapshotOtherError as error:
@@ -175,7 +190,6 @@ class _JournalCheck:
         except (SnapshotUnusableError, OSError) as error:
             what = str(error)
         else:
-            comparable = self._whole and not self._lost
             what = difference(self._state, found.state) if comparable else ""
         self._found.snapshots += 1
         if what:
@@ -288,7 +302,7 @@ def _check_values(folder: Path, named: Sequence[tuple[JobId, ValueRef]], found: 
             found.damage.append(damage)
     digests = {ref.digest for _, ref in named}
     for digest, path in there.items():
-        size = path.stat().st_size
+        size = _size(path)
         if digest in digests:
             found.values += 1
             found.value_bytes += size
@@ -297,12 +311,23 @@ def _check_values(folder: Path, named: Sequence[tuple[JobId, ValueRef]], found: 
             found.orphan_bytes += size
 
 
+def _size(path: Path) -> int:
+    """In bytes; 0 of what cannot be reached, as a link that leads nowhere."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
 def _wrong(path: Path, ref: ValueRef) -> str:
-    size = path.stat().st_size
-    if size != ref.bytes:
-        return f"value {ref.digest} has {size} bytes instead of {ref.bytes}"
-    digest = blake3()
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
+    try:
+        size = path.stat().st_size
+        if size != ref.bytes:
+            return f"value {ref.digest} has {size} bytes instead of {ref.bytes}"
+        digest = blake3()
+        with path.open("rb") as file:
+            while chunk := file.read(_READ_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        return f"value {ref.digest} cannot be read: {error.strerror}"
     return "" if digest.hexdigest() == ref.digest else f"value {ref.digest} holds something else"

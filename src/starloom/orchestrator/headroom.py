@@ -31,7 +31,10 @@ class Headroom:
         return True
 
     def give_back(self) -> bool:
-        """Frees the room; returns False if there was none."""
-        there, self._there = self._there, False
-        self._path.unlink(missing_ok=True)
-        return there
+        """Frees the room, also what an earlier process set aside; returns False if there was none."""
+        self._there = False
+        try:
+            self._path.unlink()
+        except FileNotFoundError:
+            return False
+        return True

@@ -84,7 +84,7 @@ def restore(image: Image, state: State, kept: KeptJobs) -> None:
             if not job.ended:
                 state.open[job.id] = job
         thawer.into(kept, image.kept)
-    except (LookupError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ImportError, msgspec.MsgspecError) as error:
         raise ImageError(f"it does not fit this version: {type(error).__name__}: {error}") from error
 
 

@@ -13,10 +13,11 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from starloom.agents import crashpoints
 from starloom.agents.crashpoints import CrashPoint
@@ -51,6 +52,10 @@ CREATE TABLE facts (
 CREATE INDEX facts_of_job ON facts (job, offset) WHERE job != '';
 """
 _ROWS_PER_STATEMENT: Final = 1_000
+#: what a full disk gives; the second one, where the memory that connections share finds no room
+_FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+Result = TypeVar("Result")
 
 
 class JournalUnwritableError(StarloomError):
@@ -72,8 +77,8 @@ class Journal:
                     "the last record of the journal in %s was being written: %d bytes are cut off", folder, torn
                 )
             with explained(folder):
-                self._writer = opened.enter_context(closing(_connect(folder)))
-                self.epoch = _take_over(self._writer, folder)
+                self._writer, self.epoch = self._with_headroom(partial(_begin, folder))
+                opened.callback(self._writer.close)
                 self.last_offset = last_offset(self._writer)
             self.reader = opened.enter_context(closing(RecordReader(folder)))
             self._opened = opened.pop_all()
@@ -82,8 +87,8 @@ class Journal:
     def open(cls, folder: Path) -> "Journal":
         """Opens the journal in `folder`, making it if it is not there, and raises the epoch.
 
-        Raises Conflict if another process has it open, JournalDamaged if it cannot be read or is of a
-        later format.
+        On a full disk the head-room is given back for that. Raises Conflict if another process has it open,
+        JournalDamaged if it cannot be read or is of a later format, JournalUnusableError if it may not be written.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return cls(folder)
@@ -108,14 +113,9 @@ class Journal:
             for offset, fact in enumerate(facts, self.last_offset + 1)
         ]
         try:
-            self._insert(records)
+            self._with_headroom(partial(self._insert, records))
         except sqlite3.Error as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_FULL or not self._headroom.give_back():
-                raise self._unwritable(error) from error
-            try:
-                self._insert(records)
-            except sqlite3.Error as second:
-                raise self._unwritable(second) from second
+            raise self._unwritable(error) from error
         self.last_offset = records[-1].offset
         return records
 
@@ -143,6 +143,15 @@ class Journal:
             )
             for key, value in (("dropped", meta(self._writer, "dropped", 0) + dropped), ("last", self.last_offset)):
                 self._writer.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def _with_headroom(self, write: Callable[[], Result]) -> Result:
+        """Writes; once more, into the head-room, if the disk is full."""
+        try:
+            return write()
+        except sqlite3.Error as error:
+            if error.sqlite_errorcode not in _FULL or not self._headroom.give_back():
+                raise
+        return write()
 
     def _insert(self, records: Sequence[Record]) -> None:
         # One statement is one transaction, and gives the interpreter's lock away once, not once a row.
@@ -196,12 +205,23 @@ def lock(path: Path) -> int:
     return descriptor
 
 
+def _begin(folder: Path) -> tuple[sqlite3.Connection, Epoch]:
+    with ExitStack() as opened:
+        connection = opened.enter_context(closing(_connect(folder)))
+        epoch = _take_over(connection, folder)
+        opened.pop_all()
+    return connection, epoch
+
+
 def _connect(folder: Path) -> sqlite3.Connection:
     # Whoever calls sees to it that a connection is used by one thread at a time.
-    connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None, check_same_thread=False)
-    connection.text_factory = bytes
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")
+    with ExitStack() as opened:
+        connection = sqlite3.connect(folder / FILE_NAME, isolation_level=None, check_same_thread=False)
+        opened.callback(connection.close)
+        connection.text_factory = bytes
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        opened.pop_all()
     return connection
 
 

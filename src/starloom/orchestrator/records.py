@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 
 from starloom.dag import limits
-from starloom.dag.errors import JournalDamaged
+from starloom.dag.errors import JournalDamaged, StarloomError
 from starloom.dag.facts import AnyFact, decode_fact
 from starloom.dag.ids import JobId
 
@@ -26,6 +26,21 @@ FORMAT: Final = 2
 """
 _COLUMNS: Final = "SELECT offset, unix_nanos, job, crc, fact FROM facts"
 _TYPES: Final = (int, int, bytes, int, bytes)
+
+
+_ALLOW: Final = "let this user read and write the folder and its files, then start again"
+_NO_DAMAGE: Final = {
+    sqlite3.SQLITE_FULL: "make room, then start again: what was accepted is in the journal",
+    sqlite3.SQLITE_IOERR: "see that the disk is whole and has room, then start again",
+    sqlite3.SQLITE_BUSY: "end the program that has it open, then start again",
+    sqlite3.SQLITE_READONLY: _ALLOW,
+    sqlite3.SQLITE_CANTOPEN: _ALLOW,
+    sqlite3.SQLITE_PERM: _ALLOW,
+}
+
+
+class JournalUnusableError(StarloomError):
+    """A journal cannot be opened, read or written now, and nothing tells that it is damaged; the message says what to do."""
 
 
 class _Kind(msgspec.Struct):
@@ -66,7 +81,7 @@ def checksum(offset: int, unix_nanos: int, job: bytes, line: bytes) -> int:
 
 
 class RecordReader:
-    """Reads the journal in `folder`. For one thread at a time. Raises JournalDamaged if there is none to read.
+    """Reads the journal in `folder`. For one thread at a time. Raises JournalUnusableError if there is none to read.
 
     `alone`: nobody writes meanwhile, and no write-ahead log is there; then no file is made to read.
     """
@@ -166,10 +181,13 @@ def last_offset(connection: sqlite3.Connection) -> int:
 
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
-    """What SQLite raises of a file comes as JournalDamaged."""
+    """What SQLite raises of a file comes as JournalDamaged, or where nothing tells of damage as JournalUnusableError."""
     try:
         yield
     except sqlite3.DatabaseError as error:
+        # The lowest byte says what, the others which of its sorts.
+        if advice := _NO_DAMAGE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
+            raise JournalUnusableError(f"the journal in {folder} cannot be used: {error}; {advice}") from error
         raise JournalDamaged(f"the journal in {folder} cannot be read: {error}; restore a copy") from error
 
 

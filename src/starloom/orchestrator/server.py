@@ -5,12 +5,14 @@
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from starloom.agents import crashpoints
 from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.dataservice import DataService
 from starloom.agents.status import TokenCheck, server_options
@@ -25,6 +27,8 @@ from starloom.orchestrator.hub import Hub
 from starloom.orchestrator.jobstore import JobStore, Upload
 from starloom.orchestrator.journal import Journal
 from starloom.v1 import control_pb2_grpc, data_pb2_grpc, session_pb2_grpc
+
+_log = logging.getLogger(__name__)
 
 JOURNAL_NAME = "journal"
 VALUES_NAME = "values"
@@ -74,6 +78,8 @@ class Orchestrator:
         """
         store = await asyncio.to_thread(JobStore, self._folder / VALUES_NAME)
         self._journal = await asyncio.to_thread(Journal.open, self._folder / JOURNAL_NAME)
+        if crashpoints.ON:
+            _log.warning("%s is set, for trials: processes die where a file in that folder says", crashpoints.VARIABLE)
         reach(CrashPoint.BOOTED)
         try:
             await self._start(self._journal, store)

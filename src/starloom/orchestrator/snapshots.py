@@ -2,7 +2,7 @@
 
     <journal>/snapshots/<offset>    a line with a format, the digest of all that follows, then an image as JSON
 
-Made by `python -m starloom.orchestrator.snapshots JOURNAL`, a process of its own beside the orchestrator's: it replays as a
+Made by `python -m starloom.orchestrator.snapshots JOURNAL PARENT`, a process of its own beside the orchestrator's: it replays as a
 start would, from the last snapshot on, so the loop is never held up. A snapshot appears by a rename after fsync. Two are
 kept, and all facts: one that is damaged, or of another version, is passed over for the one before, or for a replay of
 everything.
@@ -197,8 +197,9 @@ def _write(path: Path, data: bytes, goes_on: Callable[[], bool]) -> bool:
 
 
 def main(arguments: list[str]) -> int:
-    """Takes one snapshot, unless whoever asked for it ends before."""
-    parent = os.getppid()
+    """Takes one snapshot, unless whoever asked for it, whose process id may be given, ends before."""
+    # Whoever asks may have ended before this line is reached.
+    parent = int(arguments[1]) if len(arguments) > 1 else os.getppid()
     os.nice(_NICENESS)
     # What a replay makes stays, and the process ends soon.
     gc.disable()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -94,14 +95,19 @@ class Snapshotting:
 
     async def _run(self) -> str:
         """The process; returns how it failed, or an empty text."""
-        command = (sys.executable, "-m", _MODULE, str(self._journal))
+        command = (sys.executable, "-m", _MODULE, str(self._journal), str(os.getpid()))
         try:
             child = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
         except OSError as error:
             return str(error)
         try:
-            status = await child.wait()
+            async with asyncio.timeout(limits.SNAPSHOT_SECONDS_MAX):
+                status = await child.wait()
             return f"the process ended with status {status}" if status else ""
+        except TimeoutError:
+            return (
+                f"the process was not done within SNAPSHOT_SECONDS_MAX = {limits.SNAPSHOT_SECONDS_MAX:g}, and is ended"
+            )
         finally:
             if child.returncode is None:
                 child.kill()

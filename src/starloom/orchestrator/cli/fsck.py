@@ -22,7 +22,7 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run_fsck(args: argparse.Namespace, out: Output) -> int:
-    """Exit: 0 all is whole, 1 something is damaged, 2 there is no journal or a cluster runs on it."""
+    """Exit: 0 all is whole, 1 something is damaged, 2 nothing could be checked, as where there is no journal or a cluster runs."""
     import msgspec
 
     from starloom.orchestrator.fsck import check

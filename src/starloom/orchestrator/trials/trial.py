@@ -137,7 +137,13 @@ def chosen(cases: Sequence[Case], victims: Sequence[str], stages: Sequence[str])
     ]
     if problems:
         raise InvalidInput(problems, "the plan has no such cases")
-    return [case for case in cases if (not victims or case.victim in victims) and (not stages or case.stage in stages)]
+    found = [case for case in cases if (not victims or case.victim in victims) and (not stages or case.stage in stages)]
+    if not found:
+        what = f"no case has {' or '.join(victims)} at {' or '.join(stages)}"
+        raise InvalidInput(
+            [Problem("--stage", f"{what}; `starloom faults list` has the cases")], "the plan has no such cases"
+        )
+    return found
 
 
 def _ends(job: JobId, event: Event) -> bool:
