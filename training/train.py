@@ -123,8 +123,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def begin(options: argparse.Namespace, path: Path) -> tuple[Model, list[torch.optim.Optimizer], int]:
-    """The model with its optimizers and step: from its checkpoint, else from a grown one, else new."""
+def begin(options: argparse.Namespace, path: Path) -> tuple[Model, list[torch.optim.Optimizer], int, int]:
+    """The model with its optimizers, its step, and the step at which its rate began to rise: from its checkpoint,
+    else from a grown one, else new."""
     step = 0
     grown = WORK / f"{options.size}-grown.pt"
     if path.exists():
@@ -137,7 +138,8 @@ def begin(options: argparse.Namespace, path: Path) -> tuple[Model, list[torch.op
     made = optimizers(model, options.rate)
     for one, state in zip(made, kept.get("optimizers", []), strict=False):
         one.load_state_dict(state)
-    return model, made, step
+    # Moments that were kept need no new warm-up.
+    return model, made, step, step - (WARM_UP if "optimizers" in kept else 0)
 
 
 def main() -> None:
@@ -145,10 +147,9 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     path = WORK / f"{options.size}.pt"
-    model, made, step = begin(options, path)
+    model, made, step, first = begin(options, path)
     # Another order after each interruption, so that no row is read more often than others.
     batches = Batches([int(one) for one in options.volumes.split(",")], options.batch, options.seed + 1000 * step).run()
-    first = step
     curve = (WORK / f"{options.size}.csv").open("a", newline="")
     writer = csv.writer(curve)
     if curve.tell() == 0:
