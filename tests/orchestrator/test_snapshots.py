@@ -205,6 +205,15 @@ def test_whoever_took_it_up_and_is_gone_gets_none(folder: Path) -> None:
     assert [path.name for path in (folder / "snapshots").glob(".*")] == []
 
 
+def test_one_process_at_a_time_takes_one(folder: Path) -> None:
+    with snapshots._alone(folder / "snapshots"):
+        command = [sys.executable, "-m", "starloom.orchestrator.snapshots", str(folder)]
+        other = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert (other.returncode, snapshots.offsets(folder)) == (1, [70, 50])
+    assert "no snapshot was taken: another process takes a snapshot in" in other.stderr
+    assert snapshots.make(folder) > 70
+
+
 def test_without_room_nothing_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.statvfs_result((4096, 4096, 100, 0, 0, 10, 5, 5, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: full)

@@ -9,12 +9,13 @@ everything.
 """
 
 import errno
+import fcntl
 import gc
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -23,7 +24,7 @@ from blake3 import blake3
 
 from starloom import __version__
 from starloom.dag import limits
-from starloom.dag.errors import StarloomError
+from starloom.dag.errors import Conflict, StarloomError
 from starloom.dag.facts import Fact
 from starloom.orchestrator.image import Image, ImageError, restore, take
 from starloom.orchestrator.kept import KeptJobs
@@ -133,8 +134,13 @@ def make(journal: Path, goes_on: Callable[[], bool] = lambda: True) -> int:
     """Takes a snapshot of a journal's newest state, and removes those that are not needed any more; returns its offset.
 
     Leaves things as they are once `goes_on()` is false, and returns 0, as for a journal without new records. Raises
-    JournalDamaged, OSError.
+    JournalDamaged, Conflict if another process takes one, OSError.
     """
+    with _alone(journal / FOLDER):
+        return _make(journal, goes_on)
+
+
+def _make(journal: Path, goes_on: Callable[[], bool]) -> int:
     with closing(RecordReader(journal)) as reader:
         # One transaction: what the orchestrator writes and deletes meanwhile is not seen.
         reader.connection.execute("BEGIN")
@@ -159,6 +165,20 @@ def path_of(journal: Path, offset: int) -> Path:
     return journal / FOLDER / str(offset)
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One at a time: two would remove each other's, also those that dropped records hang on."""
+    folder.mkdir(exist_ok=True, mode=0o700)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise Conflict(f"another process takes a snapshot in {folder}; wait until it has ended") from error
+    finally:
+        os.close(descriptor)
+
+
 def _files(journal: Path) -> list[Path]:
     return [path for path in (journal / FOLDER).glob("*") if path.name.isdecimal()]
 
@@ -171,7 +191,6 @@ def _while(goes_on: Callable[[], bool], records: Iterator[Record]) -> Iterator[R
 
 
 def _write(path: Path, data: bytes, goes_on: Callable[[], bool]) -> bool:
-    path.parent.mkdir(exist_ok=True, mode=0o700)
     free = os.statvfs(path.parent)
     if free.f_bavail * free.f_frsize < len(data) + 2 * limits.JOURNAL_RESERVED_BYTES:
         raise OSError(errno.ENOSPC, f"its {len(data)} bytes would leave no room for accepted work", str(path))
