@@ -21,6 +21,7 @@ from starloom.dag.facts import JobEnded, JobSubmitted, StageCommitted, StageStar
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.infos import Event
 from starloom.orchestrator.journal import Journal
+from starloom.orchestrator.process import announce
 from starloom.orchestrator.server import Orchestrator, PortTaken
 from starloom.orchestrator.supervisor import FENCED, ORCHESTRATOR_NAME, Serving
 
@@ -174,6 +175,20 @@ async def test_an_orchestrator_that_may_be_made_to_die_says_so(
     monkeypatch.setattr(crashpoints, "ON", True)
     await rig.restart()
     assert f"{crashpoints.VARIABLE} is set, for trials" in caplog.text
+
+
+async def test_where_it_serves_is_written_into_the_head_room_of_a_full_disk(rig: Rig) -> None:
+    path = rig.folder / ORCHESTRATOR_NAME
+    made = path.with_name(f".{path.name}.{os.getpid()}")
+    serving = Serving(address=rig.address, pid=os.getpid(), epoch=rig.orchestrator.epoch)
+    made.symlink_to("/dev/full")
+    announce(rig.folder, serving, rig.orchestrator.make_room)
+    assert msgspec.json.decode(path.read_bytes(), type=Serving) == serving
+    assert not (rig.folder / "journal" / "headroom").exists()
+    made.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        announce(rig.folder, serving, rig.orchestrator.make_room)
+    assert not made.exists()
 
 
 async def test_a_folder_serves_one_orchestrator_and_a_port_as_well(rig: Rig, tmp_path: Path) -> None:

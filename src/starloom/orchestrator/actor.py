@@ -54,7 +54,7 @@ class OrchestratorGuest:
                 if loop.time() > deadline:
                     raise
             await asyncio.sleep(_LOOK_SECONDS)
-        announce(self._folder, serving)
+        announce(self._folder, serving, self._orchestrator.make_room)
 
     async def run(self) -> None:
         """Lasts until `stop`."""

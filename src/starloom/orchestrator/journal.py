@@ -123,6 +123,10 @@ class Journal:
         """Whether new work may be accepted: False from a full disk on until the head-room is there again."""
         return self._headroom.take()
 
+    def make_room(self) -> bool:
+        """Gives the head-room back, for what else a start has to write; returns False if there was none."""
+        return self._headroom.give_back()
+
     def read(self, after: int = 0, job: JobId | None = None, limit: int = limits.EVENTS_PER_READ_MAX) -> list[Record]:
         """At most `limit` records behind offset `after`, of one job or of all. Raises JournalDamaged."""
         return self.reader.read(after, job, limit)

@@ -7,12 +7,13 @@ took the folder over.
 
 import argparse
 import asyncio
+import errno
 import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -64,7 +65,7 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
         # Nothing is ever written to it: it becomes readable when its other end is closed, if only by SIGKILL.
         loop.add_reader(options.parent_fd, _parent_ended, loop, options.parent_fd, told)
     orchestrator = Orchestrator(options.folder, options.host, options.port, token)
-    announce(options.folder, await start(orchestrator))
+    announce(options.folder, await start(orchestrator), orchestrator.make_room)
     if options.ready_fd is not None:
         os.write(options.ready_fd, b"\n")
         os.close(options.ready_fd)
@@ -103,12 +104,24 @@ async def serve(orchestrator: Orchestrator, told: asyncio.Event) -> None:
         await orchestrator.stop()
 
 
-def announce(folder: Path, serving: Serving) -> None:
-    """Writes `orchestrator.json`, whole or not at all."""
-    path = folder / ORCHESTRATOR_NAME
+def announce(folder: Path, serving: Serving, make_room: Callable[[], bool]) -> None:
+    """Writes `orchestrator.json`, whole or not at all; on a full disk once more, if room could be made. Raises OSError."""
+    data = msgspec.json.format(msgspec.json.encode(serving)) + b"\n"
+    try:
+        _write(folder / ORCHESTRATOR_NAME, data)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or not make_room():
+            raise
+        _write(folder / ORCHESTRATOR_NAME, data)
+
+
+def _write(path: Path, data: bytes) -> None:
     made = path.with_name(f".{path.name}.{os.getpid()}")
-    made.write_bytes(msgspec.json.format(msgspec.json.encode(serving)) + b"\n")
-    made.replace(path)
+    try:
+        made.write_bytes(data)
+        made.replace(path)
+    finally:
+        made.unlink(missing_ok=True)
 
 
 def _give_up(error: BaseException | None) -> None:

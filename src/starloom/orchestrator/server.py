@@ -88,6 +88,10 @@ class Orchestrator:
             raise
         return self.address
 
+    def make_room(self) -> bool:
+        """Gives the room back that is set aside on the disk; returns False if there was none."""
+        return self._journal is not None and self._journal.make_room()
+
     async def _start(self, journal: Journal, store: JobStore) -> None:
         engine = Engine(journal, store, Coordinator(journal.epoch))
         hub = Hub(journal.epoch, engine.post)
