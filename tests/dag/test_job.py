@@ -133,8 +133,6 @@ ROWS: dict[tuple[StageStatus, type[Fact]], StageStatus] = {
 }
 
 
-#: rows of where a result is beside who made it
-REPLICA_ROWS = {(S.SUCCEEDED, facts.OutputsHeld), (S.SUCCEEDED, facts.OutputsGone)}
 #: rows that need more than a status: an attempt that has started, and a copy of it
 COPY_ROWS = {(S.RUNNING, facts.StagePlaced), (S.RUNNING, facts.StageStarted)}
 
@@ -165,7 +163,7 @@ def test_every_status_takes_the_facts_of_its_rows_and_no_others(status: StageSta
 
 
 def test_the_table_has_these_rows() -> None:
-    assert set(TRANSITIONS) == set(ROWS) | COPY_ROWS | REPLICA_ROWS
+    assert set(TRANSITIONS) == set(ROWS) | COPY_ROWS
     assert not ENDED & ACTIVE
     assert ENDED | ACTIVE | {S.PENDING} == set(StageStatus)
 

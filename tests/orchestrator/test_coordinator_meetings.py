@@ -151,6 +151,20 @@ class TestWhole:
 
 
 class TestForgotten:
+    def test_jobs_that_have_ended_are_not_kept_until_their_times(self, world: Any) -> None:
+        """A deadline, a back-off and a straggler's patience may lie days ahead."""
+        w = world(node("edge-1"))
+        policy = "deadline: 200h, straggler: {after: 200h}, retry: {times: 2, first: 200h, last: 200h}"
+        wanted = constellation(f"deadline: 200h\nstages: {{a: {{kind: t.work, {policy}}}, b: {{kind: t.work}}}}")
+        for index in range(1_100):
+            w.submit(wanted, job=f"job-{index}")
+            w.start("a")
+            w.fail("a", transient=True)
+            w.fail("b")
+        c = w.coordinator
+        for agenda in (c._clocks._looks, c._waits._times, c._stragglers._watched):
+            assert len(agenda) <= 1_024
+
     def test_copies_of_a_job_that_was_stuck_are_forgotten(self, world: Any) -> None:
         w = world(node("edge-1"), node("edge-2"), node("edge-3", labels={"rack": "left"}))
         job = w.submit(

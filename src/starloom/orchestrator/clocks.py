@@ -1,13 +1,13 @@
 """How much of its deadline a job or a stage has used, and when to look at it next. Made anew after a restart."""
 
 from collections.abc import Iterator
-from heapq import heappop, heappush
 from typing import Final
 
 from starloom.dag import limits
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import StageId
 from starloom.dag.job import StageStatus
+from starloom.orchestrator.agenda import Agenda
 from starloom.orchestrator.runs import Run
 
 NANOS: Final = 1_000_000_000
@@ -54,13 +54,12 @@ class Clocks:
     """The clocks of all open jobs, in the order in which they are to be looked at."""
 
     def __init__(self) -> None:
-        self._looks: list[tuple[int, int, Run, StageId, Clock]] = []
-        self._seq = 0
+        self._looks: Agenda[tuple[Run, StageId, Clock]] = Agenda(_counts)
 
     @property
     def next_time(self) -> int | None:
         """When to look next; a little early if that clock does not count any more."""
-        return self._looks[0][0] if self._looks else None
+        return self._looks.next_time
 
     def job(self, run: Run, now: int) -> None:
         """A job was accepted, or goes on after a restart."""
@@ -88,13 +87,15 @@ class Clocks:
         part = max(clock.limit // limits.DEADLINE_NOTES, _NOTE_NANOS)
         passed = clock.look - clock.begun
         clock.look = min(clock.begun + (passed // part + 1) * part, max(clock.ends, clock.look))
-        self._seq += 1
-        heappush(self._looks, (clock.look, self._seq, run, name, clock))
+        self._looks.put(clock.look, (run, name, clock))
 
     def due(self, now: int) -> Iterator[tuple[Run, StageId, Clock]]:
         """The clocks to look at."""
-        while self._looks and self._looks[0][0] <= now:
-            _, _, run, name, clock = heappop(self._looks)
-            if run.clocks.get(name) is clock and not run.closed:
-                clock.look = now
-                yield run, name, clock
+        for run, name, clock in self._looks.due(now):
+            clock.look = now
+            yield run, name, clock
+
+
+def _counts(entry: tuple[Run, StageId, Clock], _: int) -> bool:
+    run, name, clock = entry
+    return run.clocks.get(name) is clock and not run.closed

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from starloom.dag.errors import StarloomError
@@ -11,6 +10,7 @@ from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.job import JobState, Outcome
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
+from starloom.orchestrator.agenda import Agenda
 
 if TYPE_CHECKING:
     from starloom.orchestrator.clocks import Clock
@@ -143,20 +143,18 @@ class Waits:
     """Stages that wait for a time, or for word from a node that holds an input."""
 
     def __init__(self) -> None:
-        self._times: list[tuple[int, int, Run, StageId]] = []
+        self._times: Agenda[tuple[Run, StageId]] = Agenda(_waits)
         self._agents: dict[AgentId, list[tuple[Run, StageId]]] = {}
-        self._seq = 0
 
     @property
     def next_time(self) -> int | None:
         """When the next back-off ends; a little early if that stage no longer waits."""
-        return self._times[0][0] if self._times else None
+        return self._times.next_time
 
     def until(self, run: Run, stage: StageId, time: int, why: str) -> None:
         """The stage waits until a time."""
         run.waits[stage] = BackOff(time, why)
-        self._seq += 1
-        heappush(self._times, (time, self._seq, run, stage))
+        self._times.put(time, (run, stage))
 
     def for_agent(self, run: Run, stage: StageId, agent: AgentId) -> None:
         """The stage waits until the agent is heard of, or lost."""
@@ -165,12 +163,9 @@ class Waits:
 
     def due(self, now: int) -> Iterator[tuple[Run, StageId]]:
         """The stages whose back-off is over; they wait no longer."""
-        while self._times and self._times[0][0] <= now:
-            time, _, run, stage = heappop(self._times)
-            wait = run.waits.get(stage)
-            if isinstance(wait, BackOff) and wait.until == time and not run.closed:
-                del run.waits[stage]
-                yield run, stage
+        for run, stage in self._times.due(now):
+            del run.waits[stage]
+            yield run, stage
 
     def heard(self, agent: AgentId) -> Iterator[tuple[Run, StageId]]:
         """The stages that waited for an agent; they wait no longer."""
@@ -178,6 +173,12 @@ class Waits:
             if run.waits.get(stage) == agent and not run.closed:
                 del run.waits[stage]
                 yield run, stage
+
+
+def _waits(entry: tuple[Run, StageId], time: int) -> bool:
+    run, stage = entry
+    wait = run.waits.get(stage)
+    return isinstance(wait, BackOff) and wait.until == time and not run.closed
 
 
 def upward_ranks(job: JobState, kinds: Mapping[str, KindSpec]) -> dict[StageId, float]:

@@ -1,11 +1,11 @@
 """Copies of stages that run too long: on another node, with a live token of their own; the first result wins."""
 
-from heapq import heappop, heappush
 from typing import Final, NamedTuple
 
 from starloom.dag import limits
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import FencingToken, JobId, StageId
+from starloom.orchestrator.agenda import Agenda
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.endings import Endings
@@ -18,8 +18,6 @@ _LEAST_NANOS: Final = round(limits.STRAGGLER_AFTER_SECONDS_MIN * NANOS)
 class _Watched(NamedTuple):
     """An attempt that runs, and may come to run too long. Times in monotonic nanoseconds."""
 
-    look: int
-    seq: int
     run: Run
     stage: StageId
     token: FencingToken
@@ -34,29 +32,25 @@ class Stragglers:
         self._ledger = ledger
         self._endings = endings
         self._dispatcher = dispatcher
-        self._watched: list[_Watched] = []
-        self._seq = 0
+        self._watched: Agenda[_Watched] = Agenda(_runs)
         #: attempts that run too long and have no copy, because no other node was free
         self._waiting: dict[tuple[JobId, StageId], _Watched] = {}
 
     @property
     def next_time(self) -> int | None:
         """When an attempt may have run too long; a little early if it has ended."""
-        return self._watched[0].look if self._watched else None
+        return self._watched.next_time
 
     def started(self, run: Run, name: StageId, token: FencingToken) -> None:
         """An attempt runs from now on, as far as is known."""
         if self._patience(run, name) is not None:
             now = self._ledger.now
-            self._watch(_Watched(now, 0, run, name, token, now))
+            self._watch(_Watched(run, name, token, now))
 
     def look(self) -> None:
         """Finds the attempts that run too long, and gives copies of them to free nodes, some at a time."""
         now = self._ledger.now
-        while self._watched and self._watched[0].look <= now:
-            watched = heappop(self._watched)
-            if not self._runs(watched):
-                continue
+        for watched in self._watched.due(now):
             patience = self._patience(watched.run, watched.stage)
             if patience is None:
                 continue
@@ -66,7 +60,7 @@ class Stragglers:
                 self._waiting[watched.run.job.id, watched.stage] = watched
         for key in list(self._waiting)[: limits.STRAGGLERS_LOOKED_AT]:
             watched = self._waiting.pop(key)
-            if not self._runs(watched):
+            if not _runs(watched):
                 continue
             stage = watched.run.job.stages[watched.stage]
             held = watched.stage in watched.run.held
@@ -86,18 +80,7 @@ class Stragglers:
         look = watched.began + patience
         if look <= self._ledger.now:
             look = self._ledger.now + patience
-        self._seq += 1
-        heappush(self._watched, watched._replace(look=look, seq=self._seq))
-
-    def _runs(self, watched: _Watched) -> bool:
-        run = watched.run
-        stage = run.job.stages.get(watched.stage)
-        return (
-            not run.closed
-            and run.job.status is JobStatus.RUNNING
-            and stage is not None
-            and watched.token in stage.started
-        )
+        self._watched.put(look, watched)
 
     def _patience(self, run: Run, name: StageId) -> int | None:
         """How long an attempt may run before it gets a copy, in nanoseconds; None if it never does."""
@@ -108,3 +91,12 @@ class Stragglers:
             return None
         expected = self._state.planner.expected_seconds(kind, stage.agent, stage.target)
         return round(max(policy.after_seconds, policy.factor * expected) * NANOS)
+
+
+def _runs(watched: _Watched, _: int = 0) -> bool:
+    """Whether the attempt still runs."""
+    run = watched.run
+    stage = run.job.stages.get(watched.stage)
+    return (
+        not run.closed and run.job.status is JobStatus.RUNNING and stage is not None and watched.token in stage.started
+    )
