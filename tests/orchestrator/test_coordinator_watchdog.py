@@ -122,6 +122,7 @@ def test_while_nobody_is_heard_of_no_time_counts(left: World) -> None:
     left.silence("edge-1")
     left.advance(2 * GRACE)
     assert left.status(JOB) == "running"
+    assert left.coordinator.stuck(JOB).endswith("; no agent is heard of, so that no time counts")
     left.hello(left.agents["edge-1"])
     left.advance(limits.STUCK_GRACE_SECONDS - 10)
     assert left.status(JOB) == "running"

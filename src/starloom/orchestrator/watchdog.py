@@ -42,9 +42,8 @@ class Watchdog:
         if now < self._next or not self._endings.runs:
             return
         self._next = now + _LOOK_NANOS
-        heard = any(member.state is AgentState.ONLINE for member in self._fleet.members.values())
         found: dict[JobId, int] = {}
-        for run in tuple(self._endings.runs.values()) if heard else ():
+        for run in tuple(self._endings.runs.values()) if self._hears() else ():
             if not self._is_stuck(run):
                 continue
             since = self._since.get(run.job.id, now)
@@ -63,8 +62,14 @@ class Watchdog:
         run = self._endings.runs.get(job)
         if run is None or not self._is_stuck(run):
             return ""
+        if not self._hears():
+            return f"{self._why(run)}; no agent is heard of, so that no time counts"
         left = max(0, self._since.get(job, self._ledger.now) + _GRACE_NANOS - self._ledger.now) / NANOS
         return f"{self._why(run)}; it fails in {left:.0f} s unless that changes"
+
+    def _hears(self) -> bool:
+        """Whether any agent is heard of."""
+        return any(member.state is AgentState.ONLINE for member in self._fleet.members.values())
 
     def _is_stuck(self, run: Run) -> bool:
         """Nothing of the job is with an agent, waits for a time or for a patch, or has a node that it might get a place on.
