@@ -265,6 +265,13 @@ def test_what_is_no_damage_is_not_called_so(journal: Journal, tmp_path: Path) ->
     journal.append([submitted("j1")], NOW)
     with pytest.raises(JournalUnusableError, match=r"readonly.*let this user read and write"), explained(tmp_path):
         journal.reader.connection.execute("DELETE FROM facts")
+    with sqlite3.connect(journal.folder / "journal.db", isolation_level=None) as another:
+        another.execute("BEGIN IMMEDIATE")
+        journal._writer.execute("PRAGMA busy_timeout = 10")
+        with pytest.raises(JournalUnwritableError, match=r"locked.*end the program that has it open"):
+            journal.append([ended("j1")], NOW)
+        another.execute("ROLLBACK")
+    another.close()
     fill(journal)
     with pytest.raises(JournalUnusableError, match="full; make room, then start again"), explained(tmp_path):
         journal._insert([Record(2, NOW, JobId("j1"), b"x" * 20_000)])

@@ -31,6 +31,7 @@ from starloom.orchestrator.records import (
     FORMAT,
     Record,
     RecordReader,
+    advice,
     checksum,
     explained,
     last_offset,
@@ -189,7 +190,7 @@ class Journal:
     def _unwritable(self, error: sqlite3.Error) -> JournalUnwritableError:
         return JournalUnwritableError(
             f"the journal in {self.folder} cannot be written: {error} ({error.sqlite_errorname}); "
-            "make room or mend the disk, then start again: what was accepted is in the journal"
+            f"{advice(error) or 'mend the disk, then start again'}; what was accepted is in the journal"
         )
 
 

@@ -30,7 +30,7 @@ _TYPES: Final = (int, int, bytes, int, bytes)
 
 _ALLOW: Final = "let this user read and write the folder and its files, then start again"
 _NO_DAMAGE: Final = {
-    sqlite3.SQLITE_FULL: "make room, then start again: what was accepted is in the journal",
+    sqlite3.SQLITE_FULL: "make room, then start again",
     sqlite3.SQLITE_IOERR: "see that the disk is whole and has room, then start again",
     sqlite3.SQLITE_BUSY: "end the program that has it open, then start again",
     sqlite3.SQLITE_READONLY: _ALLOW,
@@ -179,15 +179,20 @@ def last_offset(connection: sqlite3.Connection) -> int:
     return max(last, meta(connection, "last", 0))
 
 
+def advice(error: sqlite3.Error) -> str:
+    """What to do about an error of SQLite's that tells of no damage; empty for others."""
+    # The lowest byte says what, the others which of its sorts.
+    return _NO_DAMAGE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF, "")
+
+
 @contextmanager
 def explained(folder: Path) -> Iterator[None]:
     """What SQLite raises of a file comes as JournalDamaged, or where nothing tells of damage as JournalUnusableError."""
     try:
         yield
     except sqlite3.DatabaseError as error:
-        # The lowest byte says what, the others which of its sorts.
-        if advice := _NO_DAMAGE.get(getattr(error, "sqlite_errorcode", 0) & 0xFF):
-            raise JournalUnusableError(f"the journal in {folder} cannot be used: {error}; {advice}") from error
+        if what_to_do := advice(error):
+            raise JournalUnusableError(f"the journal in {folder} cannot be used: {error}; {what_to_do}") from error
         raise JournalDamaged(f"the journal in {folder} cannot be read: {error}; restore a copy") from error
 
 
