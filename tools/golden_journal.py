@@ -23,7 +23,7 @@ from starloom.dag.constellation import Constellation
 from starloom.dag.document import load
 from starloom.dag.facts import Fact, encode_fact
 from starloom.dag.ids import Epoch, JobId
-from starloom.dag.job import StageState
+from starloom.dag.stagestate import StageState
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.journal import Journal
 

@@ -10,7 +10,9 @@ from starloom.dag.constellation import Constellation, Dependency, OutputBinding,
 from starloom.dag.errors import InvalidTransition
 from starloom.dag.facts import ErrorInfo, Fact, JobStatus, JobSubmitted
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
-from starloom.dag.job import ACTIVE, ENDED, TRANSITIONS, JobState, StageState, StageStatus
+from starloom.dag.job import JobState
+from starloom.dag.stagestate import ACTIVE, ENDED, StageState, StageStatus
+from starloom.dag.transitions import TRANSITIONS
 from starloom.dag.values import PortType, ValueRef
 
 A, B, JOB = StageId("a"), StageId("b"), JobId("j")

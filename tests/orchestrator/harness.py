@@ -38,10 +38,11 @@ from starloom.dag.constellation import Constellation, Requirements, Tier
 from starloom.dag.errors import StarloomError
 from starloom.dag.facts import AnyFact, ErrorInfo, Fact, JobOptions, Timing, decode_fact, encode_fact
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
-from starloom.dag.job import JobState, StageState, StageStatus
+from starloom.dag.job import JobState
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import load_patch
+from starloom.dag.stagestate import StageState, StageStatus
 from starloom.dag.values import JOB_STORE, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.coordinator import Coordinator

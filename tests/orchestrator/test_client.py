@@ -26,7 +26,7 @@ from starloom.dag.errors import (
     NotFound,
 )
 from starloom.dag.facts import JobStatus
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import PortType
 from starloom.orchestrator.client import AsyncClient
 

@@ -27,7 +27,8 @@ from starloom.dag.constellation import (
 )
 from starloom.dag.facts import ErrorInfo, Fact, JobStatus, StageCommitted, StagePlaced, StageSuperseded
 from starloom.dag.ids import JobId, StageId, TaskToken
-from starloom.dag.job import ENDED, JobState, StageStatus
+from starloom.dag.job import JobState
+from starloom.dag.stagestate import ENDED, StageStatus
 from starloom.dag.validate import problems
 from starloom.orchestrator.effects import Decision, Stopped
 from starloom.orchestrator.inputs import AgentHeartbeat, AgentReports, Input

@@ -19,7 +19,7 @@ from starloom.dag import facts
 from starloom.dag.errors import InvalidInput, StarloomError
 from starloom.dag.facts import ErrorInfo, Fact
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems, warnings
 from starloom.orchestrator.cli import demo as command
 from starloom.orchestrator.cli.main import main

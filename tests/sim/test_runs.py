@@ -12,8 +12,8 @@ from tests.sim import planted
 
 from starloom.dag.draft import REFUSED
 from starloom.dag.errors import InvalidInput, StarloomError
-from starloom.dag.job import StageStatus
 from starloom.dag.patch import AnyOperation
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
 from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, Fault, FaultKind, FaultPlan, check_plan
 from starloom.orchestrator.cli import main as cli

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from starloom.agents.messages import Cancel
 from starloom.dag.ids import StageId
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler

@@ -30,10 +30,10 @@ from starloom.dag.edit import Edit
 from starloom.dag.errors import Cancelled, DeadlineExceeded, InvalidInput, JobFailed, NotFound, Problem, Unavailable
 from starloom.dag.facts import JobEnded, JobStatus, StageCommitted, StageDefaulted
 from starloom.dag.ids import JobId, Revision
-from starloom.dag.job import StageStatus
 from starloom.dag.kinds import KindCatalog
 from starloom.dag.patch import Patch, between, operations_of
 from starloom.dag.patchdoc import patch_to_json
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
 from starloom.dag.validate_stage import label_problems
 from starloom.dag.values import ValueRef

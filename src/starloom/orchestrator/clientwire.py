@@ -8,8 +8,8 @@ from starloom.dag.document import load
 from starloom.dag.errors import StarloomError
 from starloom.dag.facts import Fact, JobStatus, Timing, decode_fact
 from starloom.dag.ids import AgentId, Epoch, JobId, Revision, StageId
-from starloom.dag.job import StageStatus
 from starloom.dag.kinds import KindCatalog, KindSpec
+from starloom.dag.stagestate import StageStatus
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.effects import Patched, Stopped
 from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo, PatchInfo, StageInfo

@@ -6,7 +6,7 @@ from typing import Final
 from starloom.dag import limits
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import StageId
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.agenda import Agenda
 from starloom.orchestrator.runs import Run
 

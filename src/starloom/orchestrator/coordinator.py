@@ -21,8 +21,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from starloom.dag.errors import NotFound
 from starloom.dag.facts import EpochStarted, Fact, JobStatus
 from starloom.dag.ids import Epoch, JobId, StageId
-from starloom.dag.job import JobState, StageStatus
+from starloom.dag.job import JobState
 from starloom.dag.kinds import KindCatalog
+from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.admission import Admission
 from starloom.orchestrator.changing import Changing
 from starloom.orchestrator.clocks import Clocks

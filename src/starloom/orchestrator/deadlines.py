@@ -4,7 +4,7 @@ from typing import Final
 
 from starloom.dag.facts import DeadlineSpent, ErrorInfo, JobStatus
 from starloom.dag.ids import StageId
-from starloom.dag.job import ENDED
+from starloom.dag.stagestate import ENDED
 from starloom.orchestrator.clocks import JOB, NANOS, Clock, Clocks
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.lanes import ReadyLanes

@@ -8,8 +8,9 @@ import msgspec
 
 from starloom.dag.facts import JobPatched
 from starloom.dag.ids import AgentId, Revision
-from starloom.dag.job import ENDED, JobState, StageState, StageStatus
+from starloom.dag.job import JobState
 from starloom.dag.patchtext import changes_shown
+from starloom.dag.stagestate import ENDED, StageState, StageStatus
 from starloom.dag.values import JOB_STORE
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator

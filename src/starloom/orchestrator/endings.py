@@ -6,7 +6,8 @@ from starloom.agents.messages import Cancel, Release
 from starloom.dag.errors import InternalError
 from starloom.dag.facts import JobCancelRequested, JobEnded, JobStatus, StageCancelled
 from starloom.dag.ids import AgentId, FencingToken, JobId, StageId, TaskToken
-from starloom.dag.job import ACTIVE, ENDED, JobState, StageStatus
+from starloom.dag.job import JobState
+from starloom.dag.stagestate import ACTIVE, ENDED, StageStatus
 from starloom.orchestrator.clocks import NANOS, Clocks
 from starloom.orchestrator.effects import Stopped
 from starloom.orchestrator.fleet import AgentState

@@ -16,10 +16,11 @@ from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.facts import Growth, StageCommitted
 from starloom.dag.growth import digest_of, resolved
 from starloom.dag.ids import Revision, StageId, TaskToken
-from starloom.dag.job import ACTIVE, JobState, StageState, StageStatus
+from starloom.dag.job import JobState
 from starloom.dag.patch import Difference, Patch, Remove, Rewire, between, operations_of, swapped
 from starloom.dag.patchtext import in_short
 from starloom.dag.shape import Shape, constellation_at
+from starloom.dag.stagestate import ACTIVE, StageState, StageStatus
 from starloom.orchestrator.admission import Admission
 from starloom.orchestrator.changing import Changing
 from starloom.orchestrator.lineage import comparisons_of

@@ -17,8 +17,9 @@ import msgspec
 from starloom.dag.constellation import Constellation, StageSpec
 from starloom.dag.facts import JobSubmitted
 from starloom.dag.ids import JobId, StageId
-from starloom.dag.job import JobState, StageState
+from starloom.dag.job import JobState
 from starloom.dag.shape import Shape
+from starloom.dag.stagestate import StageState
 from starloom.orchestrator.kept import KeptJobs
 from starloom.orchestrator.placement import EarliestFinish
 from starloom.orchestrator.state import State

@@ -6,7 +6,8 @@ from starloom.agents.messages import Load
 from starloom.dag.constellation import Constellation
 from starloom.dag.facts import AnyFact, JobStatus, Timing
 from starloom.dag.ids import AgentId, Epoch, JobId, Revision, StageId
-from starloom.dag.job import JOB_ENDED, StageStatus
+from starloom.dag.job import JOB_ENDED
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import ValueRef
 from starloom.devices.node import NodeProfile
 

@@ -8,7 +8,8 @@ from starloom.dag.conditions import comparison_key
 from starloom.dag.constellation import Comparison, Dependency, Join, On
 from starloom.dag.facts import Consumed
 from starloom.dag.ids import StageId
-from starloom.dag.job import ENDED, JobState, Outcome, StageState, StageStatus
+from starloom.dag.job import JobState
+from starloom.dag.stagestate import ENDED, Outcome, StageState, StageStatus
 from starloom.dag.values import ValueRef
 
 

@@ -18,9 +18,10 @@ from starloom.dag.draft import REFUSED, difference_of
 from starloom.dag.errors import Conflict, InternalError, Overloaded, PatchRefused, Problem, StarloomError
 from starloom.dag.facts import JobPatched, JobStatus
 from starloom.dag.ids import AgentId, JobId, Revision, TaskToken
-from starloom.dag.job import ENDED, JobState, StageStatus
+from starloom.dag.job import JobState
 from starloom.dag.patch import Patch
 from starloom.dag.patchtext import changes_shown, in_short
+from starloom.dag.stagestate import ENDED, StageStatus
 from starloom.orchestrator.admission import Admission
 from starloom.orchestrator.changing import Changing
 from starloom.orchestrator.clocks import NANOS

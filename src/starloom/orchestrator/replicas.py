@@ -25,7 +25,7 @@ from starloom.dag.facts import (
     StageReopened,
 )
 from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
-from starloom.dag.job import ENDED, StageState
+from starloom.dag.stagestate import ENDED, StageState
 from starloom.devices.links import link
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings

@@ -22,7 +22,7 @@ from starloom.dag.conditions import comparison_key
 from starloom.dag.errors import StarloomError
 from starloom.dag.facts import ErrorInfo, JobStatus, StageCommitted, StageStarted, Timing, figure_fault
 from starloom.dag.ids import AgentId, StageId
-from starloom.dag.job import StageState
+from starloom.dag.stagestate import StageState
 from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import Work

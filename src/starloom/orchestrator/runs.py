@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starloom.dag.errors import StarloomError
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
-from starloom.dag.job import JobState, Outcome
+from starloom.dag.job import JobState
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
+from starloom.dag.stagestate import Outcome
 from starloom.orchestrator.agenda import Agenda
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from starloom.dag.facts import (
     StageSuperseded,
 )
 from starloom.dag.ids import FencingToken, StageId, TaskToken
-from starloom.dag.job import Outcome, StageState, StageStatus
+from starloom.dag.stagestate import Outcome, StageState, StageStatus
 from starloom.dag.values import ValueRef
 from starloom.orchestrator.clocks import NANOS, Clocks
 from starloom.orchestrator.endings import Endings

@@ -21,7 +21,8 @@ from starloom.dag.facts import (
     StagePlaced,
 )
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, TaskToken
-from starloom.dag.job import JobState, StageState
+from starloom.dag.job import JobState
+from starloom.dag.stagestate import StageState
 from starloom.orchestrator.effects import Answer, Decision, Result
 from starloom.orchestrator.fleet import Fleet
 from starloom.orchestrator.placement import Planner

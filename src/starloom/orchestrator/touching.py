@@ -7,8 +7,9 @@ from starloom.dag.conditions import comparison_key
 from starloom.dag.constellation import Dependency
 from starloom.dag.errors import Problem
 from starloom.dag.ids import AgentId, StageId, TaskToken
-from starloom.dag.job import ACTIVE, ENDED, JobState, StageState, StageStatus
+from starloom.dag.job import JobState
 from starloom.dag.patch import Difference, arc_key
+from starloom.dag.stagestate import ACTIVE, ENDED, StageState, StageStatus
 from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.lineage import comparisons_of
 

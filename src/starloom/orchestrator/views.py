@@ -8,7 +8,8 @@ from starloom.agents.messages import Load
 from starloom.dag.constellation import Join
 from starloom.dag.errors import NotFound
 from starloom.dag.ids import AgentId, StageId
-from starloom.dag.job import ENDED, JobState, StageState, StageStatus
+from starloom.dag.job import JobState
+from starloom.dag.stagestate import ENDED, StageState, StageStatus
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.feasible import misfits

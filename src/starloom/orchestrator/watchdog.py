@@ -6,7 +6,7 @@ from starloom.dag import limits
 from starloom.dag.errors import Stuck
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import JobId
-from starloom.dag.job import ENDED
+from starloom.dag.stagestate import ENDED
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState

@@ -11,7 +11,8 @@ import msgspec
 
 from starloom.dag import facts
 from starloom.dag.errors import JobFailed, NotFound, StarloomError
-from starloom.dag.job import ACTIVE, JobState, StageState, StageStatus
+from starloom.dag.job import JobState
+from starloom.dag.stagestate import ACTIVE, StageState, StageStatus
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count
 from starloom.orchestrator.cli.views import event_line, event_row
 

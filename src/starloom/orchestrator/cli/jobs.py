@@ -253,7 +253,7 @@ async def _cancel(client: "AsyncClient", args: argparse.Namespace, out: Output) 
 
 
 def run_explain(args: argparse.Namespace, out: Output) -> int:
-    from starloom.dag.job import ENDED
+    from starloom.dag.stagestate import ENDED
 
     info = with_client(lambda client: client.info(args.job))
     waiting = [stage for stage in info.stages if stage.status not in ENDED]

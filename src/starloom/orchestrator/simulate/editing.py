@@ -16,7 +16,6 @@ from starloom.dag.constellation import (
     StageSpec,
 )
 from starloom.dag.ids import StageId
-from starloom.dag.job import StageStatus
 from starloom.dag.patch import (
     Add,
     AnyOperation,
@@ -33,6 +32,7 @@ from starloom.dag.patch import (
     Splice,
     inverse,
 )
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import PortType
 from starloom.orchestrator.simulate.judge import JobView
 from starloom.orchestrator.simulate.loop import Chance

@@ -10,7 +10,7 @@ from starloom.dag import facts as f
 from starloom.dag.constellation import Dependency, InputBinding, StageSpec
 from starloom.dag.facts import AnyFact, Fact, JobStatus, decode_fact
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.effects import Answer, Decision, Submitted
 from starloom.orchestrator.inputs import Input

@@ -13,8 +13,8 @@ from starloom.agents.values import digest, encode
 from starloom.dag.conditions import comparison_key, holds
 from starloom.dag.constellation import Comparison, Constellation, Dependency, Join, On, OnFailure, StageSpec
 from starloom.dag.ids import AgentId, StageId
-from starloom.dag.job import StageStatus
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import Port, PortType, ValueRef
 
 JSON, BYTES = Port(PortType.JSON), Port(PortType.BYTES)

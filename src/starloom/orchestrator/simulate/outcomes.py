@@ -3,7 +3,7 @@
 from starloom.dag.constellation import OnFailure
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import StageId
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.simulate.judge import JobView, StageView
 from starloom.orchestrator.simulate.model import Expected, expected, in_order
 from starloom.orchestrator.simulate.property import DONE, Property, may

@@ -20,7 +20,7 @@ from starloom.dag import limits
 from starloom.dag.errors import InternalError, StarloomError
 from starloom.dag.facts import AnyFact, Fact, JobStatus
 from starloom.dag.ids import Epoch, TaskToken
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
 from starloom.orchestrator.same import difference
 from starloom.orchestrator.simulate.agent import AgentProcess

@@ -3,7 +3,7 @@
 from starloom.dag.conditions import comparison_key
 from starloom.dag.constellation import Dependency, Join, On
 from starloom.dag.ids import StageId
-from starloom.dag.job import StageStatus
+from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 
 DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)
