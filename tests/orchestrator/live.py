@@ -62,7 +62,7 @@ class Sprout(Stage):
         name="test.sprout",
         inputs={"text": Port(PortType.TEXT)},
         outputs={"text": Port(PortType.TEXT)},
-        params={"gate": Param(type="string", required=True), "adds": Param(type="array", default=())},
+        params={"gate": Param(type="string", required=True), "adds": Param(type="array", default=[])},
         grows=True,
     )
 
