@@ -54,11 +54,11 @@ def alive(process: psutil.Process) -> bool:
         return False
 
 
-def until(holds: Callable[[], Any]) -> Any:
+def until(holds: Callable[[], Any], seconds: float = SECONDS) -> Any:
     """Waits until something is true, and returns it; other processes give no event to wait for."""
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while not (found := holds()):
-        assert time.monotonic() < deadline, f"not within {SECONDS} s"
+        assert time.monotonic() < deadline, f"not within {seconds} s"
         time.sleep(0.05)
     return found
 
