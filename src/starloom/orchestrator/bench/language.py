@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -39,10 +40,8 @@ class Work(NamedTuple):
     part: str
 
 
-class Ours:
-    """The engine, as a stage drives it."""
-
-    name = OURS
+class _Contender(ABC):
+    """Takes each prompt by itself."""
 
     def __init__(self, models: Mapping[str, LanguageModel], prompts: Sequence[Sequence[int]]) -> None:
         self._models = models
@@ -54,6 +53,16 @@ class Ours:
     def seconds(self, work: Work) -> float:
         """Of the part of the work, the mean over the prompts."""
         return sum(self._once(work, ids) for ids in self._prompts) / len(self._prompts)
+
+    @abstractmethod
+    def _once(self, work: Work, ids: Sequence[int]) -> float:
+        """Seconds of the part of the work, on one prompt."""
+
+
+class Ours(_Contender):
+    """The engine, as a stage drives it."""
+
+    name = OURS
 
     def _once(self, work: Work, ids: Sequence[int]) -> float:
         model = self._models[work.size]
@@ -64,21 +73,10 @@ class Ours:
         return made.first_token_seconds if tokens == 1 else made.seconds - made.first_token_seconds
 
 
-class Bare:
+class Bare(_Contender):
     """The least that has to be done: the same session in a loop, the likeliest token, nothing checked or decoded."""
 
     name = BARE
-
-    def __init__(self, models: Mapping[str, LanguageModel], prompts: Sequence[Sequence[int]]) -> None:
-        self._models = models
-        self._prompts = prompts
-
-    def does(self, work: Work) -> bool:
-        return True
-
-    def seconds(self, work: Work) -> float:
-        """Of the part of the work, the mean over the prompts."""
-        return sum(self._once(work, ids) for ids in self._prompts) / len(self._prompts)
 
     def _once(self, work: Work, ids: Sequence[int]) -> float:
         decoder = self._models[work.size].decoder
