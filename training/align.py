@@ -22,7 +22,7 @@ from starloom.agents.language import prompt, quality
 from training.model import Model, load, save
 from training.prepare import SHIPPED, tokenizer
 from training.sources import WORK
-from training.train import Batches, loss_of, optimizers, schedule
+from training.train import Batches, optimizers, schedule
 
 FEATURES = 0.5
 SOFT = 0.5
@@ -37,7 +37,6 @@ def distance(mapped: Tensor, aim: Tensor) -> Tensor:
 
 def aligned_loss(small: Model, large: Model, maps: nn.ModuleList, tokens: Tensor, weights: Tensor) -> Tensor:
     kept = weights[:, 1:] > 0
-    usual, _ = loss_of(small, tokens, weights)
     middle, last = (one[kept] for one in small.features(tokens[:, :-1]))
     with torch.no_grad():
         large_middle, large_last = (one[kept] for one in large.features(tokens[:, :-1]))
@@ -48,6 +47,7 @@ def aligned_loss(small: Model, large: Model, maps: nn.ModuleList, tokens: Tensor
     told = F.log_softmax(small.logits(last).float(), -1)
     weight = weights[:, 1:][kept]
     crossed = (-(soft * told).sum(-1) * weight).sum() / weight.sum()
+    usual = (F.nll_loss(told, tokens[:, 1:][kept], reduction="none") * weight).sum() / weight.sum()
     return (1 - SOFT) * usual + SOFT * crossed + FEATURES * apart
 
 
