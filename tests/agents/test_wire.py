@@ -15,6 +15,7 @@ from starloom.agents import values, wire
 from starloom.agents.channel import Frame
 from starloom.agents.messages import (
     Assign,
+    Await,
     Cancel,
     Command,
     Failed,
@@ -39,7 +40,7 @@ from starloom.dag import limits
 from starloom.dag.constellation import Comparison, Tier
 from starloom.dag.errors import InvalidInput
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
-from starloom.dag.ids import AgentId, Epoch, JobId, StageId
+from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.dag.kinds import Cost, KindSpec, Param
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import Port, PortType, ValueRef
@@ -74,6 +75,18 @@ COMMANDS: list[Command] = [
         comparisons=(
             Comparison(output="v", operator=">=", value=0.5, path="faces.0.score"),
             Comparison(output="v", operator="==", value=None),
+        ),
+        awaits=(
+            Await(
+                upstream=StageId("up ü"),
+                token=FencingToken(Epoch(3), Attempt(2**33)),
+                agent=AgentId("edge-ü"),
+                address="127.0.0.1:6",
+                feeds={"z": "out"},
+                holds=("v > 1",),
+                streams={"s": "chunks"},
+            ),
+            Await(upstream=StageId(""), token=FencingToken(Epoch(0), Attempt(0)), streams={"mic": "audio"}),
         ),
     ),
     Cancel(task=task()),
@@ -256,6 +269,8 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
     "command",
     [
         pb.Command(),
+        bare_assign(awaits=[pb.Await(upstream="a", epoch=1, attempt=1, agent="n")]),
+        bare_assign(awaits=[pb.Await(feeds={"x": "y"})]),
         pb.Command(assign=pb.Assign(kind="k", target="cpu")),
         pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), target="cpu")),
         pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), kind="k")),

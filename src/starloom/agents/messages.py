@@ -6,7 +6,7 @@ import msgspec
 
 from starloom.dag.constellation import Comparison
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
-from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Patch
 from starloom.dag.values import ValueRef
@@ -34,17 +34,37 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     others: tuple[Source, ...] = ()
 
 
+class Await(msgspec.Struct, frozen=True, kw_only=True):
+    """An attempt of an upstream that had no result when its downstream was handed out; `agent` has it.
+
+    The downstream starts once all that it awaits have succeeded, and each of `holds`, the keys of comparisons that
+    its dependency makes, holds. `feeds` gives the upstream's output port by the input port that it feeds.
+    `streams` does so for stream ports: those are read from their first chunk on, and nothing waits for their end.
+    `address` is the agent's data service, `host:port`. An empty upstream is the job itself, whose input streams
+    the orchestrator's data service has.
+    """
+
+    upstream: StageId
+    token: FencingToken
+    agent: AgentId = AgentId("")
+    address: str = ""
+    feeds: dict[str, str] = {}
+    holds: tuple[str, ...] = ()
+    streams: dict[str, str] = {}
+
+
 class Assign(msgspec.Struct, frozen=True, kw_only=True):
     """The right to run one attempt.
 
-    `publish` names the ports whose bytes also go to the job store. `comparisons`, of this stage's
-    outputs, are evaluated where the values are.
+    `inputs` are values that are there, `awaits` attempts that give the others. `publish` names the ports whose
+    bytes also go to the job store. `comparisons`, of this stage's outputs, are evaluated where the values are.
     """
 
     task: TaskToken
     kind: str
     params: dict[str, Any] = {}
     inputs: tuple[Input, ...] = ()
+    awaits: tuple[Await, ...] = ()
     target: str = "cpu"
     timeout_seconds: float = 0.0
     priority: int = 0

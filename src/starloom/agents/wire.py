@@ -32,6 +32,7 @@ from starloom.agents.messages import (
     WasCancelled,
     Welcome,
 )
+from starloom.agents.wireawaits import await_from_wire, await_to_wire
 from starloom.agents.wirereplicas import (
     held_from_wire,
     held_to_wire,
@@ -241,6 +242,7 @@ def _assign_to_wire(assign: Assign) -> pb.Assign:
         priority=assign.priority,
         publish=assign.publish,
         comparisons_json=[encode(comparison) for comparison in assign.comparisons],
+        awaits=[await_to_wire(awaited) for awaited in assign.awaits],
     )
 
 
@@ -264,6 +266,7 @@ def _assign_from_wire(message: pb.Assign, place: str) -> Assign:
             parse(_comparisons, data, f"{place}.comparisons_json.{n}")
             for n, data in enumerate(message.comparisons_json)
         ),
+        awaits=tuple(await_from_wire(item, f"{place}.awaits.{n}") for n, item in enumerate(message.awaits)),
     )
 
 

@@ -142,7 +142,7 @@ class Command(_message.Message):
     def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ...) -> None: ...
 
 class Assign(_message.Message):
-    __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json")
+    __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json", "awaits")
     TASK_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PARAMS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -152,6 +152,7 @@ class Assign(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     PUBLISH_FIELD_NUMBER: _ClassVar[int]
     COMPARISONS_JSON_FIELD_NUMBER: _ClassVar[int]
+    AWAITS_FIELD_NUMBER: _ClassVar[int]
     task: Task
     kind: str
     params_json: bytes
@@ -161,7 +162,42 @@ class Assign(_message.Message):
     priority: int
     publish: _containers.RepeatedScalarFieldContainer[str]
     comparisons_json: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., kind: _Optional[str] = ..., params_json: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., priority: _Optional[int] = ..., publish: _Optional[_Iterable[str]] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    awaits: _containers.RepeatedCompositeFieldContainer[Await]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., kind: _Optional[str] = ..., params_json: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., priority: _Optional[int] = ..., publish: _Optional[_Iterable[str]] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ..., awaits: _Optional[_Iterable[_Union[Await, _Mapping]]] = ...) -> None: ...
+
+class Await(_message.Message):
+    __slots__ = ("upstream", "epoch", "attempt", "agent", "address", "feeds", "holds", "streams")
+    class FeedsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class StreamsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    AGENT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    FEEDS_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
+    upstream: str
+    epoch: int
+    attempt: int
+    agent: str
+    address: str
+    feeds: _containers.ScalarMap[str, str]
+    holds: _containers.RepeatedScalarFieldContainer[str]
+    streams: _containers.ScalarMap[str, str]
+    def __init__(self, upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., agent: _Optional[str] = ..., address: _Optional[str] = ..., feeds: _Optional[_Mapping[str, str]] = ..., holds: _Optional[_Iterable[str]] = ..., streams: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("port", "ref", "upstream", "epoch", "attempt", "address", "others")
