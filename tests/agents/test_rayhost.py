@@ -79,6 +79,13 @@ async def test_it_runs_one_agent_from_its_construction_until_stop(tmp_path: Path
     assert made[0].heard == ["start", "end", "goodbye"]
 
 
+async def test_it_runs_without_a_log_where_none_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("in the way")
+    host = HostActor(CONFIG, str(tmp_path / "logs" / "agent.log"), StandIn)
+    assert await host.ready() == os.getpid()
+    assert await host.stop() == os.getpid()
+
+
 async def test_an_agent_that_cannot_start_is_told_to_whoever_waits_and_its_process_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

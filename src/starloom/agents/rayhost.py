@@ -50,8 +50,7 @@ class HostActor(Generic[Config]):
     """
 
     def __init__(self, config: Config, log_file: str, make: Callable[[Config], Guest]) -> None:
-        Path(log_file).parent.mkdir(parents=True, exist_ok=True)
-        logging.basicConfig(filename=log_file, level=logging.INFO, format=LOG_FORMAT, force=True)
+        _log_to(Path(log_file))
         self._make = make
         self._stopping = False
         self._stopped = asyncio.Event()
@@ -96,3 +95,13 @@ class HostActor(Generic[Config]):
         if self._stopping:
             # The loop must not end while `stop`, which ends `run`, still has a goodbye to send.
             await self._stopped.wait()
+
+
+def _log_to(file: Path) -> None:
+    """Logs into a file; where that cannot be, on standard error: Ray never starts an actor again whose construction failed."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        logging.basicConfig(filename=file, level=logging.INFO, format=LOG_FORMAT, force=True)
+    except OSError as error:
+        logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, force=True)
+        _log.warning("no log file: %s", error)
