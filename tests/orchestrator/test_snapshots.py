@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -20,6 +21,7 @@ from tests.orchestrator.rig import SECONDS, Rig, constellation, until
 from tests.orchestrator.test_fsck import change, flip
 from tools.golden_journal import FOLDER, story
 
+from starloom.agents.crashpoints import REACHED, VARIABLE, CrashPoint
 from starloom.dag import limits
 from starloom.dag.errors import JournalDamaged
 from starloom.dag.facts import EpochStarted, Fact, JobEnded, JobSubmitted, decode_fact
@@ -195,6 +197,33 @@ def test_two_are_kept_and_what_a_killed_process_left_is_removed(folder: Path, re
     assert not left.exists()
     assert snapshots.make(folder) == 0, "nothing new to take"
     assert snapshots.offsets(folder) == [last, 70]
+
+
+@pytest.mark.parametrize(
+    ("point", "made", "halves"),
+    [(CrashPoint.SNAPSHOT_HALF, False, 1), (CrashPoint.SNAPSHOT_WRITTEN, True, 0)],
+)
+def test_a_start_is_the_same_where_the_process_was_killed_and_the_next_one_clears_up(
+    folder: Path, reader: RecordReader, tmp_path: Path, point: CrashPoint, made: bool, halves: int
+) -> None:
+    expected, last = start(reader), reader.last_offset()
+    there = [last, 70, 50] if made else [70, 50]
+    points = tmp_path / "points"
+    points.mkdir()
+    (points / point).touch()
+    command = [sys.executable, "-m", "starloom.orchestrator.snapshots", str(folder)]
+    killed = subprocess.run(command, env={**os.environ, VARIABLE: str(points)}, check=False, timeout=SECONDS)
+    assert (killed.returncode, [path.name for path in points.iterdir()]) == (-signal.SIGKILL, [f"{point}{REACHED}"])
+    assert snapshots.offsets(folder) == there
+    assert sum(half.stat().st_size > 0 for half in (folder / "snapshots").glob(".*")) == halves
+    found = start(reader)
+    assert (found.offset, differs(found, expected)) == (there[0], "")
+    journal = Journal.open(folder)
+    journal.append([EpochStarted(epoch=Epoch(99))], 1)
+    journal.close()
+    assert snapshots.make(folder) == last + 1
+    assert snapshots.offsets(folder) == [last + 1, there[0]]
+    assert not list((folder / "snapshots").glob(".*"))
 
 
 def test_whoever_took_it_up_and_is_gone_gets_none(folder: Path) -> None:

@@ -164,6 +164,17 @@ def test_cases_that_there_are_not_are_refused_with_those_there_are() -> None:
         chosen(crashes.all_cases(), ["an agent"], ["orchestrator-booted"])
 
 
+def test_every_point_has_a_case_and_those_of_a_snapshot_one_while_the_job_is_submitted() -> None:
+    cases = crashes.all_cases()
+    assert {case.point for case in cases} == set(CrashPoint)
+    of_snapshot = [(case.point, case.moment, case.victim) for case in cases if case.point.of_snapshot]
+    assert of_snapshot == [
+        (CrashPoint.SNAPSHOT_HALF, crashes.SUBMITTING, "orchestrator"),
+        (CrashPoint.SNAPSHOT_WRITTEN, crashes.SUBMITTING, "orchestrator"),
+        (CrashPoint.SNAPSHOT_TAKEN, crashes.SUBMITTING, "orchestrator"),
+    ]
+
+
 def test_the_plans_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["faults", "list", "--json"]) == 0
     kills, points = json.loads(capsys.readouterr().out)["plans"]

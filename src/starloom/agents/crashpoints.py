@@ -41,6 +41,12 @@ class CrashPoint(StrEnum):
     """A job's end is decided; it is not written."""
     JOB_ENDED = "orchestrator-job-ended"
     """A job's end is durable; nobody was told."""
+    SNAPSHOT_HALF = "orchestrator-snapshot-half"
+    """Half of a snapshot is written, not under its name. Of the process that takes it, and so is the next one."""
+    SNAPSHOT_WRITTEN = "orchestrator-snapshot-written"
+    """A snapshot is there under its name; those that it replaces are there as well."""
+    SNAPSHOT_TAKEN = "orchestrator-snapshot-taken"
+    """A snapshot is known to be there; no record was dropped for it."""
 
     ACCEPTED = "agent-accepted"
     """Assignments were taken in; nothing was done for them."""
@@ -57,10 +63,20 @@ class CrashPoint(StrEnum):
     def of_agent(self) -> bool:
         return self.value.startswith("agent-")
 
+    @property
+    def of_snapshot(self) -> bool:
+        """Whether it is come by only once a snapshot is taken."""
+        return self.value.startswith("orchestrator-snapshot-")
+
 
 _folder = os.environ.get(VARIABLE) or None
 ON: Final = _folder is not None
 """Whether a point may be armed in this process at all."""
+
+
+def snapshot_awaited() -> bool:
+    """Whether a point is armed that only a snapshot comes by: one is due then, however little was journaled."""
+    return _folder is not None and any((Path(_folder) / point).exists() for point in CrashPoint if point.of_snapshot)
 
 
 def reach(point: CrashPoint) -> None:

@@ -23,6 +23,7 @@ import msgspec
 from blake3 import blake3
 
 from starloom import __version__
+from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, StarloomError
 from starloom.dag.facts import Fact
@@ -154,6 +155,7 @@ def _make(journal: Path, goes_on: Callable[[], bool]) -> int:
     data = encode(Snapshot(version=__version__, offset=last.offset, crc=crc, image=image))
     if not _write(path_of(journal, last.offset), data, goes_on):
         return 0
+    reach(CrashPoint.SNAPSHOT_WRITTEN)
     for path in _files(journal):
         if int(path.name) not in (last.offset, found.offset):
             path.unlink(missing_ok=True)
@@ -199,7 +201,11 @@ def _write(path: Path, data: bytes, goes_on: Callable[[], bool]) -> bool:
     made = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with made.open("xb") as file:
-            file.write(data)
+            half = len(data) // 2
+            file.write(memoryview(data)[:half])
+            file.flush()
+            reach(CrashPoint.SNAPSHOT_HALF)
+            file.write(memoryview(data)[half:])
             file.flush()
             os.fsync(file.fileno())
         if not goes_on():

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from starloom.agents import crashpoints
+from starloom.agents.crashpoints import CrashPoint
 from starloom.dag import limits
 from starloom.orchestrator.records import Record
 from starloom.orchestrator.snapshots import offsets
@@ -65,7 +67,8 @@ class Snapshotting:
     @property
     def _due(self) -> bool:
         enough = self._facts >= limits.SNAPSHOT_FACTS or self._bytes >= limits.SNAPSHOT_BYTES
-        return enough and self._taking is None and not self._stopping
+        free = self._taking is None and not self._stopping
+        return free and (enough or (crashpoints.ON and crashpoints.snapshot_awaited()))
 
     def _look(self) -> None:
         self._alarm = None
@@ -88,6 +91,7 @@ class Snapshotting:
         else:
             self._facts -= facts
             self._bytes -= size
+            crashpoints.reach(CrashPoint.SNAPSHOT_TAKEN)
         self._offsets = await asyncio.to_thread(offsets, self._journal)
         self._taking = None
         self._taken()

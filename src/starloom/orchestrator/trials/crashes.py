@@ -30,6 +30,8 @@ AN_AGENT: Final = "an agent"
 CLUSTER: Final = ClusterSpec(nodes=(NodeSpec(name="near", tier=Tier.DEVICE), NodeSpec(name="far", tier=Tier.CLOUD)))
 #: long enough for a point to be armed while it waits
 _PAUSE_SECONDS: Final = 0.75
+#: long enough for a process to begin, and to take a snapshot meanwhile
+_SNAPSHOT_PAUSE_SECONDS: Final = 6.0
 #: more than what travels inline
 _VALUE_BYTES: Final = 4 * limits.INLINE_VALUE_BYTES_MAX
 #: One that dies as often as here is given up otherwise.
@@ -47,7 +49,10 @@ class CrashCase(Case, frozen=True, kw_only=True):
 
 
 def all_cases() -> list[CrashCase]:
-    """Every point while a job runs; and those of the orchestrator that a submission comes by, at that."""
+    """Every point while a job runs; and those of the orchestrator that a submission comes by, at that.
+
+    Those of a snapshot are armed at the submission, whose facts are the occasion to take one while the job runs.
+    """
     submitting = [
         CrashPoint.VALUE_WRITTEN,
         CrashPoint.VALUE_NAMED,
@@ -58,8 +63,10 @@ def all_cases() -> list[CrashCase]:
         CrashPoint.ANSWERED,
         CrashPoint.PUBLISHED,
         CrashPoint.COMMANDED,
+        *(point for point in CrashPoint if point.of_snapshot),
     ]
-    return [_case(point, SUBMITTING) for point in submitting] + [_case(point, RUNNING) for point in CrashPoint]
+    running = [point for point in CrashPoint if not point.of_snapshot]
+    return [_case(point, SUBMITTING) for point in submitting] + [_case(point, RUNNING) for point in running]
 
 
 def quick_cases() -> list[CrashCase]:
@@ -122,7 +129,8 @@ class _Crashes(Trial):
         inputs = _inputs(self._number)
         if case.moment == SUBMITTING:
             self._arm(case)
-        job = await self.submit(small_job(self._number, _PAUSE_SECONDS), inputs)
+        pause = _SNAPSHOT_PAUSE_SECONDS if case.point.of_snapshot else _PAUSE_SECONDS
+        job = await self.submit(small_job(self._number, pause), inputs)
         if case.moment == RUNNING:
             await self.watch.until(partial(_pauses, job), begin)
             self._arm(case)
@@ -131,6 +139,9 @@ class _Crashes(Trial):
         reached = await self._reached(case, job, begin)
         if reached is None:
             return unfinished(case, "no process came to the point")
+        if case.point in (CrashPoint.SNAPSHOT_HALF, CrashPoint.SNAPSHOT_WRITTEN):
+            # Who died there is the process beside it: the next orchestrator is to begin with what that one left.
+            os.kill(info.pid, signal.SIGKILL)
         incarnations = {str(node.name): node.incarnation for node in info.nodes}
         kill = Kill(unix_nanos=reached, moment=case.moment, incarnations=incarnations)
         seen = await self.over(case, job, kill, begin)
