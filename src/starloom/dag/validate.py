@@ -19,6 +19,7 @@ from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.order import cycle_text, find_cycles
+from starloom.dag.streams import start_problems
 from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, stage_problems
 from starloom.dag.values import Port, PortType
 
@@ -82,7 +83,8 @@ class _Validator:
             if port.type not in tuple(PortType):
                 yield Problem(f"inputs.{name}.type", f"no port type is called {port.type!r}; use {', '.join(PortType)}")
         yield from self.part_problems(self._c.stages)
-        yield from self._cycle_problems()
+        cycles = list(self._cycle_problems())
+        yield from cycles or start_problems(self._c, self._kinds)
         yield from self.output_problems()
 
     def part_problems(self, stages: Iterable[StageId]) -> Iterator[Problem]:
@@ -188,7 +190,19 @@ class _Validator:
                 yield Problem(place, fault)
         if source and sink:
             yield from _match_problems(place, f"{dependency.upstream}.{dependency.output}", source, sink)
+            if source.stream and sink.stream:
+                yield from self._stream_problems(place, dependency)
         yield from self._condition_problems(place, dependency)
+
+    def _stream_problems(self, place: str, dependency: Dependency) -> Iterator[Problem]:
+        """What a stream cannot have, since it is read before its upstream has ended."""
+        name = f"{dependency.upstream}.{dependency.output}"
+        if dependency.on != On.SUCCESS:
+            what = f"{name} is a stream, which is read from its first chunk on, before {dependency.upstream} ends"
+            yield Problem(place, f"{what}; it can have no condition on how that ends: leave it out")
+        if self._c.stages[dependency.downstream].join == Join.ANY:
+            what = f"the stage joins any of its upstreams, but it starts with the stream {name}; leave the join out"
+            yield Problem(place, what)
 
     def _condition_problems(self, place: str, dependency: Dependency) -> Iterator[Problem]:
         comparison = dependency.comparison
@@ -261,6 +275,10 @@ class _Validator:
                 self._output_port(binding.upstream, binding.output)[1],
             )
             yield from (Problem(f"outputs.{name}", fault) for fault in faults if fault)
+            source = self._c.inputs.get(name)
+            if source is not None and source.stream:
+                what = "is the name of an input stream as well, and both are read by their names; call one differently"
+                yield Problem(f"outputs.{name}", what)
 
 
 def _match_problems(place: str, name: str, source: Port, sink: Port) -> Iterator[Problem]:

@@ -10,6 +10,7 @@ from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, 
 from starloom.dag.constellation import OnFailure, Policy, Requirements, StageSpec, Straggler, Tier
 from starloom.dag.errors import Problem
 from starloom.dag.kinds import PARAM_TYPES, KindSpec, Param
+from starloom.dag.streams import has_streams
 from starloom.dag.values import Port, PortType
 
 PLAIN_TYPES = (PortType.TEXT, PortType.JSON)
@@ -110,6 +111,10 @@ def _straggler_problems(place: str, straggler: Straggler, kind: KindSpec | None)
         yield Problem(f"{place}.after", fault)
     if kind is not None and kind.effects:
         yield Problem(place, f"{kind.name} acts on the world outside, where a copy would act as well; leave it out")
+    if has_streams(kind):
+        yield Problem(
+            place, "a stage with stream ports gets no copy: its streams have one writer and one reader; leave it out"
+        )
 
 
 def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Iterator[Problem]:
@@ -131,6 +136,9 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
     yield from faulty
     if policy.straggler is not None:
         yield from _straggler_problems(f"{place}.straggler", policy.straggler, kind)
+    if policy.replicate and kind is not None and any(port.stream for port in kind.outputs.values()):
+        what = f"{kind.name} gives a stream, whose chunks are kept only until they are read; leave the copies out"
+        yield Problem(f"{place}.replicate", what)
     if (
         not any(problem.place.startswith(f"{place}.retry") for problem in faulty)
         and retry.times
