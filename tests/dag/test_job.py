@@ -338,6 +338,27 @@ class TestFields:
         job.apply(committed(2))
         assert stage.former is None
 
+    def test_an_outcome_that_nobody_was_judged_by_leaves_the_one_before_in_force(self) -> None:
+        job = job_in(S.SUCCEEDED)
+        stage = job.stages[A]
+        first = stage.outcome
+        job.apply(reopened())
+        job.apply(skipped(2))
+        assert (stage.earlier, stage.former) == (first, None)
+        job.apply(facts.StageReopened(job=JOB, stage=A, token=token(2), reason="why", unjudged=True))
+        assert (stage.earlier, stage.former) == (None, first)
+        job.apply(skipped(3))
+        second = stage.outcome
+        job.apply(facts.StageReopened(job=JOB, stage=A, token=token(3), reason="why"))
+        assert (stage.earlier, stage.former) == (None, second)
+
+    def test_an_unjudged_first_outcome_is_what_there_is(self) -> None:
+        job = job_in(S.SUCCEEDED)
+        stage = job.stages[A]
+        first = stage.outcome
+        job.apply(facts.StageReopened(job=JOB, stage=A, token=token(1), reason="why", unjudged=True))
+        assert stage.former == first
+
     def test_defaults_stand_in(self) -> None:
         job = job_in(S.FAILED)
         job.apply(defaulted())

@@ -10,7 +10,8 @@ from starloom.agents.messages import Cancel, InputLost
 from starloom.dag import limits
 from starloom.dag.builder import Graph
 from starloom.dag.constellation import Constellation, Join, OnFailure, Policy, Requirements, Retry
-from starloom.dag.facts import StageCommitted, StageReopened, StageSuperseded
+from starloom.dag.document import load
+from starloom.dag.facts import StageCommitted, StageReopened, StageSkipped, StageSuperseded
 from starloom.dag.values import PortType
 
 NO_RETRY = Policy(retry=Retry(times=0))
@@ -344,6 +345,41 @@ class TestStrictConsistency:
         w.report(agent, msgspec.structs.replace(agent.result(w.assigned("judge")), holds=answers))
         assert w.status(job, "yes", "no") == ["skipped", "placed"]
         w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    @pytest.mark.parametrize("restart", [False, True])
+    def test_what_rests_on_an_outcome_two_before_runs_again_also_after_a_restart(
+        self, world: Any, restart: bool
+    ) -> None:
+        """x was skipped and reopened before z was looked at; then it is skipped again: z still rests on x's value."""
+        w = world(node("edge-1"))
+        same = 'when: {output: value, is: "==", value: "", path: salt}'
+        job = w.submit(
+            load(f"""
+api_version: starloom/v1
+name: two-before
+stages:
+  a: {{kind: t.judge}}
+  m: {{kind: t.work, after: [{{stage: a, {same}}}]}}
+  x: {{kind: t.work, in: {{m: m.value, y: y.value}}, after: [{{stage: a, {same}}}]}}
+  y: {{kind: t.work, in: {{v: a.value}}}}
+  z: {{kind: t.work, in: {{v: x.value}}}}
+  hold: {{kind: t.work}}
+""")
+        )
+        w.finish("a", "m", "y", "x", "z")
+        for name in "ax":
+            stage = w.stage(job, name)
+            w.facts.append(StageReopened(job=job, stage=stage.spec.id, token=stage.committed, reason="by hand"))
+        w.restart()
+        w.finish("a", salt="other")
+        assert w.status(job, *"amxyz") == ["succeeded", "skipped", "pending", "placed", "succeeded"]
+        skipped = facts_of(w, StageSkipped, "x")
+        assert len(skipped) == 1, "and reopened in the same decision"
+        if restart:
+            w.restart()
+        w.finish("y", "hold")
+        assert w.status(job, *"amxyz") == ["succeeded", "skipped", "skipped", "succeeded", "skipped"]
         assert w.status(job) == "succeeded"
 
     def test_any_that_did_not_read_what_changed_stays(self, world: Any) -> None:

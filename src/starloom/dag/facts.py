@@ -216,11 +216,13 @@ class StageSuperseded(StageFact, frozen=True, tag="stage-superseded"):
 class StageReopened(StageFact, frozen=True, tag="stage-reopened"):
     """A committed result is gone, or rests on one that changed, and is needed: the stage runs again.
 
-    `lost`: no process that is there has its outputs any more.
+    `lost`: no process that is there has its outputs any more. `unjudged`: its dependents were not judged by this result,
+    so that they still rest on the one before.
     """
 
     reason: str
     lost: bool = False
+    unjudged: bool = False
 
 
 class OutputsHeld(StageFact, frozen=True, tag="outputs-held"):

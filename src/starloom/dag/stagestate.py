@@ -79,6 +79,7 @@ class StageState:
         "deadline_ran",
         "deadline_spent",
         "deaths",
+        "earlier",
         "elder",
         "emulated",
         "error",
@@ -124,8 +125,10 @@ class StageState:
         self.outputs: Mapping[str, ValueRef] = NOTHING
         self.holds: Mapping[str, bool] = NOTHING
         self.consumed: Mapping[str, facts.Consumed] = NOTHING
-        #: the outcome before the stage was reopened, until there is another
+        #: the outcome that dependents were judged by last before the stage was reopened, until there is another
         self.former: Outcome | None = None
+        #: that outcome, beside the one which came after it: until dependents are judged by this, they rest on that
+        self.earlier: Outcome | None = None
         #: output ports whose bytes are in the job store
         self.published: frozenset[str] = frozenset()
         #: agents that keep the outputs which are neither inline nor in the job store, each with its process

@@ -33,6 +33,8 @@ def faults(stage: StageState) -> Iterator[str]:
         yield f"{', '.join(stage.holders)} keep outputs of which there are none"
     if stage.former is not None and stage.status in {s.SUCCEEDED, s.SKIPPED}:
         yield "keeps a former outcome beside its own"
+    if stage.earlier is not None and stage.former is not None:
+        yield "keeps two former outcomes"
     tokens = [*stage.live, *filter(None, [stage.committed])]
     if any(token.attempt > stage.attempt for token in tokens):
         yield f"has a token beyond attempt {stage.attempt}"
@@ -128,7 +130,8 @@ def _supersede(stage: StageState, fact: facts.StageSuperseded) -> None:
 
 def _reopen(stage: StageState, fact: facts.StageReopened) -> None:
     _require_committed(stage, fact)
-    stage.former = stage.outcome
+    stage.former = (stage.earlier if fact.unjudged else None) or stage.outcome
+    stage.earlier = None
     stage.status, stage.committed, stage.reason = StageStatus.PENDING, None, fact.reason
     stage.outputs = stage.holds = stage.consumed = NOTHING
     stage.published = frozenset()
@@ -166,7 +169,7 @@ def _give_up(stage: StageState, fact: facts.StageFact) -> None:
 def _settle(stage: StageState, status: StageStatus) -> None:
     stage.live.clear()
     stage.started, stage.elder = NO_TOKENS, None
-    stage.status, stage.former = status, None
+    stage.status, stage.earlier, stage.former = status, stage.former, None
 
 
 def _take_number(stage: StageState, fact: facts.StageFact) -> None:

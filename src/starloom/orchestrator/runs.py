@@ -10,7 +10,6 @@ from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
-from starloom.dag.stagestate import Outcome
 from starloom.orchestrator.agenda import Agenda
 
 if TYPE_CHECKING:
@@ -83,8 +82,6 @@ class Run:
         self.unreachable: dict[StageId, int] = {}
         #: nodes where a stage could not reach its inputs, or that were lost with it
         self.avoid: dict[StageId, set[AgentId]] = {}
-        #: outcomes of stages that ran again before their dependents were looked at
-        self.unfollowed: dict[StageId, Outcome] = {}
         #: results that other nodes are to keep copies of
         self.copying: dict[StageId, Copying] = {}
         #: agents that may keep something for it, beside those that facts tell of

@@ -18,7 +18,7 @@ from starloom.dag.facts import (
     StageSkipped,
     StageSuperseded,
 )
-from starloom.dag.ids import FencingToken, StageId, TaskToken
+from starloom.dag.ids import FencingToken, JobId, StageId, TaskToken
 from starloom.dag.stagestate import Outcome, StageState, StageStatus
 from starloom.dag.values import ValueRef
 from starloom.orchestrator.clocks import NANOS, Clocks
@@ -52,7 +52,9 @@ class Settler:
         self._waits = waits
         self._clocks = clocks
         self._endings = endings
-        self._ended: deque[tuple[Run, StageId, Outcome | None]] = deque()
+        self._ended: deque[tuple[Run, StageId]] = deque()
+        #: stages that ended, as long as their dependents are not judged by that
+        self._unjudged: set[tuple[JobId, StageId]] = set()
         self._touched: dict[str, Run] = {}
 
     def decide(self, run: Run, name: StageId) -> None:
@@ -70,11 +72,13 @@ class Settler:
     def drain(self) -> None:
         """Works off all consequences, and ends the jobs that have nothing left to do."""
         while self._ended:
-            run, name, former = self._ended.popleft()
-            if run.job.status is not JobStatus.RUNNING:
+            run, name = self._ended.popleft()
+            unjudged = (run.job.id, name) in self._unjudged
+            self._unjudged.discard((run.job.id, name))
+            if run.job.status is not JobStatus.RUNNING or not unjudged:
                 continue
             try:
-                self._follow(run, name, former)
+                self._follow(run, name)
             except Exception as error:
                 self._endings.contain(run.job.id, f"what follows from {name}", error)
         for run in self._touched.values():
@@ -90,11 +94,10 @@ class Settler:
         if run.job.status is JobStatus.CANCELLING and len(stage.live) > 1:
             self.stopped(run, fact.stage, fact.token, "the job is being stopped")
             return
-        former = stage.former
         if len(stage.live) > 1:
             self._endings.cancel_attempts(run.job, fact.stage, but=fact.token)
         self._ledger.record(fact)
-        self._settled(run, fact.stage, former)
+        self._settled(run, fact.stage)
 
     def fail(self, run: Run, name: StageId, token: FencingToken, error: ErrorInfo) -> None:
         """An attempt failed: another follows if its policy allows, else the stage has failed for good."""
@@ -110,7 +113,6 @@ class Settler:
         seconds = None
         if error.transient and stage.failures < policy.retry.times:
             seconds = back_off(policy.retry, stage.failures)
-        former = stage.former
         self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
         self._stop_clock(run, name)
         if seconds is not None:
@@ -122,9 +124,9 @@ class Settler:
             case OnFailure.FAIL:
                 self._endings.fail(run)
             case OnFailure.SKIP:
-                self._skip(run, name, f"failed: {error.message}", former)
+                self._skip(run, name, f"failed: {error.message}")
             case OnFailure.DEFAULT:
-                self._default(run, name, former)
+                self._default(run, name)
 
     def expire(self, run: Run, name: StageId, error: ErrorInfo) -> None:
         """The stage has had its time: its attempts are stopped, and it has failed for good."""
@@ -182,7 +184,13 @@ class Settler:
         """A result that is needed is gone (`lost`: from everywhere), or rests on what changed: the stage runs again."""
         stage = run.job.stages[name]
         assert stage.committed is not None
-        self._ledger.record(StageReopened(job=run.job.id, stage=name, token=stage.committed, reason=reason, lost=lost))
+        unjudged = (run.job.id, name) in self._unjudged
+        self._unjudged.discard((run.job.id, name))
+        self._ledger.record(
+            StageReopened(
+                job=run.job.id, stage=name, token=stage.committed, reason=reason, lost=lost, unjudged=unjudged
+            )
+        )
         self.decide(run, name)
         for arc in run.job.downstreams[name]:
             if arc.downstream in run.queued:
@@ -197,16 +205,15 @@ class Settler:
         """A pending stage is not placed before so many seconds have passed."""
         self._waits.until(run, name, self._ledger.now + round(seconds * NANOS), why)
 
-    def _skip(self, run: Run, name: StageId, reason: str, former: Outcome | None = None) -> None:
+    def _skip(self, run: Run, name: StageId, reason: str) -> None:
         stage = run.job.stages[name]
-        former = former or stage.former
         run.waits.pop(name, None)
         run.queued.discard(name)
         token = self._ledger.next_token(stage)
         self._ledger.record(StageSkipped(job=run.job.id, stage=name, token=token, reason=reason))
-        self._settled(run, name, former)
+        self._settled(run, name)
 
-    def _default(self, run: Run, name: StageId, former: Outcome | None) -> None:
+    def _default(self, run: Run, name: StageId) -> None:
         stage = run.job.stages[name]
         values = stage.spec.policy.defaults
         ports = self._state.fleet.kinds[stage.spec.kind].outputs
@@ -222,7 +229,7 @@ class Settler:
         held = {comparison_key(c): holds(c, values[c.output]) for c in comparisons_of(run.job, name)}
         token = self._ledger.next_token(stage)
         self._ledger.record(StageDefaulted(job=run.job.id, stage=name, token=token, outputs=outputs, holds=held))
-        self._settled(run, name, former)
+        self._settled(run, name)
 
     def _stop_clock(self, run: Run, name: StageId) -> None:
         """An attempt of the stage has ended."""
@@ -230,22 +237,19 @@ class Settler:
         if clock is not None and not run.job.stages[name].started:
             clock.stopped(self._ledger.now)
 
-    def _settled(self, run: Run, name: StageId, former: Outcome | None) -> None:
+    def _settled(self, run: Run, name: StageId) -> None:
         run.clocks.pop(name, None)
         run.unreachable.pop(name, None)
         run.avoid.pop(name, None)
-        self._ended.append((run, name, run.unfollowed.pop(name, former)))
+        self._ended.append((run, name))
+        self._unjudged.add((run.job.id, name))
         self._touched[run.job.id] = run
 
-    def _follow(self, run: Run, name: StageId, former: Outcome | None) -> None:
-        """Looks at everything downstream of a stage that ended. `former` is what it had before it ran again."""
+    def _follow(self, run: Run, name: StageId) -> None:
+        """Judges everything downstream of a stage that ended by how it did, and by what it had before it ran again."""
         job = run.job
         stage = job.stages[name]
-        if stage.status not in (StageStatus.SUCCEEDED, StageStatus.SKIPPED):
-            # It runs again already: what rests on the older outcome is judged by the one that comes then.
-            if former is not None:
-                run.unfollowed.setdefault(name, former)
-            return
+        former = stage.earlier
         for arc in job.downstreams[name]:
             downstream = job.stages[arc.downstream]
             if former is not None and changes(arc, former, stage):
