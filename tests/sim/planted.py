@@ -301,11 +301,11 @@ class Stumbles(Coordinator):
         super().__init__(epoch)
         plain, self._followed = self._settler._follow, 0
 
-        def follow(run: Any, name: StageId, former: Any) -> None:
+        def follow(run: Any, name: StageId) -> None:
             self._followed += 1
             if self._followed == 9:
                 raise KeyError(name)
-            plain(run, name, former)
+            plain(run, name)
 
         self._settler._follow = follow  # type: ignore[method-assign]
 
