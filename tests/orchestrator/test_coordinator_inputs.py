@@ -100,6 +100,50 @@ class TestHolderLost:
         w.finish_all()
         assert w.status(job) == "succeeded"
 
+    @pytest.mark.parametrize("lost", ["edge-1", "edge-2"])
+    def test_of_several_silent_holders_each_is_waited_for_and_one_that_is_lost_is_replaced_at_once(
+        self, world: Any, lost: str
+    ) -> None:
+        w, other = world(node("edge-1"), node("edge-2"), node("edge-3")), {"edge-1": "edge-2", "edge-2": "edge-1"}[lost]
+        graph = Graph("two")
+        made = {name: graph.stage(f"on-{name}", "t.blob", require=on(name)) for name in ("edge-1", "edge-2")}
+        wait = graph.stage("wait", "t.work", require=on("edge-3"))
+        inputs = {name: stage["data"] for name, stage in made.items()}
+        graph.stage("c", "t.blob", inputs=inputs, after=[wait], require=on("edge-3"))
+        job = w.submit(graph.build(KINDS))
+        w.finish("on-edge-1", "on-edge-2")
+        for name in made:
+            w.silence(name)
+        w.advance(limits.LEASE_SECONDS + 0.5)
+        w.finish("wait")
+        what = "edge-1, edge-2, which hold inputs and have not been heard of for"
+        assert w.coordinator.waits_for(job, "c").startswith(what)
+        w.join(node(lost))
+        assert w.status(job, f"on-{lost}", f"on-{other}", "c") == ["placed", "succeeded", "pending"]
+        w.finish(f"on-{lost}")
+        assert w.coordinator.waits_for(job, "c").startswith(f"{other}, which holds an input and has not been heard of")
+        w.hello(w.agents[other], resumed=True)
+        assert w.status(job, "c") == ["placed"]
+
+    def test_of_two_silent_holders_of_one_value_the_first_that_is_back_will_do(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"), node("edge-3"))
+        graph = Graph("replica")
+        make = graph.stage("make", "t.blob", require=on("edge-1"), policy=Policy(replicate=1))
+        wait = graph.stage("wait", "t.work", require=on("edge-3"))
+        graph.stage("read", "t.need", data=make["data"], after=[wait], require=on("edge-3"))
+        job = w.submit(graph.build(KINDS))
+        w.finish("make")
+        w.hold()
+        origin, copy = w.stage(job, "make").holders
+        assert (origin, copy) == ("edge-1", "edge-2")
+        for name in (origin, copy):
+            w.silence(name)
+        w.advance(limits.LEASE_SECONDS + 0.5)
+        w.finish("wait")
+        assert w.status(job, "read") == ["pending"]
+        w.hello(w.agents[copy], resumed=True)
+        assert w.status(job, "make", "read") == ["succeeded", "placed"]
+
     def test_published_and_inline_values_outlive_their_holder(self, world: Any) -> None:
         w = world(node("edge-1"), node("edge-2"))
         graph = Graph("durable")

@@ -120,10 +120,10 @@ class Dispatcher:
     def _find_inputs(self, run: Run, name: StageId, fed: Sequence[Fed]) -> Holders | None:
         """Who can give each value that only agents have.
 
-        None if one cannot be had: one that is gone is made again, and of silent holders word is waited for.
+        None if one cannot be had: one that is gone is made again, and of silent holders the first word is waited for.
         """
         found = self._holders(fed)
-        silent: AgentId | None = None
+        silent: list[AgentId] = []
         gone: dict[StageId, str] = {}
         for item in fed:
             holders = found.get(item.port)
@@ -133,14 +133,14 @@ class Dispatcher:
                 known = ", ".join(item.upstream.holders) or item.ref.holder
                 gone[item.consumed.upstream] = f"{known}, which held its output {item.port}, was lost; {name} needs it"
             elif not _any_online(holders):
-                silent = holders[0].name
+                silent += [holder.name for holder in holders]
         for upstream, reason in gone.items():
             self._settler.reopen(run, upstream, reason, lost=True)
         if gone:
             self._settler.drain()
             return None
-        if silent is not None:
-            self._waits.for_agent(run, name, silent)
+        if silent:
+            self._waits.for_agents(run, name, silent)
             return None
         return found
 

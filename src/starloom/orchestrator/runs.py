@@ -1,7 +1,7 @@
 """What is kept of open jobs beside their state: ranks, turns and waits. Made anew after a restart, never journaled."""
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +22,12 @@ class BackOff(NamedTuple):
 
     until: int
     why: str
+
+
+class Silence(NamedTuple):
+    """A stage's wait for word of agents that hold its inputs: the first that is heard of, or lost, ends it."""
+
+    agents: tuple[AgentId, ...]
 
 
 @dataclass(slots=True)
@@ -70,8 +76,8 @@ class Run:
         self.closed = False
         #: stages in a lane
         self.queued: set[StageId] = set()
-        #: pending stages whose upstreams let them run, and which wait for a time or for a node that holds an input
-        self.waits: dict[StageId, BackOff | AgentId] = {}
+        #: pending stages whose upstreams let them run, and which wait for a time or for nodes that hold inputs
+        self.waits: dict[StageId, BackOff | Silence] = {}
         #: what is left of the deadlines of stages whose dependencies hold, and of the job's own, without a name
         self.clocks: dict[StageId, Clock] = {}
         #: lanes that have stages of this job, by their number
@@ -138,11 +144,11 @@ class Run:
 
 
 class Waits:
-    """Stages that wait for a time, or for word from a node that holds an input."""
+    """Stages that wait for a time, or for word from nodes that hold inputs."""
 
     def __init__(self) -> None:
         self._times: Agenda[tuple[Run, StageId]] = Agenda(_waits)
-        self._agents: dict[AgentId, list[tuple[Run, StageId]]] = {}
+        self._agents: dict[AgentId, dict[tuple[Run, StageId], None]] = {}
 
     @property
     def next_time(self) -> int | None:
@@ -154,10 +160,11 @@ class Waits:
         run.waits[stage] = BackOff(time, why)
         self._times.put(time, (run, stage))
 
-    def for_agent(self, run: Run, stage: StageId, agent: AgentId) -> None:
-        """The stage waits until the agent is heard of, or lost."""
-        run.waits[stage] = agent
-        self._agents.setdefault(agent, []).append((run, stage))
+    def for_agents(self, run: Run, stage: StageId, agents: Iterable[AgentId]) -> None:
+        """The stage waits until one of the agents is heard of, or lost."""
+        run.waits[stage] = silence = Silence(tuple(dict.fromkeys(agents)))
+        for agent in silence.agents:
+            self._agents.setdefault(agent, {})[run, stage] = None
 
     def due(self, now: int) -> Iterator[tuple[Run, StageId]]:
         """The stages whose back-off is over; they wait no longer."""
@@ -168,7 +175,8 @@ class Waits:
     def heard(self, agent: AgentId) -> Iterator[tuple[Run, StageId]]:
         """The stages that waited for an agent; they wait no longer."""
         for run, stage in self._agents.pop(agent, ()):
-            if run.waits.get(stage) == agent and not run.closed:
+            wait = run.waits.get(stage)
+            if isinstance(wait, Silence) and agent in wait.agents and not run.closed:
                 del run.waits[stage]
                 yield run, stage
 

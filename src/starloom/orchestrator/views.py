@@ -15,7 +15,7 @@ from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.feasible import misfits
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.lanes import ReadyLanes
-from starloom.orchestrator.runs import BackOff, Run
+from starloom.orchestrator.runs import BackOff, Run, Silence
 
 _NAMES_SHOWN: Final = 3
 
@@ -68,8 +68,10 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
     match run.waits.get(name):
         case BackOff(until=until, why=why):
             return f"the next attempt, in {max(0, until - now) / NANOS:.1f} s, after: {why}"
-        case str() as agent:
-            return f"{agent}, which holds an input and has not been heard of for {_silence(fleet, AgentId(agent), now):.1f} s"
+        case Silence(agents=agents):
+            which = "which holds an input and has" if len(agents) == 1 else "which hold inputs and have"
+            seconds = min(_silence(fleet, agent, now) for agent in agents)
+            return f"{_names(agents)}, {which} not been heard of for {seconds:.1f} s"
     if run.full:
         return (
             f"one of the job's {job.active_attempts} active stages to end: max_parallel is {job.options.max_parallel}"
