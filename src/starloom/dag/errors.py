@@ -147,6 +147,13 @@ class InputUnavailable(StarloomError):
     retryable = True
 
 
+class StreamGone(InputUnavailable):
+    """Chunks of a stream that a reader needs are not kept any more; the message says where it can begin."""
+
+    status = "OUT_OF_RANGE"
+    retryable = False
+
+
 class DigestMismatch(StarloomError):
     """Bytes are not those that were named: a damaged transfer, or a model that was swapped."""
 

@@ -18,6 +18,18 @@ class PortType(StrEnum):
     JSON = "json"
 
 
+class Full(StrEnum):
+    """What becomes of a stream's chunks when as many as may be kept wait for a reader.
+
+    BLOCK: the producer waits. OLDEST: the reader loses the oldest. LATEST: it gets the newest and loses the others,
+    whether there is room or not. What is lost is counted.
+    """
+
+    BLOCK = "block"
+    OLDEST = "oldest"
+    LATEST = "latest"
+
+
 class Port(msgspec.Struct, frozen=True, omit_defaults=True):
     """A typed input or output; `stream` means a sequence of that type, `optional` may stay unbound."""
 

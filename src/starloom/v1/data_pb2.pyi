@@ -1,10 +1,125 @@
 from starloom.v1 import value_pb2 as _value_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Mapping as _Mapping
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class StreamName(_message.Message):
+    __slots__ = ("job_id", "stage", "epoch", "attempt", "port")
+    JOB_ID_FIELD_NUMBER: _ClassVar[int]
+    STAGE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    PORT_FIELD_NUMBER: _ClassVar[int]
+    job_id: str
+    stage: str
+    epoch: int
+    attempt: int
+    port: str
+    def __init__(self, job_id: _Optional[str] = ..., stage: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., port: _Optional[str] = ...) -> None: ...
+
+class StreamChunk(_message.Message):
+    __slots__ = ("offset", "generation", "meta_json", "data")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    META_JSON_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    generation: int
+    meta_json: bytes
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., generation: _Optional[int] = ..., meta_json: _Optional[bytes] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class StreamCredit(_message.Message):
+    __slots__ = ("window_chunks", "window_bytes", "acknowledged")
+    WINDOW_CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGED_FIELD_NUMBER: _ClassVar[int]
+    window_chunks: int
+    window_bytes: int
+    acknowledged: int
+    def __init__(self, window_chunks: _Optional[int] = ..., window_bytes: _Optional[int] = ..., acknowledged: _Optional[int] = ...) -> None: ...
+
+class StreamEnd(_message.Message):
+    __slots__ = ("how", "chunks", "bytes", "digest", "message")
+    HOW_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    how: str
+    chunks: int
+    bytes: int
+    digest: str
+    message: str
+    def __init__(self, how: _Optional[str] = ..., chunks: _Optional[int] = ..., bytes: _Optional[int] = ..., digest: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class ReadOpen(_message.Message):
+    __slots__ = ("stream", "reader", "credit", "full")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    READER_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    stream: StreamName
+    reader: str
+    credit: StreamCredit
+    full: str
+    def __init__(self, stream: _Optional[_Union[StreamName, _Mapping]] = ..., reader: _Optional[str] = ..., credit: _Optional[_Union[StreamCredit, _Mapping]] = ..., full: _Optional[str] = ...) -> None: ...
+
+class ReadClose(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ReadRequest(_message.Message):
+    __slots__ = ("open", "credit", "close")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    open: ReadOpen
+    credit: StreamCredit
+    close: ReadClose
+    def __init__(self, open: _Optional[_Union[ReadOpen, _Mapping]] = ..., credit: _Optional[_Union[StreamCredit, _Mapping]] = ..., close: _Optional[_Union[ReadClose, _Mapping]] = ...) -> None: ...
+
+class ReadResponse(_message.Message):
+    __slots__ = ("chunks", "dropped", "stale", "generation", "end")
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
+    STALE_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    chunks: _containers.RepeatedCompositeFieldContainer[StreamChunk]
+    dropped: int
+    stale: int
+    generation: int
+    end: StreamEnd
+    def __init__(self, chunks: _Optional[_Iterable[_Union[StreamChunk, _Mapping]]] = ..., dropped: _Optional[int] = ..., stale: _Optional[int] = ..., generation: _Optional[int] = ..., end: _Optional[_Union[StreamEnd, _Mapping]] = ...) -> None: ...
+
+class WriteOpen(_message.Message):
+    __slots__ = ("stream", "type")
+    STREAM_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    stream: StreamName
+    type: str
+    def __init__(self, stream: _Optional[_Union[StreamName, _Mapping]] = ..., type: _Optional[str] = ...) -> None: ...
+
+class WriteRequest(_message.Message):
+    __slots__ = ("open", "chunks", "end")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CHUNKS_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    open: WriteOpen
+    chunks: _containers.RepeatedCompositeFieldContainer[StreamChunk]
+    end: StreamEnd
+    def __init__(self, open: _Optional[_Union[WriteOpen, _Mapping]] = ..., chunks: _Optional[_Iterable[_Union[StreamChunk, _Mapping]]] = ..., end: _Optional[_Union[StreamEnd, _Mapping]] = ...) -> None: ...
+
+class WriteResponse(_message.Message):
+    __slots__ = ("credit",)
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    credit: StreamCredit
+    def __init__(self, credit: _Optional[_Union[StreamCredit, _Mapping]] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("job_id", "digest", "offset")

@@ -46,6 +46,16 @@ class DataServiceStub:
                 request_serializer=starloom_dot_v1_dot_data__pb2.PutRequest.SerializeToString,
                 response_deserializer=starloom_dot_v1_dot_data__pb2.PutResponse.FromString,
                 _registered_method=True)
+        self.Read = channel.stream_stream(
+                '/starloom.v1.DataService/Read',
+                request_serializer=starloom_dot_v1_dot_data__pb2.ReadRequest.SerializeToString,
+                response_deserializer=starloom_dot_v1_dot_data__pb2.ReadResponse.FromString,
+                _registered_method=True)
+        self.Write = channel.stream_stream(
+                '/starloom.v1.DataService/Write',
+                request_serializer=starloom_dot_v1_dot_data__pb2.WriteRequest.SerializeToString,
+                response_deserializer=starloom_dot_v1_dot_data__pb2.WriteResponse.FromString,
+                _registered_method=True)
 
 
 class DataServiceServicer:
@@ -67,6 +77,24 @@ class DataServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Read(self, request_iterator, context):
+        """The chunks of a stream, as far as the reader's credit goes, and then its end. Up: an open, then credits, and a
+        close from a reader that wants no more; a call that breaks off without one is gone on with by another, at the
+        offset that the reader wants next. A stream that is not there yet is waited for. OUT_OF_RANGE where chunks that
+        the reader needs are not kept any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Write(self, request_iterator, context):
+        """Carries a stream to whoever keeps it. Down: a credit at once, whose `acknowledged` says where to begin, and then
+        one whenever more is stored. Up: chunks within that credit, and the end. OK once the end is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +107,16 @@ def add_DataServiceServicer_to_server(servicer, server):
                     servicer.Put,
                     request_deserializer=starloom_dot_v1_dot_data__pb2.PutRequest.FromString,
                     response_serializer=starloom_dot_v1_dot_data__pb2.PutResponse.SerializeToString,
+            ),
+            'Read': grpc.stream_stream_rpc_method_handler(
+                    servicer.Read,
+                    request_deserializer=starloom_dot_v1_dot_data__pb2.ReadRequest.FromString,
+                    response_serializer=starloom_dot_v1_dot_data__pb2.ReadResponse.SerializeToString,
+            ),
+            'Write': grpc.stream_stream_rpc_method_handler(
+                    servicer.Write,
+                    request_deserializer=starloom_dot_v1_dot_data__pb2.WriteRequest.FromString,
+                    response_serializer=starloom_dot_v1_dot_data__pb2.WriteResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -137,6 +175,60 @@ class DataService:
             '/starloom.v1.DataService/Put',
             starloom_dot_v1_dot_data__pb2.PutRequest.SerializeToString,
             starloom_dot_v1_dot_data__pb2.PutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Read(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/starloom.v1.DataService/Read',
+            starloom_dot_v1_dot_data__pb2.ReadRequest.SerializeToString,
+            starloom_dot_v1_dot_data__pb2.ReadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Write(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/starloom.v1.DataService/Write',
+            starloom_dot_v1_dot_data__pb2.WriteRequest.SerializeToString,
+            starloom_dot_v1_dot_data__pb2.WriteResponse.FromString,
             options,
             channel_credentials,
             insecure,
