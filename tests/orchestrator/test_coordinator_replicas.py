@@ -268,7 +268,7 @@ class TestUse:
         w.silence("edge-2")
         w.advance(limits.LEASE_SECONDS + 0.3)
         w.finish("wait")
-        assert "which holds an input" in w.coordinator.waits_for(job, "read")
+        assert "which hold inputs" in w.coordinator.waits_for(job, "read")
         w.advance(LOST)
         assert [fact.lost for fact in facts_of(w, StageReopened)] == [True]
 
