@@ -16,6 +16,7 @@ from starloom.agents.channel import Frame
 from starloom.agents.messages import (
     Assign,
     Await,
+    AwaitUnreachable,
     Cancel,
     Command,
     Failed,
@@ -26,9 +27,11 @@ from starloom.agents.messages import (
     InputLost,
     Load,
     NotHeld,
+    Outcome,
     Release,
     Replicate,
     Report,
+    Resolve,
     Revoke,
     Revoked,
     Source,
@@ -45,8 +48,8 @@ from starloom.dag.kinds import Cost, KindSpec, Param
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
+from starloom.v1 import data_pb2, value_pb2
 from starloom.v1 import session_pb2 as pb
-from starloom.v1 import value_pb2
 
 DIGEST = values.digest(b"")
 REFS = [
@@ -93,6 +96,10 @@ COMMANDS: list[Command] = [
     Revoke(task=task()),
     Release(job=JobId("j")),
     Replicate(task=task(), values=(REFS[1], REFS[3]), sources=SOURCES),
+    Resolve(task=task(), upstream=StageId("up ü"), token=FencingToken(Epoch(3), Attempt(2**33))),
+    Resolve(
+        task=task(), upstream=StageId("up"), token=FencingToken(Epoch(1), Attempt(1)), inputs=(UPSTREAM,), holds=("k",)
+    ),
 ]
 REPORTS: list[Report] = [
     Started(task=task()),
@@ -125,6 +132,7 @@ REPORTS: list[Report] = [
     Revoked(task=task()),
     Held(task=task()),
     NotHeld(task=task(), reason="full", missing=(AgentId("b"),)),
+    AwaitUnreachable(task=task(), upstreams=(StageId("a"), StageId("ü")), reason="nobody answers"),
 ]
 
 
@@ -248,6 +256,22 @@ def test_malformed_json_inside_fields_is_refused_with_its_place(data: bytes) -> 
 
 
 @pytest.mark.parametrize(
+    "outcome",
+    [
+        Outcome(task=task()),
+        Outcome(task=task(), outputs={f"p{number}": ref for number, ref in enumerate(REFS)}, holds=("k", "ü")),
+    ],
+)
+def test_outcomes_arrive_as_they_were_sent(outcome: Outcome) -> None:
+    data = wire.outcome_to_wire(outcome).SerializeToString()
+    assert wire.outcome_from_wire(data_pb2.Outcome.FromString(data)) == outcome
+
+
+def test_an_outcome_of_no_attempt_is_refused() -> None:
+    assert "outcomes.0.task" in refusal(wire.outcome_from_wire, data_pb2.Outcome(), "outcomes.0")
+
+
+@pytest.mark.parametrize(
     ("field", "value", "place"),
     [
         ("type", "hologram", "value.type"),
@@ -275,6 +299,8 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
         pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), target="cpu")),
         pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), kind="k")),
         pb.Command(cancel=pb.Cancel(task=pb.Task(job_id="j", stage="s", epoch=1))),
+        pb.Command(resolve=pb.Resolve(task=wire.task_to_wire(task()), upstream="u", epoch=1)),
+        pb.Command(resolve=pb.Resolve(upstream="u", epoch=1, attempt=1)),
         pb.Command(revoke=pb.Revoke()),
         pb.Command(release=pb.Release()),
         pb.Command(replicate=pb.Replicate(task=wire.task_to_wire(task()), values=[wire.ref_to_wire(REFS[1])])),
@@ -309,6 +335,8 @@ def test_malformed_commands_are_refused(command: pb.Command) -> None:
         pb.Report(failed=pb.Failed(message="x")),
         pb.Report(input_lost=pb.InputLost()),
         pb.Report(held=pb.Held()),
+        pb.Report(await_unreachable=pb.AwaitUnreachable(upstreams=["u"])),
+        pb.Report(await_unreachable=pb.AwaitUnreachable(task=wire.task_to_wire(task()))),
         pb.Report(not_held=pb.NotHeld(reason="full")),
         pb.Report(was_cancelled=pb.WasCancelled(task=pb.Task(job_id="j"))),
         pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), run_seconds=float("nan"))),

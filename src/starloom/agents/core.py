@@ -3,25 +3,41 @@
 The shell (`agents.runtime`) tells it commands and what became of its instructions, with the monotonic
 time in nanoseconds, and carries out the instructions that come back, in order.
 
-    QUEUED -> FETCHING -> READY -> HANDED -> RUNNING -> PUBLISHING -> ended, with exactly one final report
+    WAITING -> QUEUED -> FETCHING -> READY -> HANDED -> RUNNING -> PUBLISHING -> ended, with exactly one final report
 
-An attempt without remote inputs is READY at once, and one that publishes nothing ends from RUNNING. A cancel ends QUEUED and READY at once, and the others
-when the shell says that nothing of them runs any more.
+An attempt that awaits no other is QUEUED at once, one without remote inputs READY, and one that publishes nothing ends
+from RUNNING. What an end completes starts in the same call. A cancel ends WAITING, QUEUED and READY at once, and the
+others when the shell says that nothing of them runs any more.
 """
 
 import heapq
 from collections.abc import Iterable
-from enum import Enum, auto
-from typing import NamedTuple
 
+from starloom.agents.attempts import Attempt
+from starloom.agents.attempts import Phase as Phase
+from starloom.agents.awaiting import Awaiting
+from starloom.agents.instructions import Answer as Answer
+from starloom.agents.instructions import Ask as Ask
+from starloom.agents.instructions import Drop as Drop
+from starloom.agents.instructions import Fetch as Fetch
+from starloom.agents.instructions import Forget as Forget
+from starloom.agents.instructions import Instruction as Instruction
+from starloom.agents.instructions import Keep as Keep
+from starloom.agents.instructions import Start as Start
+from starloom.agents.instructions import Stop as Stop
+from starloom.agents.instructions import Tell as Tell
+from starloom.agents.instructions import Unask as Unask
 from starloom.agents.messages import (
-    NOT_OF_ATTEMPTS,
+    NOT_ENDS,
     Assign,
     Cancel,
     Command,
+    Finished,
+    Outcome,
     Release,
     Replicate,
     Report,
+    Resolve,
     Revoke,
     Revoked,
     Started,
@@ -29,108 +45,8 @@ from starloom.agents.messages import (
 )
 from starloom.agents.replicas import ReplicaQueue
 from starloom.dag import limits
+from starloom.dag.conditions import comparison_key
 from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
-
-
-class Fetch(NamedTuple):
-    """Get the remote inputs; then `fetched`, or `ended`."""
-
-    assign: Assign
-
-
-class Start(NamedTuple):
-    """Run it, with nanoseconds of the clock at its acceptance, and of fetching; then `began` and `ended`."""
-
-    assign: Assign
-    accepted: int
-    fetching: int
-
-
-class Stop(NamedTuple):
-    """Stop fetching or running it; then `ended`, once nothing of it runs any more."""
-
-    task: TaskToken
-
-
-class Drop(NamedTuple):
-    """Forget its inputs: it will not start."""
-
-    task: TaskToken
-
-
-class Forget(NamedTuple):
-    """Forget the job's values, and break off what is fetched to be kept for it."""
-
-    job: JobId
-
-
-class Keep(NamedTuple):
-    """Get values that another agent made and keep them; then `replicated`, unless the job is forgotten first."""
-
-    command: Replicate
-
-
-class Tell(NamedTuple):
-    """Send the report."""
-
-    report: Report
-
-
-Instruction = Fetch | Start | Stop | Drop | Forget | Keep | Tell
-
-
-class Phase(Enum):
-    """How far an attempt is. HANDED: given to the workers, perhaps behind another."""
-
-    QUEUED = auto()
-    FETCHING = auto()
-    READY = auto()
-    HANDED = auto()
-    RUNNING = auto()
-    PUBLISHING = auto()
-
-
-class _Attempt:
-    __slots__ = (
-        "accepted",
-        "ahead",
-        "assign",
-        "cancelled",
-        "fetching",
-        "order",
-        "phase",
-        "released",
-        "revoked",
-        "since",
-    )
-
-    def __init__(self, assign: Assign, accepted: int, order: int) -> None:
-        self.assign = assign
-        self.accepted = accepted
-        self.order = order
-        self.phase = Phase.QUEUED
-        #: when the phase began, where that matters
-        self.since = accepted
-        #: how long the inputs took
-        self.fetching = 0
-        #: its inputs are fetched, or being fetched, and it waits
-        self.ahead = False
-        self.cancelled = False
-        #: its cancel is a revocation: it never started
-        self.revoked = False
-        #: its job was released: nobody waits for a report
-        self.released = False
-
-    @property
-    def stopped(self) -> Report:
-        """The report of one that was cancelled, once nothing of it runs any more."""
-        task = self.assign.task
-        return Revoked(task=task) if self.revoked else WasCancelled(task=task)
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        return -self.assign.priority, self.order
-
 
 _Queue = list[tuple[tuple[int, int], TaskToken]]
 
@@ -150,7 +66,7 @@ class AgentCore:
         self.epoch_seen = Epoch(0)
         #: commands of an orchestrator whose time is over
         self.stale_refused = 0
-        self._attempts: dict[TaskToken, _Attempt] = {}
+        self._attempts: dict[TaskToken, Attempt] = {}
         #: every token accepted, and every tombstone, until the job is released
         self._known: dict[JobId, set[TaskToken]] = {}
         self._to_fetch: _Queue = []
@@ -160,6 +76,7 @@ class AgentCore:
         self._order = 0
         self._cheap: set[str] = set()
         self._replicas = ReplicaQueue()
+        self._awaiting = Awaiting(agent)
 
     @property
     def jobs(self) -> tuple[JobId, ...]:
@@ -198,8 +115,7 @@ class AgentCore:
     def held(self, kept: Iterable[Report]) -> tuple[TaskToken, ...]:
         """Attempts accepted whose last report is not acknowledged: the active ones, and those of `kept` reports."""
         active = [task for task, attempt in self._attempts.items() if not attempt.released]
-        beside = (Started, *NOT_OF_ATTEMPTS)
-        return tuple(dict.fromkeys([*active, *(report.task for report in kept if not isinstance(report, beside))]))
+        return tuple(dict.fromkeys([*active, *(report.task for report in kept if not isinstance(report, NOT_ENDS))]))
 
     def admit(self, sender_epoch: Epoch) -> bool:
         """Whether a sender's commands are to be obeyed: not if a later orchestrator was heard."""
@@ -215,7 +131,9 @@ class AgentCore:
         for command in commands:
             match command:
                 case Assign():
-                    self._accept(command, now)
+                    self._accept(command, found, now)
+                case Resolve():
+                    self._complete(self._awaiting.resolve(command, found), now)
                 case Cancel(task=task):
                     self._cancel(task, found)
                 case Revoke(task=task):
@@ -260,8 +178,33 @@ class AgentCore:
         if attempt.cancelled:
             report = attempt.stopped
         found: list[Instruction] = []
+        if isinstance(report, Finished):
+            answers = zip(attempt.assign.comparisons, report.holds, strict=True)
+            holds = tuple(comparison_key(comparison) for comparison, held in answers if held)
+            outcome = Outcome(task=task, outputs=report.outputs, holds=holds)
+            self._complete(self._awaiting.remember(outcome, found), now)
         self._end(attempt, report, found)
         return self._advance(found, now)
+
+    def answered(self, outcome: Outcome, now: int) -> list[Instruction]:
+        """Another agent's attempt succeeded; one that nobody awaits here any more changes nothing."""
+        found: list[Instruction] = []
+        self._complete(self._awaiting.answered(outcome, found), now)
+        return self._advance(found, now)
+
+    def unreachable(self, task: TaskToken, reason: str) -> list[Instruction]:
+        """The agent that has an awaited attempt cannot be asked for now. Who awaits it goes on waiting."""
+        return [Tell(report) for report in self._awaiting.unreachable(task, reason)]
+
+    def subscribed(self, subscriber: int, task: TaskToken) -> list[Instruction]:
+        """Another agent awaits an attempt, which may come to be assigned here only later."""
+        found: list[Instruction] = []
+        self._awaiting.subscribe(subscriber, task, found)
+        return found
+
+    def unsubscribed(self, subscriber: int, task: TaskToken | None = None) -> None:
+        """Another agent awaits an attempt no more; without one, nothing."""
+        self._awaiting.unsubscribe(subscriber, task)
 
     def replicated(self, report: Report) -> list[Instruction]:
         """What became of a replica that was asked for: Held or NotHeld."""
@@ -275,17 +218,26 @@ class AgentCore:
             self._cancel(task, found)
         return found
 
-    def _accept(self, assign: Assign, now: int) -> None:
+    def _accept(self, assign: Assign, found: list[Instruction], now: int) -> None:
         known = self._known.setdefault(assign.task.job, set())
         if assign.task in known or assign.task in self._attempts:
             return
         known.add(assign.task)
         self._order += 1
-        attempt = self._attempts[assign.task] = _Attempt(assign, now, self._order)
-        if any(item.ref.inline is None and item.ref.holder != self.agent for item in assign.inputs):
-            heapq.heappush(self._to_fetch, (attempt.rank, assign.task))
-        else:
-            self._make_ready(attempt)
+        self._attempts[assign.task] = Attempt(assign, now, self._order)
+        if (complete := self._awaiting.accept(assign, found)) is not None:
+            self._complete([complete], now)
+
+    def _complete(self, assigns: Iterable[Assign], now: int) -> None:
+        """Nothing is awaited any more: from now on these are accepted as others are."""
+        for assign in assigns:
+            attempt = self._attempts[assign.task]
+            attempt.assign, attempt.accepted = assign, now
+            attempt.phase = Phase.QUEUED
+            if any(item.ref.inline is None and item.ref.holder != self.agent for item in assign.inputs):
+                heapq.heappush(self._to_fetch, (attempt.rank, assign.task))
+            else:
+                self._make_ready(attempt)
 
     def _cancel(self, task: TaskToken, found: list[Instruction]) -> None:
         attempt = self._attempts.get(task)
@@ -297,10 +249,10 @@ class AgentCore:
         elif not attempt.cancelled:
             self._stop(attempt, found)
 
-    def _stop(self, attempt: _Attempt, found: list[Instruction]) -> None:
+    def _stop(self, attempt: Attempt, found: list[Instruction]) -> None:
         task = attempt.assign.task
         attempt.cancelled = True
-        if attempt.phase in (Phase.QUEUED, Phase.READY):
+        if attempt.phase in (Phase.WAITING, Phase.QUEUED, Phase.READY):
             found.append(Drop(task))
             self._end(attempt, attempt.stopped, found)
         else:
@@ -327,14 +279,17 @@ class AgentCore:
                 attempt.released = True
                 self._cancel(task, found)
         self._replicas.release(job)
+        self._awaiting.release(job)
         found.append(Forget(job))
 
-    def _make_ready(self, attempt: _Attempt) -> None:
+    def _make_ready(self, attempt: Attempt) -> None:
         attempt.phase = Phase.READY
         heapq.heappush(self._ready, (attempt.rank, attempt.assign.task))
 
-    def _end(self, attempt: _Attempt, report: Report, found: list[Instruction]) -> None:
+    def _end(self, attempt: Attempt, report: Report, found: list[Instruction]) -> None:
         self._ahead(attempt, False)
+        if attempt.phase is Phase.WAITING:
+            self._awaiting.remove(report.task, found)
         if attempt.phase in (Phase.HANDED, Phase.RUNNING):
             self._handed -= 1
         del self._attempts[report.task]
@@ -366,11 +321,11 @@ class AgentCore:
         found += map(Keep, self._replicas.begin())
         return found
 
-    def _ahead(self, attempt: _Attempt, ahead: bool) -> None:
+    def _ahead(self, attempt: Attempt, ahead: bool) -> None:
         self._fetched_ahead += ahead - attempt.ahead
         attempt.ahead = ahead
 
-    def _head(self, queue: _Queue, phase: Phase) -> _Attempt | None:
+    def _head(self, queue: _Queue, phase: Phase) -> Attempt | None:
         """The first attempt of a queue that still belongs there."""
         while queue:
             attempt = self._attempts.get(queue[0][1])
@@ -379,7 +334,7 @@ class AgentCore:
             heapq.heappop(queue)
         return None
 
-    def _learn(self, attempt: _Attempt, now: int) -> None:
+    def _learn(self, attempt: Attempt, now: int) -> None:
         if now - attempt.since < limits.AGENT_CHEAP_NANOS:
             self._cheap.add(attempt.assign.kind)
         else:

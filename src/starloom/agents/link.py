@@ -16,7 +16,7 @@ from grpc import aio
 from starloom.agents import status, wire
 from starloom.agents.channel import Channel
 from starloom.agents.crashpoints import CrashPoint, reach
-from starloom.agents.messages import Command, Hello, Load, Report, Started, Welcome
+from starloom.agents.messages import NOT_ENDS, Command, Hello, Load, Report, Started, Welcome
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, StarloomError, Unauthenticated, Unavailable
 from starloom.dag.ids import Epoch
@@ -239,7 +239,7 @@ class Link:
             self._lingering.cancel()
             self._lingering = None
         if self._outbox:
-            ended = {report.task for report in self._outbox if not isinstance(report, Started)}
+            ended = {report.task for report in self._outbox if not isinstance(report, NOT_ENDS)}
             self._channel.send(
                 report for report in self._outbox if not isinstance(report, Started) or report.task not in ended
             )

@@ -101,7 +101,21 @@ class Replicate(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[Source, ...]
 
 
-Command = Assign | Cancel | Revoke | Release | Replicate
+class Resolve(msgspec.Struct, frozen=True, kw_only=True):
+    """What an awaited attempt gave, told by the orchestrator where the two agents do not reach each other.
+
+    `task` awaits `upstream`'s attempt of `token`; `inputs` are those that it feeds, complete, and `holds` the keys
+    of the comparisons of its outputs that hold. Nothing happens where that is not awaited any more.
+    """
+
+    task: TaskToken
+    upstream: StageId
+    token: FencingToken
+    inputs: tuple[Input, ...] = ()
+    holds: tuple[str, ...] = ()
+
+
+Command = Assign | Cancel | Revoke | Release | Replicate | Resolve
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -180,9 +194,30 @@ class NotHeld(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[AgentId, ...] = ()
 
 
-Report = Started | Finished | Failed | InputLost | WasCancelled | Revoked | Held | NotHeld
+class AwaitUnreachable(msgspec.Struct, frozen=True, kw_only=True):
+    """The agents that have the attempts of `upstreams` cannot be asked; the attempt goes on waiting. Costs no retry.
+
+    Answered by Resolve once the outcomes are known, or by a cancel.
+    """
+
+    task: TaskToken
+    upstreams: tuple[StageId, ...]
+    reason: str
+
+
+Report = Started | Finished | Failed | InputLost | WasCancelled | Revoked | Held | NotHeld | AwaitUnreachable
 NOT_OF_ATTEMPTS = (Held, NotHeld)
 """Reports whose token names a result that was made elsewhere, and no attempt of the agent's own."""
+NOT_ENDS = (Started, AwaitUnreachable, *NOT_OF_ATTEMPTS)
+"""Reports that no attempt of the agent's own ends with."""
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What an attempt gave, as agents tell each other. `holds`: the keys of the comparisons of its outputs that hold."""
+
+    task: TaskToken
+    outputs: dict[str, ValueRef] = {}
+    holds: tuple[str, ...] = ()
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,8 +1,16 @@
-"""What an attempt waits for, as protobuf and back. Used through `agents.wire`."""
+"""What an attempt waits for, and what it is told of it, as protobuf and back. Used through `agents.wire`."""
 
-from starloom.agents.messages import Await
-from starloom.agents.wirevalues import refusal, token_from_wire
+from starloom.agents.messages import Await, AwaitUnreachable, Outcome
+from starloom.agents.wirevalues import (
+    ref_from_wire,
+    ref_to_wire,
+    refusal,
+    task_from_wire,
+    task_to_wire,
+    token_from_wire,
+)
 from starloom.dag.ids import AgentId, StageId
+from starloom.v1 import data_pb2
 from starloom.v1 import session_pb2 as pb
 
 
@@ -34,4 +42,38 @@ def await_from_wire(message: pb.Await, place: str) -> Await:
         feeds=dict(message.feeds),
         holds=tuple(message.holds),
         streams=dict(message.streams),
+    )
+
+
+def outcome_to_wire(outcome: Outcome) -> data_pb2.Outcome:
+    """What an attempt gave."""
+    return data_pb2.Outcome(
+        task=task_to_wire(outcome.task),
+        outputs={port: ref_to_wire(ref) for port, ref in outcome.outputs.items()},
+        holds=outcome.holds,
+    )
+
+
+def outcome_from_wire(message: data_pb2.Outcome, place: str = "outcome") -> Outcome:
+    """What an attempt gave; raises InvalidInput."""
+    return Outcome(
+        task=task_from_wire(message.task, f"{place}.task"),
+        outputs={port: ref_from_wire(ref, f"{place}.outputs.{port}") for port, ref in message.outputs.items()},
+        holds=tuple(message.holds),
+    )
+
+
+def unreachable_to_wire(report: AwaitUnreachable) -> pb.AwaitUnreachable:
+    """An await that cannot be asked for."""
+    return pb.AwaitUnreachable(task=task_to_wire(report.task), upstreams=report.upstreams, reason=report.reason)
+
+
+def unreachable_from_wire(message: pb.AwaitUnreachable, place: str) -> AwaitUnreachable:
+    """An await that cannot be asked for; raises InvalidInput."""
+    if not message.upstreams:
+        raise refusal(f"{place}.upstreams", "is empty")
+    return AwaitUnreachable(
+        task=task_from_wire(message.task, f"{place}.task"),
+        upstreams=tuple(StageId(name) for name in message.upstreams),
+        reason=message.reason,
     )

@@ -7,6 +7,7 @@ import msgspec
 
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, Problem
+from starloom.dag.facts import Consumed
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.values import PortType, ValueRef
 from starloom.v1 import session_pb2, value_pb2
@@ -52,6 +53,11 @@ def task_from_wire(message: session_pb2.Task, place: str = "task") -> TaskToken:
 def token_from_wire(epoch: int, attempt: int) -> FencingToken:
     """A fencing token, by its parts."""
     return FencingToken(Epoch(epoch), Attempt(attempt))
+
+
+def consumed_from_wire(upstream: str, epoch: int, attempt: int, digest: str) -> Consumed:
+    """What an input port was fed with, by its parts; epoch 0 is a job input's."""
+    return Consumed(StageId(upstream), token_from_wire(epoch, attempt) if epoch else None, digest)
 
 
 def ref_to_wire(ref: ValueRef) -> value_pb2.ValueRef:

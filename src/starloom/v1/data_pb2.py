@@ -22,46 +22,57 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from starloom.v1 import session_pb2 as starloom_dot_v1_dot_session__pb2
 from starloom.v1 import value_pb2 as starloom_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16starloom/v1/data.proto\x12\x0bstarloom.v1\x1a\x17starloom/v1/value.proto\"Y\n\nStreamName\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04port\x18\x05 \x01(\t\"R\n\x0bStreamChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\tmeta_json\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Q\n\x0cStreamCredit\x12\x15\n\rwindow_chunks\x18\x01 \x01(\r\x12\x14\n\x0cwindow_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x04\"X\n\tStreamEnd\x12\x0b\n\x03how\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"|\n\x08ReadOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0e\n\x06reader\x18\x02 \x01(\t\x12)\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\x12\x0c\n\x04\x66ull\x18\x04 \x01(\t\"\x0b\n\tReadClose\"\x95\x01\n\x0bReadRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ReadOpenH\x00\x12+\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x19.starloom.v1.StreamCreditH\x00\x12\'\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x16.starloom.v1.ReadCloseH\x00\x42\t\n\x07message\"\x91\x01\n\x0cReadResponse\x12(\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\r\n\x05stale\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12#\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\"B\n\tWriteOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0c\n\x04type\x18\x02 \x01(\t\"\x83\x01\n\x0cWriteRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x16.starloom.v1.WriteOpen\x12(\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12#\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\":\n\rWriteResponse\x12)\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\">\n\x0c\x46\x65tchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1e\n\rFetchResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"?\n\nPutRequest\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"1\n\x0bPutResponse\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef2\x90\x02\n\x0b\x44\x61taService\x12@\n\x05\x46\x65tch\x12\x19.starloom.v1.FetchRequest\x1a\x1a.starloom.v1.FetchResponse0\x01\x12:\n\x03Put\x12\x17.starloom.v1.PutRequest\x1a\x18.starloom.v1.PutResponse(\x01\x12?\n\x04Read\x12\x18.starloom.v1.ReadRequest\x1a\x19.starloom.v1.ReadResponse(\x01\x30\x01\x12\x42\n\x05Write\x12\x19.starloom.v1.WriteRequest\x1a\x1a.starloom.v1.WriteResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16starloom/v1/data.proto\x12\x0bstarloom.v1\x1a\x19starloom/v1/session.proto\x1a\x17starloom/v1/value.proto\"Y\n\nStreamName\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\r\x12\x0c\n\x04port\x18\x05 \x01(\t\"R\n\x0bStreamChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\tmeta_json\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Q\n\x0cStreamCredit\x12\x15\n\rwindow_chunks\x18\x01 \x01(\r\x12\x14\n\x0cwindow_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x04\"X\n\tStreamEnd\x12\x0b\n\x03how\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"|\n\x08ReadOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0e\n\x06reader\x18\x02 \x01(\t\x12)\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\x12\x0c\n\x04\x66ull\x18\x04 \x01(\t\"\x0b\n\tReadClose\"\x95\x01\n\x0bReadRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ReadOpenH\x00\x12+\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x19.starloom.v1.StreamCreditH\x00\x12\'\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x16.starloom.v1.ReadCloseH\x00\x42\t\n\x07message\"\x91\x01\n\x0cReadResponse\x12(\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\r\n\x05stale\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12#\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\"B\n\tWriteOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0c\n\x04type\x18\x02 \x01(\t\"\x83\x01\n\x0cWriteRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x16.starloom.v1.WriteOpen\x12(\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12#\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\":\n\rWriteResponse\x12)\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\">\n\x0c\x46\x65tchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x1e\n\rFetchResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"?\n\nPutRequest\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"1\n\x0bPutResponse\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef\"T\n\x0c\x41waitRequest\x12 \n\x05\x61sked\x18\x01 \x03(\x0b\x32\x11.starloom.v1.Task\x12\"\n\x07unasked\x18\x02 \x03(\x0b\x32\x11.starloom.v1.Task\"7\n\rAwaitResponse\x12&\n\x08outcomes\x18\x01 \x03(\x0b\x32\x14.starloom.v1.Outcome\"\xb4\x01\n\x07Outcome\x12\x1f\n\x04task\x18\x01 \x01(\x0b\x32\x11.starloom.v1.Task\x12\x32\n\x07outputs\x18\x02 \x03(\x0b\x32!.starloom.v1.Outcome.OutputsEntry\x12\r\n\x05holds\x18\x03 \x03(\t\x1a\x45\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.starloom.v1.ValueRef:\x02\x38\x01\x32\xd4\x02\n\x0b\x44\x61taService\x12@\n\x05\x46\x65tch\x12\x19.starloom.v1.FetchRequest\x1a\x1a.starloom.v1.FetchResponse0\x01\x12:\n\x03Put\x12\x17.starloom.v1.PutRequest\x1a\x18.starloom.v1.PutResponse(\x01\x12?\n\x04Read\x12\x18.starloom.v1.ReadRequest\x1a\x19.starloom.v1.ReadResponse(\x01\x30\x01\x12\x42\n\x05Write\x12\x19.starloom.v1.WriteRequest\x1a\x1a.starloom.v1.WriteResponse(\x01\x30\x01\x12\x42\n\x05\x41wait\x12\x19.starloom.v1.AwaitRequest\x1a\x1a.starloom.v1.AwaitResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'starloom.v1.data_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STREAMNAME']._serialized_start=64
-  _globals['_STREAMNAME']._serialized_end=153
-  _globals['_STREAMCHUNK']._serialized_start=155
-  _globals['_STREAMCHUNK']._serialized_end=237
-  _globals['_STREAMCREDIT']._serialized_start=239
-  _globals['_STREAMCREDIT']._serialized_end=320
-  _globals['_STREAMEND']._serialized_start=322
-  _globals['_STREAMEND']._serialized_end=410
-  _globals['_READOPEN']._serialized_start=412
-  _globals['_READOPEN']._serialized_end=536
-  _globals['_READCLOSE']._serialized_start=538
-  _globals['_READCLOSE']._serialized_end=549
-  _globals['_READREQUEST']._serialized_start=552
-  _globals['_READREQUEST']._serialized_end=701
-  _globals['_READRESPONSE']._serialized_start=704
-  _globals['_READRESPONSE']._serialized_end=849
-  _globals['_WRITEOPEN']._serialized_start=851
-  _globals['_WRITEOPEN']._serialized_end=917
-  _globals['_WRITEREQUEST']._serialized_start=920
-  _globals['_WRITEREQUEST']._serialized_end=1051
-  _globals['_WRITERESPONSE']._serialized_start=1053
-  _globals['_WRITERESPONSE']._serialized_end=1111
-  _globals['_FETCHREQUEST']._serialized_start=1113
-  _globals['_FETCHREQUEST']._serialized_end=1175
-  _globals['_FETCHRESPONSE']._serialized_start=1177
-  _globals['_FETCHRESPONSE']._serialized_end=1207
-  _globals['_PUTREQUEST']._serialized_start=1209
-  _globals['_PUTREQUEST']._serialized_end=1272
-  _globals['_PUTRESPONSE']._serialized_start=1274
-  _globals['_PUTRESPONSE']._serialized_end=1323
-  _globals['_DATASERVICE']._serialized_start=1326
-  _globals['_DATASERVICE']._serialized_end=1598
+  _globals['_OUTCOME_OUTPUTSENTRY']._loaded_options = None
+  _globals['_OUTCOME_OUTPUTSENTRY']._serialized_options = b'8\001'
+  _globals['_STREAMNAME']._serialized_start=91
+  _globals['_STREAMNAME']._serialized_end=180
+  _globals['_STREAMCHUNK']._serialized_start=182
+  _globals['_STREAMCHUNK']._serialized_end=264
+  _globals['_STREAMCREDIT']._serialized_start=266
+  _globals['_STREAMCREDIT']._serialized_end=347
+  _globals['_STREAMEND']._serialized_start=349
+  _globals['_STREAMEND']._serialized_end=437
+  _globals['_READOPEN']._serialized_start=439
+  _globals['_READOPEN']._serialized_end=563
+  _globals['_READCLOSE']._serialized_start=565
+  _globals['_READCLOSE']._serialized_end=576
+  _globals['_READREQUEST']._serialized_start=579
+  _globals['_READREQUEST']._serialized_end=728
+  _globals['_READRESPONSE']._serialized_start=731
+  _globals['_READRESPONSE']._serialized_end=876
+  _globals['_WRITEOPEN']._serialized_start=878
+  _globals['_WRITEOPEN']._serialized_end=944
+  _globals['_WRITEREQUEST']._serialized_start=947
+  _globals['_WRITEREQUEST']._serialized_end=1078
+  _globals['_WRITERESPONSE']._serialized_start=1080
+  _globals['_WRITERESPONSE']._serialized_end=1138
+  _globals['_FETCHREQUEST']._serialized_start=1140
+  _globals['_FETCHREQUEST']._serialized_end=1202
+  _globals['_FETCHRESPONSE']._serialized_start=1204
+  _globals['_FETCHRESPONSE']._serialized_end=1234
+  _globals['_PUTREQUEST']._serialized_start=1236
+  _globals['_PUTREQUEST']._serialized_end=1299
+  _globals['_PUTRESPONSE']._serialized_start=1301
+  _globals['_PUTRESPONSE']._serialized_end=1350
+  _globals['_AWAITREQUEST']._serialized_start=1352
+  _globals['_AWAITREQUEST']._serialized_end=1436
+  _globals['_AWAITRESPONSE']._serialized_start=1438
+  _globals['_AWAITRESPONSE']._serialized_end=1493
+  _globals['_OUTCOME']._serialized_start=1496
+  _globals['_OUTCOME']._serialized_end=1676
+  _globals['_OUTCOME_OUTPUTSENTRY']._serialized_start=1607
+  _globals['_OUTCOME_OUTPUTSENTRY']._serialized_end=1676
+  _globals['_DATASERVICE']._serialized_start=1679
+  _globals['_DATASERVICE']._serialized_end=2019
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from starloom.v1 import session_pb2 as _session_pb2
 from starloom.v1 import value_pb2 as _value_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
@@ -150,3 +151,34 @@ class PutResponse(_message.Message):
     REF_FIELD_NUMBER: _ClassVar[int]
     ref: _value_pb2.ValueRef
     def __init__(self, ref: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ...) -> None: ...
+
+class AwaitRequest(_message.Message):
+    __slots__ = ("asked", "unasked")
+    ASKED_FIELD_NUMBER: _ClassVar[int]
+    UNASKED_FIELD_NUMBER: _ClassVar[int]
+    asked: _containers.RepeatedCompositeFieldContainer[_session_pb2.Task]
+    unasked: _containers.RepeatedCompositeFieldContainer[_session_pb2.Task]
+    def __init__(self, asked: _Optional[_Iterable[_Union[_session_pb2.Task, _Mapping]]] = ..., unasked: _Optional[_Iterable[_Union[_session_pb2.Task, _Mapping]]] = ...) -> None: ...
+
+class AwaitResponse(_message.Message):
+    __slots__ = ("outcomes",)
+    OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ...) -> None: ...
+
+class Outcome(_message.Message):
+    __slots__ = ("task", "outputs", "holds")
+    class OutputsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: _value_pb2.ValueRef
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ...) -> None: ...
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    task: _session_pb2.Task
+    outputs: _containers.MessageMap[str, _value_pb2.ValueRef]
+    holds: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, task: _Optional[_Union[_session_pb2.Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...

@@ -56,6 +56,11 @@ class DataServiceStub:
                 request_serializer=starloom_dot_v1_dot_data__pb2.WriteRequest.SerializeToString,
                 response_deserializer=starloom_dot_v1_dot_data__pb2.WriteResponse.FromString,
                 _registered_method=True)
+        self.Await = channel.stream_stream(
+                '/starloom.v1.DataService/Await',
+                request_serializer=starloom_dot_v1_dot_data__pb2.AwaitRequest.SerializeToString,
+                response_deserializer=starloom_dot_v1_dot_data__pb2.AwaitResponse.FromString,
+                _registered_method=True)
 
 
 class DataServiceServicer:
@@ -95,6 +100,14 @@ class DataServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Await(self, request_iterator, context):
+        """What attempts of the agent give, as soon as they succeed, for another agent that awaits them: one stream for all of
+        them. Each is told once; nothing is told of one that does not succeed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -117,6 +130,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     servicer.Write,
                     request_deserializer=starloom_dot_v1_dot_data__pb2.WriteRequest.FromString,
                     response_serializer=starloom_dot_v1_dot_data__pb2.WriteResponse.SerializeToString,
+            ),
+            'Await': grpc.stream_stream_rpc_method_handler(
+                    servicer.Await,
+                    request_deserializer=starloom_dot_v1_dot_data__pb2.AwaitRequest.FromString,
+                    response_serializer=starloom_dot_v1_dot_data__pb2.AwaitResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -229,6 +247,33 @@ class DataService:
             '/starloom.v1.DataService/Write',
             starloom_dot_v1_dot_data__pb2.WriteRequest.SerializeToString,
             starloom_dot_v1_dot_data__pb2.WriteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Await(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/starloom.v1.DataService/Await',
+            starloom_dot_v1_dot_data__pb2.AwaitRequest.SerializeToString,
+            starloom_dot_v1_dot_data__pb2.AwaitResponse.FromString,
             options,
             channel_credentials,
             insecure,

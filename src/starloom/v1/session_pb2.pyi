@@ -128,18 +128,20 @@ class Commands(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., acknowledged: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., sender_epoch: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("assign", "cancel", "release", "revoke", "replicate")
+    __slots__ = ("assign", "cancel", "release", "revoke", "replicate", "resolve")
     ASSIGN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     REVOKE_FIELD_NUMBER: _ClassVar[int]
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
+    RESOLVE_FIELD_NUMBER: _ClassVar[int]
     assign: Assign
     cancel: Cancel
     release: Release
     revoke: Revoke
     replicate: Replicate
-    def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ...) -> None: ...
+    resolve: Resolve
+    def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ..., resolve: _Optional[_Union[Resolve, _Mapping]] = ...) -> None: ...
 
 class Assign(_message.Message):
     __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json", "awaits")
@@ -253,8 +255,24 @@ class Replicate(_message.Message):
     sources: _containers.RepeatedCompositeFieldContainer[Source]
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., values: _Optional[_Iterable[_Union[_value_pb2.ValueRef, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
+class Resolve(_message.Message):
+    __slots__ = ("task", "upstream", "epoch", "attempt", "inputs", "holds")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    HOLDS_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    upstream: str
+    epoch: int
+    attempt: int
+    inputs: _containers.RepeatedCompositeFieldContainer[Input]
+    holds: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class Report(_message.Message):
-    __slots__ = ("started", "finished", "failed", "input_lost", "was_cancelled", "revoked", "held", "not_held")
+    __slots__ = ("started", "finished", "failed", "input_lost", "was_cancelled", "revoked", "held", "not_held", "await_unreachable")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -263,6 +281,7 @@ class Report(_message.Message):
     REVOKED_FIELD_NUMBER: _ClassVar[int]
     HELD_FIELD_NUMBER: _ClassVar[int]
     NOT_HELD_FIELD_NUMBER: _ClassVar[int]
+    AWAIT_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
     started: Started
     finished: Finished
     failed: Failed
@@ -271,7 +290,8 @@ class Report(_message.Message):
     revoked: Revoked
     held: Held
     not_held: NotHeld
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., input_lost: _Optional[_Union[InputLost, _Mapping]] = ..., was_cancelled: _Optional[_Union[WasCancelled, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., not_held: _Optional[_Union[NotHeld, _Mapping]] = ...) -> None: ...
+    await_unreachable: AwaitUnreachable
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., input_lost: _Optional[_Union[InputLost, _Mapping]] = ..., was_cancelled: _Optional[_Union[WasCancelled, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., not_held: _Optional[_Union[NotHeld, _Mapping]] = ..., await_unreachable: _Optional[_Union[AwaitUnreachable, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("task",)
@@ -407,3 +427,13 @@ class WasCancelled(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     task: Task
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
+
+class AwaitUnreachable(_message.Message):
+    __slots__ = ("task", "upstreams", "reason")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    UPSTREAMS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    upstreams: _containers.RepeatedScalarFieldContainer[str]
+    reason: str
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., upstreams: _Optional[_Iterable[str]] = ..., reason: _Optional[str] = ...) -> None: ...

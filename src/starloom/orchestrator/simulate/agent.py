@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from starloom.agents.channel import Channel, Frame, SequenceGap
 from starloom.agents.core import AgentCore
-from starloom.agents.messages import Command, Hello, Load, Report, Started, Welcome
+from starloom.agents.messages import NOT_ENDS, Command, Hello, Load, Report, Started, Welcome
 from starloom.dag import limits
 from starloom.dag.ids import AgentId, Epoch
 from starloom.devices.node import NodeProfile
@@ -177,6 +177,6 @@ class AgentProcess(Process):
         """Reports enter the channel. A start that has ended since is not told."""
         reports: Sequence[Report] = self._outbox
         if reports:
-            ended = {report.task for report in reports if not isinstance(report, Started)}
+            ended = {report.task for report in reports if not isinstance(report, NOT_ENDS)}
             self.channel.send(r for r in reports if not isinstance(r, Started) or r.task not in ended)
             self._outbox = []

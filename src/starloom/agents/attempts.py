@@ -1,0 +1,62 @@
+"""An attempt as the agent's core keeps it, and how far it is."""
+
+from enum import Enum, auto
+
+from starloom.agents.messages import Assign, Report, Revoked, WasCancelled
+
+
+class Phase(Enum):
+    """How far an attempt is. WAITING: for attempts that it awaits. HANDED: given to the workers, perhaps behind another."""
+
+    WAITING = auto()
+    QUEUED = auto()
+    FETCHING = auto()
+    READY = auto()
+    HANDED = auto()
+    RUNNING = auto()
+    PUBLISHING = auto()
+
+
+class Attempt:
+    """One attempt that was accepted, from then on until its end."""
+
+    __slots__ = (
+        "accepted",
+        "ahead",
+        "assign",
+        "cancelled",
+        "fetching",
+        "order",
+        "phase",
+        "released",
+        "revoked",
+        "since",
+    )
+
+    def __init__(self, assign: Assign, accepted: int, order: int) -> None:
+        self.assign = assign
+        self.accepted = accepted
+        self.order = order
+        self.phase = Phase.WAITING
+        #: when the phase began, where that matters
+        self.since = accepted
+        #: how long the inputs took
+        self.fetching = 0
+        #: its inputs are fetched, or being fetched, and it waits
+        self.ahead = False
+        self.cancelled = False
+        #: its cancel is a revocation: it never started
+        self.revoked = False
+        #: its job was released: nobody waits for a report
+        self.released = False
+
+    @property
+    def stopped(self) -> Report:
+        """The report of one that was cancelled, once nothing of it runs any more."""
+        task = self.assign.task
+        return Revoked(task=task) if self.revoked else WasCancelled(task=task)
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """What is lower comes first."""
+        return -self.assign.priority, self.order
