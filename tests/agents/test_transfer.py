@@ -268,14 +268,18 @@ def test_holder_is_bounded_and_forgets_with_the_job() -> None:
     holder.keep(JOB, "a", b"12345")
     holder.keep(JOB, "a", b"12345")
     holder.keep(JobId("k"), "a", b"12345")
+    holder.keep(JOB, "b", b"54321")
     assert holder.held_bytes == 10
     with pytest.raises(Overloaded, match="AGENT_HELD_BYTES_MAX"):
-        holder.keep(JOB, "b", b"1")
+        holder.keep(JOB, "c", b"1")
     holder.release(JOB)
     holder.release(JOB)
     assert (holder.held_bytes, holder.jobs) == (5, ("k",))
+    assert (holder.get(JobId("k"), "a"), holder.any("a"), holder.any("b")) == (b"12345", b"12345", None)
     with pytest.raises(NotFound):
         holder.get(JOB, "a")
+    holder.release(JobId("k"))
+    assert (holder.held_bytes, holder.jobs, holder.any("a")) == (0, (), None)
 
 
 async def test_long_work_leaves_the_loop() -> None:

@@ -17,8 +17,10 @@ from starloom.agents.execution import CountedModels, StageLookup
 from starloom.agents.holder import Holder
 from starloom.agents.link import Link
 from starloom.agents.messages import Command, Hello, Load, Report, Welcome
+from starloom.agents.neighbours import Neighbours
 from starloom.agents.probe import LoadMeter, probe
 from starloom.agents.runtime import Runtime
+from starloom.agents.sharedmemory import open_arena
 from starloom.agents.stage import CancelToken
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
@@ -39,6 +41,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     `orchestrator` is its address, `host:port`. `slots` are stages that run at once, 0 for one per core;
     `threads` those of one ONNX Runtime session. `models_root` is the model store, empty for the user's.
     `kinds` names what it offers, empty for all that can run here. `host` is where its data service listens.
+    `arena_bytes` bounds its shared memory, 0 for none. `verify_shared`: whether what is read in others' is hashed again.
     """
 
     name: str
@@ -52,6 +55,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     models_root: str = ""
     threads: int = 1
     kinds: tuple[str, ...] = ()
+    arena_bytes: int = limits.AGENT_ARENA_BYTES_MAX
+    verify_shared: bool = False
 
 
 class ModelPool:
@@ -89,7 +94,7 @@ class Agent:
         self._holder = Holder()
         self._link = Link(config.orchestrator, config.token, self)
         self._transfer = Transfer(config.token)
-        self._data = DataServer(self._holder, config.token, config.host)
+        self._data: DataServer | None = None
         self._runtime: Runtime | None = None
         self._meter = LoadMeter()
         self._dialing: asyncio.Task[None] | None = None
@@ -119,8 +124,10 @@ class Agent:
         """Probes, serves its values, and begins to dial. Raises InvalidInput for a configuration that cannot be."""
         config = self.config
         stages, self._kinds = await asyncio.to_thread(self._find_kinds)
-        address = await self._data.start()
+        arena = self._holder.arena = await asyncio.to_thread(open_arena, config.arena_bytes)
+        data = self._data = DataServer(self._holder, config.token, config.host, arena=arena)
         try:
+            address = await data.start()
             self._profile = await asyncio.to_thread(
                 probe,
                 config.name,
@@ -132,7 +139,7 @@ class Agent:
                 address,
             )
         except BaseException:
-            await self._data.stop()
+            await self._end_data()
             raise
         self._runtime = Runtime(
             AgentCore(self._profile.name, self._profile.slots),
@@ -142,6 +149,7 @@ class Agent:
             self._transfer,
             config.orchestrator,
             self._link.send,
+            Neighbours(self._transfer, config.verify_shared),
         )
         self._dialing = asyncio.create_task(self._link.run(), name=f"{config.name}-link")
 
@@ -174,7 +182,13 @@ class Agent:
         dialing.cancel()
         await asyncio.gather(dialing, return_exceptions=True)
         await self._transfer.close()
-        await self._data.stop()
+        await self._end_data()
+
+    async def _end_data(self) -> None:
+        if self._data is not None:
+            await self._data.stop()
+        if self._holder.arena is not None:
+            self._holder.arena.close()
 
     def hello(self, session: str, received: int, kept: Sequence[Report]) -> Hello:
         """For the link: who this is and what it holds."""

@@ -7,6 +7,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from starloom.agents import status, wire
+from starloom.agents.sharedmemory import Arena, boot_id
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.dag.ids import JobId
@@ -39,9 +40,10 @@ class ValueSink(Protocol):
 class DataService(data_pb2_grpc.DataServiceServicer):
     """Serves a source, and takes values into a sink where there is one. Every request is checked."""
 
-    def __init__(self, source: ValueSource, sink: ValueSink | None = None) -> None:
+    def __init__(self, source: ValueSource, sink: ValueSink | None = None, arena: Arena | None = None) -> None:
         self._source = source
         self._sink = sink
+        self._arena = arena
 
     async def Fetch(  # noqa: N802
         self, request: data_pb2.FetchRequest, context: aio.ServicerContext[Any, Any]
@@ -52,6 +54,13 @@ class DataService(data_pb2_grpc.DataServiceServicer):
             digest = wire.digest_from_wire(request.digest)
             async for chunk in self._source.read(JobId(request.job_id), digest, request.offset):
                 yield data_pb2.FetchResponse(chunk=bytes(chunk))
+
+    async def Arena(  # noqa: N802
+        self, request: data_pb2.ArenaRequest, context: aio.ServicerContext[Any, Any]
+    ) -> data_pb2.ArenaResponse:
+        if self._arena is None:
+            return data_pb2.ArenaResponse()
+        return data_pb2.ArenaResponse(boot_id=boot_id(), name=self._arena.name, nonce=self._arena.nonce)
 
     async def Put(  # noqa: N802
         self, request_iterator: AsyncIterator[data_pb2.PutRequest], context: aio.ServicerContext[Any, Any]
@@ -94,10 +103,17 @@ def _within(ref: ValueRef, got: int, chunk: bytes) -> bytes:
 class DataServer:
     """A gRPC server with the Data service of one agent, and the health service. Only loopback unless told otherwise."""
 
-    def __init__(self, source: ValueSource, token: str, host: str = "127.0.0.1", sink: ValueSink | None = None) -> None:
+    def __init__(
+        self,
+        source: ValueSource,
+        token: str,
+        host: str = "127.0.0.1",
+        sink: ValueSink | None = None,
+        arena: Arena | None = None,
+    ) -> None:
         self._host = host
         self._server = aio.server(interceptors=[status.TokenCheck(token)], options=status.server_options())
-        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(source, sink), self._server)  # type: ignore[no-untyped-call]
+        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(source, sink, arena), self._server)  # type: ignore[no-untyped-call]
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

@@ -12,6 +12,7 @@ import msgspec
 from starloom.agents import values
 from starloom.agents.messages import Assign
 from starloom.agents.stage import CancelToken, Grown, Model, Models, Stage, StageCall, StreamStage
+from starloom.agents.values import Data, Room
 from starloom.dag import limits
 from starloom.dag.conditions import holds
 from starloom.dag.constellation import Comparison
@@ -83,11 +84,15 @@ class DeferredModels:
 
 @dataclass(slots=True)
 class Execution:
-    """An attempt that is ready: the bytes of its inputs that are not inline, by port, and how to stop it."""
+    """An attempt that is ready: the bytes of its inputs that are not inline, by port, and how to stop it.
+
+    Large outputs are written to `room`, if it has room.
+    """
 
     assign: Assign
-    inputs: Mapping[str, bytes]
+    inputs: Mapping[str, Data]
     cancel: CancelToken = field(default_factory=CancelToken)
+    room: Room | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +100,7 @@ class Made:
     """What a run gave: references and bytes by port, what it changes, and what it took. Times are monotonic nanoseconds."""
 
     outputs: Mapping[str, ValueRef]
-    data: Mapping[str, bytes]
+    data: Mapping[str, Data]
     holds: tuple[bool, ...]
     began: int
     ended: int
@@ -171,7 +176,7 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
     if isinstance(result, Grown):
         growth = _growth(spec, result.patch)
         result = result.outputs
-    refs, data = _outputs(assign, spec, result, node)
+    refs, data = _outputs(run, spec, result, node)
     figures = _figures(assign, told)
     ended = time.monotonic_ns()
     used = deferred.made
@@ -263,8 +268,8 @@ def _figures(assign: Assign, told: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in told.items()}
 
 
-def _outputs(assign: Assign, spec: KindSpec, result: Any, node: str) -> tuple[dict[str, ValueRef], dict[str, bytes]]:
-    place = f"stages.{assign.task.stage}.out"
+def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[dict[str, ValueRef], dict[str, Data]]:
+    place = f"stages.{run.assign.task.stage}.out"
     if not isinstance(result, Mapping):
         raise InvalidInput([Problem(place, f"is {type(result).__name__}, not a mapping of ports to values")])
     problems = [
@@ -273,14 +278,14 @@ def _outputs(assign: Assign, spec: KindSpec, result: Any, node: str) -> tuple[di
         if name not in spec.outputs
     ]
     refs: dict[str, ValueRef] = {}
-    data: dict[str, bytes] = {}
+    data: dict[str, Data] = {}
     for name, port in spec.outputs.items():
         if name not in result:
             if not port.optional:
                 problems.append(Problem(f"{place}.{name}", f"{spec.name} gave no value for this port"))
             continue
         try:
-            data[name], meta = values.encode(port.type, result[name], f"{place}.{name}")
+            data[name], meta = values.encode_into(run.room, port.type, result[name], f"{place}.{name}")
         except InvalidInput as error:
             problems += error.problems
             continue
@@ -290,7 +295,7 @@ def _outputs(assign: Assign, spec: KindSpec, result: Any, node: str) -> tuple[di
     return refs, data
 
 
-def _holds(comparison: Comparison, refs: Mapping[str, ValueRef], data: Mapping[str, bytes]) -> bool:
+def _holds(comparison: Comparison, refs: Mapping[str, ValueRef], data: Mapping[str, Data]) -> bool:
     """As `conditions.holds`; of an output that has no value, only `!=` holds."""
     ref = refs.get(comparison.output)
     if ref is None:

@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Input, Source
+from starloom.agents.neighbours import Neighbours
 from starloom.agents.transfer import Transfer
+from starloom.agents.values import Data
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InputUnavailable, NotFound, StarloomError, Unavailable
 from starloom.dag.ids import AgentId, JobId, StageId
@@ -50,26 +52,40 @@ class Unfetched(InputUnavailable):
 class _Flight:
     """A fetch that several attempts may wait for."""
 
-    def __init__(self, task: asyncio.Task[bytes]) -> None:
+    def __init__(self, task: asyncio.Task[Data]) -> None:
         self.task = task
         self.waiting = 0
 
 
 class InputFetcher:
-    """Gets inputs. Fetched values of at most AGENT_FETCHED_BYTES_MAX are kept for other attempts of their job."""
+    """Gets inputs: in `neighbours`' shared memory where the holder is on this host, else over the network.
 
-    def __init__(self, agent: AgentId, holder: Holder, transfer: Transfer, store_address: str) -> None:
+    Fetched values of at most AGENT_FETCHED_BYTES_MAX are kept as long as a job is open that was given them, and serve
+    every attempt that is given a reference to such bytes, of whichever job: the reference is the permission.
+    """
+
+    def __init__(
+        self,
+        agent: AgentId,
+        holder: Holder,
+        transfer: Transfer,
+        store_address: str,
+        neighbours: Neighbours | None = None,
+    ) -> None:
         self._agent = agent
         self._holder = holder
         self._transfer = transfer
         self._store_address = store_address
         self._flights: dict[_Key, _Flight] = {}
-        self._copies: OrderedDict[_Key, bytes] = OrderedDict()
+        self._neighbours = neighbours
+        self._copies: OrderedDict[str, Data] = OrderedDict()
+        #: the jobs that were given each copy
+        self._given: dict[str, set[JobId]] = {}
         self._copied_bytes = 0
 
-    def local(self, assign: Assign) -> dict[str, bytes]:
+    def local(self, assign: Assign) -> dict[str, Data]:
         """The bytes of inputs that this agent made itself, by port. Raises InputsLost."""
-        found: dict[str, bytes] = {}
+        found: dict[str, Data] = {}
         lost: list[tuple[Input, Unfetched]] = []
         for item in assign.inputs:
             if item.ref.inline is None and item.ref.holder == self._agent:
@@ -81,16 +97,16 @@ class InputFetcher:
             raise _lost(lost)
         return found
 
-    async def remote(self, assign: Assign) -> dict[str, bytes]:
+    async def remote(self, assign: Assign) -> dict[str, Data]:
         """The bytes of inputs that others hold, by port, fetched at the same time. Raises InputsLost."""
         items = [item for item in assign.inputs if item.ref.inline is None and item.ref.holder != self._agent]
         job = assign.task.job
         fetches = (self.value(job, item.ref, self._sources(item)) for item in items)
         results = await asyncio.gather(*fetches, return_exceptions=True)
-        found: dict[str, bytes] = {}
+        found: dict[str, Data] = {}
         lost: list[tuple[Input, Unfetched]] = []
         for item, result in zip(items, results, strict=True):
-            if isinstance(result, bytes):
+            if isinstance(result, bytes | memoryview):
                 found[item.port] = result
             elif isinstance(result, Unfetched):
                 lost.append((item, result))
@@ -102,15 +118,20 @@ class InputFetcher:
 
     def release(self, job: JobId) -> None:
         """Forgets the copies of a job's values."""
-        for key in [key for key in self._copies if key[0] == job]:
-            self._copied_bytes -= len(self._copies.pop(key))
+        for digest in [digest for digest, jobs in self._given.items() if job in jobs]:
+            self._given[digest].discard(job)
+            if not self._given[digest]:
+                self._drop(digest)
 
-    async def value(self, job: JobId, ref: ValueRef, sources: Sequence[Source]) -> bytes:
+    async def value(self, job: JobId, ref: ValueRef, sources: Sequence[Source]) -> Data:
         """The bytes that `ref` names, from any of the sources. Raises Unfetched."""
-        key = (job, ref.digest)
-        if (copy := self._copies.get(key)) is not None:
-            self._copies.move_to_end(key)
+        if (held := self._holder.any(ref.digest)) is not None:
+            return held
+        if (copy := self._copies.get(ref.digest)) is not None:
+            self._copies.move_to_end(ref.digest)
+            self._given[ref.digest].add(job)
             return copy
+        key = (job, ref.digest)
         flight = self._flights.get(key)
         if flight is None:
             flight = self._flights[key] = _Flight(asyncio.create_task(self._fetch(job, ref, sources)))
@@ -124,23 +145,37 @@ class InputFetcher:
                 del self._flights[key]
             if not flight.waiting:
                 flight.task.cancel()
-        self._copy(key, data)
+        self._copy(job, ref.digest, data)
         return data
 
     def _sources(self, item: Input) -> tuple[Source, ...]:
         first = Source(agent=AgentId(item.ref.holder), address=item.address or self._store_address)
         return (first, *item.others)
 
-    def _copy(self, key: _Key, data: bytes) -> None:
-        if key in self._copies or len(data) > limits.AGENT_FETCHED_BYTES_MAX:
+    def _copy(self, job: JobId, digest: str, data: Data) -> None:
+        # What lies in a neighbour's memory costs nothing to read again, and would be kept from its owner.
+        if not isinstance(data, bytes) or len(data) > limits.AGENT_FETCHED_BYTES_MAX:
             return
-        self._copies[key] = data
+        self._given.setdefault(digest, set()).add(job)
+        if digest in self._copies:
+            return
+        self._copies[digest] = data
         self._copied_bytes += len(data)
         while self._copied_bytes > limits.AGENT_FETCHED_BYTES_MAX:
-            _, dropped = self._copies.popitem(last=False)
-            self._copied_bytes -= len(dropped)
+            self._drop(next(iter(self._copies)))
 
-    async def _fetch(self, job: JobId, ref: ValueRef, sources: Sequence[Source]) -> bytes:
+    def _drop(self, digest: str) -> None:
+        del self._given[digest]
+        self._copied_bytes -= len(self._copies.pop(digest))
+
+    async def _get(self, source: Source, job: JobId, ref: ValueRef) -> Data:
+        if self._neighbours is not None and source.address != self._store_address:
+            found = await self._neighbours.read(source.address, job, ref)
+            if found is not None:
+                return found
+        return await self._transfer.fetch(source.address, job, ref)
+
+    async def _fetch(self, job: JobId, ref: ValueRef, sources: Sequence[Source]) -> Data:
         """Asks one holder after another, with patience; for what the job store has, until there is an orchestrator again."""
         left = deque(sources)
         give_up = time.monotonic() + limits.INPUT_PATIENCE_SECONDS
@@ -151,7 +186,7 @@ class InputFetcher:
         while True:
             source = left[0]
             try:
-                return await self._transfer.fetch(source.address, job, ref)
+                return await self._get(source, job, ref)
             except Unavailable as error:
                 asked += 1
                 # Of the job store nobody else has it, and nobody could be told that it is missing.

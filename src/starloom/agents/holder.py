@@ -2,24 +2,34 @@
 
 from collections.abc import AsyncIterator
 
+from starloom.agents.sharedmemory import Arena
+from starloom.agents.values import Data
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, NotFound, Overloaded, Problem
 from starloom.dag.ids import JobId
 
 
 class Holder:
-    """Bytes by job and digest, at most `limit_bytes` of them. A value that two jobs made is kept for each.
+    """Bytes by job and digest, at most `limit_bytes` of them. A value that two jobs have is kept once, until both end.
 
     Replicas of what other agents made are only taken as long as no more than `replica_bytes` are held.
-    All methods are for the event loop's thread.
+    Neighbours find in the `arena` what of it lies there. All methods are for the event loop's thread.
     """
 
     def __init__(
-        self, limit_bytes: int = limits.AGENT_HELD_BYTES_MAX, replica_bytes: int = limits.AGENT_REPLICA_BYTES_MAX
+        self,
+        limit_bytes: int = limits.AGENT_HELD_BYTES_MAX,
+        replica_bytes: int = limits.AGENT_REPLICA_BYTES_MAX,
+        arena: Arena | None = None,
     ) -> None:
         self._limit_bytes = limit_bytes
         self._replica_bytes = replica_bytes
-        self._jobs: dict[JobId, dict[str, bytes]] = {}
+        #: where values of this agent may lie
+        self.arena = arena
+        self._values: dict[str, Data] = {}
+        #: how many jobs each value is kept for
+        self._kept_for: dict[str, int] = {}
+        self._jobs: dict[JobId, set[str]] = {}
         self.held_bytes = 0
 
     @property
@@ -27,18 +37,23 @@ class Holder:
         """The jobs that something is kept for."""
         return tuple(self._jobs)
 
-    def keep(self, job: JobId, digest: str, data: bytes) -> None:
+    def keep(self, job: JobId, digest: str, data: Data) -> None:
         """Keeps a value. Raises Overloaded if it does not fit."""
-        values = self._jobs.setdefault(job, {})
-        if digest in values:
+        if self.has(job, digest):
             return
-        if self.held_bytes + len(data) > self._limit_bytes:
+        held = self._values.get(digest)
+        if held is None and self.held_bytes + len(data) > self._limit_bytes:
             raise Overloaded(
                 f"the agent holds {self.held_bytes} bytes for its jobs, and {len(data)} more are over "
                 f"AGENT_HELD_BYTES_MAX = {self._limit_bytes}; wait until a job ends, or use more nodes"
             )
-        values[digest] = data
-        self.held_bytes += len(data)
+        if held is None:
+            held = self._values[digest] = data
+            self.held_bytes += len(data)
+        self._kept_for[digest] = self._kept_for.get(digest, 0) + 1
+        self._jobs.setdefault(job, set()).add(digest)
+        if self.arena is not None:
+            self.arena.add(job, digest, held)
 
     def check_replica(self, size_bytes: int) -> None:
         """Raises Overloaded where a replica of that size would take the room that this agent's own values need."""
@@ -52,12 +67,15 @@ class Holder:
         """Whether a value is kept."""
         return digest in self._jobs.get(job, ())
 
-    def get(self, job: JobId, digest: str) -> bytes:
+    def get(self, job: JobId, digest: str) -> Data:
         """A value's bytes. Raises NotFound."""
-        try:
-            return self._jobs[job][digest]
-        except KeyError:
-            raise NotFound(f"job {job} has no value {digest[:12]} here; it has ended, or the agent is new") from None
+        if not self.has(job, digest):
+            raise NotFound(f"job {job} has no value {digest[:12]} here; it has ended, or the agent is new")
+        return self._values[digest]
+
+    def any(self, digest: str) -> Data | None:
+        """A value's bytes, whichever job has it; for one that was given a reference to it. None if no job has."""
+        return self._values.get(digest)
 
     async def read(self, job: JobId, digest: str, offset: int) -> AsyncIterator[bytes | memoryview]:
         """The bytes from `offset` on, in chunks: `dataservice.ValueSource`."""
@@ -70,4 +88,11 @@ class Holder:
 
     def release(self, job: JobId) -> None:
         """Forgets a job's values."""
-        self.held_bytes -= sum(map(len, self._jobs.pop(job, {}).values()))
+        for digest in self._jobs.pop(job, ()):
+            # First the neighbours' way to it, then the value: what its last reference goes with may be written over.
+            if self.arena is not None:
+                self.arena.remove(job, digest)
+            self._kept_for[digest] -= 1
+            if not self._kept_for[digest]:
+                del self._kept_for[digest]
+                self.held_bytes -= len(self._values.pop(digest))

@@ -8,8 +8,11 @@ from functools import partial
 from starloom.agents.fetching import InputFetcher, Unfetched
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Held, NotHeld, Replicate, Report
-from starloom.dag.errors import Overloaded
+from starloom.agents.transfer import off_loop
+from starloom.agents.values import Data, verify
+from starloom.dag.errors import DigestMismatch, Overloaded
 from starloom.dag.ids import JobId, TaskToken
+from starloom.dag.values import ValueRef
 
 _log = logging.getLogger(__name__)
 
@@ -49,12 +52,17 @@ class Replicator:
             found = [await self._inputs.value(task.job, ref, command.sources) for ref in wanted]
             self._holder.check_replica(sum(map(len, found)))
             for ref, data in zip(wanted, found, strict=True):
-                self._holder.keep(task.job, ref.digest, data)
+                self._holder.keep(task.job, ref.digest, await off_loop(ref.bytes, self._own, ref, data))
         except Unfetched as error:
             return NotHeld(task=task, reason=str(error), missing=error.missing)
-        except Overloaded as error:
+        except (Overloaded, DigestMismatch) as error:
             return NotHeld(task=task, reason=str(error))
         return Held(task=task)
+
+    @staticmethod
+    def _own(ref: ValueRef, data: Data) -> Data:
+        """Bytes that are this agent's: what lies in its maker's shared memory could be written over by its maker."""
+        return data if isinstance(data, bytes) else verify(ref, bytes(data))
 
     def _done(self, task: TaskToken, fetch: asyncio.Task[Report]) -> None:
         if self._fetches.get(task) is not fetch:

@@ -21,9 +21,11 @@ from starloom.agents.execution import Execution, Made, ModelsFactory, StageLooku
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Command, Failed, Finished, InputLost, Report, WasCancelled
+from starloom.agents.neighbours import Neighbours
 from starloom.agents.replicator import Replicator
 from starloom.agents.stage import CancelToken
 from starloom.agents.transfer import Transfer
+from starloom.agents.values import Data
 from starloom.agents.workers import Began, Ended, Workers
 from starloom.dag import limits
 from starloom.dag.errors import DeadlineExceeded, DigestMismatch, Overloaded, StarloomError, Unavailable
@@ -44,7 +46,7 @@ class _Work:
     def __init__(self, assign: Assign) -> None:
         self.assign = assign
         self.cancel = CancelToken()
-        self.fetched: dict[str, bytes] = {}
+        self.fetched: dict[str, Data] = {}
         self.accepted = 0
         self.fetching = 0
         #: its fetch or its publication
@@ -68,6 +70,7 @@ class Runtime:
         transfer: Transfer,
         store_address: str,
         tell: Callable[[Report], None],
+        neighbours: Neighbours | None = None,
     ) -> None:
         self.core = core
         self._stages = stages
@@ -75,7 +78,7 @@ class Runtime:
         self._holder = holder
         self._transfer = transfer
         self._store_address = store_address
-        self._inputs = InputFetcher(core.agent, holder, transfer, store_address)
+        self._inputs = InputFetcher(core.agent, holder, transfer, store_address, neighbours)
         self._replicator = Replicator(holder, self._inputs, self._replicated)
         self._tell = tell
         self._works: dict[TaskToken, _Work] = {}
@@ -152,7 +155,7 @@ class Runtime:
         except InputsLost as lost:
             return self._end(assign.task, _lost(assign.task, lost))
         work.fetched = {}
-        run = Execution(assign, inputs, work.cancel)
+        run = Execution(assign, inputs, work.cancel, self._holder.arena)
         self._workers.submit(assign.task, partial(execute, run, self._stages, self._models, self.core.agent))
         return []
 
@@ -178,7 +181,7 @@ class Runtime:
             limits.CANCEL_GRACE_SECONDS,
         )
 
-    def _fetched(self, work: _Work, fetching: asyncio.Task[dict[str, bytes]]) -> None:
+    def _fetched(self, work: _Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
         task = work.assign.task
         if (unable := self._unable(task, fetching)) is not None:
             self._carry_out(self._end(task, unable))
@@ -281,7 +284,7 @@ class Runtime:
         timing = msgspec.structs.replace(report.timing, transfer=report.timing.transfer + publishing.result())
         self._carry_out(self._end(task, msgspec.structs.replace(report, timing=timing)))
 
-    async def _put(self, task: TaskToken, ref: ValueRef, data: bytes) -> None:
+    async def _put(self, task: TaskToken, ref: ValueRef, data: Data) -> None:
         """Puts until it is there: an orchestrator that is away comes back. Raises what no repetition mends."""
         wait = limits.BACKOFF_FIRST_SECONDS
         while True:

@@ -9,7 +9,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from grpc import aio
 
 from starloom.agents import status, wire
-from starloom.agents.values import verify
+from starloom.agents.values import Data, verify
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.dag.ids import JobId
@@ -74,7 +74,7 @@ class Transfer:
                     raise
         return await off_loop(ref.bytes, _join, ref, chunks)
 
-    async def put(self, address: str, ref: ValueRef, data: bytes) -> ValueRef:
+    async def put(self, address: str, ref: ValueRef, data: Data) -> ValueRef:
         """Stores bytes in the job store at `address`; returns once they are durable, with the reference to them.
 
         Raises Unavailable, Overloaded, and DigestMismatch where `data` is not what `ref` names.
@@ -93,6 +93,17 @@ class Transfer:
         finally:
             call.cancel()
         return wire.ref_from_wire(response.ref, "ref")
+
+    async def arena(self, address: str) -> data_pb2.ArenaResponse:
+        """What the agent at `address` says of its shared memory. Raises Unavailable, StarloomError."""
+        try:
+            request = data_pb2.ArenaRequest()
+            found: data_pb2.ArenaResponse = await self._stub(address).Arena(
+                request, metadata=self._metadata, timeout=limits.TRANSFER_STALL_SECONDS
+            )
+            return found
+        except aio.AioRpcError as error:
+            raise _at(address, status.from_rpc(error)) from error
 
     async def _chunks(self, address: str, job: JobId, ref: ValueRef, offset: int) -> AsyncIterator[bytes]:
         request = data_pb2.FetchRequest(job_id=job, digest=ref.digest, offset=offset)
@@ -127,12 +138,12 @@ def _join(ref: ValueRef, chunks: list[bytes]) -> bytes:
     return verify(ref, b"".join(chunks))
 
 
-def _parts(ref: ValueRef, data: bytes) -> Iterator[data_pb2.PutRequest]:
+def _parts(ref: ValueRef, data: Data) -> Iterator[data_pb2.PutRequest]:
     announced = wire.ref_to_wire(ref)
     announced.ClearField("inline")
-    yield data_pb2.PutRequest(ref=announced, chunk=data[: limits.CHUNK_BYTES])
+    yield data_pb2.PutRequest(ref=announced, chunk=bytes(data[: limits.CHUNK_BYTES]))
     for start in range(limits.CHUNK_BYTES, len(data), limits.CHUNK_BYTES):
-        yield data_pb2.PutRequest(chunk=data[start : start + limits.CHUNK_BYTES])
+        yield data_pb2.PutRequest(chunk=bytes(data[start : start + limits.CHUNK_BYTES]))
 
 
 def _at(address: str, error: StarloomError) -> StarloomError:

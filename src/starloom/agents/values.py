@@ -13,7 +13,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import isfinite, prod
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -23,6 +23,12 @@ from numpy.typing import NDArray
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem
 from starloom.dag.values import PortType, ValueRef
+
+Data = bytes | memoryview
+"""The bytes of a value: on the heap, or a read-only view of shared memory."""
+
+AnyData = TypeVar("AnyData", bytes, memoryview, bytes | memoryview)
+_Form = bytes | NDArray[Any]
 
 _DTYPES = frozenset(
     [
@@ -44,9 +50,17 @@ class Audio:
         return len(self.samples) / self.sample_rate_hz
 
 
+class Room(Protocol):
+    """Where large values are written to, such as `sharedmemory.Arena`; it may have no room."""
+
+    def room(self, size: int) -> NDArray[np.uint8] | None: ...
+
+
 def digest(data: bytes | memoryview) -> str:
     """BLAKE3 of the bytes, in hex."""
-    return blake3(data).hexdigest()
+    # More threads than one take longer to start than a small value takes to hash.
+    threads = blake3.AUTO if len(data) >= limits.HASH_THREADS_BYTES_MIN else 1
+    return blake3(data, max_threads=threads).hexdigest()
 
 
 def encode(port_type: PortType, value: Any, place: str = "value") -> tuple[bytes, dict[str, Any]]:
@@ -54,17 +68,26 @@ def encode(port_type: PortType, value: Any, place: str = "value") -> tuple[bytes
 
     Raises InvalidInput, naming `place`, if it is not of the type or its bytes are over VALUE_BYTES_MAX.
     """
-    try:
-        data, meta = _ENCODERS[port_type](value)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInput([Problem(place, f"is no {port_type}: {error}")], "a value has the wrong type") from error
-    if len(data) > limits.VALUE_BYTES_MAX:
-        what = f"has {len(data)} bytes, over VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}; pass it on in parts"
-        raise InvalidInput([Problem(place, what)], "a value is too large")
-    return data, meta
+    found, meta = _form(port_type, value, place)
+    return found if isinstance(found, bytes) else found.tobytes(), meta
 
 
-def decode(port_type: PortType, data: bytes, meta: dict[str, Any], place: str = "value") -> Any:
+def encode_into(room: Room | None, port_type: PortType, value: Any, place: str) -> tuple[Data, dict[str, Any]]:
+    """As `encode`; a value of AGENT_ARENA_VALUE_BYTES_MIN or more is written to `room` by one copy, if it has room."""
+    found, meta = _form(port_type, value, place)
+    size = len(found) if isinstance(found, bytes) else found.nbytes
+    if room is None or size < limits.AGENT_ARENA_VALUE_BYTES_MIN:
+        return found if isinstance(found, bytes) else found.tobytes(), meta
+    array = np.frombuffer(found, np.uint8) if isinstance(found, bytes) else found
+    target = room.room(size)
+    if target is None:
+        return found if isinstance(found, bytes) else found.tobytes(), meta
+    np.copyto(target.view(np.ndarray).view(array.dtype).reshape(array.shape), array)
+    target.flags.writeable = False
+    return target.data, meta
+
+
+def decode(port_type: PortType, data: Data, meta: dict[str, Any], place: str = "value") -> Any:
     """The Python value of bytes made by `encode`; arrays are read-only views. Raises InvalidInput."""
     try:
         return _DECODERS[port_type](data, meta)
@@ -74,13 +97,13 @@ def decode(port_type: PortType, data: bytes, meta: dict[str, Any], place: str = 
         ) from error
 
 
-def refer(port_type: PortType, data: bytes, meta: dict[str, Any], holder: str) -> ValueRef:
+def refer(port_type: PortType, data: Data, meta: dict[str, Any], holder: str) -> ValueRef:
     """A reference to bytes; small ones ride along inline."""
-    inline = data if len(data) <= limits.INLINE_VALUE_BYTES_MAX else None
+    inline = bytes(data) if len(data) <= limits.INLINE_VALUE_BYTES_MAX else None
     return ValueRef(type=port_type, bytes=len(data), digest=digest(data), meta=meta, inline=inline, holder=holder)
 
 
-def verify(ref: ValueRef, data: bytes) -> bytes:
+def verify(ref: ValueRef, data: AnyData) -> AnyData:
     """`data`, if it is what `ref` names; raises DigestMismatch otherwise."""
     found = digest(data)
     if len(data) != ref.bytes or found != ref.digest:
@@ -90,23 +113,36 @@ def verify(ref: ValueRef, data: bytes) -> bytes:
     return data
 
 
-def _encode_tensor(value: Any) -> tuple[bytes, dict[str, Any]]:
+def _form(port_type: PortType, value: Any, place: str) -> tuple[_Form, dict[str, Any]]:
+    """What is to be written of a value, not copied yet, and its meta."""
+    try:
+        found, meta = _ENCODERS[port_type](value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInput([Problem(place, f"is no {port_type}: {error}")], "a value has the wrong type") from error
+    size = len(found) if isinstance(found, bytes) else found.nbytes
+    if size > limits.VALUE_BYTES_MAX:
+        what = f"has {size} bytes, over VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}; pass it on in parts"
+        raise InvalidInput([Problem(place, what)], "a value is too large")
+    return found, meta
+
+
+def _encode_tensor(value: Any) -> tuple[_Form, dict[str, Any]]:
     array = np.asarray(value)
     if array.dtype.name not in _DTYPES:
         raise TypeError(f"dtype {array.dtype} cannot travel; use one of {', '.join(sorted(_DTYPES))}")
     _checked_shape(array.shape)
-    little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    return little.tobytes(), {"dtype": array.dtype.name, "shape": list(array.shape)}
+    little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return little, {"dtype": array.dtype.name, "shape": list(array.shape)}
 
 
-def _decode_tensor(data: bytes, meta: dict[str, Any]) -> NDArray[Any]:
+def _decode_tensor(data: Data, meta: dict[str, Any]) -> NDArray[Any]:
     if meta["dtype"] not in _DTYPES:
         raise ValueError(f"dtype {meta['dtype']!r} is not allowed")
     shape = _checked_shape(meta["shape"])
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     if prod(shape) * dtype.itemsize != len(data):
         raise ValueError(f"shape {shape} of {dtype.name} needs {prod(shape) * dtype.itemsize} bytes, not {len(data)}")
-    if dtype.kind == "b" and data.translate(None, b"\0\1"):
+    if dtype.kind == "b" and bytes(data).translate(None, b"\0\1"):
         raise ValueError("a byte of a bool tensor is neither 0 nor 1")
     return np.frombuffer(data, dtype=dtype).reshape(shape)
 
@@ -117,27 +153,27 @@ def _checked_shape(shape: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _encode_text(value: Any) -> tuple[bytes, dict[str, Any]]:
+def _encode_text(value: Any) -> tuple[_Form, dict[str, Any]]:
     if not isinstance(value, str):
         raise TypeError(f"{type(value).__name__} instead of str")
     return value.encode(), {}
 
 
-def _encode_bytes(value: Any) -> tuple[bytes, dict[str, Any]]:
+def _encode_bytes(value: Any) -> tuple[_Form, dict[str, Any]]:
     if not isinstance(value, bytes | bytearray | memoryview):
         raise TypeError(f"{type(value).__name__} instead of bytes")
     return bytes(value), {}
 
 
-def _encode_image(value: Any) -> tuple[bytes, dict[str, Any]]:
+def _encode_image(value: Any) -> tuple[_Form, dict[str, Any]]:
     array = np.asarray(value)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise TypeError(f"array of {array.dtype} {array.shape} instead of uint8 [height, width, 3]")
     _check_pixels(array.shape)
-    return np.ascontiguousarray(array).tobytes(), {"shape": list(array.shape)}
+    return array, {"shape": list(array.shape)}
 
 
-def _decode_image(data: bytes, meta: dict[str, Any]) -> NDArray[np.uint8]:
+def _decode_image(data: Data, meta: dict[str, Any]) -> NDArray[np.uint8]:
     shape = _checked_shape(meta["shape"])
     if len(shape) != 3 or shape[2] != 3 or prod(shape) != len(data):
         raise ValueError(f"shape {shape} does not fit {len(data)} bytes")
@@ -150,16 +186,16 @@ def _check_pixels(shape: tuple[int, ...]) -> None:
         raise ValueError(f"{shape[1]} x {shape[0]} pixels are over IMAGE_PIXELS_MAX = {limits.IMAGE_PIXELS_MAX}")
 
 
-def _encode_audio(value: Any) -> tuple[bytes, dict[str, Any]]:
+def _encode_audio(value: Any) -> tuple[_Form, dict[str, Any]]:
     if not isinstance(value, Audio):
         raise TypeError(f"{type(value).__name__} instead of Audio")
     samples = np.asarray(value.samples)
     if samples.ndim != 1 or samples.dtype.kind != "f":
         raise ValueError(f"samples are {samples.dtype} {samples.shape} instead of float32 [samples]")
-    return samples.astype("<f4").tobytes(), {"sample_rate_hz": _checked_rate(value.sample_rate_hz)}
+    return samples.astype("<f4", copy=False), {"sample_rate_hz": _checked_rate(value.sample_rate_hz)}
 
 
-def _decode_audio(data: bytes, meta: dict[str, Any]) -> Audio:
+def _decode_audio(data: Data, meta: dict[str, Any]) -> Audio:
     rate = _checked_rate(meta["sample_rate_hz"])
     return Audio(np.frombuffer(data, dtype="<f4"), rate)
 
@@ -170,7 +206,7 @@ def _checked_rate(rate: Any) -> int:
     return int(rate)
 
 
-def _encode_json(value: Any) -> tuple[bytes, dict[str, Any]]:
+def _encode_json(value: Any) -> tuple[_Form, dict[str, Any]]:
     data = msgspec.json.encode(value, order="sorted", enc_hook=_plain)
     # What JSON cannot say is written as null, which no consumer could tell from a null that was meant.
     if b"null" in data and (place := _not_finite(value)) is not None:
@@ -203,7 +239,7 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
-_ENCODERS: Mapping[PortType, Callable[[Any], tuple[bytes, dict[str, Any]]]] = {
+_ENCODERS: Mapping[PortType, Callable[[Any], tuple[_Form, dict[str, Any]]]] = {
     PortType.TENSOR: _encode_tensor,
     PortType.TEXT: _encode_text,
     PortType.BYTES: _encode_bytes,
@@ -211,10 +247,10 @@ _ENCODERS: Mapping[PortType, Callable[[Any], tuple[bytes, dict[str, Any]]]] = {
     PortType.AUDIO: _encode_audio,
     PortType.JSON: _encode_json,
 }
-_DECODERS: Mapping[PortType, Callable[[bytes, dict[str, Any]], Any]] = {
+_DECODERS: Mapping[PortType, Callable[[Data, dict[str, Any]], Any]] = {
     PortType.TENSOR: _decode_tensor,
-    PortType.TEXT: lambda data, _: data.decode(),
-    PortType.BYTES: lambda data, _: data,
+    PortType.TEXT: lambda data, _: str(data, "utf-8"),
+    PortType.BYTES: lambda data, _: bytes(data),
     PortType.IMAGE: _decode_image,
     PortType.AUDIO: _decode_audio,
     PortType.JSON: lambda data, _: msgspec.json.decode(data),

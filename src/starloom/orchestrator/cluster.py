@@ -16,6 +16,7 @@ from typing import Final, Self
 
 import msgspec
 
+from starloom.agents import sharedmemory
 from starloom.agents.agent import AgentConfig
 from starloom.dag import limits
 from starloom.dag.errors import DeadlineExceeded, InvalidInput, Problem, StarloomError, Unavailable
@@ -141,6 +142,8 @@ class EmbeddedCluster:
         self._stack.callback(supervisor.stop)
         if not self._in_actor:
             supervisor.start()
+        # After Ray's end, since a killed agent removes no shared memory.
+        self._stack.callback(sharedmemory.sweep)
         self._stack.callback(self._ray.stop)
         self._ray.start()
         ray_there = time.monotonic()

@@ -122,6 +122,20 @@ class WriteResponse(_message.Message):
     credit: StreamCredit
     def __init__(self, credit: _Optional[_Union[StreamCredit, _Mapping]] = ...) -> None: ...
 
+class ArenaRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ArenaResponse(_message.Message):
+    __slots__ = ("boot_id", "name", "nonce")
+    BOOT_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    boot_id: str
+    name: str
+    nonce: bytes
+    def __init__(self, boot_id: _Optional[str] = ..., name: _Optional[str] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
 class FetchRequest(_message.Message):
     __slots__ = ("job_id", "digest", "offset")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]

@@ -61,6 +61,11 @@ class DataServiceStub:
                 request_serializer=starloom_dot_v1_dot_data__pb2.AwaitRequest.SerializeToString,
                 response_deserializer=starloom_dot_v1_dot_data__pb2.AwaitResponse.FromString,
                 _registered_method=True)
+        self.Arena = channel.unary_unary(
+                '/starloom.v1.DataService/Arena',
+                request_serializer=starloom_dot_v1_dot_data__pb2.ArenaRequest.SerializeToString,
+                response_deserializer=starloom_dot_v1_dot_data__pb2.ArenaResponse.FromString,
+                _registered_method=True)
 
 
 class DataServiceServicer:
@@ -108,6 +113,13 @@ class DataServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Arena(self, request, context):
+        """Where an agent on the same host finds this one's values in shared memory.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DataServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -135,6 +147,11 @@ def add_DataServiceServicer_to_server(servicer, server):
                     servicer.Await,
                     request_deserializer=starloom_dot_v1_dot_data__pb2.AwaitRequest.FromString,
                     response_serializer=starloom_dot_v1_dot_data__pb2.AwaitResponse.SerializeToString,
+            ),
+            'Arena': grpc.unary_unary_rpc_method_handler(
+                    servicer.Arena,
+                    request_deserializer=starloom_dot_v1_dot_data__pb2.ArenaRequest.FromString,
+                    response_serializer=starloom_dot_v1_dot_data__pb2.ArenaResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -274,6 +291,33 @@ class DataService:
             '/starloom.v1.DataService/Await',
             starloom_dot_v1_dot_data__pb2.AwaitRequest.SerializeToString,
             starloom_dot_v1_dot_data__pb2.AwaitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Arena(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/starloom.v1.DataService/Arena',
+            starloom_dot_v1_dot_data__pb2.ArenaRequest.SerializeToString,
+            starloom_dot_v1_dot_data__pb2.ArenaResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -171,15 +171,19 @@ def _show(row: dict[str, Any], out: Output) -> None:
 
 
 def run_down(args: argparse.Namespace, out: Output) -> int:
+    from starloom.agents.sharedmemory import sweep
+
     folder = statefolder.state_folder()
     pid = statefolder.holder(folder)
     if pid is None:
         statefolder.forget_cluster(folder)
+        sweep()
         out.json({"stopped": False, "pid": None})
         out.text(f"no cluster runs in {folder}")
         return Exit.DONE
     _end(pid)
     statefolder.forget_cluster(folder)
+    sweep()
     out.json({"stopped": True, "pid": pid})
     out.text(f"the cluster in {folder} is down (process {pid})")
     return Exit.DONE

@@ -1,0 +1,113 @@
+"""Shared memory end to end: between agents of one host, after their ends, and after they are killed."""
+
+import asyncio
+import signal
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.agents.fakes import made
+from tests.orchestrator.live import TOKEN, Cluster
+from tests.orchestrator.live import Stages as LiveStages
+from tests.orchestrator.test_replicas_live import maker
+
+from starloom import Graph
+from starloom.agents import sharedmemory
+from starloom.agents.agent import Agent, AgentConfig
+from starloom.agents.sharedmemory import FOLDER
+from starloom.agents.stage import Outputs, Stage, StageCall
+from starloom.agents.transfer import Transfer
+from starloom.dag.constellation import Requirements
+from starloom.dag.ids import JobId
+from starloom.dag.kinds import KindCatalog, KindSpec
+from starloom.dag.values import Port, PortType, ValueRef
+from starloom.orchestrator.cli.main import main
+from starloom.orchestrator.client import AsyncClient
+
+ELEMENTS = 500_000
+
+
+def make(call: StageCall) -> Outputs:
+    return {"value": np.arange(ELEMENTS, dtype=np.float32)}
+
+
+def read(call: StageCall) -> Outputs:
+    array = call.inputs["value"]
+    return {"total": {"sum": float(array.sum(dtype=np.float64)), "writeable": bool(array.flags.writeable)}}
+
+
+class Stages:
+    """A kind that makes a tensor, and one that reads one."""
+
+    def __init__(self) -> None:
+        tensor, total = {"value": Port(PortType.TENSOR)}, {"total": Port(PortType.JSON)}
+        self._stages: dict[str, Stage] = {
+            "test.make": made(KindSpec(name="test.make", outputs=tensor), make),
+            "test.read": made(KindSpec(name="test.read", inputs=tensor, outputs=total), read),
+        }
+        self.kinds = KindCatalog(stage.spec for stage in self._stages.values())
+
+    def stage(self, name: str) -> Stage:
+        return self._stages[name]
+
+
+async def joined(stack: AsyncExitStack, cluster: Cluster, name: str, arena_bytes: int) -> Agent:
+    agent = Agent(
+        AgentConfig(
+            name=name, tier="edge", orchestrator=cluster.address, token=TOKEN, slots=1, arena_bytes=arena_bytes
+        ),
+        Stages(),
+    )
+    await agent.start()
+    stack.push_async_callback(agent.stop)
+    await agent.connected.wait()
+    return agent
+
+
+@pytest.mark.parametrize("arena_bytes", [0, 64 * 1024 * 1024])
+async def test_tensors_go_from_agent_to_agent_by_shared_memory_where_there_is_any(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, arena_bytes: int
+) -> None:
+    fetched: list[str] = []
+    fetch = Transfer.fetch
+
+    async def counted(self: Transfer, address: str, job: JobId, ref: ValueRef) -> bytes | memoryview:
+        if ref.inline is None:
+            fetched.append(ref.digest)
+        return await fetch(self, address, job, ref)
+
+    monkeypatch.setattr(Transfer, "fetch", counted)
+    graph = Graph("made-and-read")
+    value = graph.stage("make", "test.make", require=Requirements(node="a-one"))
+    total = graph.stage("read", "test.read", value=value["value"], require=Requirements(node="a-two"))
+    graph.output("total", total["total"])
+    async with AsyncExitStack() as stack:
+        one = await joined(stack, cluster, "a-one", arena_bytes=arena_bytes)
+        await joined(stack, cluster, "a-two", arena_bytes=arena_bytes)
+        client = await stack.enter_async_context(AsyncClient(cluster.address, TOKEN))
+        job = await client.submit(graph.build({**LiveStages().kinds, **Stages().kinds}))
+        result = await job.result(timeout=60)
+        arena = one._holder.arena
+        assert (arena is None) == (arena_bytes == 0)
+        if arena is not None:
+            assert arena.path.exists()
+    assert result["total"] == {"sum": float(np.arange(ELEMENTS, dtype=np.float64).sum()), "writeable": False}
+    assert len(fetched) == (0 if arena_bytes else 1)
+    assert arena is None or not arena.path.exists()
+
+
+async def test_down_removes_what_a_killed_agent_left(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name for path in FOLDER.glob("starloom-arena-*")}
+    async with maker(cluster, "a-maker") as process:
+        left = {path.name for path in FOLDER.glob("starloom-arena-*")} - before
+        assert left
+        sharedmemory.sweep()
+        assert {path.name for path in FOLDER.glob("starloom-arena-*")} >= left
+        process.send_signal(signal.SIGKILL)
+        await process.wait()
+    monkeypatch.setenv("STARLOOM_HOME", str(tmp_path / "home"))
+    assert await asyncio.to_thread(main, ["down"]) == 0
+    assert not {path.name for path in FOLDER.glob("starloom-arena-*")} & left
