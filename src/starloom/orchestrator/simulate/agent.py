@@ -11,6 +11,7 @@ from starloom.dag import limits
 from starloom.dag.ids import AgentId, Epoch
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.simulate.loop import SECOND, Process, Timer
+from starloom.orchestrator.simulate.peering import Peering
 from starloom.orchestrator.simulate.running import Runner
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class AgentProcess(Process):
         self.incarnation = incarnation
         self.core: AgentCore = world.parts.core(profile.name, profile.slots)
         self.runner = Runner(self)
+        self.peering = Peering(self)
         self.channel: Channel[Report, Command] = world.parts.channel()
         self._outbox: list[Report] = []
         self._session = ""

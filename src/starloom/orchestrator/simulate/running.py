@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from starloom.agents.core import Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell
+from starloom.agents.core import Answer, Ask, Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell, Unask
 from starloom.agents.messages import (
     Assign,
     Failed,
@@ -114,7 +114,7 @@ class Runner:
     def keeps(self) -> tuple[JobId, ...]:
         """The jobs that anything is kept for, copies included."""
         others = (task.job for task in (*self._works, *self._replicas))
-        return tuple(dict.fromkeys([*self.held, *self._copies, *others]))
+        return tuple(dict.fromkeys([*self.held, *self._copies, *others, *self._process.peering.jobs]))
 
     def carry_out(self, instructions: Iterable[Instruction]) -> None:
         """Does what the core says."""
@@ -136,6 +136,12 @@ class Runner:
                     self._keep_replica(command)
                 case Forget(job):
                     self._forget(job)
+                case Ask() as ask:
+                    self._process.peering.ask(ask)
+                case Unask(task):
+                    self._process.peering.unask(task)
+                case Answer(subscriber, outcome):
+                    self._process.peering.answer(subscriber, outcome)
 
     def _ended(self, task: TaskToken, report: Report) -> None:
         work = self._works.pop(task)

@@ -251,6 +251,8 @@ class World:
         if process is None:
             return
         process.alive = False
+        for peers in process.peering.streams:
+            peers.cut()
         for stream in tuple(self.network.streams.get(name, ())):
             stream.down.open = False
             if noticed:
@@ -269,6 +271,8 @@ class World:
     def break_stream(self, name: AgentId) -> None:
         """The streams of an agent break; each end learns of it in its own time."""
         process = self.processes.get(name)
+        for peers in process.peering.streams if process is not None else ():
+            peers.cut()
         for stream in tuple(self.network.streams.get(name, ())):
             server = self._streams.pop(stream, None)
             stream.cut()
@@ -276,6 +280,13 @@ class World:
                 self.loop.after(self._chance.between(0, 0.5), partial(process.over, stream), process)
             if server is not None:
                 self.loop.after(self._chance.between(0, 0.5), partial(server.hub.over, stream, name), server)
+
+    def answers(self, process: AgentProcess, address: str) -> AgentProcess | None:
+        """The process at an address, if another gets through to it."""
+        there = self._by_address.get(address)
+        if there is None or not there.alive or there.frozen_until > self.loop.now:
+            return None
+        return there if self.network.reaches(process.name, there.name) else None
 
     def transfer_seconds(self, process: AgentProcess, address: str, ref: ValueRef) -> float:
         """How long a fetch takes, or until it is given up."""
@@ -290,12 +301,8 @@ class World:
             return None
         if not address:
             return digest in self.disk.values if self._store_answers(process) else None
-        holder = self._by_address.get(address)
-        if holder is None or not holder.alive or holder.frozen_until > self.loop.now:
-            return None
-        if not self.network.reaches(process.name, holder.name):
-            return None
-        return digest in holder.runner.held.get(job, ())
+        holder = self.answers(process, address)
+        return None if holder is None else digest in holder.runner.held.get(job, ())
 
     def put(self, process: AgentProcess, digests: Sequence[str]) -> bool:
         """Brings values to the job store; False if that has to be tried again."""
