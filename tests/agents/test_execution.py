@@ -1,6 +1,6 @@
 """One attempt without an event loop: inputs, parameters, outputs, comparisons, and every way to fail."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -282,7 +282,7 @@ def test_unknown_kind_and_stream_kind_fail() -> None:
     class Streaming(StreamStage):
         spec = KindSpec(name="t.stream")
 
-        async def stream(self, call: StageCall) -> AsyncIterator[Chunk]:
+        async def stream(self, call: StageCall) -> AsyncGenerator[Chunk, None]:
             yield Chunk("x", 1)
 
     for kind, what in (("t.nothing", "no kind 't.nothing'"), ("t.stream", "stream ports")):

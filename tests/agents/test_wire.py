@@ -28,6 +28,7 @@ from starloom.agents.messages import (
     Load,
     NotHeld,
     Outcome,
+    Reader,
     Release,
     Replicate,
     Report,
@@ -46,13 +47,14 @@ from starloom.dag.facts import Consumed, ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.dag.kinds import Cost, KindSpec, Param
 from starloom.dag.patchdoc import load_patch
-from starloom.dag.values import Port, PortType, ValueRef
+from starloom.dag.values import Full, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
 from starloom.v1 import data_pb2, value_pb2
 from starloom.v1 import session_pb2 as pb
 
 DIGEST = values.digest(b"")
 REFS = [
+    ValueRef(type=PortType.AUDIO, bytes=2**50, digest=DIGEST, meta={"stream": True, "chunks": 7}, holder="b"),
     ValueRef(type=PortType.JSON, bytes=0, digest=DIGEST, inline=b""),
     ValueRef(type=PortType.BYTES, bytes=0, digest=DIGEST),
     ValueRef(type=PortType.TEXT, bytes=2, digest=DIGEST, inline=b"hi", holder="b"),
@@ -60,9 +62,9 @@ REFS = [
         type=PortType.TENSOR, bytes=2**30, digest="f" * 64, meta={"dtype": "int8", "shape": [1, 2]}, holder="edge-ü"
     ),
 ]
-JOB_INPUT = Input(port="x", ref=REFS[0], consumed=Consumed(StageId(""), None, DIGEST))
+JOB_INPUT = Input(port="x", ref=REFS[1], consumed=Consumed(StageId(""), None, DIGEST))
 SOURCES = (Source(agent=AgentId("edge-ü"), address="127.0.0.1:6"), Source(agent=AgentId("b"), address="[::1]:7"))
-UPSTREAM = Input(port="y", ref=REFS[3], consumed=consumed(REFS[3]), address="127.0.0.1:5", others=SOURCES)
+UPSTREAM = Input(port="y", ref=REFS[4], consumed=consumed(REFS[4]), address="127.0.0.1:5", others=SOURCES)
 
 COMMANDS: list[Command] = [
     Assign(task=task(), kind="basic.noop"),
@@ -92,10 +94,18 @@ COMMANDS: list[Command] = [
             Await(upstream=StageId(""), token=FencingToken(Epoch(0), Attempt(0)), streams={"mic": "audio"}),
         ),
     ),
+    Assign(
+        task=task(),
+        kind="k",
+        readers=(
+            Reader(port="frames", reader="detect.image", full=Full.LATEST),
+            Reader(port="frames", reader="keep.ü", full=Full.BLOCK),
+        ),
+    ),
     Cancel(task=task()),
     Revoke(task=task()),
     Release(job=JobId("j")),
-    Replicate(task=task(), values=(REFS[1], REFS[3]), sources=SOURCES),
+    Replicate(task=task(), values=(REFS[2], REFS[4]), sources=SOURCES),
     Resolve(task=task(), upstream=StageId("up ü"), token=FencingToken(Epoch(3), Attempt(2**33))),
     Resolve(
         task=task(), upstream=StageId("up"), token=FencingToken(Epoch(1), Attempt(1)), inputs=(UPSTREAM,), holds=("k",)

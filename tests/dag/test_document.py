@@ -28,7 +28,7 @@ from starloom.dag.document import canonical, dump, from_json, load, to_json
 from starloom.dag.errors import InvalidConstellation
 from starloom.dag.ids import StageId
 from starloom.dag.schema import read_bytes, read_seconds
-from starloom.dag.values import Port, PortType
+from starloom.dag.values import Full, Port, PortType
 from starloom.dag.yamltext import read_yaml, write_yaml
 
 HEAD = "api_version: starloom/v1\nname: n\n"
@@ -141,7 +141,14 @@ COMPARISONS = st.builds(
     value=PLAIN,
     path=st.text(),
 )
-PORTS = st.builds(Port, type=st.sampled_from(PortType), stream=st.booleans(), optional=st.booleans())
+PORTS = st.builds(
+    Port,
+    type=st.sampled_from(PortType),
+    stream=st.booleans(),
+    optional=st.booleans(),
+    chunks=st.integers(0, 9),
+    full=st.none() | st.sampled_from(Full),
+)
 REQUIREMENTS = st.builds(
     Requirements,
     tiers=st.lists(st.sampled_from(Tier), unique=True).map(tuple),

@@ -13,7 +13,7 @@ from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.streams import groups_of, has_streams, is_stream
 from starloom.dag.validate import problems, validate, warnings
-from starloom.dag.values import Port, PortType
+from starloom.dag.values import Full, Port, PortType
 
 SOUND, WORDS = Port(PortType.AUDIO, stream=True), Port(PortType.TEXT, stream=True)
 TEXT = Port(PortType.TEXT)
@@ -206,3 +206,14 @@ def test_a_true_cycle_of_streams_is_told_once_as_a_cycle() -> None:
     found = problems(cyclic, KINDS)
     assert len(found) == 1
     assert "waits for itself" in found[0].what
+
+
+def test_what_a_port_says_of_its_buffer_is_checked_and_kept() -> None:
+    inputs = {"frames": Port(PortType.IMAGE, stream=True, chunks=8, full=Full.LATEST), "text": TEXT}
+    given = msgspec.structs.replace(captions(), inputs={**captions().inputs, **inputs})
+    assert load(dump(given)).inputs["frames"] == inputs["frames"]
+    wrong = {"frames": Port(PortType.IMAGE, stream=True, chunks=5_000), "text": Port(PortType.TEXT, full=Full.OLDEST)}
+    found = problems(msgspec.structs.replace(given, inputs={**given.inputs, **wrong}), KINDS)
+    assert [problem.place for problem in found] == ["inputs.frames", "inputs.text"]
+    assert "STREAM_BUFFER_CHUNKS_MAX = 4096" in found[0].what
+    assert "is no stream" in found[1].what

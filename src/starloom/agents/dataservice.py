@@ -6,8 +6,9 @@ from typing import Any, Protocol
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from starloom.agents import status, wire
+from starloom.agents import status, wire, wirestreams
 from starloom.agents.sharedmemory import Arena, boot_id
+from starloom.agents.streams.records import Credit, ReadOpen, StreamBatch, WriteOpen
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.dag.ids import JobId
@@ -37,13 +38,45 @@ class ValueSink(Protocol):
         ...
 
 
-class DataService(data_pb2_grpc.DataServiceServicer):
-    """Serves a source, and takes values into a sink where there is one. Every request is checked."""
+class StreamSource(Protocol):
+    """Where streams are read from."""
 
-    def __init__(self, source: ValueSource, sink: ValueSink | None = None, arena: Arena | None = None) -> None:
+    def read(self, wish: ReadOpen, told: AsyncIterator[Credit | None]) -> AsyncIterator[StreamBatch]:
+        """Batches within the reader's credit, the last one with the end. The stream is waited for, if need be.
+
+        `told` are the credits that the reader sends, and None when it wants no more chunks, but the end. Raises
+        StreamGone, and InvalidInput.
+        """
+        ...
+
+
+class StreamSink(Protocol):
+    """Where streams are written to."""
+
+    def write(self, wish: WriteOpen, parts: AsyncIterator[StreamBatch]) -> AsyncIterator[Credit]:
+        """Takes a stream in: a credit at once, that says where to begin, and then as chunks are stored.
+
+        Ends once the end is stored. Only `chunks` and `end` of the parts count. Raises InvalidInput.
+        """
+        ...
+
+
+class DataService(data_pb2_grpc.DataServiceServicer):
+    """Serves a source, and takes values into a sink where there is one; streams likewise. Every request is checked."""
+
+    def __init__(
+        self,
+        source: ValueSource,
+        sink: ValueSink | None = None,
+        arena: Arena | None = None,
+        streams: StreamSource | None = None,
+        stream_sink: StreamSink | None = None,
+    ) -> None:
         self._source = source
         self._sink = sink
         self._arena = arena
+        self._streams = streams
+        self._stream_sink = stream_sink
 
     async def Fetch(  # noqa: N802
         self, request: data_pb2.FetchRequest, context: aio.ServicerContext[Any, Any]
@@ -75,6 +108,52 @@ class DataService(data_pb2_grpc.DataServiceServicer):
             stored = await self._sink.put(ref, _announced(ref, first, request_iterator))
             return data_pb2.PutResponse(ref=wire.ref_to_wire(stored))
         raise AssertionError("reporting ends the call")
+
+    async def Read(  # noqa: N802
+        self, request_iterator: AsyncIterator[data_pb2.ReadRequest], context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[data_pb2.ReadResponse]:
+        async with status.reporting(context):
+            if self._streams is None:
+                raise StarloomError("this data service has no streams")
+            messages = aiter(request_iterator)
+            first = await anext(messages, None)
+            if first is None or not first.HasField("open"):
+                raise InvalidInput([Problem("open", "is missing in the first message; say what is to be read")])
+            wish = wirestreams.open_from_wire(first.open)
+            async for batch in self._streams.read(wish, _told(messages)):
+                yield wirestreams.batch_to_wire(batch)
+
+    async def Write(  # noqa: N802
+        self, request_iterator: AsyncIterator[data_pb2.WriteRequest], context: aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[data_pb2.WriteResponse]:
+        async with status.reporting(context):
+            if self._stream_sink is None:
+                raise StarloomError("this data service takes no streams in; write them to the orchestrator's")
+            messages = aiter(request_iterator)
+            first = await anext(messages, None)
+            if first is None or not first.HasField("open"):
+                raise InvalidInput([Problem("open", "is missing in the first message; say what follows")])
+            wish = wirestreams.write_from_wire(first.open)
+            async for credit in self._stream_sink.write(wish, _parts(messages)):
+                yield data_pb2.WriteResponse(credit=wirestreams.credit_to_wire(credit))
+
+
+async def _told(messages: AsyncIterator[data_pb2.ReadRequest]) -> AsyncIterator[Credit | None]:
+    async for message in messages:
+        match message.WhichOneof("message"):
+            case "credit":
+                yield wirestreams.credit_from_wire(message.credit)
+            case "close":
+                yield None
+            case _:
+                raise InvalidInput([Problem("open", "came twice; only the first message has it")])
+
+
+async def _parts(messages: AsyncIterator[data_pb2.WriteRequest]) -> AsyncIterator[StreamBatch]:
+    async for message in messages:
+        if message.HasField("open"):
+            raise InvalidInput([Problem("open", "came twice; only the first message has it")])
+        yield wirestreams.part_from_wire(message)
 
 
 async def _announced(
@@ -110,10 +189,11 @@ class DataServer:
         host: str = "127.0.0.1",
         sink: ValueSink | None = None,
         arena: Arena | None = None,
+        streams: StreamSource | None = None,
     ) -> None:
         self._host = host
         self._server = aio.server(interceptors=[status.TokenCheck(token)], options=status.server_options())
-        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(source, sink, arena), self._server)  # type: ignore[no-untyped-call]
+        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(source, sink, arena, streams), self._server)  # type: ignore[no-untyped-call]
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

@@ -9,7 +9,7 @@ from starloom.dag.facts import Consumed, ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Patch
-from starloom.dag.values import ValueRef
+from starloom.dag.values import Full, ValueRef
 from starloom.devices.node import NodeProfile
 
 
@@ -53,10 +53,22 @@ class Await(msgspec.Struct, frozen=True, kw_only=True):
     streams: dict[str, str] = {}
 
 
+class Reader(msgspec.Struct, frozen=True, kw_only=True):
+    """A downstream that reads a stream output: `port` is the output, `reader` the downstream's `stage.port`.
+
+    `full` is its policy. What it needs is kept for it before it comes, so all that will read are named.
+    """
+
+    port: str
+    reader: str
+    full: Full = Full.BLOCK
+
+
 class Assign(msgspec.Struct, frozen=True, kw_only=True):
     """The right to run one attempt.
 
-    `inputs` are values that are there, `awaits` attempts that give the others. `publish` names the ports whose
+    `inputs` are values that are there, `awaits` attempts that give the others. `readers` are the downstreams of
+    stream outputs. `publish` names the ports whose
     bytes also go to the job store. `comparisons`, of this stage's outputs, are evaluated where the values are.
     """
 
@@ -65,6 +77,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     params: dict[str, Any] = {}
     inputs: tuple[Input, ...] = ()
     awaits: tuple[Await, ...] = ()
+    readers: tuple[Reader, ...] = ()
     target: str = "cpu"
     timeout_seconds: float = 0.0
     priority: int = 0

@@ -13,7 +13,7 @@ no state of a call on `self`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -106,11 +106,63 @@ class CancelToken:
             raise Cancelled("the attempt was cancelled")
 
 
+class Received(NamedTuple):
+    """One chunk of a stream input. `at`: seconds of the event that it tells of, on its source's clock, if it said so."""
+
+    value: Any
+    offset: int = 0
+    generation: int = 0
+    at: float | None = None
+
+
+class StreamInput(Protocol):
+    """A stream input: its chunks, in order. Asking for the next one says that the stage is done with the one before.
+
+    The iteration ends with the stream. Where the stream breaks, by its producer's end or with the network, it raises
+    InputUnavailable, and whatever the stage then does, its attempt does not count as failed.
+    """
+
+    @property
+    def generation(self) -> int:
+        """The greatest generation that is known, also of chunks that are yet to come: all of lesser ones is stale."""
+        ...
+
+    @property
+    def dropped(self) -> int:
+        """Chunks that the port's policy dropped so far."""
+        ...
+
+    @property
+    def stale(self) -> int:
+        """Chunks that were passed over so far, because a greater generation had come."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[Received]: ...
+
+    def __anext__(self) -> Awaitable[Received]: ...
+
+    def close(self) -> None:
+        """No more is wanted; the producer waits for this reader no longer."""
+        ...
+
+
+class Compute(Protocol):
+    """Runs a function in a worker thread, on one of the agent's slots, and gives what it returns."""
+
+    def __call__(self, function: Callable[..., Any], /, *args: Any) -> Awaitable[Any]: ...
+
+
+async def _no_compute(function: Callable[..., Any], /, *args: Any) -> Any:
+    return function(*args)
+
+
 @dataclass(frozen=True, slots=True)
 class StageCall:
     """One attempt, as the stage sees it.
 
-    `inputs`: Python values by port; an unbound optional port is absent. `params`: checked against
+    `inputs`: Python values by port; an unbound optional port is absent. A stream port has a StreamInput in a
+    StreamStage, and the list of all its values in a Stage. `compute` is for a StreamStage: whatever takes longer
+    than a moment is awaited through it. `params`: checked against
     the kind, defaults filled in. `target`: what to compute on. `key` names (job, stage, kind,
     parameters, inputs): pass it to outside systems, so that a second attempt is known as such.
     `checkpoint`: the state that an earlier attempt saved, or None; `save` keeps a new one. `figure` puts
@@ -129,14 +181,19 @@ class StageCall:
     save: Callable[[bytes], None] = lambda _: None
     progress: Callable[[float], None] = lambda _: None
     figure: Callable[[str, float], None] = lambda _name, _value: None
+    compute: Compute = _no_compute
 
 
 class Chunk(NamedTuple):
-    """One element of a stream output; a greater `generation` tells consumers to drop older ones."""
+    """One element of a stream output; a greater `generation` tells consumers to drop older ones.
+
+    `at` is as in Received. A chunk for a port that is no stream is that port's value; the last one counts.
+    """
 
     port: str
     value: Any
     generation: int = 0
+    at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +205,7 @@ class Grown:
 
 
 class Stage(ABC):
-    """A kind that takes whole values and gives whole values."""
+    """A kind that takes whole values and gives whole values. A stream input is collected before it runs."""
 
     spec: ClassVar[KindSpec]
 
@@ -165,13 +222,20 @@ class Stage(ABC):
 
 
 class StreamStage(ABC):
-    """A kind with stream ports: its inputs are asynchronous iterators, and it yields chunks."""
+    """A kind with stream ports: its inputs are asynchronous iterators, and it yields chunks.
+
+    It runs on an event loop that it shares with the other stream stages of its agent, and takes a slot only while it
+    computes: what takes longer than a moment is awaited by `call.compute(function, ...)`.
+    """
 
     spec: ClassVar[KindSpec]
 
     @abstractmethod
-    def stream(self, call: StageCall) -> AsyncIterator[Chunk]:
-        """Yields chunks as they come; the runtime waits at a yield until the consumer has credit."""
+    def stream(self, call: StageCall) -> AsyncGenerator[Chunk, None]:
+        """Yields chunks as they come; the runtime waits at a yield until the consumers have room.
+
+        The generator is closed where it waits when nobody wants more of what it gives, and cancelled with its job.
+        """
 
 
 StageClass = type[Stage] | type[StreamStage]

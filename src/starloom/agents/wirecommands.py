@@ -5,6 +5,7 @@ import msgspec
 from starloom.agents.messages import Assign, Cancel, Command, Input, Release, Replicate, Resolve, Revoke
 from starloom.agents.wireawaits import await_from_wire, await_to_wire
 from starloom.agents.wirereplicas import replicate_from_wire, replicate_to_wire, sources_from_wire, sources_to_wire
+from starloom.agents.wirestreams import reader_from_wire, reader_to_wire
 from starloom.agents.wirevalues import (
     consumed_from_wire,
     encode,
@@ -75,6 +76,7 @@ def _assign_to_wire(assign: Assign) -> pb.Assign:
         publish=assign.publish,
         comparisons_json=[encode(comparison) for comparison in assign.comparisons],
         awaits=[await_to_wire(awaited) for awaited in assign.awaits],
+        readers=[reader_to_wire(reader) for reader in assign.readers],
     )
 
 
@@ -99,6 +101,7 @@ def _assign_from_wire(message: pb.Assign, place: str) -> Assign:
             for n, data in enumerate(message.comparisons_json)
         ),
         awaits=tuple(await_from_wire(item, f"{place}.awaits.{n}") for n, item in enumerate(message.awaits)),
+        readers=tuple(reader_from_wire(item, f"{place}.readers.{n}") for n, item in enumerate(message.readers)),
     )
 
 

@@ -1,5 +1,6 @@
 """What goes through a stream, as protobuf and back. Used by the data services and by those who call them."""
 
+from starloom.agents.messages import Reader
 from starloom.agents.streams.records import (
     Bound,
     Credit,
@@ -16,6 +17,7 @@ from starloom.dag import limits
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.values import Full, PortType
 from starloom.v1 import data_pb2 as pb
+from starloom.v1 import session_pb2
 
 
 def name_to_wire(name: StreamName) -> pb.StreamName:
@@ -49,7 +51,7 @@ def credit_from_wire(message: pb.StreamCredit) -> Credit:
 def open_to_wire(wish: ReadOpen) -> pb.ReadRequest:
     """A reader's wish."""
     credit = credit_to_wire(wish.credit)
-    message = pb.ReadOpen(stream=name_to_wire(wish.stream), reader=wish.reader, credit=credit, full=wish.full.value)
+    message = pb.ReadOpen(stream=name_to_wire(wish.stream), reader=wish.reader, credit=credit, full=wish.full or "")
     return pb.ReadRequest(open=message)
 
 
@@ -58,7 +60,7 @@ def open_from_wire(message: pb.ReadOpen) -> ReadOpen:
     if not message.reader:
         raise refusal("open.reader", "is empty; say who reads, as stage.port")
     try:
-        full = Full(message.full)
+        full = Full(message.full) if message.full else None
     except ValueError:
         raise refusal("open.full", f"is {message.full!r}; use {', '.join(Full)}") from None
     return ReadOpen(
@@ -148,3 +150,19 @@ def end_from_wire(message: pb.StreamEnd) -> StreamEnd:
         raise refusal("end.how", f"is {message.how!r}; use {', '.join(How)}") from None
     digest = digest_from_wire(message.digest, "end.digest")
     return StreamEnd(how, message.chunks, message.bytes, digest, message.message)
+
+
+def reader_to_wire(reader: Reader) -> session_pb2.Reader:
+    """A downstream that reads a stream output."""
+    return session_pb2.Reader(port=reader.port, reader=reader.reader, full=reader.full.value)
+
+
+def reader_from_wire(message: session_pb2.Reader, place: str) -> Reader:
+    """A downstream that reads a stream output; raises InvalidInput."""
+    if not message.port or not message.reader:
+        raise refusal(place, "lacks a port or a reader")
+    try:
+        full = Full(message.full)
+    except ValueError:
+        raise refusal(f"{place}.full", f"is {message.full!r}; use {', '.join(Full)}") from None
+    return Reader(port=message.port, reader=message.reader, full=full)

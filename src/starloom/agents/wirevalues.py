@@ -79,7 +79,9 @@ def ref_from_wire(message: value_pb2.ValueRef, place: str = "value") -> ValueRef
     except ValueError:
         raise refusal(f"{place}.type", f"is {message.type!r}; known types are {', '.join(PortType)}") from None
     digest_from_wire(message.digest, f"{place}.digest")
-    if message.bytes > limits.VALUE_BYTES_MAX:
+    meta = object_from_wire(message.meta_json, f"{place}.meta_json")
+    # Of a stream these are the bytes of all chunks, which are nowhere in one piece.
+    if message.bytes > limits.VALUE_BYTES_MAX and not meta.get("stream"):
         raise refusal(f"{place}.bytes", f"is {message.bytes}, over VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}")
     inline = message.inline if message.HasField("inline") else None
     if inline is not None and len(inline) != message.bytes:
@@ -88,7 +90,7 @@ def ref_from_wire(message: value_pb2.ValueRef, place: str = "value") -> ValueRef
         type=port_type,
         bytes=message.bytes,
         digest=message.digest,
-        meta=object_from_wire(message.meta_json, f"{place}.meta_json"),
+        meta=meta,
         inline=inline,
         holder=message.holder,
     )

@@ -36,7 +36,7 @@ from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.order import TopologicalOrder, cycle_text
 from starloom.dag.validate import validate
-from starloom.dag.values import Port, PortType
+from starloom.dag.values import Full, Port, PortType
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,10 +116,19 @@ class Graph:
     def __repr__(self) -> str:
         return f"<Graph {self.name!r}: {len(self._stages)} stages, {len(self._dependencies)} dependencies>"
 
-    def input(self, name: str, port_type: PortType, *, stream: bool = False, optional: bool = False) -> JobInput:
-        """Adds an input of the job."""
+    def input(
+        self,
+        name: str,
+        port_type: PortType,
+        *,
+        stream: bool = False,
+        optional: bool = False,
+        chunks: int = 0,
+        full: Full | None = None,
+    ) -> JobInput:
+        """Adds an input of the job; `chunks` and `full` say what is kept of a stream, as in `values.Port`."""
         self._refuse_second(self._inputs, f"inputs.{name}", name)
-        self._inputs[name] = Port(port_type, stream=stream, optional=optional)
+        self._inputs[name] = Port(port_type, stream=stream, optional=optional, chunks=chunks, full=full)
         return JobInput(self, name)
 
     def stage(

@@ -7,6 +7,7 @@
     inputs:
       audio: {type: bytes}                      # or short: `audio: bytes`
       words: {type: text, stream: true, optional: true}
+      frames: {type: image, stream: true, chunks: 8, full: latest}   # full: block | oldest | latest
     stages:
       hear:
         kind: audio.decode
@@ -220,7 +221,9 @@ def _without_empty(part: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str
 
 
 def _port(port: Port) -> str | dict[str, Any]:
-    short = _without_empty({"type": str(port.type), "stream": port.stream, "optional": port.optional})
+    full = port.full and str(port.full)
+    parts = {"type": str(port.type), "stream": port.stream, "optional": port.optional}
+    short = _without_empty({**parts, "chunks": port.chunks, "full": full})
     return str(port.type) if len(short) == 1 else short
 
 

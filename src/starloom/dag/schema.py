@@ -33,7 +33,7 @@ from starloom.dag.constellation import (
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
-from starloom.dag.values import Port, PortType
+from starloom.dag.values import Full, Port, PortType
 
 SECONDS_PER_UNIT: Mapping[str, float] = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 BYTES_PER_UNIT: Mapping[str, int] = {
@@ -176,11 +176,13 @@ class Reader:
     def _port(self, place: str, value: Any) -> Port:
         if isinstance(value, str):
             value = {"type": value}
-        part = self._mapping(place, value, ("type", "stream", "optional"), needed=("type",))
+        part = self._mapping(place, value, ("type", "stream", "optional", "chunks", "full"), needed=("type",))
         return Port(
             type=self._choice(f"{place}.type", part.get("type", PortType.BYTES), PortType, PortType.BYTES),
             stream=self._flag(f"{place}.stream", part.get("stream", False)),
             optional=self._flag(f"{place}.optional", part.get("optional", False)),
+            chunks=self._number(f"{place}.chunks", part.get("chunks", 0), 0, whole=True),
+            full=self._choice(f"{place}.full", part["full"], Full, Full.BLOCK) if "full" in part else None,
         )
 
     def _output(self, place: str, value: Any) -> OutputBinding:

@@ -6,11 +6,13 @@ that one of them waits for may need the end of another.
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation, Dependency
 from starloom.dag.errors import Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.order import find_cycles
+from starloom.dag.values import Port
 
 Groups = dict[StageId, tuple[StageId, ...]]
 """Each stage that streams connect to others, with all stages of its group, itself included, in a fixed order."""
@@ -22,6 +24,15 @@ def has_streams(kind: KindSpec | None) -> bool:
         return False
     ports = (*kind.inputs.values(), *kind.outputs.values(), *([kind.variadic_input] if kind.variadic_input else ()))
     return any(port.stream for port in ports)
+
+
+def buffer_fault(port: Port) -> str:
+    """Why what a port says of its stream's chunks cannot be; empty if it can."""
+    if port.chunks > limits.STREAM_BUFFER_CHUNKS_MAX:
+        return f"keeps {port.chunks} chunks, over STREAM_BUFFER_CHUNKS_MAX = {limits.STREAM_BUFFER_CHUNKS_MAX}"
+    if not port.stream and (port.chunks or port.full is not None):
+        return "says what becomes of a stream's chunks, but is no stream; add stream: true, or leave that out"
+    return ""
 
 
 def is_stream(arc: Dependency, upstream: KindSpec | None) -> bool:

@@ -19,7 +19,7 @@ from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.order import cycle_text, find_cycles
-from starloom.dag.streams import start_problems
+from starloom.dag.streams import buffer_fault, start_problems
 from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, stage_problems
 from starloom.dag.values import Port, PortType
 
@@ -82,6 +82,8 @@ class _Validator:
                 yield Problem(f"inputs.{name}", fault)
             if port.type not in tuple(PortType):
                 yield Problem(f"inputs.{name}.type", f"no port type is called {port.type!r}; use {', '.join(PortType)}")
+            if fault := buffer_fault(port):
+                yield Problem(f"inputs.{name}", fault)
         yield from self.part_problems(self._c.stages)
         cycles = list(self._cycle_problems())
         yield from cycles or start_problems(self._c, self._kinds)

@@ -31,11 +31,17 @@ class Full(StrEnum):
 
 
 class Port(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A typed input or output; `stream` means a sequence of that type, `optional` may stay unbound."""
+    """A typed input or output; `stream` means a sequence of that type, `optional` may stay unbound.
+
+    Of a stream, `chunks` is how many are kept for its readers, 0 for STREAM_BUFFER_CHUNKS, and `full` what becomes of
+    more: as the reader's port says; if that says nothing, as the port it reads from; else the producer waits.
+    """
 
     type: PortType
     stream: bool = False
     optional: bool = False
+    chunks: int = 0
+    full: Full | None = None
 
     def __str__(self) -> str:
         return f"stream of {self.type}" if self.stream else str(self.type)

@@ -89,7 +89,7 @@ class DataServiceServicer:
 
     def Read(self, request_iterator, context):
         """The chunks of a stream, as far as the reader's credit goes, and then its end. Up: an open, then credits, and a
-        close from a reader that wants no more; a call that breaks off without one is gone on with by another, at the
+        close from a reader that wants no more chunks, and is still told the end; a call that breaks off without one is gone on with by another, at the
         offset that the reader wants next. A stream that is not there yet is waited for. OUT_OF_RANGE where chunks that
         the reader needs are not kept any more.
         """

@@ -69,12 +69,15 @@ class StreamEnd(NamedTuple):
 
 
 class ReadOpen(NamedTuple):
-    """A reader's wish. `reader` is `stage.port`, the same in every call that goes on with one reading."""
+    """A reader's wish. `reader` is `stage.port`, the same in every call that goes on with one reading.
+
+    `full` is its policy, None for what was declared for it.
+    """
 
     stream: StreamName
     reader: str
     credit: Credit = Credit()
-    full: Full = Full.BLOCK
+    full: Full | None = None
 
 
 class WriteOpen(NamedTuple):
