@@ -16,11 +16,11 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     replicas     results on other nodes as well       watchdog  the ends of what cannot go on
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 
 from starloom.dag.errors import NotFound
 from starloom.dag.facts import EpochStarted, Fact, JobStatus
-from starloom.dag.ids import Epoch, JobId, StageId
+from starloom.dag.ids import AgentId, Epoch, JobId, StageId
 from starloom.dag.job import JobState
 from starloom.dag.kinds import KindCatalog
 from starloom.dag.stagestate import StageStatus
@@ -139,6 +139,11 @@ class Coordinator:
     def kinds(self) -> KindCatalog:
         """The kinds that agents offer, or offered."""
         return self._state.fleet.kinds
+
+    @property
+    def agents(self) -> KeysView[AgentId]:
+        """The agents that are known, also those that were lost, but for those that were lost long ago."""
+        return self._state.fleet.members.keys()
 
     @property
     def stale_refused(self) -> int:

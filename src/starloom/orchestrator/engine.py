@@ -274,12 +274,14 @@ class Engine:
                 self._drop()
 
     def _drop(self) -> None:
-        """Also the records of dropped jobs go, so that the next start does not read them."""
+        """Also the records of dropped jobs go, and old ones about agents, so that the next start does not read them."""
         end = self._snapshots.droppable(self._journal.last_offset)
         jobs = [job for offset, job in self._dropped if offset <= end]
         self._dropped = [(offset, job) for offset, job in self._dropped if offset > end]
         if jobs:
             self._writing.call(_guarded, self._journal.drop, jobs)
+        if until := self._snapshots.droppable(0):
+            self._writing.call(_guarded, self._journal.trim, until, frozenset(self.coordinator.agents))
 
     def _sweep(self) -> None:
         self._reading.submit(_guarded, self._store.expire)

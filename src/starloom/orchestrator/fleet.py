@@ -133,7 +133,10 @@ class Fleet:
 
     def lost(self, fact: AgentLost) -> None:
         """A process is given up; its attempts are superseded by facts of their own."""
-        member = self.members[fact.agent]
+        member = self.members.get(fact.agent)
+        if member is None:
+            # Long forgotten, and its joining was trimmed from the journal.
+            return
         self._withdraw(member)
         member.state = AgentState.LOST
         self._lost[fact.agent] = None
@@ -157,8 +160,9 @@ class Fleet:
             del self._lost[idle], self.members[idle]
 
     def place(self, agent: AgentId, task: TaskToken) -> None:
-        """An attempt was given to an agent."""
-        self.members[agent].assigned[task] = Work()
+        """An attempt was given to an agent; one whose joining was trimmed from the journal counts as lost until it joins again."""
+        member = self.members.get(agent) or self.members.setdefault(agent, Member(agent))
+        member.assigned[task] = Work()
 
     def expect(self, agent: AgentId, task: TaskToken, work: Work) -> None:
         """What placement expects of an attempt that was just given."""
@@ -173,6 +177,8 @@ class Fleet:
         if not member.assigned:
             # sums of floats drift
             member.seconds = 0.0
+            if not member.incarnation:
+                del self.members[agent]
         if member.blocked:
             self.opened[agent] = member
 

@@ -22,7 +22,7 @@ from starloom.dag.values import JOB_STORE, ValueRef
 from starloom.orchestrator.journal import lock
 from starloom.orchestrator.placement import EarliestFinish
 from starloom.orchestrator.records import FILE_NAME, FORMAT, JournalUnusableError, Record, RecordReader, checked
-from starloom.orchestrator.same import difference
+from starloom.orchestrator.same import complete, difference
 from starloom.orchestrator.server import JOURNAL_NAME, VALUES_NAME
 from starloom.orchestrator.snapshots import SnapshotOtherError, SnapshotUnusableError, load, offsets
 from starloom.orchestrator.state import State
@@ -169,7 +169,7 @@ class _JournalCheck:
             self._check_record(number, offset, row)
             if offset in unmet:
                 unmet.remove(offset)
-                self._check_snapshot(reader, offset, comparable=self._whole and not self._lost)
+                self._check_snapshot(reader, offset, comparable=self._whole and not self._lost, dropped=dropped > 0)
         for offset in unmet:
             self._check_snapshot(reader, offset, comparable=False)
         self._found.records = number
@@ -180,8 +180,11 @@ class _JournalCheck:
         if self._state.epoch > self._found.epoch:
             self._damaged(f"a record tells of epoch {self._state.epoch}, the table of {self._found.epoch}", _RESTORE)
 
-    def _check_snapshot(self, reader: RecordReader, offset: int, *, comparable: bool) -> None:
-        """A snapshot that this version reads gives what the records up to there give, where that is known."""
+    def _check_snapshot(self, reader: RecordReader, offset: int, *, comparable: bool, dropped: bool = False) -> None:
+        """A snapshot that this version reads gives what the records up to there give, where that is known.
+
+        Of agents, and of what was learned, records that were dropped told as well: then only jobs are compared.
+        """
         try:
             found = load(reader, offset)
         except SnapshotOtherError as error:
@@ -190,11 +193,18 @@ class _JournalCheck:
         except (SnapshotUnusableError, OSError) as error:
             what = str(error)
         else:
-            what = difference(self._state, found.state) if comparable else ""
+            what = self._differs(found.state, dropped) if comparable else ""
         self._found.snapshots += 1
         if what:
             damage = Damage(place="snapshots", what=f"snapshot {offset}: {what}", advice=_DELETE, offset=offset)
             self._found.damage.append(damage)
+
+    def _differs(self, other: State, dropped: bool) -> str:
+        if not dropped:
+            return difference(self._state, other)
+        complete(self._state)
+        complete(other)
+        return difference(self._state.jobs, other.jobs, "state.jobs") or difference(self._state.keys, other.keys)
 
     def _rows(self, reader: RecordReader) -> Iterator[tuple[int, Sequence[Any] | str]]:
         """Each row, or why it cannot be read, with its offset."""

@@ -13,7 +13,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,19 +24,22 @@ from starloom.agents.crashpoints import CrashPoint
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, Fenced, JournalDamaged, StarloomError
 from starloom.dag.facts import Fact, encode_fact
-from starloom.dag.ids import Epoch, JobId
+from starloom.dag.ids import AgentId, Epoch, JobId
 from starloom.orchestrator.headroom import Headroom
 from starloom.orchestrator.records import (
+    COLUMNS,
     FILE_NAME,
     FORMAT,
     Record,
     RecordReader,
     advice,
+    checked,
     checksum,
     explained,
     last_offset,
     meta,
 )
+from starloom.orchestrator.trimming import superseded
 from starloom.orchestrator.walfile import refuse_damage
 
 _log = logging.getLogger(__name__)
@@ -52,6 +55,9 @@ CREATE TABLE facts (
 );
 CREATE INDEX facts_of_job ON facts (job, offset) WHERE job != '';
 """
+#: of a journal that an earlier version made as well
+_INDEX: Final = "CREATE INDEX IF NOT EXISTS facts_of_no_job ON facts (offset) WHERE job = ''"
+_OF_NO_JOB: Final = "facts INDEXED BY facts_of_no_job WHERE job = '' AND offset <= ? ORDER BY offset"
 _ROWS_PER_STATEMENT: Final = 1_000
 #: what a full disk gives; the second one, where the memory that connections share finds no room
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
@@ -146,8 +152,25 @@ class Journal:
             dropped = sum(
                 self._writer.execute("DELETE FROM facts WHERE job = ? AND job != ''", (job,)).rowcount for job in jobs
             )
-            for key, value in (("dropped", meta(self._writer, "dropped", 0) + dropped), ("last", self.last_offset)):
-                self._writer.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+            self._note_dropped(dropped)
+
+    def trim(self, until: int, agents: Container[AgentId]) -> int:
+        """Deletes records about agents and epochs, up to an offset, that no start needs any more; returns how many.
+
+        For the thread that appends. `agents` are those that are known; no snapshot may stand before `until`. Raises
+        JournalDamaged if one is not whole.
+        """
+        with _transaction(self._writer):
+            self.check_epoch()
+            rows = self._writer.execute(f"SELECT {COLUMNS} FROM {_OF_NO_JOB}", (until,)).fetchall()
+            offsets = superseded([checked(row) for row in rows], agents)
+            self._writer.executemany("DELETE FROM facts WHERE offset = ?", ((offset,) for offset in offsets))
+            self._note_dropped(len(offsets))
+        return len(offsets)
+
+    def _note_dropped(self, count: int) -> None:
+        for key, value in (("dropped", meta(self._writer, "dropped", 0) + count), ("last", self.last_offset)):
+            self._writer.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def _with_headroom(self, write: Callable[[], Result]) -> Result:
         """Writes; once more, into the head-room, if the disk is full."""
@@ -236,6 +259,7 @@ def _take_over(connection: sqlite3.Connection, folder: Path) -> Epoch:
             for statement in filter(str.strip, _TABLES.split(";")):
                 connection.execute(statement)
             connection.execute("INSERT INTO meta VALUES ('format', ?), ('epoch', 0)", (FORMAT,))
+        connection.execute(_INDEX)
         found = meta(connection, "format")
         if found > FORMAT:
             raise JournalDamaged(

@@ -24,7 +24,7 @@ FORMAT: Final = 2
 
 1: the CRC-32 is of the offset and the line. 2: new records have one of the time and the job as well.
 """
-_COLUMNS: Final = "SELECT offset, unix_nanos, job, crc, fact FROM facts"
+COLUMNS: Final = "offset, unix_nanos, job, crc, fact"
 _TYPES: Final = (int, int, bytes, int, bytes)
 
 
@@ -110,7 +110,7 @@ class RecordReader:
     def rows(self, after: int, job: JobId | None, limit: int) -> list[Sequence[Any]]:
         """What stands in the table, unchecked; see `checked`. Raises sqlite3.DatabaseError."""
         of_job, parameters = ("job = ? AND job != '' AND ", (job,)) if job is not None else ("", ())
-        query = f"{_COLUMNS} WHERE {of_job}offset > ? ORDER BY offset LIMIT ?"
+        query = f"SELECT {COLUMNS} FROM facts WHERE {of_job}offset > ? ORDER BY offset LIMIT ?"
         return self.connection.execute(query, (*parameters, after, limit)).fetchall()
 
     def read(self, after: int = 0, job: JobId | None = None, limit: int = limits.EVENTS_PER_READ_MAX) -> list[Record]:

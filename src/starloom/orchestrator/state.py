@@ -86,7 +86,9 @@ class State:
     def _learn(self, stage: StageState) -> None:
         kind = stage.spec.kind
         self.planner.learn(kind, stage.agent, stage.target, stage.timing)
-        self.fleet.members[stage.agent].resident.add(kind)
+        member = self.fleet.members.get(stage.agent)
+        if member is not None:
+            member.resident.add(kind)
 
     def _retire(self, job: JobState) -> None:
         """Ended jobs are kept for their answers, within bounds; the oldest go first."""
