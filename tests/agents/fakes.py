@@ -8,7 +8,7 @@ from grpc import aio
 
 from starloom.agents import status, values, wire
 from starloom.agents.channel import Channel
-from starloom.agents.dataservice import DataService
+from starloom.agents.dataservice import DataService, add_data_service
 from starloom.agents.messages import Assign, Command, Hello, Input, Load, Report, Started, Welcome
 from starloom.agents.stage import CancelToken, Model, Outputs, Stage, StageCall, StreamStage
 from starloom.dag.errors import ModelMissing, NotFound, StarloomError, Unavailable
@@ -16,8 +16,8 @@ from starloom.dag.facts import Consumed
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.values import PortType, ValueRef
-from starloom.v1 import data_pb2_grpc, session_pb2_grpc
 from starloom.v1 import session_pb2 as pb
+from starloom.v1 import session_pb2_grpc
 
 TOKEN = "letmein"
 WAIT_SECONDS = 20.0
@@ -176,9 +176,7 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
         """Serves, on the same address as before if there was one."""
         self._server = aio.server(interceptors=[status.TokenCheck(TOKEN)], options=status.server_options())
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
-        data_pb2_grpc.add_DataServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            DataService(self.store, self.store), self._server
-        )
+        add_data_service(self._server, DataService(self.store, self.store))
         port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         await self._server.start()

@@ -18,7 +18,7 @@ from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Held, Input, Replicate, Report, Source
 from starloom.agents.neighbours import Neighbours
 from starloom.agents.replicator import Replicator
-from starloom.agents.sharedmemory import Arena, open_arena
+from starloom.agents.sharedmemory import Arena, is_anothers, open_arena
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
 from starloom.dag.errors import Unavailable
@@ -96,7 +96,7 @@ async def test_value_on_the_same_host_is_read_where_it_was_written(stack: AsyncE
     maker = await stack.enter_async_context(making(tmp_path))
     here = await reader(stack, tmp_path)
     found = await here.read(maker.order())
-    assert isinstance(found, memoryview)
+    assert is_anothers(found)
     assert bytes(found) == ARRAY.tobytes()
     assert maker.holder.reads == 0
     assert maker.arena is not None
@@ -118,7 +118,7 @@ async def test_agent_on_another_host_is_asked_over_the_network(stack: AsyncExitS
     other_boot.neighbours._boot_id = "another"
     for here in (other_folder, other_boot):
         found = await here.read(maker.order())
-        assert isinstance(found, bytes)
+        assert not is_anothers(found)
         assert found == ARRAY.tobytes()
     assert maker.holder.reads == 2
 
@@ -154,13 +154,13 @@ async def test_corrupt_bytes_are_refused(stack: AsyncExitStack, tmp_path: Path, 
 async def test_next_agent_on_an_address_is_met_anew(stack: AsyncExitStack, tmp_path: Path) -> None:
     here = await reader(stack, tmp_path)
     first = await stack.enter_async_context(making(tmp_path))
-    assert isinstance(await here.read(first.order()), memoryview)
+    assert is_anothers(await here.read(first.order()))
     second = await stack.enter_async_context(making(tmp_path))
     assert first.arena is not None
     first.holder.release(JOB)
     first.arena.close()
     here.neighbours._met[second.address] = here.neighbours._met[first.address]
-    assert isinstance(await here.read(second.order()), memoryview)
+    assert is_anothers(await here.read(second.order()))
     assert second.holder.reads == 0
 
 
@@ -196,7 +196,7 @@ async def test_replica_is_a_copy_of_its_own(stack: AsyncExitStack, tmp_path: Pat
     source = Source(agent=AgentId("maker"), address=maker.address)
     command = Replicate(task=maker.order().task, values=(REF,), sources=(source,))
     assert await replicator._fetch(command) == Held(task=command.task)
-    assert isinstance(here.holder.get(JOB, REF.digest), bytes)
+    assert not is_anothers(here.holder.get(JOB, REF.digest))
 
 
 async def test_agent_that_does_not_answer_is_a_stranger_for_a_while(stack: AsyncExitStack, tmp_path: Path) -> None:

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf.message import DecodeError
 from grpc import aio
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.agents.fakes import TOKEN, WAIT_SECONDS, MemoryStore, reference
 
-from starloom.agents import status, values, wire
-from starloom.agents.dataservice import DataServer, DataService
+from starloom.agents import chunkwire, status, values, wire
+from starloom.agents.dataservice import DataServer, DataService, add_data_service
 from starloom.agents.holder import Holder
 from starloom.agents.transfer import Transfer, off_loop
 from starloom.dag import limits
@@ -26,7 +29,7 @@ from starloom.dag.errors import (
 )
 from starloom.dag.ids import JobId
 from starloom.dag.values import PortType, ValueRef
-from starloom.v1 import data_pb2, data_pb2_grpc
+from starloom.v1 import data_pb2
 
 JOB = JobId("j")
 BIG = np.random.default_rng(1).bytes(3 * limits.CHUNK_BYTES + 17)
@@ -40,7 +43,7 @@ class Served:
         self.address = address
         self.transfer = transfer
 
-    async def fetch(self, ref: ValueRef) -> bytes:
+    async def fetch(self, ref: ValueRef) -> bytes | memoryview:
         return await self.transfer.fetch(self.address, JOB, ref)
 
     async def put(self, ref: ValueRef, data: bytes) -> ValueRef:
@@ -64,7 +67,7 @@ async def holding(source: Any) -> AsyncIterator[str]:
 async def served() -> AsyncIterator[Served]:
     store = MemoryStore()
     server = aio.server(interceptors=[status.TokenCheck(TOKEN)], options=status.server_options())
-    data_pb2_grpc.add_DataServiceServicer_to_server(DataService(store, store), server)  # type: ignore[no-untyped-call]
+    add_data_service(server, DataService(store, store))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with Transfer(TOKEN) as transfer:
@@ -289,3 +292,23 @@ async def test_long_work_leaves_the_loop() -> None:
     assert await off_loop(1, threading.get_ident) == here
     assert await off_loop(limits.OFF_LOOP_BYTES_MIN, threading.get_ident) != here
     assert values.digest(b"") == named(b"").digest
+
+
+@given(chunk=st.binary(max_size=300), times=st.sampled_from([1, 1_000]))
+def test_chunks_are_framed_as_protobuf_does_it(chunk: bytes, times: int) -> None:
+    chunk *= times
+    message = chunkwire.frame(chunk)
+    assert data_pb2.FetchResponse.FromString(message).chunk == chunk
+    assert chunkwire.unframe(message) == chunk
+    assert chunkwire.unframe(data_pb2.FetchResponse(chunk=chunk).SerializeToString()) == chunk
+
+
+@given(message=st.binary(max_size=40))
+def test_any_message_is_read_as_protobuf_reads_it(message: bytes) -> None:
+    try:
+        wanted = data_pb2.FetchResponse.FromString(message).chunk
+    except DecodeError:
+        with pytest.raises(InvalidInput):
+            chunkwire.unframe(message)
+    else:
+        assert chunkwire.unframe(message) == wanted

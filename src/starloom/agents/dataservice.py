@@ -3,10 +3,11 @@
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
+import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from starloom.agents import status, wire, wirestreams
+from starloom.agents import chunkwire, status, wire, wirestreams
 from starloom.agents.sharedmemory import Arena, boot_id
 from starloom.agents.streams.records import Credit, ReadOpen, StreamBatch, WriteOpen
 from starloom.dag import limits
@@ -80,13 +81,14 @@ class DataService(data_pb2_grpc.DataServiceServicer):
 
     async def Fetch(  # noqa: N802
         self, request: data_pb2.FetchRequest, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[data_pb2.FetchResponse]:
+    ) -> AsyncIterator[bytes | memoryview]:
+        """Yields chunks; to be served by `add_data_service`, which frames them."""
         async with status.reporting(context):
             if not request.job_id:
                 raise InvalidInput([Problem("job_id", "is empty; name the job that the value belongs to")])
             digest = wire.digest_from_wire(request.digest)
             async for chunk in self._source.read(JobId(request.job_id), digest, request.offset):
-                yield data_pb2.FetchResponse(chunk=bytes(chunk))
+                yield chunk
 
     async def Arena(  # noqa: N802
         self, request: data_pb2.ArenaRequest, context: aio.ServicerContext[Any, Any]
@@ -179,6 +181,19 @@ def _within(ref: ValueRef, got: int, chunk: bytes) -> bytes:
     return chunk
 
 
+def add_data_service(server: aio.Server, service: DataService) -> None:
+    """Adds the Data service to a server that has not started; chunks of values are serialised without protobuf."""
+    data_pb2_grpc.add_DataServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+    name = data_pb2.DESCRIPTOR.services_by_name["DataService"].full_name
+    fetch = grpc.unary_stream_rpc_method_handler(
+        service.Fetch, request_deserializer=data_pb2.FetchRequest.FromString, response_serializer=chunkwire.frame
+    )
+    # Takes the place of the one that was just registered.
+    server.add_registered_method_handlers(  # type: ignore[attr-defined]
+        name, {"Fetch": fetch}
+    )
+
+
 class DataServer:
     """A gRPC server with the Data service of one agent, and the health service. Only loopback unless told otherwise."""
 
@@ -193,7 +208,7 @@ class DataServer:
     ) -> None:
         self._host = host
         self._server = aio.server(interceptors=[status.TokenCheck(token)], options=status.server_options())
-        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(source, sink, arena, streams), self._server)  # type: ignore[no-untyped-call]
+        add_data_service(self._server, DataService(source, sink, arena, streams))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Input, Source
 from starloom.agents.neighbours import Neighbours
+from starloom.agents.sharedmemory import is_anothers
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Data
 from starloom.dag import limits
@@ -154,7 +155,7 @@ class InputFetcher:
 
     def _copy(self, job: JobId, digest: str, data: Data) -> None:
         # What lies in a neighbour's memory costs nothing to read again, and would be kept from its owner.
-        if not isinstance(data, bytes) or len(data) > limits.AGENT_FETCHED_BYTES_MAX:
+        if is_anothers(data) or len(data) > limits.AGENT_FETCHED_BYTES_MAX:
             return
         self._given.setdefault(digest, set()).add(job)
         if digest in self._copies:
@@ -173,7 +174,7 @@ class InputFetcher:
             found = await self._neighbours.read(source.address, job, ref)
             if found is not None:
                 return found
-        return await self._transfer.fetch(source.address, job, ref)
+        return await self._transfer.fetch(source.address, job, ref, self._holder.arena)
 
     async def _fetch(self, job: JobId, ref: ValueRef, sources: Sequence[Source]) -> Data:
         """Asks one holder after another, with patience; for what the job store has, until there is an orchestrator again."""

@@ -8,6 +8,7 @@ from functools import partial
 from starloom.agents.fetching import InputFetcher, Unfetched
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Held, NotHeld, Replicate, Report
+from starloom.agents.sharedmemory import is_anothers
 from starloom.agents.transfer import off_loop
 from starloom.agents.values import Data, verify
 from starloom.dag.errors import DigestMismatch, Overloaded
@@ -62,7 +63,7 @@ class Replicator:
     @staticmethod
     def _own(ref: ValueRef, data: Data) -> Data:
         """Bytes that are this agent's: what lies in its maker's shared memory could be written over by its maker."""
-        return data if isinstance(data, bytes) else verify(ref, bytes(data))
+        return verify(ref, bytes(data)) if is_anothers(data) else data
 
     def _done(self, task: TaskToken, fetch: asyncio.Task[Report]) -> None:
         if self._fetches.get(task) is not fetch:

@@ -304,6 +304,11 @@ class Neighbour:
             fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, asked)
 
 
+def is_anothers(data: Data) -> bool:
+    """Whether the bytes lie in another agent's memory."""
+    return isinstance(data, memoryview) and isinstance(data.obj, Block) and isinstance(data.obj.owner, Neighbour)
+
+
 def open_arena(limit_bytes: int, folder: Path = FOLDER) -> Arena | None:
     """An arena, its first memory taken, after those of dead agents are removed; None where there can be none."""
     if not limit_bytes or not hasattr(fcntl, "F_OFD_SETLK") or not BOOT_ID.exists():

@@ -228,6 +228,8 @@ def _shared_options() -> list[tuple[str, Any]]:
     return [
         ("grpc.max_send_message_length", limits.MESSAGE_BYTES_MAX),
         ("grpc.max_receive_message_length", limits.MESSAGE_BYTES_MAX),
+        # With HTTP/2's own 16 KiB a stream of large chunks is slower.
+        ("grpc.http2.max_frame_size", limits.FRAME_BYTES),
         ("grpc.max_metadata_size", limits.METADATA_BYTES_MAX),
         ("grpc.absolute_max_metadata_size", limits.METADATA_BYTES_MAX),
         ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_SECONDS * 1000)),

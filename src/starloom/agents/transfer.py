@@ -1,15 +1,18 @@
 """The client's side of the Data service: fetching values from whoever holds them, and putting them into the job store."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, Final, ParamSpec, Self, TypeVar
 
+import numpy as np
+from blake3 import blake3
 from grpc import aio
 
-from starloom.agents import status, wire
-from starloom.agents.values import Data, verify
+from starloom.agents import chunkwire, status, wire
+from starloom.agents.values import Data, Room, check, verify
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.dag.ids import JobId
@@ -18,6 +21,10 @@ from starloom.v1 import data_pb2, data_pb2_grpc
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+_CHUNKS_TOGETHER: Final = 4
+_CHUNKS_WAITING_MAX: Final = 16
+_FETCH: Final = f"/{data_pb2.DESCRIPTOR.services_by_name['DataService'].full_name}/Fetch"
 
 
 async def off_loop(
@@ -35,6 +42,7 @@ class Transfer:
     def __init__(self, token: str) -> None:
         self._metadata = status.auth_metadata(token)
         self._channels: dict[str, aio.Channel] = {}
+        self._fetches: dict[str, Any] = {}
 
     async def __aenter__(self) -> Self:
         return self
@@ -47,11 +55,14 @@ class Transfer:
     async def close(self) -> None:
         """Ends all transfers and channels."""
         channels, self._channels = list(self._channels.values()), {}
+        self._fetches.clear()
         for channel in channels:
             await channel.close(None)
 
-    async def fetch(self, address: str, job: JobId, ref: ValueRef) -> bytes:
+    async def fetch(self, address: str, job: JobId, ref: ValueRef, room: Room | None = None) -> Data:
         """The bytes that `ref` names, verified. After a break it goes on from the last byte, as often as that helps.
+
+        Large ones are written to `room`, if it has room, and are hashed while they come.
 
         Raises NotFound where they are not any more, Unavailable, and DigestMismatch for other bytes.
         """
@@ -60,19 +71,17 @@ class Transfer:
         if ref.bytes > limits.VALUE_BYTES_MAX:
             what = f"has {ref.bytes} bytes, over VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}"
             raise InvalidInput([Problem(f"value {ref.digest[:12]}", what)], "a value is too large")
-        chunks: list[bytes] = []
-        got = 0
+        receiving = _Receiving(ref, room)
         while True:
-            before = got
+            before = receiving.got
             try:
-                async for chunk in self._chunks(address, job, ref, got):
-                    chunks.append(chunk)
-                    got += len(chunk)
+                async for chunk in self._chunks(address, job, ref, before):
+                    await receiving.add(chunk)
                 break
             except Unavailable:
-                if got == before:
+                if receiving.got == before:
                     raise
-        return await off_loop(ref.bytes, _join, ref, chunks)
+        return await receiving.end()
 
     async def put(self, address: str, ref: ValueRef, data: Data) -> ValueRef:
         """Stores bytes in the job store at `address`; returns once they are durable, with the reference to them.
@@ -105,20 +114,25 @@ class Transfer:
         except aio.AioRpcError as error:
             raise _at(address, status.from_rpc(error)) from error
 
-    async def _chunks(self, address: str, job: JobId, ref: ValueRef, offset: int) -> AsyncIterator[bytes]:
+    async def _chunks(self, address: str, job: JobId, ref: ValueRef, offset: int) -> AsyncIterator[memoryview]:
         request = data_pb2.FetchRequest(job_id=job, digest=ref.digest, offset=offset)
-        call = self._stub(address).Fetch(request, metadata=self._metadata)
+        call = self._fetch(address)(request, metadata=self._metadata)
         try:
             # One read beyond the last byte: the holder may send more than it should, or end with an error.
-            while True:
-                async with asyncio.timeout(limits.TRANSFER_STALL_SECONDS):
+            loop = asyncio.get_running_loop()
+            async with asyncio.timeout(None) as stall:
+                while True:
+                    stall.reschedule(loop.time() + limits.TRANSFER_STALL_SECONDS)
                     message = await call.read()
-                if message is aio.EOF:  # type: ignore[attr-defined]
-                    break
-                offset += len(message.chunk)
-                if offset > ref.bytes:
-                    raise DigestMismatch(f"value {ref.digest[:12]} at {address} has more than its {ref.bytes} bytes")
-                yield message.chunk
+                    if message is aio.EOF:  # type: ignore[attr-defined]
+                        break
+                    chunk = chunkwire.unframe(message)
+                    offset += len(chunk)
+                    if offset > ref.bytes:
+                        what = f"value {ref.digest[:12]} at {address} has more than its {ref.bytes} bytes"
+                        raise DigestMismatch(what)
+                    stall.reschedule(None)
+                    yield chunk
         except TimeoutError as error:
             stalled = f"{address} sent nothing for TRANSFER_STALL_SECONDS = {limits.TRANSFER_STALL_SECONDS:g}"
             raise Unavailable(stalled) from error
@@ -127,15 +141,67 @@ class Transfer:
         finally:
             call.cancel()
 
+    def _fetch(self, address: str) -> Any:
+        """The call that fetches, whose messages come as they are."""
+        call = self._fetches.get(address)
+        if call is None:
+            call = self._fetches[address] = self._channel(address).unary_stream(
+                _FETCH, request_serializer=data_pb2.FetchRequest.SerializeToString, response_deserializer=None
+            )
+        return call
+
     def _stub(self, address: str) -> Any:
+        return data_pb2_grpc.DataServiceStub(self._channel(address))  # type: ignore[no-untyped-call]
+
+    def _channel(self, address: str) -> aio.Channel:
         channel = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = aio.insecure_channel(address, options=status.channel_options(address))
-        return data_pb2_grpc.DataServiceStub(channel)  # type: ignore[no-untyped-call]
+        return channel
 
 
-def _join(ref: ValueRef, chunks: list[bytes]) -> bytes:
-    return verify(ref, b"".join(chunks))
+class _Receiving:
+    """The bytes of a value as they come. A thread puts them in their place and hashes them, while more are read."""
+
+    def __init__(self, ref: ValueRef, room: Room | None) -> None:
+        found = room.room(ref.bytes) if room is not None and ref.bytes >= limits.AGENT_ARENA_VALUE_BYTES_MIN else None
+        self._ref = ref
+        self._data = np.empty(ref.bytes, np.uint8) if found is None else found
+        self._hash = blake3()
+        self._placed = 0
+        self._waiting: deque[memoryview] = deque()
+        self._working: asyncio.Future[None] | None = None
+        self.got = 0
+
+    async def add(self, chunk: memoryview) -> None:
+        """Takes what came next, no more than the value has."""
+        self.got += len(chunk)
+        self._waiting.append(chunk)
+        if self._ref.bytes < limits.OFF_LOOP_BYTES_MIN:
+            self._work()
+        elif self._working is not None and not self._working.done():
+            if len(self._waiting) >= _CHUNKS_WAITING_MAX:
+                await self._working
+        elif len(self._waiting) >= _CHUNKS_TOGETHER:
+            # A hop to a thread takes as long as a chunk does there.
+            self._working = asyncio.ensure_future(asyncio.to_thread(self._work))
+
+    async def end(self) -> memoryview:
+        """All that came, read-only. Raises DigestMismatch if it is not what the reference names."""
+        if self._working is not None:
+            await self._working
+        await off_loop(sum(map(len, self._waiting)), self._work)
+        check(self._ref, self.got, self._hash.hexdigest())
+        self._data.flags.writeable = False
+        return self._data.data
+
+    def _work(self) -> None:
+        while self._waiting:
+            chunk = self._waiting.popleft()
+            start, self._placed = self._placed, self._placed + len(chunk)
+            # Both at once, while the chunk is in the processor's cache.
+            self._data[start : self._placed] = np.frombuffer(chunk, np.uint8)
+            self._hash.update(chunk)
 
 
 def _parts(ref: ValueRef, data: Data) -> Iterator[data_pb2.PutRequest]:

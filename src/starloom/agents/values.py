@@ -105,12 +105,16 @@ def refer(port_type: PortType, data: Data, meta: dict[str, Any], holder: str) ->
 
 def verify(ref: ValueRef, data: AnyData) -> AnyData:
     """`data`, if it is what `ref` names; raises DigestMismatch otherwise."""
-    found = digest(data)
-    if len(data) != ref.bytes or found != ref.digest:
-        raise DigestMismatch(
-            f"value {ref.digest[:12]} of {ref.bytes} bytes arrived as {found[:12]} of {len(data)} bytes; fetch it again"
-        )
+    check(ref, len(data), digest(data))
     return data
+
+
+def check(ref: ValueRef, size: int, found: str) -> None:
+    """Raises DigestMismatch where `size` bytes of digest `found` are not what `ref` names."""
+    if size != ref.bytes or found != ref.digest:
+        raise DigestMismatch(
+            f"value {ref.digest[:12]} of {ref.bytes} bytes arrived as {found[:12]} of {size} bytes; fetch it again"
+        )
 
 
 def _form(port_type: PortType, value: Any, place: str) -> tuple[_Form, dict[str, Any]]:

@@ -14,7 +14,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from starloom.agents import crashpoints
 from starloom.agents.crashpoints import CrashPoint, reach
-from starloom.agents.dataservice import DataService
+from starloom.agents.dataservice import DataService, add_data_service
 from starloom.agents.status import TokenCheck, server_options
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, InvalidInput, NotFound, Problem, Unavailable
@@ -26,7 +26,7 @@ from starloom.orchestrator.engine import Engine, Outlets
 from starloom.orchestrator.hub import Hub
 from starloom.orchestrator.jobstore import JobStore, Upload
 from starloom.orchestrator.journal import Journal
-from starloom.v1 import control_pb2_grpc, data_pb2_grpc, session_pb2_grpc
+from starloom.v1 import control_pb2_grpc, session_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ class Orchestrator:
         values = StoredValues(store, engine)
         control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(engine, store), server)  # type: ignore[no-untyped-call]
         session_pb2_grpc.add_SessionServiceServicer_to_server(hub, server)  # type: ignore[no-untyped-call]
-        data_pb2_grpc.add_DataServiceServicer_to_server(DataService(values, values), server)  # type: ignore[no-untyped-call]
+        add_data_service(server, DataService(values, values))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         # Bound before the replay, so that a taken port is told at once and costs no epoch's work.
         try:
