@@ -18,6 +18,7 @@ from starloom.agents.agent import Agent, AgentConfig
 from starloom.agents.sharedmemory import FOLDER
 from starloom.agents.stage import Outputs, Stage, StageCall
 from starloom.agents.transfer import Transfer
+from starloom.agents.values import Room
 from starloom.dag.constellation import Requirements
 from starloom.dag.ids import JobId
 from starloom.dag.kinds import KindCatalog, KindSpec
@@ -72,10 +73,12 @@ async def test_tensors_go_from_agent_to_agent_by_shared_memory_where_there_is_an
     fetched: list[str] = []
     fetch = Transfer.fetch
 
-    async def counted(self: Transfer, address: str, job: JobId, ref: ValueRef) -> bytes | memoryview:
+    async def counted(
+        self: Transfer, address: str, job: JobId, ref: ValueRef, room: Room | None = None
+    ) -> bytes | memoryview:
         if ref.inline is None:
             fetched.append(ref.digest)
-        return await fetch(self, address, job, ref)
+        return await fetch(self, address, job, ref, room)
 
     monkeypatch.setattr(Transfer, "fetch", counted)
     graph = Graph("made-and-read")
