@@ -9,7 +9,7 @@ from grpc import aio
 from starloom.agents import status, values, wire
 from starloom.agents.channel import Channel
 from starloom.agents.dataservice import DataService, add_data_service
-from starloom.agents.messages import Assign, Command, Hello, Input, Load, Report, Started, Welcome
+from starloom.agents.messages import NOT_ENDS, Assign, Command, Hello, Input, Load, Report, Started, Welcome
 from starloom.agents.stage import CancelToken, Model, Outputs, Stage, StageCall, StreamStage
 from starloom.dag.errors import ModelMissing, NotFound, StarloomError, Unavailable
 from starloom.dag.facts import Consumed
@@ -233,7 +233,7 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
         return self.finals(wanted)[0]
 
     def finals(self, wanted: TaskToken) -> Sequence[Report]:
-        return [report for report in self.reports if report.task == wanted and not isinstance(report, Started)]
+        return [report for report in self.reports if report.task == wanted and not isinstance(report, NOT_ENDS)]
 
     def started(self, wanted: TaskToken) -> bool:
         return Started(task=wanted) in self.reports
@@ -331,8 +331,8 @@ class Told:
 
     async def final(self, wanted: TaskToken) -> Report:
         """The final report of an attempt, once it is here; fails if there are two."""
-        await self.until(lambda: any(r.task == wanted and not isinstance(r, Started) for r in self.reports))
-        (found,) = [r for r in self.reports if r.task == wanted and not isinstance(r, Started)]
+        await self.until(lambda: any(r.task == wanted and not isinstance(r, NOT_ENDS) for r in self.reports))
+        (found,) = [r for r in self.reports if r.task == wanted and not isinstance(r, NOT_ENDS)]
         return found
 
     async def started(self, wanted: TaskToken) -> None:

@@ -18,6 +18,7 @@ from starloom.agents.holder import Holder
 from starloom.agents.link import Link
 from starloom.agents.messages import Command, Hello, Load, Report, Welcome
 from starloom.agents.neighbours import Neighbours
+from starloom.agents.peers import Peers
 from starloom.agents.probe import LoadMeter, probe
 from starloom.agents.runtime import Runtime
 from starloom.agents.sharedmemory import open_arena
@@ -94,6 +95,7 @@ class Agent:
         self._holder = Holder()
         self._link = Link(config.orchestrator, config.token, self)
         self._transfer = Transfer(config.token)
+        self._peers = Peers(config.token)
         self._data: DataServer | None = None
         self._runtime: Runtime | None = None
         self._meter = LoadMeter()
@@ -125,7 +127,7 @@ class Agent:
         config = self.config
         stages, self._kinds = await asyncio.to_thread(self._find_kinds)
         arena = self._holder.arena = await asyncio.to_thread(open_arena, config.arena_bytes)
-        data = self._data = DataServer(self._holder, config.token, config.host, arena=arena)
+        data = self._data = DataServer(self._holder, config.token, config.host, arena=arena, awaits=self._peers)
         try:
             address = await data.start()
             self._profile = await asyncio.to_thread(
@@ -150,6 +152,7 @@ class Agent:
             config.orchestrator,
             self._link.send,
             Neighbours(self._transfer, config.verify_shared),
+            self._peers,
         )
         self._dialing = asyncio.create_task(self._link.run(), name=f"{config.name}-link")
 

@@ -62,6 +62,16 @@ class StreamSink(Protocol):
         ...
 
 
+class AwaitSource(Protocol):
+    """Where outcomes of attempts come from; as `agents.peers.Peers` has it."""
+
+    async def serve(
+        self, requests: AsyncIterator[data_pb2.AwaitRequest], context: aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Answers one call of Await, until its client ends it."""
+        ...
+
+
 class DataService(data_pb2_grpc.DataServiceServicer):
     """Serves a source, and takes values into a sink where there is one; streams likewise. Every request is checked."""
 
@@ -72,12 +82,14 @@ class DataService(data_pb2_grpc.DataServiceServicer):
         arena: Arena | None = None,
         streams: StreamSource | None = None,
         stream_sink: StreamSink | None = None,
+        awaits: AwaitSource | None = None,
     ) -> None:
         self._source = source
         self._sink = sink
         self._arena = arena
         self._streams = streams
         self._stream_sink = stream_sink
+        self._awaits = awaits
 
     async def Fetch(  # noqa: N802
         self, request: data_pb2.FetchRequest, context: aio.ServicerContext[Any, Any]
@@ -96,6 +108,14 @@ class DataService(data_pb2_grpc.DataServiceServicer):
         if self._arena is None:
             return data_pb2.ArenaResponse()
         return data_pb2.ArenaResponse(boot_id=boot_id(), name=self._arena.name, nonce=self._arena.nonce)
+
+    async def Await(  # noqa: N802
+        self, request_iterator: AsyncIterator[data_pb2.AwaitRequest], context: aio.ServicerContext[Any, Any]
+    ) -> None:
+        async with status.reporting(context):
+            if self._awaits is None:
+                raise StarloomError("this data service has no attempts; ask that of the agent which has them")
+            await self._awaits.serve(request_iterator, context)
 
     async def Put(  # noqa: N802
         self, request_iterator: AsyncIterator[data_pb2.PutRequest], context: aio.ServicerContext[Any, Any]
@@ -205,10 +225,11 @@ class DataServer:
         sink: ValueSink | None = None,
         arena: Arena | None = None,
         streams: StreamSource | None = None,
+        awaits: AwaitSource | None = None,
     ) -> None:
         self._host = host
         self._server = aio.server(interceptors=[status.TokenCheck(token)], options=status.server_options())
-        add_data_service(self._server, DataService(source, sink, arena, streams))
+        add_data_service(self._server, DataService(source, sink, arena, streams, awaits=awaits))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 

@@ -3,7 +3,7 @@
 from starloom.dag import limits
 from starloom.dag.ids import TaskToken
 
-_PATIENCE_NANOS = round(limits.INPUT_PATIENCE_SECONDS * 1e9)
+_NANOS = 1e9
 
 
 class PeerAsks:
@@ -16,7 +16,7 @@ class PeerAsks:
     def __init__(self) -> None:
         self._open: dict[TaskToken, None] = {}
         self._reported: set[TaskToken] = set()
-        #: since when there is no stream, once a dial has failed
+        #: since when a stream is dialed, while there is none
         self._down_since: int | None = None
 
     @property
@@ -38,11 +38,16 @@ class PeerAsks:
         self._down_since = None
         self._reported.clear()
 
-    def failed(self, now: int) -> list[TaskToken]:
-        """A dial failed, or a stream broke; those that are to be reported as unreachable now."""
+    def dialing(self, now: int) -> None:
+        """A stream is dialed, as far as is known for the first time since there is none."""
         if self._down_since is None:
             self._down_since = now
-        if now - self._down_since < _PATIENCE_NANOS:
+
+    def failed(self, now: int) -> list[TaskToken]:
+        """A dial failed, or a stream broke; those that are to be reported as unreachable now."""
+        self.dialing(now)
+        assert self._down_since is not None
+        if now - self._down_since < limits.INPUT_PATIENCE_SECONDS * _NANOS:
             return []
         found = [task for task in self._open if task not in self._reported]
         self._reported.update(found)

@@ -15,13 +15,27 @@ from typing import Any
 import msgspec
 
 from starloom.agents import crashpoints
-from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell
+from starloom.agents.core import (
+    AgentCore,
+    Answer,
+    Ask,
+    Drop,
+    Fetch,
+    Forget,
+    Instruction,
+    Keep,
+    Start,
+    Stop,
+    Tell,
+    Unask,
+)
 from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, execute, failure
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
-from starloom.agents.messages import Assign, Command, Failed, Finished, InputLost, Report, WasCancelled
+from starloom.agents.messages import Assign, Command, Failed, Finished, InputLost, Outcome, Report, WasCancelled
 from starloom.agents.neighbours import Neighbours
+from starloom.agents.peers import Peers
 from starloom.agents.replicator import Replicator
 from starloom.agents.stage import CancelToken
 from starloom.agents.transfer import Transfer
@@ -71,6 +85,7 @@ class Runtime:
         store_address: str,
         tell: Callable[[Report], None],
         neighbours: Neighbours | None = None,
+        peers: Peers | None = None,
     ) -> None:
         self.core = core
         self._stages = stages
@@ -80,6 +95,9 @@ class Runtime:
         self._store_address = store_address
         self._inputs = InputFetcher(core.agent, holder, transfer, store_address, neighbours)
         self._replicator = Replicator(holder, self._inputs, self._replicated)
+        self._peers = peers
+        if peers is not None:
+            peers.bind(self)
         self._tell = tell
         self._works: dict[TaskToken, _Work] = {}
         self._workers: Workers[TaskToken] = Workers(core.slots, self._worked, f"{core.agent}-stage")
@@ -93,11 +111,29 @@ class Runtime:
             reach(CrashPoint.ACCEPTED)
         self._carry_out(instructions)
 
+    def answered(self, outcome: Outcome) -> None:
+        """`peers.Awaiter`: another agent's attempt has succeeded."""
+        self._carry_out(self.core.answered(outcome, time.monotonic_ns()))
+
+    def unreachable(self, task: TaskToken, reason: str) -> None:
+        """`peers.Awaiter`: another agent cannot be asked for an attempt."""
+        self._carry_out(self.core.unreachable(task, reason))
+
+    def subscribed(self, subscriber: int, task: TaskToken) -> None:
+        """`peers.Awaiter`: another agent awaits an attempt."""
+        self._carry_out(self.core.subscribed(subscriber, task))
+
+    def unsubscribed(self, subscriber: int, task: TaskToken | None = None) -> None:
+        """`peers.Awaiter`: another agent awaits an attempt no more; without one, nothing."""
+        self.core.unsubscribed(subscriber, task)
+
     async def stop(self, seconds: float = limits.AGENT_STOP_SECONDS) -> None:
         """Cancels everything, without reports, and ends the threads; gives up on them after `seconds`."""
         self._leaving = True
         self._replicator.stop()
         self._carry_out(self.core.cancel_all())
+        if self._peers is not None:
+            await self._peers.stop()
         deadline = time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds):
@@ -130,12 +166,25 @@ class Runtime:
                 case Keep(command):
                     if not self._leaving:
                         self._replicator.begin(command)
+                case Ask() | Unask() | Answer() as of_peers:
+                    self._to_peers(of_peers)
                 case Forget(job):
                     self._replicator.forget(job)
                     self._holder.release(job)
                     self._inputs.release(job)
         if self.core.idle:
             self._idle.set()
+
+    def _to_peers(self, instruction: Ask | Unask | Answer) -> None:
+        assert self._peers is not None, "attempts of other agents are awaited, and there is no way to ask"
+        match instruction:
+            case Ask() as ask:
+                if not self._leaving:
+                    self._peers.ask(ask)
+            case Unask(task):
+                self._peers.unask(task)
+            case Answer(subscriber, outcome):
+                self._peers.answer(subscriber, outcome)
 
     def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
         """Nothing of the attempt runs any more."""

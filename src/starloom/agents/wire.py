@@ -4,21 +4,23 @@ What arrives is checked: a malformed message raises InvalidInput, which says whe
 pairs, `x_to_wire` and `x_from_wire`.
 """
 
-from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
 
 from starloom.agents.channel import Frame
 from starloom.agents.messages import Command, Hello, Load, Report, Welcome
+from starloom.agents.wireawaits import asks_from_wire as asks_from_wire
+from starloom.agents.wireawaits import asks_to_wire as asks_to_wire
 from starloom.agents.wireawaits import outcome_from_wire as outcome_from_wire
 from starloom.agents.wireawaits import outcome_to_wire as outcome_to_wire
+from starloom.agents.wireawaits import outcomes_to_wire as outcomes_to_wire
 from starloom.agents.wirecommands import command_from_wire as command_from_wire
 from starloom.agents.wirecommands import command_to_wire as command_to_wire
 from starloom.agents.wirereports import report_from_wire as report_from_wire
 from starloom.agents.wirereports import report_to_wire as report_to_wire
 from starloom.agents.wirevalues import digest_from_wire as digest_from_wire
-from starloom.agents.wirevalues import encode, parse, refusal
+from starloom.agents.wirevalues import encode, parse, refusal, split
 from starloom.agents.wirevalues import ref_from_wire as ref_from_wire
 from starloom.agents.wirevalues import ref_to_wire as ref_to_wire
 from starloom.agents.wirevalues import task_from_wire as task_from_wire
@@ -118,7 +120,7 @@ def reports_to_wire(frame: Frame[Report]) -> list[pb.Reports]:
     """A frame as messages of at most SESSION_FRAME_BYTES_MAX each, unless one report alone is larger."""
     return [
         pb.Reports(sequence=sequence, acknowledged=frame.acknowledged, reports=part)
-        for sequence, part in _split(frame.sequence, map(report_to_wire, frame.messages))
+        for sequence, part in split(frame.sequence, map(report_to_wire, frame.messages))
     ]
 
 
@@ -132,7 +134,7 @@ def commands_to_wire(frame: Frame[Command], sender_epoch: Epoch) -> list[pb.Comm
     """A frame as messages of at most SESSION_FRAME_BYTES_MAX each, unless one command alone is larger."""
     return [
         pb.Commands(sequence=sequence, acknowledged=frame.acknowledged, commands=part, sender_epoch=sender_epoch)
-        for sequence, part in _split(frame.sequence, map(command_to_wire, frame.messages))
+        for sequence, part in split(frame.sequence, map(command_to_wire, frame.messages))
     ]
 
 
@@ -147,18 +149,3 @@ def _sequence(number: int, messages: tuple[Any, ...], place: str) -> int:
     if messages and number < 1:
         raise refusal(f"{place}.sequence", "is 0; the first message has number 1")
     return number
-
-
-def _split(sequence: int, packed: Iterable[Parsed]) -> Iterator[tuple[int, list[Parsed]]]:
-    """The messages in parts, each with its first one's number; an empty frame is one empty part."""
-    part: list[Parsed] = []
-    room = limits.SESSION_FRAME_BYTES_MAX
-    for message in packed:
-        size = message.ByteSize()  # type: ignore[attr-defined]
-        if part and size > room:
-            yield sequence, part
-            sequence += len(part)
-            part, room = [], limits.SESSION_FRAME_BYTES_MAX
-        part.append(message)
-        room -= size
-    yield sequence, part

@@ -1,15 +1,19 @@
 """What an attempt waits for, and what it is told of it, as protobuf and back. Used through `agents.wire`."""
 
+from collections.abc import Iterable, Iterator, Sequence
+
 from starloom.agents.messages import Await, AwaitUnreachable, Outcome
 from starloom.agents.wirevalues import (
     ref_from_wire,
     ref_to_wire,
     refusal,
+    split,
     task_from_wire,
     task_to_wire,
     token_from_wire,
 )
-from starloom.dag.ids import AgentId, StageId
+from starloom.dag import limits
+from starloom.dag.ids import AgentId, StageId, TaskToken
 from starloom.v1 import data_pb2
 from starloom.v1 import session_pb2 as pb
 
@@ -61,6 +65,29 @@ def outcome_from_wire(message: data_pb2.Outcome, place: str = "outcome") -> Outc
         outputs={port: ref_from_wire(ref, f"{place}.outputs.{port}") for port, ref in message.outputs.items()},
         holds=tuple(message.holds),
     )
+
+
+def outcomes_to_wire(outcomes: Iterable[Outcome]) -> Iterator[data_pb2.AwaitResponse]:
+    """Outcomes, in messages of at most SESSION_FRAME_BYTES_MAX each, unless one alone is larger; none for none."""
+    for _, part in split(0, map(outcome_to_wire, outcomes)):
+        if part:
+            yield data_pb2.AwaitResponse(outcomes=part)
+
+
+def asks_to_wire(asked: Sequence[TaskToken], unasked: Sequence[TaskToken]) -> Iterator[data_pb2.AwaitRequest]:
+    """Asks, in messages of at most SESSION_FRAME_MESSAGES_MAX each; none for none."""
+    size = limits.SESSION_FRAME_MESSAGES_MAX
+    for start in range(0, max(len(asked), len(unasked)), size):
+        yield data_pb2.AwaitRequest(
+            asked=[task_to_wire(task) for task in asked[start : start + size]],
+            unasked=[task_to_wire(task) for task in unasked[start : start + size]],
+        )
+
+
+def asks_from_wire(message: data_pb2.AwaitRequest) -> tuple[list[TaskToken], list[TaskToken]]:
+    """What is asked for, and what no more; raises InvalidInput."""
+    asked = [task_from_wire(task, f"asked.{number}") for number, task in enumerate(message.asked)]
+    return asked, [task_from_wire(task, f"unasked.{number}") for number, task in enumerate(message.unasked)]
 
 
 def unreachable_to_wire(report: AwaitUnreachable) -> pb.AwaitUnreachable:

@@ -1,6 +1,7 @@
 """Tokens and references to values as protobuf and back, and how a malformed message is refused. Used through `agents.wire`."""
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -101,3 +102,18 @@ def digest_from_wire(digest: str, place: str = "digest") -> str:
     if not _DIGEST.fullmatch(digest):
         raise refusal(place, f"is {digest[:80]!r}, not the 64 lower-case hex digits of a BLAKE3 digest")
     return digest
+
+
+def split(sequence: int, packed: Iterable[Parsed]) -> Iterator[tuple[int, list[Parsed]]]:
+    """The messages in parts, each with its first one's number; an empty frame is one empty part."""
+    part: list[Parsed] = []
+    room = limits.SESSION_FRAME_BYTES_MAX
+    for message in packed:
+        size = message.ByteSize()  # type: ignore[attr-defined]
+        if part and size > room:
+            yield sequence, part
+            sequence += len(part)
+            part, room = [], limits.SESSION_FRAME_BYTES_MAX
+        part.append(message)
+        room -= size
+    yield sequence, part

@@ -1,0 +1,263 @@
+"""What agents tell each other of their attempts, on one stream for each that asks another: DataService.Await, both ends.
+
+A message is written as soon as there is one; what comes up while it is being written goes with the next.
+"""
+
+import asyncio
+import itertools
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol
+
+from grpc import aio
+
+from starloom.agents import status, wire
+from starloom.agents.core import Ask
+from starloom.agents.messages import Outcome
+from starloom.agents.peerasks import PeerAsks
+from starloom.dag import limits
+from starloom.dag.errors import StarloomError, Unavailable
+from starloom.dag.ids import TaskToken
+from starloom.v1 import data_pb2, data_pb2_grpc
+
+_log = logging.getLogger(__name__)
+
+
+class Awaiter(Protocol):
+    """What is told of attempts elsewhere, and asked for those here; as `runtime.Runtime` does."""
+
+    def answered(self, outcome: Outcome) -> None:
+        """An attempt that was asked for has succeeded."""
+        ...
+
+    def unreachable(self, task: TaskToken, reason: str) -> None:
+        """The agent that has an attempt cannot be asked for now."""
+        ...
+
+    def subscribed(self, subscriber: int, task: TaskToken) -> None:
+        """Another agent awaits an attempt."""
+        ...
+
+    def unsubscribed(self, subscriber: int, task: TaskToken | None = None) -> None:
+        """Another agent awaits an attempt no more; without one, nothing."""
+        ...
+
+
+class _Peer:
+    """What one peer is asked for: a stream to it, dialed again for as long as an ask is open."""
+
+    def __init__(
+        self,
+        address: str,
+        metadata: Any,
+        answered: Callable[[Outcome], None],
+        unreachable: Callable[[TaskToken, str], None],
+    ) -> None:
+        self._address = address
+        self._metadata = metadata
+        self._answered = answered
+        self._unreachable = unreachable
+        self._asks = PeerAsks()
+        #: what the present stream was not told yet
+        self._asked: list[TaskToken] = []
+        self._unasked: list[TaskToken] = []
+        self._woken = asyncio.Event()
+
+    def ask(self, task: TaskToken) -> None:
+        self._asks.ask(task)
+        self._asked.append(task)
+        self._woken.set()
+
+    def unask(self, task: TaskToken) -> None:
+        self._asks.close(task)
+        self._unasked.append(task)
+        self._woken.set()
+
+    def answered(self, task: TaskToken) -> None:
+        self._asks.close(task)
+
+    async def run(self) -> None:
+        """Dials until nothing is open. Whatever goes wrong is logged, and tried again."""
+        wait = limits.RECONNECT_FIRST_SECONDS
+        while self._asks.open:
+            began = time.monotonic()
+            self._asks.dialing(time.monotonic_ns())
+            try:
+                await self._connect()
+                reason = f"{self._address} has ended the stream"
+            except StarloomError as error:
+                reason = f"{self._address}: {error}"
+            except Exception as error:
+                _log.exception("the stream to %s failed unexpectedly", self._address)
+                reason = f"{self._address}: {type(error).__name__}"
+            _log.info("attempts of other agents: %s", reason)
+            for task in self._asks.failed(time.monotonic_ns()):
+                self._unreachable(task, reason)
+            if time.monotonic() - began > limits.RECONNECT_LAST_SECONDS:
+                wait = limits.RECONNECT_FIRST_SECONDS
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(2 * wait, limits.RECONNECT_LAST_SECONDS)
+
+    async def _connect(self) -> None:
+        """One stream, from its dial to its end. Raises StarloomError."""
+        async with aio.insecure_channel(self._address, options=status.channel_options(self._address)) as channel:
+            stub: Any = data_pb2_grpc.DataServiceStub(channel)  # type: ignore[no-untyped-call]
+            call = stub.Await(metadata=self._metadata)
+            end = status.CallEnd(call)
+            writer: asyncio.Task[None] | None = None
+            try:
+                async with asyncio.timeout(limits.INPUT_PATIENCE_SECONDS):
+                    # The first message has no outcomes: it says that the call was let in.
+                    if await call.read() is aio.EOF:  # type: ignore[attr-defined]
+                        return
+                self._asks.connected()
+                self._asked, self._unasked = list(self._asks.open), []
+                self._woken.set()
+                writer = asyncio.create_task(self._write(call))
+                await self._read(call)
+            except aio.AioRpcError as error:
+                raise await end.error() from error
+            except TimeoutError as error:
+                late = f"did not answer within INPUT_PATIENCE_SECONDS = {limits.INPUT_PATIENCE_SECONDS:g}"
+                raise Unavailable(late) from error
+            finally:
+                call.cancel()
+                if writer is not None:
+                    writer.cancel()
+
+    async def _read(self, call: Any) -> None:
+        while (message := await call.read()) is not aio.EOF:  # type: ignore[attr-defined]
+            for number, each in enumerate(message.outcomes):
+                self._answered(wire.outcome_from_wire(each, f"outcomes.{number}"))
+
+    async def _write(self, call: Any) -> None:
+        with suppress(*status.CALL_OVER):
+            while True:
+                await self._woken.wait()
+                self._woken.clear()
+                asked, self._asked = self._asked, []
+                unasked, self._unasked = self._unasked, []
+                for message in wire.asks_to_wire(asked, unasked):
+                    await call.write(message)
+
+
+class _Subscriber:
+    """One stream on which another agent asks, and what it was not told yet."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Outcome] = []
+        self.woken = asyncio.Event()
+
+
+class Peers:
+    """All streams of one agent, of either direction. All methods are for the event loop's thread."""
+
+    def __init__(self, token: str) -> None:
+        self._metadata = status.auth_metadata(token)
+        self._awaiter: Awaiter | None = None
+        self._peers: dict[str, _Peer] = {}
+        self._running: dict[_Peer, asyncio.Task[None]] = {}
+        self._addresses: dict[TaskToken, str] = {}
+        self._subscribers: dict[int, _Subscriber] = {}
+        self._numbers = itertools.count(1)
+
+    def bind(self, awaiter: Awaiter) -> None:
+        """Says who awaits and who answers; before anything else is called."""
+        self._awaiter = awaiter
+
+    async def stop(self) -> None:
+        """Ends all streams on which this agent asks."""
+        running = list(self._running.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    # -- the end that asks
+
+    def ask(self, ask: Ask) -> None:
+        """An attempt of another agent is awaited."""
+        assert self._awaiter is not None, "bind comes first"
+        peer = self._peers.get(ask.address)
+        if peer is None:
+            peer = _Peer(ask.address, self._metadata, self._answered, self._awaiter.unreachable)
+            self._peers[ask.address] = peer
+        self._addresses[ask.task] = ask.address
+        peer.ask(ask.task)
+        if peer not in self._running:
+            self._run(ask.address, peer)
+
+    def unask(self, task: TaskToken) -> None:
+        """It is awaited no more."""
+        peer = self._peers.get(self._addresses.pop(task, ""))
+        if peer is not None:
+            peer.unask(task)
+
+    def _run(self, address: str, peer: _Peer) -> None:
+        task = self._running[peer] = asyncio.create_task(peer.run(), name=f"await-{address}")
+        task.add_done_callback(partial(self._over, address, peer))
+
+    def _over(self, address: str, peer: _Peer, task: asyncio.Task[None]) -> None:
+        del self._running[peer]
+        if task.cancelled() or address not in self._addresses.values():
+            del self._peers[address]
+        else:
+            self._run(address, peer)
+
+    def _answered(self, outcome: Outcome) -> None:
+        assert self._awaiter is not None
+        address = self._addresses.pop(outcome.task, None)
+        if address is not None:
+            self._peers[address].answered(outcome.task)
+        self._awaiter.answered(outcome)
+
+    # -- the end that is asked
+
+    def answer(self, subscriber: int, outcome: Outcome) -> None:
+        """An attempt that was asked for has succeeded. To a stream that has ended nothing is told: it asks again."""
+        found = self._subscribers.get(subscriber)
+        if found is not None:
+            found.outcomes.append(outcome)
+            found.woken.set()
+
+    async def serve(
+        self, requests: AsyncIterator[data_pb2.AwaitRequest], context: aio.ServicerContext[Any, Any]
+    ) -> None:
+        """One call of Await, until its client ends it. Raises InvalidInput for a malformed request."""
+        assert self._awaiter is not None, "bind comes first"
+        number, subscriber = next(self._numbers), _Subscriber()
+        self._subscribers[number] = subscriber
+        await context.write(data_pb2.AwaitResponse())
+        reader = asyncio.create_task(self._hear(self._awaiter, number, subscriber, requests))
+        try:
+            while not reader.done() or subscriber.outcomes:
+                await subscriber.woken.wait()
+                subscriber.woken.clear()
+                outcomes, subscriber.outcomes = subscriber.outcomes, []
+                for message in wire.outcomes_to_wire(outcomes):
+                    await context.write(message)
+            reader.result()
+        finally:
+            reader.cancel()
+            del self._subscribers[number]
+            self._awaiter.unsubscribed(number)
+
+    async def _hear(
+        self,
+        awaiter: Awaiter,
+        number: int,
+        subscriber: _Subscriber,
+        requests: AsyncIterator[data_pb2.AwaitRequest],
+    ) -> None:
+        try:
+            async for request in requests:
+                asked, unasked = wire.asks_from_wire(request)
+                for task in asked:
+                    awaiter.subscribed(number, task)
+                for task in unasked:
+                    awaiter.unsubscribed(number, task)
+        finally:
+            subscriber.woken.set()
