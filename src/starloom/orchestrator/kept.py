@@ -71,7 +71,8 @@ class KeptJobs:
         if known is None:
             return []
         named = [ref.digest for ref in refs if ref.holder == JOB_STORE]
-        fresh = set(named) - known.values
-        known.values |= fresh
+        # In an order that no hash decides: the same facts give the same snapshot.
+        fresh = [digest for digest in dict.fromkeys(named) if digest not in known.values]
+        known.values.update(fresh)
         self._named.update(fresh)
         return named

@@ -56,7 +56,7 @@ class SnapshotUnusableError(StarloomError):
 
 
 class SnapshotOtherError(SnapshotUnusableError):
-    """It is whole, and another version of Starloom took it."""
+    """Another version of Starloom took it, or it is of another format."""
 
 
 class Restored(NamedTuple):
@@ -76,9 +76,13 @@ def encode(snapshot: Snapshot) -> bytes:
 def decode(data: bytes) -> Snapshot:
     """The snapshot in a file. Raises SnapshotUnusableError."""
     line, _, body = data.partition(b"\n")
-    if not line.startswith(b"%b %d " % (_MAGIC, FORMAT)):
-        raise SnapshotUnusableError(f"it is of another format than {FORMAT}, or damaged: it begins {line[:40]!r}")
-    if line.rpartition(b" ")[2] != blake3(body).hexdigest().encode():
+    magic, _, rest = line.partition(b" ")
+    written, _, digest = rest.partition(b" ")
+    if magic != _MAGIC or not written.isdigit():
+        raise SnapshotUnusableError(f"it is damaged, or none at all: it begins {line[:40]!r}")
+    if int(written) != FORMAT:
+        raise SnapshotOtherError(f"it has format {int(written)}, and this version reads format {FORMAT} alone")
+    if digest != blake3(body).hexdigest().encode():
         raise SnapshotUnusableError("it is not as it was written: its digest is wrong")
     try:
         if (version := msgspec.json.decode(body, type=_Versioned).version) != __version__:
@@ -103,7 +107,8 @@ def newest(reader: RecordReader, planner: Planner | None = None) -> Restored:
         try:
             return load(reader, offset, planner)
         except (SnapshotUnusableError, OSError) as error:
-            _log.warning("the snapshot %s is passed over: %s", path_of(reader.folder, offset), error)
+            path = path_of(reader.folder, offset)
+            _log.warning("the snapshot %s is passed over, and more records are read instead: %s", path, error)
     return Restored(State(planner or EarliestFinish()), KeptJobs())
 
 
