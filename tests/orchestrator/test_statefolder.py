@@ -1,5 +1,7 @@
 """The state folder: where it lies, who may read it, and who holds it."""
 
+import errno
+import os
 import stat
 import subprocess
 import sys
@@ -47,6 +49,38 @@ def test_a_folder_that_cannot_be_made_is_told_with_the_way_out(tmp_path: Path) -
     (tmp_path / "cluster").write_text("a file")
     with pytest.raises(InvalidInput, match=r"cluster: no cluster can be kept there: File exists.*STARLOOM_HOME"):
         prepare(tmp_path / "cluster")
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is opened from here on has no room, as on a full disk."""
+    plain = os.open
+    monkeypatch.setattr(os, "open", lambda path, *_: plain("/dev/full", os.O_RDWR))
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("name", ["token", CLUSTER_NAME])
+def test_a_full_disk_is_told_with_the_file_and_the_way_out(folder: Path, name: str) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        make_token(folder) if name == "token" else write_cluster(folder, record(folder))
+    assert str(raised.value).startswith("the state folder cannot be used")
+    [problem] = raised.value.problems
+    assert problem.place == str(folder / name)
+    advice = "make room on that disk, or name another folder with STARLOOM_HOME"
+    assert problem.what == f"it cannot be written: No space left on device; {advice}"
+    assert [path.name for path in folder.iterdir()] == ["logs"]
+
+
+def test_a_full_disk_leaves_the_folder_free(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        with pytest.raises(InvalidInput, match=r"cluster\.lock: it cannot be written: No space left.*make room"):
+            FolderLock(folder)
+    assert holder(folder) is None
+    FolderLock(folder).release()
 
 
 def test_only_the_user_can_read_it(folder: Path) -> None:

@@ -28,6 +28,7 @@ from starloom.agents.rayhost import HostActor
 from starloom.dag import limits
 from starloom.dag.errors import Unavailable
 from starloom.orchestrator.actor import OrchestratorConfig, OrchestratorGuest, read_serving
+from starloom.orchestrator.statefolder import writing
 from starloom.orchestrator.supervisor import LOG_NAME, ORCHESTRATOR_NAME, Serving
 
 LOOPBACK: Final = "127.0.0.1"
@@ -307,7 +308,8 @@ def _token() -> str:
 def _settings(folder: Path) -> dict[str, str]:
     """Ray's environment: authenticated, silent, on loopback only. Writes the token's file."""
     token_file = folder / "ray-token"
-    token_file.write_text(_token(), "ascii")
+    with writing(token_file, "TMPDIR"):
+        token_file.write_text(_token(), "ascii")
     return {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),

@@ -8,13 +8,14 @@
 The client reads this too, so it needs the standard library and msgspec only.
 """
 
+import errno
 import fcntl
 import os
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,8 @@ _TOKEN_BYTES = 32
 _PID_BYTES_MAX = 20
 _LOCK_TRIES = 5
 _LOCK_PAUSE_SECONDS = 0.02
+#: what a full disk gives, and a user's share of one
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ClusterRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,19 +78,27 @@ def prepare(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        what = f"no cluster can be kept there: {error.strerror}; name another folder with {HOME_VARIABLE}"
-        raise InvalidInput([Problem(str(folder), what)], "the state folder cannot be used") from error
+        raise _unusable(folder, "no cluster can be kept there", error, HOME_VARIABLE) from error
+
+
+@contextmanager
+def writing(path: Path, variable: str = HOME_VARIABLE) -> Iterator[None]:
+    """What cannot be written to `path` is told as InvalidInput: what, where, and that room helps, or a folder named by `variable`."""
+    try:
+        yield
+    except OSError as error:
+        raise _unusable(path, "it cannot be written", error, variable) from error
 
 
 def make_token(folder: Path) -> str:
-    """A new token, written to the folder's `token`; returns it."""
+    """A new token, written to the folder's `token`; returns it. Raises InvalidInput if it cannot be written."""
     token = secrets.token_hex(_TOKEN_BYTES)
     _write(folder / TOKEN_NAME, token.encode("ascii"))
     return token
 
 
 def write_cluster(folder: Path, record: ClusterRecord) -> None:
-    """Writes `cluster.json`, whole or not at all."""
+    """Writes `cluster.json`, whole or not at all. Raises InvalidInput if it cannot be written."""
     _write(folder / CLUSTER_NAME, msgspec.json.format(msgspec.json.encode(record)) + b"\n")
 
 
@@ -129,14 +140,15 @@ class FolderLock:
     """Holds a state folder against other processes, until `release` or the process's end."""
 
     def __init__(self, folder: Path) -> None:
-        """Takes the lock. Raises Conflict, saying how to stop the holder, if another process has it."""
-        self._lock = os.open(folder / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        """Takes the lock. Raises Conflict, saying how to stop the holder, if another process has it; InvalidInput as `writing`."""
+        path = folder / LOCK_NAME
+        with writing(path):
+            self._lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         # `holder` takes the lock for a moment as well, so one refusal says nothing yet.
         for _ in range(_LOCK_TRIES):
             with suppress(BlockingIOError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.ftruncate(self._lock, 0)
-                os.write(self._lock, str(os.getpid()).encode("ascii"))
+                self._sign(path)
                 return
             time.sleep(_LOCK_PAUSE_SECONDS)
         os.close(self._lock)
@@ -147,11 +159,30 @@ class FolderLock:
     def release(self) -> None:
         os.close(self._lock)
 
+    def _sign(self, path: Path) -> None:
+        try:
+            with writing(path):
+                os.ftruncate(self._lock, 0)
+                os.write(self._lock, str(os.getpid()).encode("ascii"))
+        except InvalidInput:
+            self.release()
+            raise
+
 
 def _write(path: Path, data: bytes) -> None:
     # Opened with its mode, so that no other user can read it even for a moment.
     made = path.with_name(f".{path.name}.{os.getpid()}")
-    made.unlink(missing_ok=True)
-    with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-        stream.write(data)
-    made.replace(path)
+    with writing(path):
+        made.unlink(missing_ok=True)
+        try:
+            with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                stream.write(data)
+            made.replace(path)
+        finally:
+            made.unlink(missing_ok=True)
+
+
+def _unusable(path: Path, what: str, error: OSError, variable: str) -> InvalidInput:
+    first = "make room on that disk, or " if error.errno in _FULL else ""
+    problem = Problem(str(path), f"{what}: {error.strerror}; {first}name another folder with {variable}")
+    return InvalidInput([problem], "the state folder cannot be used")

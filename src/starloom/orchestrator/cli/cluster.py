@@ -135,7 +135,9 @@ def _start(file: Path | None, folder: Path, orchestrator: str, out: Output) -> i
     command = [sys.executable, "-m", "starloom.orchestrator.cli.main", "up", "--foreground", "--ready-fd", str(given)]
     command += ["--orchestrator", orchestrator]
     log = folder / statefolder.LOGS_NAME / LOG_NAME
-    with log.open("ab") as stream:
+    with statefolder.writing(log):
+        opened = log.open("ab")
+    with opened as stream:
         child = subprocess.Popen(
             [*command, *([str(file)] if file else [])],
             stdin=subprocess.DEVNULL,
