@@ -335,6 +335,9 @@ class Told:
         (found,) = [r for r in self.reports if r.task == wanted and not isinstance(r, NOT_ENDS)]
         return found
 
+    def ended(self, wanted: TaskToken) -> bool:
+        return any(report.task == wanted and not isinstance(report, Started) for report in self.reports)
+
     async def started(self, wanted: TaskToken) -> None:
         await self.until(lambda: Started(task=wanted) in self.reports)
 

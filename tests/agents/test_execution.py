@@ -285,7 +285,7 @@ def test_unknown_kind_and_stream_kind_fail() -> None:
         async def stream(self, call: StageCall) -> AsyncGenerator[Chunk, None]:
             yield Chunk("x", 1)
 
-    for kind, what in (("t.nothing", "no kind 't.nothing'"), ("t.stream", "stream ports")):
+    for kind, what in (("t.nothing", "no kind 't.nothing'"), ("t.stream", "is a stream stage")):
         found = execute(Execution(assign(kind=kind), {}), Stages(Streaming()), no_models, "n")
         assert isinstance(found, ErrorInfo)
         assert what in found.message

@@ -172,9 +172,32 @@ def test_stale_chunks_are_not_missed_by_a_reader_that_starts_at_the_beginning() 
 def test_reader_that_wants_no_more_holds_nothing_up() -> None:
     buffer = filled(2, bound=Bound(2, 100))
     assert not buffer.fits(1)
+    assert not buffer.abandoned
     buffer.close("r")
     assert buffer.fits(1)
+    assert buffer.abandoned
     buffer.close("r")
+
+
+def test_who_wants_the_newest_has_one_chunk_on_its_way_whatever_its_credit() -> None:
+    buffer = filled(3, full=Full.LATEST)
+    assert offsets(buffer, "r") == [2]
+    buffer.append(b"x", {})
+    buffer.append(b"x", {})
+    assert offsets(buffer, "r") == []
+    buffer.credit("r", Credit(3, WIDE))
+    assert offsets(buffer, "r") == [4]
+
+
+def test_reader_without_credit_hears_of_a_greater_generation() -> None:
+    buffer = filled(1)
+    buffer.open("r", Credit(0, Bound(1, 100)))
+    assert offsets(buffer, "r") == [0]
+    buffer.append(b"n", {}, 5)
+    assert buffer.has_something("r")
+    batch = buffer.take("r")
+    assert (batch.chunks, batch.generation) == ((), 5)
+    assert not buffer.has_something("r")
 
 
 def test_stream_that_nobody_reads_goes_on() -> None:
@@ -294,7 +317,8 @@ class Readings(RuleBasedStateMachine):
             return
         something = self.buffer.has_something(name.value)
         batch = self.buffer.take(name.value, Bound(most, 100))
-        assert something == bool(batch.chunks or batch.end)
+        assert something or not (batch.chunks or batch.end)
+        assert not self.buffer.has_something(name.value) or batch.chunks or batch.end
         found = [chunk.offset for chunk in batch.chunks]
         wanted = self.wanted[name.value]
         if found and name is Full.OLDEST:
@@ -345,4 +369,4 @@ class Readings(RuleBasedStateMachine):
 
 
 TestReadings = Readings.TestCase
-TestReadings.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+TestReadings.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)

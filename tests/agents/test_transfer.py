@@ -50,7 +50,7 @@ class Served:
         return await self.transfer.put(self.address, ref, data)
 
     def stub(self) -> Any:
-        return self.transfer._stub(self.address)
+        return self.transfer.stub(self.address)
 
 
 @asynccontextmanager
@@ -257,7 +257,7 @@ async def test_agents_data_service_serves_held_values_of_the_job_alone() -> None
             await transfer.put(address, ref, BIG)
         request = data_pb2.FetchRequest(job_id="j", digest=ref.digest, offset=len(BIG) + 1)
         with pytest.raises(aio.AioRpcError) as raised:
-            await transfer._stub(address).Fetch(request, metadata=status.auth_metadata(TOKEN)).read()
+            await transfer.stub(address).Fetch(request, metadata=status.auth_metadata(TOKEN)).read()
         assert isinstance(status.from_rpc(raised.value), InvalidInput)
 
 

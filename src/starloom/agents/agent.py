@@ -23,10 +23,11 @@ from starloom.agents.probe import LoadMeter, probe
 from starloom.agents.runtime import Runtime
 from starloom.agents.sharedmemory import open_arena
 from starloom.agents.stage import CancelToken
+from starloom.agents.streams.runner import Streams
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
 from starloom.dag.errors import Fenced, InvalidInput, Problem
-from starloom.dag.ids import Epoch
+from starloom.dag.ids import AgentId, Epoch
 from starloom.dag.kinds import KindSpec
 from starloom.devices.node import NodeProfile
 
@@ -127,7 +128,11 @@ class Agent:
         config = self.config
         stages, self._kinds = await asyncio.to_thread(self._find_kinds)
         arena = self._holder.arena = await asyncio.to_thread(open_arena, config.arena_bytes)
-        data = self._data = DataServer(self._holder, config.token, config.host, arena=arena, awaits=self._peers)
+        models = ModelPool(config.models_root, config.threads)
+        streams = Streams(AgentId(config.name), stages, models, self._transfer, config.orchestrator)
+        data = self._data = DataServer(
+            self._holder, config.token, config.host, arena=arena, awaits=self._peers, streams=streams
+        )
         try:
             address = await data.start()
             self._profile = await asyncio.to_thread(
@@ -144,15 +149,16 @@ class Agent:
             await self._end_data()
             raise
         self._runtime = Runtime(
-            AgentCore(self._profile.name, self._profile.slots),
+            AgentCore(self._profile.name, self._profile.slots, streams.kinds),
             stages,
-            ModelPool(config.models_root, config.threads),
+            models,
             self._holder,
             self._transfer,
             config.orchestrator,
             self._link.send,
             Neighbours(self._transfer, config.verify_shared),
             self._peers,
+            streams,
         )
         self._dialing = asyncio.create_task(self._link.run(), name=f"{config.name}-link")
 

@@ -11,7 +11,7 @@ others when the shell says that nothing of them runs any more.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from starloom.agents.attempts import Attempt
 from starloom.agents.attempts import Phase as Phase
@@ -55,10 +55,11 @@ class AgentCore:
     """One agent's attempts. At most `slots` run at once.
 
     A kind whose last run was shorter than AGENT_CHEAP_NANOS is handed to the workers up to AGENT_AHEAD_STAGES
-    beyond the slots, so that a worker finds its next run without the event loop's help.
+    beyond the slots, so that a worker finds its next run without the event loop's help. Kinds of `streaming` take no
+    slot, and start as soon as their inputs are there: whoever runs them has a slot taken for each computation.
     """
 
-    def __init__(self, agent: AgentId, slots: int) -> None:
+    def __init__(self, agent: AgentId, slots: int, streaming: Container[str] = ()) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; an agent needs at least 1")
         self.agent = agent
@@ -71,6 +72,9 @@ class AgentCore:
         self._known: dict[JobId, set[TaskToken]] = {}
         self._to_fetch: _Queue = []
         self._ready: _Queue = []
+        #: streaming ones that are ready
+        self._flowing: list[Attempt] = []
+        self._streaming = streaming
         self._fetched_ahead = 0
         self._handed = 0
         self._order = 0
@@ -166,7 +170,7 @@ class AgentCore:
         """The stage is done, and its outputs are on their way into the job store: its slot is free."""
         attempt = self._attempts[task]
         self._learn(attempt, now)
-        self._handed -= 1
+        self._handed -= attempt.assign.kind not in self._streaming
         attempt.phase = Phase.PUBLISHING
         return self._advance([], now)
 
@@ -284,38 +288,47 @@ class AgentCore:
 
     def _make_ready(self, attempt: Attempt) -> None:
         attempt.phase = Phase.READY
-        heapq.heappush(self._ready, (attempt.rank, attempt.assign.task))
+        if attempt.assign.kind in self._streaming:
+            self._flowing.append(attempt)
+        else:
+            heapq.heappush(self._ready, (attempt.rank, attempt.assign.task))
 
     def _end(self, attempt: Attempt, report: Report, found: list[Instruction]) -> None:
         self._ahead(attempt, False)
         if attempt.phase is Phase.WAITING:
             self._awaiting.remove(report.task, found)
         if attempt.phase in (Phase.HANDED, Phase.RUNNING):
-            self._handed -= 1
+            self._handed -= attempt.assign.kind not in self._streaming
         del self._attempts[report.task]
         if not attempt.released:
             found.append(Tell(report))
 
     def _advance(self, found: list[Instruction], now: int) -> list[Instruction]:
         """Starts what has a slot, and fetches for what comes next."""
-        while attempt := self._head(self._ready, Phase.READY):
-            room = self.slots + (limits.AGENT_AHEAD_STAGES if attempt.assign.kind in self._cheap else 0)
+        flowing, self._flowing = self._flowing, []
+        there = (attempt for attempt in flowing if self._attempts.get(attempt.assign.task) is attempt)
+        found += [self._hand(attempt) for attempt in there if attempt.phase is Phase.READY]
+        while ready := self._head(self._ready, Phase.READY):
+            room = self.slots + (limits.AGENT_AHEAD_STAGES if ready.assign.kind in self._cheap else 0)
             if self._handed >= room:
                 break
             heapq.heappop(self._ready)
             self._handed += 1
-            self._ahead(attempt, False)
-            attempt.phase = Phase.HANDED
-            found.append(Start(attempt.assign, attempt.accepted, attempt.fetching))
+            found.append(self._hand(ready))
         while self._fetched_ahead < self.slots + limits.AGENT_FETCHES_AHEAD:
-            attempt = self._head(self._to_fetch, Phase.QUEUED)
-            if attempt is None:
+            queued = self._head(self._to_fetch, Phase.QUEUED)
+            if queued is None:
                 break
             heapq.heappop(self._to_fetch)
-            self._ahead(attempt, True)
-            attempt.phase, attempt.since = Phase.FETCHING, now
-            found.append(Fetch(attempt.assign))
+            self._ahead(queued, True)
+            queued.phase, queued.since = Phase.FETCHING, now
+            found.append(Fetch(queued.assign))
         return self._replicate(found)
+
+    def _hand(self, attempt: Attempt) -> Start:
+        self._ahead(attempt, False)
+        attempt.phase = Phase.HANDED
+        return Start(attempt.assign, attempt.accepted, attempt.fetching)
 
     def _replicate(self, found: list[Instruction]) -> list[Instruction]:
         found += map(Keep, self._replicas.begin())

@@ -142,6 +142,8 @@ class DataService(data_pb2_grpc.DataServiceServicer):
             if first is None or not first.HasField("open"):
                 raise InvalidInput([Problem("open", "is missing in the first message; say what is to be read")])
             wish = wirestreams.open_from_wire(first.open)
+            # Says that there is somebody: the first chunk may be a while.
+            await context.send_initial_metadata(())
             async for batch in self._streams.read(wish, _told(messages)):
                 yield wirestreams.batch_to_wire(batch)
 

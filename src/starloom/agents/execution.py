@@ -11,13 +11,13 @@ import msgspec
 
 from starloom.agents import values
 from starloom.agents.messages import Assign
-from starloom.agents.stage import CancelToken, Grown, Model, Models, Stage, StageCall, StreamStage
+from starloom.agents.stage import CancelToken, Grown, Model, Models, Outputs, Stage, StageCall, StreamStage
 from starloom.agents.values import Data, Room
 from starloom.dag import limits
 from starloom.dag.conditions import holds
 from starloom.dag.constellation import Comparison
 from starloom.dag.errors import Cancelled, InvalidInput, NotFound, Problem, StageError, StarloomError
-from starloom.dag.facts import ErrorInfo, figure_fault
+from starloom.dag.facts import Consumed, ErrorInfo, figure_fault
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.patch import Patch
 from starloom.dag.validate_stage import param_fault
@@ -97,7 +97,10 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a run gave: references and bytes by port, what it changes, and what it took. Times are monotonic nanoseconds."""
+    """What a run gave: references and bytes by port, what it changes, and what it took. Times are monotonic nanoseconds.
+
+    Of stream outputs there are only references. `consumed` tells of stream inputs.
+    """
 
     outputs: Mapping[str, ValueRef]
     data: Mapping[str, Data]
@@ -110,6 +113,7 @@ class Made:
     emulated: bool
     figures: Mapping[str, float]
     growth: Patch | None = None
+    consumed: Mapping[str, Consumed] = field(default_factory=dict)
 
 
 def execute(run: Execution, stages: StageLookup, models: ModelsFactory, node: str) -> Made | StarloomError | ErrorInfo:
@@ -156,13 +160,13 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
     assign = run.assign
     stage = stages.stage(assign.kind)
     if not isinstance(stage, Stage):
-        raise StageError(f"kind {assign.kind} has stream ports, which this agent cannot run")
+        raise StageError(f"kind {assign.kind} is a stream stage, but none of its ports is a stream; make it a Stage")
     spec = stage.spec
     deferred = DeferredModels(models, run.cancel, assign.target)
     told: dict[str, float] = {}
     call = StageCall(
-        inputs=_inputs(run, spec),
-        params=_params(assign, spec),
+        inputs=inputs_of(run, spec),
+        params=params_of(assign, spec),
         models=deferred,
         target=assign.target,
         key=idempotency_key(assign),
@@ -172,6 +176,20 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
     )
     result = stage.run(call)
     run.cancel.raise_if_cancelled()
+    return made_of(run, spec, result, node, began, deferred, told)
+
+
+def made_of(
+    run: Execution,
+    spec: KindSpec,
+    result: Outputs | Grown,
+    node: str,
+    began: int,
+    models: DeferredModels,
+    told: Mapping[str, float],
+) -> Made:
+    """What a run gave, checked and written, apart from streams. Raises InvalidInput and StageError."""
+    assign = run.assign
     growth = None
     if isinstance(result, Grown):
         growth = _growth(spec, result.patch)
@@ -179,7 +197,7 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
     refs, data = _outputs(run, spec, result, node)
     figures = _figures(assign, told)
     ended = time.monotonic_ns()
-    used = deferred.made
+    used = models.made
     targets = used.targets if used else []
     return Made(
         outputs=refs,
@@ -187,7 +205,7 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         holds=tuple(_holds(comparison, refs, data) for comparison in assign.comparisons),
         began=began,
         ended=ended,
-        load_seconds=used.load_seconds + deferred.import_seconds if used else 0.0,
+        load_seconds=used.load_seconds + models.import_seconds if used else 0.0,
         models=tuple(used.models) if used else (),
         target=assign.target if assign.target in targets or not targets else targets[0],
         emulated=used.emulated if used else False,
@@ -216,7 +234,8 @@ def idempotency_key(assign: Assign) -> str:
     return values.digest(_keys.encode(named))
 
 
-def _inputs(run: Execution, spec: KindSpec) -> dict[str, Any]:
+def inputs_of(run: Execution, spec: KindSpec) -> dict[str, Any]:
+    """The values of one-shot input ports, verified and decoded. Raises InvalidInput with all that does not fit."""
     found: dict[str, Any] = {}
     problems: list[Problem] = []
     for item in run.assign.inputs:
@@ -230,6 +249,7 @@ def _inputs(run: Execution, spec: KindSpec) -> dict[str, Any]:
             data = run.inputs[item.port] if item.ref.inline is None else values.verify(item.ref, item.ref.inline)
             found[item.port] = values.decode(item.ref.type, data, item.ref.meta, place)
     given = {item.port for item in run.assign.inputs}
+    given.update(port for awaited in run.assign.awaits for port in awaited.streams)
     for name, port in spec.inputs.items():
         if not port.optional and name not in given:
             place = f"stages.{run.assign.task.stage}.in.{name}"
@@ -239,7 +259,8 @@ def _inputs(run: Execution, spec: KindSpec) -> dict[str, Any]:
     return found
 
 
-def _params(assign: Assign, spec: KindSpec) -> dict[str, Any]:
+def params_of(assign: Assign, spec: KindSpec) -> dict[str, Any]:
+    """The parameters, defaults filled in. Raises InvalidInput with all that does not fit the kind as it is here."""
     problems = []
     for name, value in assign.params.items():
         param = spec.params.get(name)
@@ -275,11 +296,13 @@ def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[di
     problems = [
         Problem(f"{place}.{name}", f"{spec.name} declares no such output port")
         for name in result
-        if name not in spec.outputs
+        if name not in spec.outputs or spec.outputs[name].stream
     ]
     refs: dict[str, ValueRef] = {}
     data: dict[str, Data] = {}
     for name, port in spec.outputs.items():
+        if port.stream:
+            continue
         if name not in result:
             if not port.optional:
                 problems.append(Problem(f"{place}.{name}", f"{spec.name} gave no value for this port"))

@@ -38,6 +38,7 @@ from starloom.agents.neighbours import Neighbours
 from starloom.agents.peers import Peers
 from starloom.agents.replicator import Replicator
 from starloom.agents.stage import CancelToken
+from starloom.agents.streams.runner import Streams
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Data
 from starloom.agents.workers import Began, Ended, Workers
@@ -86,6 +87,7 @@ class Runtime:
         tell: Callable[[Report], None],
         neighbours: Neighbours | None = None,
         peers: Peers | None = None,
+        streams: Streams | None = None,
     ) -> None:
         self.core = core
         self._stages = stages
@@ -99,6 +101,7 @@ class Runtime:
         if peers is not None:
             peers.bind(self)
         self._tell = tell
+        self._streams = streams
         self._works: dict[TaskToken, _Work] = {}
         self._workers: Workers[TaskToken] = Workers(core.slots, self._worked, f"{core.agent}-stage")
         self._leaving = False
@@ -142,6 +145,8 @@ class Runtime:
                     await self._idle.wait()
         except TimeoutError:
             _log.error("%d attempts did not stop within %g s", len(self.core.active), seconds)
+        if self._streams is not None and not await self._streams.stop(max(0.0, deadline - time.monotonic())):
+            _log.error("a stream stage does not react to its cancel; its thread is left behind")
         if not await self._workers.stop(max(0.0, deadline - time.monotonic())):
             _log.error("a stage does not react to its cancel; its thread is left behind")
 
@@ -171,6 +176,8 @@ class Runtime:
                 case Forget(job):
                     self._replicator.forget(job)
                     self._holder.release(job)
+                    if self._streams is not None:
+                        self._streams.forget(job)
                     self._inputs.release(job)
         if self.core.idle:
             self._idle.set()
@@ -205,6 +212,9 @@ class Runtime:
             return self._end(assign.task, _lost(assign.task, lost))
         work.fetched = {}
         run = Execution(assign, inputs, work.cancel, self._holder.arena)
+        if self._streams is not None and assign.kind in self._streams.kinds:
+            self._streams.begin(run, self._workers.compute, self._worked)
+            return []
         self._workers.submit(assign.task, partial(execute, run, self._stages, self._models, self.core.agent))
         return []
 
@@ -286,6 +296,8 @@ class Runtime:
             return self._keep(work, result)
         if work.timed_out:
             return self._end(task, Failed(task=task, error=self._timeout(work)))
+        if isinstance(result, InputsLost):
+            return self._end(task, _lost(task, result))
         if isinstance(result, ErrorInfo):
             return self._end(task, Failed(task=task, error=result))
         return self._end(task, WasCancelled(task=task))
@@ -301,14 +313,14 @@ class Runtime:
             return self._end(task, WasCancelled(task=task))
         try:
             for port, ref in made.outputs.items():
-                if ref.inline is None:
+                if ref.inline is None and port in made.data:
                     self._holder.keep(task.job, ref.digest, made.data[port])
         except Overloaded as error:
             return self._end(task, Failed(task=task, error=failure(error, self.core.agent)))
         reach(CrashPoint.COMPUTED)
         published = tuple(port for port in work.assign.publish if port in made.outputs)
         # Inline bytes travel in the report, and the journal keeps them.
-        to_put = [port for port in published if made.outputs[port].inline is None]
+        to_put = [port for port in published if port in made.data and made.outputs[port].inline is None]
         report = _report(work, made, published)
         if not to_put:
             return self._end(task, report)
@@ -363,7 +375,7 @@ def _report(work: _Work, made: Made, published: tuple[str, ...]) -> Finished:
     return Finished(
         task=work.assign.task,
         outputs=dict(made.outputs),
-        consumed={item.port: item.consumed for item in work.assign.inputs},
+        consumed={item.port: item.consumed for item in work.assign.inputs} | dict(made.consumed),
         timing=timing,
         models=made.models,
         target=made.target,

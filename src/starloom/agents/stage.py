@@ -127,6 +127,10 @@ class StreamInput(Protocol):
         """The greatest generation that is known, also of chunks that are yet to come: all of lesser ones is stale."""
         ...
 
+    async def overtaken(self, generation: int) -> int:
+        """Waits for a greater generation than this, so that a stage can break off what it is at; gives that generation."""
+        ...
+
     @property
     def dropped(self) -> int:
         """Chunks that the port's policy dropped so far."""

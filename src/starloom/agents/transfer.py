@@ -40,7 +40,8 @@ class Transfer:
     """Fetches and puts values by one channel for each address, made when first needed. Close it in the end."""
 
     def __init__(self, token: str) -> None:
-        self._metadata = status.auth_metadata(token)
+        #: what every call carries, to be let in
+        self.metadata = status.auth_metadata(token)
         self._channels: dict[str, aio.Channel] = {}
         self._fetches: dict[str, Any] = {}
 
@@ -88,7 +89,7 @@ class Transfer:
 
         Raises Unavailable, Overloaded, and DigestMismatch where `data` is not what `ref` names.
         """
-        call = self._stub(address).Put(metadata=self._metadata)
+        call = self.stub(address).Put(metadata=self.metadata)
         end = status.CallEnd(call)
         try:
             # Not by an iterator of requests: grpc.aio would tell a call that fails under one as cancelled.
@@ -107,8 +108,8 @@ class Transfer:
         """What the agent at `address` says of its shared memory. Raises Unavailable, StarloomError."""
         try:
             request = data_pb2.ArenaRequest()
-            found: data_pb2.ArenaResponse = await self._stub(address).Arena(
-                request, metadata=self._metadata, timeout=limits.TRANSFER_STALL_SECONDS
+            found: data_pb2.ArenaResponse = await self.stub(address).Arena(
+                request, metadata=self.metadata, timeout=limits.TRANSFER_STALL_SECONDS
             )
             return found
         except aio.AioRpcError as error:
@@ -116,7 +117,7 @@ class Transfer:
 
     async def _chunks(self, address: str, job: JobId, ref: ValueRef, offset: int) -> AsyncIterator[memoryview]:
         request = data_pb2.FetchRequest(job_id=job, digest=ref.digest, offset=offset)
-        call = self._fetch(address)(request, metadata=self._metadata)
+        call = self._fetch(address)(request, metadata=self.metadata)
         try:
             # One read beyond the last byte: the holder may send more than it should, or end with an error.
             loop = asyncio.get_running_loop()
@@ -150,7 +151,8 @@ class Transfer:
             )
         return call
 
-    def _stub(self, address: str) -> Any:
+    def stub(self, address: str) -> Any:
+        """The Data service at an address, for a call with `metadata`."""
         return data_pb2_grpc.DataServiceStub(self._channel(address))  # type: ignore[no-untyped-call]
 
     def _channel(self, address: str) -> aio.Channel:

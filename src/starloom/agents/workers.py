@@ -36,7 +36,7 @@ class Workers(Generic[Key]):
     def __init__(self, count: int, deliver: Callable[[list[Began[Key] | Ended[Key]]], None], name: str) -> None:
         self._loop = asyncio.get_running_loop()
         self._deliver = deliver
-        self._queue: SimpleQueue[tuple[Key, Callable[[], Any]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Key | None, Callable[[], Any]] | None] = SimpleQueue()
         self._events: deque[Began[Key] | Ended[Key]] = deque()
         self._woken = False
         # Daemons: a stage that cannot be stopped must not keep the process from ending.
@@ -49,6 +49,10 @@ class Workers(Generic[Key]):
     def submit(self, key: Key, work: Callable[[], Any]) -> None:
         """Queues work."""
         self._queue.put((key, work))
+
+    def compute(self, work: Callable[[], Any]) -> None:
+        """Queues work that tells of itself what became of it. From any thread."""
+        self._queue.put((None, work))
 
     async def stop(self, seconds: float) -> bool:
         """Ends the threads after what is queued; whether they ended within `seconds`."""
@@ -65,9 +69,11 @@ class Workers(Generic[Key]):
     def _work(self) -> None:
         while (item := self._queue.get()) is not None:
             key, work = item
-            self._emit(Began(key, time.monotonic_ns()))
+            if key is not None:
+                self._emit(Began(key, time.monotonic_ns()))
             result = work()
-            self._emit(Ended(key, time.monotonic_ns(), result))
+            if key is not None:
+                self._emit(Ended(key, time.monotonic_ns(), result))
             # An idle worker keeps nothing of the last run alive.
             del item, key, work, result
 

@@ -41,6 +41,7 @@ class _Reader:
         "next",
         "sent",
         "stale",
+        "told",
         "window",
     )
 
@@ -53,6 +54,8 @@ class _Reader:
         self.next = 0
         #: below it every chunk is counted as sent, dropped or stale
         self.counted = 0
+        #: the generation that it was told of
+        self.told = 0
         #: offset and size of what it was sent and has not acknowledged
         self.flight: deque[tuple[int, int]] = deque()
         self.flight_bytes = 0
@@ -61,10 +64,14 @@ class _Reader:
         self.stale = 0
 
     def takes(self, size: int) -> bool:
-        """Whether its credit lets it have another chunk."""
+        """Whether its credit lets it have another chunk. One on its way is enough for whoever wants the newest."""
         if not self.flight:
             return self.window.chunks > 0
-        return len(self.flight) < self.window.chunks and self.flight_bytes + size <= self.window.bytes
+        return (
+            self.full is not Full.LATEST
+            and len(self.flight) < self.window.chunks
+            and self.flight_bytes + size <= self.window.bytes
+        )
 
 
 class StreamBuffer:
@@ -79,6 +86,7 @@ class StreamBuffer:
         self._kept: list[_Kept] = []
         self._kept_in_all = 0
         self._digest = RunningDigest()
+        self._closed = 0
         self._readers = {name: _Reader(full) for name, full in readers}
         #: below it every chunk is stale
         self._fresh = 0
@@ -94,6 +102,11 @@ class StreamBuffer:
     def readers(self) -> tuple[str, ...]:
         """Those that are declared or have come, and did not say that they want no more."""
         return tuple(self._readers)
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether there were readers, and all have said that they want no more."""
+        return bool(self._closed) and not self._readers
 
     def counts(self, name: str) -> ReaderCounts:
         """What a reader got and did not get."""
@@ -149,6 +162,9 @@ class StreamBuffer:
     def finish(self, how: How = How.FINISHED, message: str = "") -> StreamEnd:
         """Ends the stream; the first end counts."""
         if self.end is None:
+            if how in (How.CANCELLED, How.SUPERSEDED):
+                self._kept.clear()
+                self._gone = self.next
             self.end = StreamEnd(how, self._digest.chunks, self._digest.bytes, self._digest.hex(), message)
         return self.end
 
@@ -198,7 +214,8 @@ class StreamBuffer:
 
     def close(self, name: str) -> None:
         """A reader wants no more; nothing waits for it any longer."""
-        self._readers.pop(name, None)
+        if self._readers.pop(name, None) is not None:
+            self._closed += 1
 
     def take(self, name: str, most: Bound | None = None) -> StreamBatch:
         """What a reader is to be sent next, within its credit: at most `most`, or one chunk; and the end after the last."""
@@ -218,13 +235,14 @@ class StreamBuffer:
                 reader.next = kept.chunk.offset + 1
                 reader.counted = max(reader.counted, reader.next)
         reader.sent += len(found)
+        reader.told = self.generation
         end = self.end if self._over(reader) else None
         return StreamBatch(tuple(found), reader.dropped, reader.stale, self.generation, end)
 
     def has_something(self, name: str) -> bool:
-        """Whether `take` would give a chunk or the end."""
+        """Whether `take` would give a chunk, word of a greater generation, or the end."""
         reader = self._readers[name]
-        if self._over(reader):
+        if self._over(reader) or reader.told < self.generation:
             return True
         index = self._index(reader.next)
         return index < len(self._kept) and reader.takes(len(self._kept[index].chunk.data))
