@@ -13,6 +13,9 @@ from starloom.dag.constellation import Constellation, Policy, Requirements, Retr
 from starloom.dag.facts import ErrorInfo, StageFailed, StagePlaced, StageSuperseded
 from starloom.dag.kinds import KindCatalog
 from starloom.dag.validate import problems
+from starloom.orchestrator import dispatch
+from starloom.orchestrator.fleet import Member
+from starloom.orchestrator.inputs import Tick
 
 SOON = Straggler(factor=3.0, after_seconds=2.0)
 
@@ -111,16 +114,62 @@ class TestWhen:
         w.start("a")
         w.advance(10)
         assert w.active() == ["a"]
+        waits = "edge-1 to end it; it runs too long, and its copy waits for a free slot on another node"
+        assert w.coordinator.waits_for(job, "a") == waits
         w.join(node("edge-2", slots=1))
         w.advance(0.6)
         assert sorted(w.stage(job, "a").live.values()) == ["edge-1", "edge-2"]
+        assert w.coordinator.waits_for(job, "a") == "edge-1, or its copy on edge-2, to end it"
+
+    def test_few_are_looked_at_and_copied_at_a_time_and_all_in_the_end(self, world: Any) -> None:
+        count = 3 * limits.STRAGGLERS_LOOKED_AT
+        w = world(node("edge-1", slots=count))
+        graph = Graph("many")
+        for number in range(count):
+            graph.stage(f"s{number}", "t.work", policy=Policy(straggler=SOON))
+        w.submit(graph.build(KINDS))
+        w.start(*(f"s{number}" for number in range(count)))
+        w.advance(2.5)
+        assert len(w.coordinator._stragglers._waiting) == count
+        assert not any(fact.copy for fact in facts_of(w, StagePlaced))
+        w.join(node("edge-2", slots=count))
+        copies = [fact for fact in facts_of(w, StagePlaced) if fact.copy]
+        assert len(copies) == limits.STRAGGLERS_COPIED_AT_ONCE
+        w.advance(0.5)
+        copies = [fact for fact in facts_of(w, StagePlaced) if fact.copy]
+        assert {fact.agent for fact in copies} == {"edge-2"}
+        assert len({fact.stage for fact in copies}) == count
+
+    def test_full_nodes_are_gone_through_once_for_all_that_wait(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        w = world(*(node(f"edge-{number}", slots=2) for number in range(1, 51)))
+        graph = Graph("many")
+        for number in range(100):
+            graph.stage(f"s{number}", "t.work", policy=Policy(straggler=SOON))
+        w.submit(graph.build(KINDS))
+        w.start(*(f"s{number}" for number in range(100)))
+        w.advance(2.5)
+        asked: list[str] = []
+        plain = dispatch._has_slot
+
+        def has_slot(member: Member) -> bool:
+            asked.append(member.name)
+            return plain(member)
+
+        monkeypatch.setattr(dispatch, "_has_slot", has_slot)
+        w.handle(Tick())
+        assert len(asked) == 50
 
     def test_max_parallel_counts_copies(self, world: Any) -> None:
         w = world(node("edge-1"), node("edge-2"))
-        w.submit(one(), max_parallel=1)
+        job = w.submit(one(), max_parallel=1)
         w.start("a")
         w.advance(10)
         assert w.active() == ["a"]
+        assert w.coordinator.waits_for(job, "a").endswith(
+            "its copy waits for one of the job's active stages to end: max_parallel is 1"
+        )
 
     def test_what_acts_outside_gets_none(self, world: Any) -> None:
         acting = msgspec.structs.replace(KINDS["t.work"], effects=True)

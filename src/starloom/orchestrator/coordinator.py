@@ -53,7 +53,7 @@ from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.stragglers import Stragglers
-from starloom.orchestrator.views import NodeView, node_view, waits_for
+from starloom.orchestrator.views import NodeView, copy_waits, node_view, waits_for
 from starloom.orchestrator.watchdog import Watchdog
 
 
@@ -168,7 +168,8 @@ class Coordinator:
     def waits_for(self, job: JobId, stage: StageId) -> str:
         """In one line, what a stage waits for; empty if it has ended. Raises NotFound."""
         run = self._endings.runs.get(job)
-        return waits_for(self.find(job), run, stage, self._lanes, self._state.fleet, self._ledger.now)
+        found = waits_for(self.find(job), run, stage, self._lanes, self._state.fleet, self._ledger.now)
+        return f"{found}; {copy_waits(run)}" if run is not None and self._stragglers.waits(job, stage) else found
 
     def stuck(self, job: JobId) -> str:
         """Why no stage of a job can go on, and when it fails for that; empty if one can, or it has ended."""

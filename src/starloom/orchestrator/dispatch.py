@@ -12,7 +12,7 @@ from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
-from starloom.orchestrator.placement import Choice, Move, Planner, Want
+from starloom.orchestrator.placement import Candidate, Choice, Move, Planner, Want
 from starloom.orchestrator.replicas import nearest
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
@@ -20,6 +20,8 @@ from starloom.orchestrator.state import Ledger, State
 
 Holders = dict[str, list[Member]]
 """Who has each value that only agents have, by input port."""
+Spare = dict[int, list[Candidate]]
+"""Those that had a free slot when a lane was first looked at, by its number."""
 
 
 class Dispatcher:
@@ -47,19 +49,19 @@ class Dispatcher:
             self._endings.contain(run.job.id, f"the placement of {name}", error)
             return True
 
-    def copy(self, run: Run, name: StageId) -> bool:
-        """Gives a running stage's copy to a node that has a free slot and nothing of the stage; False if there is none now."""
+    def copy(self, run: Run, name: StageId, spare: Spare) -> bool:
+        """Gives a running stage's copy to a node that has a free slot and nothing of the stage; False if there is none now.
+
+        `spare` is empty at first, and passed on from copy to copy within one decision.
+        """
         job = run.job
         stage = job.stages[name]
         lane = self._lanes.lane(stage.spec.kind, stage.spec.requires)
         shunned = {*stage.live.values(), *run.avoid.get(name, ())}
-        free = [
-            candidate
-            for candidate in lane.candidates(self._fleet)
-            if candidate.member.name not in shunned
-            and candidate.member.open
-            and len(candidate.member.assigned) < candidate.member.slots
-        ]
+        known = spare.get(lane.seq)
+        if known is None:
+            known = spare[lane.seq] = [each for each in lane.candidates(self._fleet) if _has_slot(each.member)]
+        free = [each for each in known if each.member.name not in shunned and _has_slot(each.member)]
         if not free or run.full or verdict(job, name) is not Verdict.RUN:
             return False
         fed = inputs_of(job, name)
@@ -194,6 +196,10 @@ class Dispatcher:
         return Input(
             port=item.port, ref=ref, consumed=item.consumed, address=best.profile.address, others=tuple(sources)
         )
+
+
+def _has_slot(member: Member) -> bool:
+    return member.open and len(member.assigned) < member.slots
 
 
 def _any_online(holders: Sequence[Member]) -> bool:

@@ -79,6 +79,12 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
     return _for_place(stage, lanes, fleet)
 
 
+def copy_waits(run: Run) -> str:
+    """What the copy of a stage that runs too long waits for, in a few words."""
+    full = f"one of the job's active stages to end: max_parallel is {run.job.options.max_parallel}"
+    return f"it runs too long, and its copy waits for {full if run.full else 'a free slot on another node'}"
+
+
 def _for_agent(stage: StageState, fleet: Fleet) -> str:
     agents = sorted(stage.live.values())
     if stage.elder is not None:
