@@ -146,24 +146,42 @@ class Transcribe(Stage):
     def load(self, models: Models, target: str) -> None:
         models.session(MODEL, "encoder.onnx", target=target)
         models.session(MODEL, "decoder.onnx", target=target)
-        _tokenizer(models)
+        tokenizer_of(models)
 
     def run(self, call: StageCall) -> Outputs:
         samples = at_rate(call.inputs["audio"], RATE_HZ)
         encoder, decoder = (call.models.session(MODEL, f"{part}.onnx") for part in ("encoder", "decoder"))
-        tokenizer = _tokenizer(call.models)
+        tokenizer = tokenizer_of(call.models)
         segments = []
         for start, end in cut(samples):
-            decoded = transcribe_window(encoder, decoder, samples[start:end], call.cancel.raise_if_cancelled)
-            text = tokenizer.decode(decoded.tokens, skip_special_tokens=True).strip()
-            if text and decoded.is_speech:
+            text = text_of(encoder, decoder, tokenizer, samples[start:end], call.cancel.raise_if_cancelled)
+            if text:
                 segments.append({"start_seconds": start / RATE_HZ, "end_seconds": end / RATE_HZ, "text": text})
             call.progress(end / len(samples))
         return {"text": " ".join(str(segment["text"]) for segment in segments), "segments": segments}
 
 
-def _tokenizer(models: Models) -> Any:
+def tokenizer_of(models: Models) -> Any:
+    """The model's tokenizer, made once per agent."""
     return models.cached(MODEL, "tokenizer", lambda: Tokenizer.from_file(models.path(MODEL, "tokenizer.json")))
+
+
+def text_of(
+    encoder: Model,
+    decoder: Model,
+    tokenizer: Any,
+    samples: NDArray[np.float32],
+    check: Callable[[], None],
+    *,
+    hasty: bool = False,
+) -> str:
+    """What is said in at most 30 s of 16 kHz sound, float32 [samples]; empty where there is no speech.
+
+    `hasty`: in the shortest window that holds the sound, and not again where that makes the text doubtful.
+    """
+    decoded = transcribe_window(encoder, decoder, samples, check, hasty=hasty)
+    text = str(tokenizer.decode(decoded.tokens, skip_special_tokens=True)).strip()
+    return text if decoded.is_speech else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +218,19 @@ def cut(samples: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
 
 
 def transcribe_window(
-    encoder: Model, decoder: Model, samples: NDArray[np.float32], check: Callable[[], None] = lambda: None
+    encoder: Model,
+    decoder: Model,
+    samples: NDArray[np.float32],
+    check: Callable[[], None] = lambda: None,
+    *,
+    hasty: bool = False,
 ) -> Decoded:
     """Decodes at most 30 s of 16 kHz sound, float32 [samples]; `check` is called between steps and may raise."""
     if np.abs(samples).max() < SILENT_PEAK:
         return Decoded([], 0.0, 1.0, False)
     seconds = max(int(np.ceil(len(samples) / RATE_HZ + WINDOW_MARGIN_SECONDS)), WINDOW_SECONDS_MIN)
     decoded = decode(decoder, _encode(encoder, samples, min(seconds, WINDOW_SECONDS)), check)
-    if seconds < WINDOW_SECONDS and decoded.is_doubtful:
+    if seconds < WINDOW_SECONDS and decoded.is_doubtful and not hasty:
         again = decode(decoder, _encode(encoder, samples, WINDOW_SECONDS), check)
         decoded = max(again, decoded, key=lambda one: (not one.repeats, one.mean_log_probability))
     return decoded

@@ -22,6 +22,7 @@ FRAMES_PER_CANCEL_CHECK = 32
 FRAME_SECONDS = FRAME_SAMPLES / RATE_HZ
 # Speech that has begun goes on until the probability falls this far below the threshold (Silero's own margin).
 HYSTERESIS = 0.15
+PAUSE_SECONDS_MIN = 0.3
 
 
 class DetectSpeech(Stage):
@@ -42,7 +43,9 @@ class DetectSpeech(Stage):
             ),
             "padding_seconds": Param(type="number", default=0.2, about="sound kept before and after speech"),
             "speech_seconds_min": Param(type="number", default=0.2, about="shorter bursts are no speech"),
-            "pause_seconds_min": Param(type="number", default=0.3, about="shorter pauses do not end a segment"),
+            "pause_seconds_min": Param(
+                type="number", default=PAUSE_SECONDS_MIN, about="shorter pauses do not end a segment"
+            ),
             "keep_silence": Param(type="boolean", default=False, about="pass the sound on whole"),
         },
         models=(MODEL,),
@@ -94,25 +97,36 @@ def _trimmed(samples: NDArray[np.float32], runs: list[tuple[int, int]], padding:
     return samples[start : runs[-1][1] * FRAME_SAMPLES + padding]
 
 
+class FrameScorer:
+    """The probability of speech, frame after frame: a frame is seen after the 64 samples before it, with the state so far."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._state: NDArray[Any] = np.zeros((2, 1, 128), np.float32)
+        self._fixed = {"sr": np.array(RATE_HZ, np.int64)} if "sr" in model.input_names else {}
+        self._seen = np.zeros((1, CONTEXT_SAMPLES + FRAME_SAMPLES), np.float32)
+
+    def score(self, frame: NDArray[np.float32]) -> float:
+        """Of the next frame, float32 [512] at 16 kHz."""
+        self._seen[0, :CONTEXT_SAMPLES] = self._seen[0, -CONTEXT_SAMPLES:]
+        self._seen[0, CONTEXT_SAMPLES:] = frame
+        probability, self._state = self._model.run({"input": self._seen, "state": self._state, **self._fixed})
+        return float(probability.item())
+
+
 def speech_probabilities(
     model: Model, samples: NDArray[np.float32], check: Callable[[], None] = lambda: None
 ) -> NDArray[np.float32]:
-    """The probability of speech in each frame of 512 samples at 16 kHz: float32 [ceil(samples / 512)].
-
-    The model sees each frame after the 64 samples before it, and carries a state [2, 1, 128] along.
-    """
+    """The probability of speech in each frame of 512 samples at 16 kHz: float32 [ceil(samples / 512)]."""
     frames = -(-len(samples) // FRAME_SAMPLES)
-    padded = np.zeros(CONTEXT_SAMPLES + frames * FRAME_SAMPLES, np.float32)
-    padded[CONTEXT_SAMPLES : CONTEXT_SAMPLES + len(samples)] = samples
-    state: NDArray[Any] = np.zeros((2, 1, 128), np.float32)
-    fixed = {"sr": np.array(RATE_HZ, np.int64)} if "sr" in model.input_names else {}
+    padded = np.zeros(frames * FRAME_SAMPLES, np.float32)
+    padded[: len(samples)] = samples
+    scorer = FrameScorer(model)
     probabilities = np.zeros(frames, np.float32)
     for n in range(frames):
         if n % FRAMES_PER_CANCEL_CHECK == 0:
             check()
-        frame = padded[n * FRAME_SAMPLES : (n + 1) * FRAME_SAMPLES + CONTEXT_SAMPLES]
-        probability, state = model.run({"input": frame[None], "state": state, **fixed})
-        probabilities[n] = probability.item()
+        probabilities[n] = scorer.score(padded[n * FRAME_SAMPLES : (n + 1) * FRAME_SAMPLES])
     return probabilities
 
 
