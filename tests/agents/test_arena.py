@@ -174,6 +174,18 @@ def test_small_values_and_those_that_do_not_fit_go_to_the_heap(own: Arena) -> No
     assert isinstance(data, memoryview)
 
 
+@pytest.mark.parametrize("size", [1, 4095, 4097])
+def test_value_of_any_size_finds_room_beyond_the_first_step(folder: Path, size: int) -> None:
+    own = open_arena(VALUES_AT + 4 * limits.AGENT_ARENA_STEP_BYTES, folder)
+    assert own is not None
+    array = filled(1, limits.AGENT_ARENA_STEP_BYTES + size)
+    digest, _ = put(own, array)
+    found = neighbour(own).read(JOB, digest, len(array))
+    assert found is not None
+    assert bytes(found) == array.tobytes()
+    own.close()
+
+
 def test_memory_is_used_again_once_nobody_has_a_view(own: Arena) -> None:
     digest, data = put(own, filled(1))
     view = values.decode(PortType.TENSOR, data, {"dtype": "uint8", "shape": [SIZE]})[5:]

@@ -14,15 +14,17 @@ from starloom.dag.errors import InvalidInput, StarloomError
 from starloom.dag.ids import StageId
 from starloom.dag.validate import validate
 from starloom.orchestrator import demo
-from starloom.orchestrator.bench import daskpeer, harness, overhead, replay, report, tiers
+from starloom.orchestrator.bench import daskpeer, harness, overhead, replay, report, tiers, transfer
 from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.ours import OURS, constellation
 from starloom.orchestrator.bench.peerhost import Ask
 from starloom.orchestrator.bench.peers import PEERS, Host, open_peers
+from starloom.orchestrator.bench.plane import open_plane
 from starloom.orchestrator.bench.shapes import LAYER_STAGES, LAYER_UPSTREAMS, Form, Work, shape
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.clusterfile import DEFAULT
 
+WAYS = ("", "-plane", "-network")
 ROW_KEYS = {"what", "ours", "peer", "peer_name", "ratio", "unit"}
 
 
@@ -261,3 +263,42 @@ def test_replay_has_a_row_for_each_journal(monkeypatch: pytest.MonkeyPatch, caps
         ("open-20-after-ended", "all-facts"),
     ]
     assert all(row.keys() >= ROW_KEYS for row in rows)
+
+
+def test_the_rows_of_transfer_have_the_names_that_are_followed() -> None:
+    samples: dict[tuple[str, Work], list[float]] = {}
+    for size in transfer.SIZES.values():
+        long, short, one = size.works
+        for name in (OURS, transfer.RAY):
+            samples[name, long], samples[name, short] = [0.001 * long.size], [0.001 * short.size]
+        for name in ("starloom-plane", "starloom-network", "grpc-stream", "memcpy"):
+            samples[name, one] = [0.002]
+    rows = transfer.rows(list(transfer.SIZES), samples)
+    assert {"1kB", "1MB", "10MB", "100MB", "10MB-plane", "10MB-network"} <= {row.what for row in rows}
+    ratios = {(row.what, row.peer_name): row.ratio for row in rows}
+    assert ratios["10MB", "ray-actors"] == pytest.approx(1.0)
+    assert ratios["10MB", "memcpy"] == pytest.approx(2.0)
+    assert ratios["10MB", "memcpy-and-hop"] == pytest.approx(4.0)
+    assert ratios["10MB-plane", "memcpy"] == pytest.approx(1.0)
+    with pytest.raises(InvalidInput, match="3kB"):
+        transfer._sizes("1MB,3kB")
+
+
+def test_the_bare_data_plane_moves_values_of_every_size() -> None:
+    with open_plane() as contenders:
+        for contender in contenders:
+            assert not contender.does(Work(form=Form.CHAIN, size=2, workers=2, value_bytes=1))
+            for size in (1_000, 1_000_000):
+                assert contender.seconds(Work(form=Form.CHAIN, size=1, workers=2, value_bytes=size)) > 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_small_run_of_transfer_gives_well_formed_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "transfer", "--json", "--repeat", "1", "--sizes", "1kB,1MB"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["what"] for row in found["rows"]} == {f"{size}{way}" for size in ("1kB", "1MB") for way in WAYS}
+    assert {row["peer_name"] for row in found["rows"] if row["what"] == "1MB"} == {
+        *("ray-actors", "grpc-stream", "memcpy", "memcpy-and-hop")
+    }
+    assert all(row.keys() >= ROW_KEYS and row["ratio"] > 0 for row in found["rows"])

@@ -35,6 +35,7 @@ SHIPPED: Final[Mapping[str, str]] = {
     "basic.fail": f"{_STAGES}.basic:Fail",
     "basic.count": f"{_STAGES}.basic:Count",
     "basic.make_bytes": f"{_STAGES}.basic:MakeBytes",
+    "basic.make_tensor": f"{_STAGES}.tensors:MakeTensor",
     "audio.decode": f"{_STAGES}.audio:DecodeAudio",
     "audio.encode": f"{_STAGES}.audio:EncodeAudio",
     "speech.detect": f"{_STAGES}.voice:DetectSpeech",

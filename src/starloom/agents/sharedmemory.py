@@ -199,8 +199,8 @@ class Arena:
     def _grow(self, size: int) -> bool:
         """Takes memory for at least `size` bytes more: reserved, for a write into what tmpfs has no page for is SIGBUS."""
         start = self._allocator.end
-        step = min(max(size, limits.AGENT_ARENA_STEP_BYTES), self.size - start)
-        step -= step % mmap.PAGESIZE
+        whole_pages = -(-max(size, limits.AGENT_ARENA_STEP_BYTES) // mmap.PAGESIZE) * mmap.PAGESIZE
+        step = min(whole_pages, self.size - start)
         if step < max(size, mmap.PAGESIZE) or self._full or self._file < 0:
             return False
         try:

@@ -49,10 +49,17 @@ class RayCluster:
     `workers` are processes to start ahead, one for each node unless given. Ray allows one at a time in a process.
     """
 
-    def __init__(self, nodes: tuple[str, ...], logs: Path, workers: int = 0) -> None:
+    def __init__(
+        self,
+        nodes: tuple[str, ...],
+        logs: Path,
+        workers: int = 0,
+        object_store_bytes: int = limits.RAY_OBJECT_STORE_BYTES,
+    ) -> None:
         self._nodes = nodes
         self._workers = max(1, workers or len(nodes))
         self._logs = logs
+        self._object_store_bytes = object_store_bytes
         self._folder: Path | None = None
         self._ours = False
         self._watched: dict[str, psutil.Process] = {}
@@ -97,7 +104,7 @@ class RayCluster:
                     # Ray starts as many workers ahead as there are CPUs.
                     num_cpus=self._workers,
                     resources={resource(node): 1 for node in self._nodes},
-                    object_store_memory=limits.RAY_OBJECT_STORE_BYTES,
+                    object_store_memory=self._object_store_bytes,
                     log_to_driver=False,
                     configure_logging=False,
                     _temp_dir=str(folder),

@@ -18,6 +18,7 @@ OURS: Final = "starloom"
 AGENTS: Final = 4
 JOB_SECONDS_MAX: Final = 300.0
 _NOOP = "basic.noop"
+_MAKE = "basic.make_tensor"
 
 
 class OursContender:
@@ -58,14 +59,15 @@ class OursContender:
 
 
 def constellation(graph: Shape, nodes: Sequence[str]) -> Constellation:
-    """A graph of stages that do nothing, pinned to nodes where the graph says so."""
+    """A graph of stages that do nothing but make values, if any, pinned to nodes where the graph says so."""
     made = Graph(f"bench-{graph.form}")
     pins = [Requirements(node=node) for node in nodes]
     refs: list[StageRef] = []
     for index, (upstreams, pin) in enumerate(zip(graph.upstreams, graph.workers, strict=True)):
         feeds = {f"value{place or ''}": refs[upstream]["value"] for place, upstream in enumerate(upstreams)}
         require = None if pin is None else pins[pin]
-        refs.append(made.stage(f"s{index}", _NOOP, require=require, inputs=feeds))
+        kind, params = (_MAKE, {"size": graph.value_bytes}) if graph.value_bytes else (_NOOP, {})
+        refs.append(made.stage(f"s{index}", kind, params=params, require=require, inputs=feeds))
     return made.build()
 
 

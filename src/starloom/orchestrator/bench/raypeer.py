@@ -6,15 +6,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from starloom.agents.stages.tensors import next_tensor
 from starloom.orchestrator.bench.shapes import Shape
 from starloom.orchestrator.raycluster import RayCluster
 
 WORKERS: Final = 4
+_OBJECT_STORE_BYTES: Final = 1024 * 1024 * 1024
 
 
 class _Actor:
     def first(self, *values: Any) -> Any:
         return values[0] if values else None
+
+    def tensor(self, size: int, *values: Any) -> Any:
+        return next_tensor(size, values[0] if values else None)
 
 
 def _first(*values: Any) -> Any:
@@ -56,7 +61,13 @@ class ActorRunner:
         results: list[Any] = []
         for index, (upstreams, pin) in enumerate(zip(graph.upstreams, graph.workers, strict=True)):
             actor = self._actors[index % WORKERS if pin is None else pin]
-            results.append(actor.first.remote(*(results[upstream] for upstream in upstreams)))
+            inputs = [results[upstream] for upstream in upstreams]
+            if graph.value_bytes:
+                results.append(actor.tensor.remote(graph.value_bytes, *inputs))
+                # As Ray's own users would: a reference that is let go frees its memory for the next tensor.
+                results[:-1] = [None] * index
+            else:
+                results.append(actor.first.remote(*inputs))
         ray.get([results[sink] for sink in graph.sinks])
 
 
@@ -64,7 +75,9 @@ class ActorRunner:
 def open_peers() -> Iterator[dict[str, TaskRunner | ActorRunner]]:
     """Starts Ray and the actors."""
     with tempfile.TemporaryDirectory(prefix="starloom-bench-") as logs:
-        cluster = RayCluster(tuple(f"peer-{number}" for number in range(WORKERS)), Path(logs))
+        cluster = RayCluster(
+            tuple(f"peer-{number}" for number in range(WORKERS)), Path(logs), object_store_bytes=_OBJECT_STORE_BYTES
+        )
         cluster.start()
         try:
             yield {"ray-tasks": TaskRunner(), "ray-actors": ActorRunner()}

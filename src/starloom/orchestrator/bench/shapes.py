@@ -24,11 +24,15 @@ class Form(StrEnum):
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """One piece of work: `size` stages (of JOBS: jobs), on the first `workers` workers; 0: wherever they are placed."""
+    """One piece of work: `size` stages (of JOBS: jobs), on the first `workers` workers; 0: wherever they are placed.
+
+    `value_bytes`: each stage reads the tensor of the one before and makes another of this size; 0: stages do nothing.
+    """
 
     form: Form
     size: int
     workers: int = 0
+    value_bytes: int = 0
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +41,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     form: Form
     upstreams: tuple[tuple[int, ...], ...]
     workers: tuple[int | None, ...]
+    value_bytes: int = 0
 
     @property
     def sinks(self) -> list[int]:
@@ -58,7 +63,7 @@ def shape(work: Work) -> Shape:
         case Form.JOBS:
             upstreams = [_before(index, JOB_STAGES) for index in range(work.size * JOB_STAGES)]
     workers = [index % work.workers if work.workers else None for index in range(len(upstreams))]
-    return Shape(form=work.form, upstreams=tuple(upstreams), workers=tuple(workers))
+    return Shape(form=work.form, upstreams=tuple(upstreams), workers=tuple(workers), value_bytes=work.value_bytes)
 
 
 def _before(index: int, length: int) -> tuple[int, ...]:

@@ -29,6 +29,10 @@ def _overhead(parser: Parser) -> None:
     parser.add_argument("--peers", default="", metavar="NAMES", help="beside whom, with commas; all unless given")
 
 
+def _transfer(parser: Parser) -> None:
+    parser.add_argument("--sizes", default="", metavar="NAMES", help="such as 1MB,10MB; all of them unless given")
+
+
 def _language(parser: Parser) -> None:
     parser.add_argument("--quality", action="store_true", help="how well the sizes answer, not how fast they are")
     parser.add_argument("--questions", type=int, metavar="N", help="only the first N held-out questions")
@@ -40,6 +44,12 @@ BENCHES: Final = {
         9,
         _overhead,
         ("ray", "psutil", "distributed"),
+    ),
+    "transfer": Bench(
+        "what it costs to pass a value from agent to agent on one host, beside Ray, a raw stream and memcpy",
+        9,
+        _transfer,
+        ("ray", "psutil"),
     ),
     "tiers": Bench(
         "the demonstration's job where its constellation puts it, beside all of it on one tier",
