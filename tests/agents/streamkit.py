@@ -12,7 +12,7 @@ from tests.agents.fakes import TOKEN, WAIT_SECONDS, MemoryStore, Stages, Told, n
 
 from starloom.agents import status
 from starloom.agents.core import AgentCore
-from starloom.agents.dataservice import DataServer, DataService
+from starloom.agents.dataservice import DataServer, DataService, add_data_service
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Await, Command, Finished, Reader
 from starloom.agents.runtime import Runtime
@@ -27,7 +27,6 @@ from starloom.dag.errors import Unavailable
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.dag.kinds import KindSpec, Param
 from starloom.dag.values import Full, Port, PortType
-from starloom.v1 import data_pb2_grpc
 
 NUMBERS = Port(PortType.JSON, stream=True)
 VALUE = Port(PortType.JSON)
@@ -308,7 +307,7 @@ async def cluster(*names: str, stages: tuple[Stage | StreamStage, ...] = (), slo
     async with AsyncExitStack() as stack:
         server = aio.server(interceptors=[status.TokenCheck(TOKEN)], options=status.server_options())
         service = DataService(store, store, streams=_Source(store), stream_sink=_Sink(store))
-        data_pb2_grpc.add_DataServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
+        add_data_service(server, service)
         store_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()
         stack.push_async_callback(_stop, server.stop)

@@ -12,6 +12,7 @@ from tests.agents.streamkit import (
     NUMBERS,
     OF_THE_JOB,
     VALUE,
+    Cluster,
     Gate,
     Slow,
     cluster,
@@ -27,7 +28,7 @@ from starloom.agents.streams.records import StreamName
 from starloom.dag import limits
 from starloom.dag.errors import StageError
 from starloom.dag.ids import AgentId, JobId, StageId
-from starloom.dag.kinds import KindSpec
+from starloom.dag.kinds import KindSpec, Param
 from starloom.dag.values import Full, PortType
 
 
@@ -453,3 +454,59 @@ async def test_released_job_is_forgotten() -> None:
         a.send(Release(job=JobId("j")))
         await a.streams.settled()
         assert a.streams.flow("count") is None
+
+
+async def _diamond(agents: Cluster, gathers: int, count: int) -> None:
+    a = agents["a"]
+    a.send(
+        producing("source", "t.count", "gathers.in", "passes.in", params={"count": count}),
+        producing("gathers", "t.gathers", "meet.left", awaits=a.awaits(in_="source.out"), params={"count": gathers}),
+        producing("passes", "t.double", "meet.right", awaits=a.awaits(in_="source.out")),
+        consuming("meet", "t.meet", (*a.awaits(left="gathers.out"), *a.awaits(right="passes.out"))),
+    )
+
+
+async def _gathers(call: StageCall) -> AsyncGenerator[Chunk, None]:
+    held: list[int] = []
+    async for received in call.inputs["in"]:
+        held.append(received.value)
+        if len(held) == call.params["count"]:
+            for value in held:
+                yield Chunk("out", value)
+            held.clear()
+
+
+async def _meet(call: StageCall) -> AsyncGenerator[Chunk, None]:
+    right = aiter(call.inputs["right"])
+    yield Chunk("all", [[left.value, (await anext(right)).value] async for left in call.inputs["left"]])
+
+
+DIAMOND = (
+    streaming(
+        "t.gathers",
+        _gathers,
+        inputs={"in": NUMBERS},
+        outputs={"out": NUMBERS},
+        params={"count": Param(type="integer", required=True)},
+    ),
+    streaming("t.meet", _meet, inputs={"left": NUMBERS, "right": NUMBERS}, outputs={"all": VALUE}),
+)
+
+
+async def test_diamond_whose_one_way_gathers_gets_the_room_it_needs() -> None:
+    count = 4 * limits.STREAM_BUFFER_CHUNKS
+    async with cluster("a", stages=DIAMOND) as agents:
+        await _diamond(agents, gathers=count, count=count)
+        assert values(await agents["a"].finished("meet")) == [[n, 2 * n] for n in range(count)]
+
+
+async def test_diamond_without_room_fails_and_names_who_waits_for_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "STREAM_BUFFER_CHUNKS_MAX", limits.STREAM_BUFFER_CHUNKS)
+    monkeypatch.setattr(limits, "STREAM_STUCK_SECONDS", 0.0)
+    count = 4 * limits.STREAM_BUFFER_CHUNKS
+    async with cluster("a", stages=DIAMOND) as agents:
+        await _diamond(agents, gathers=count, count=count)
+        failed = await agents["a"].told.final(task("passes"))
+        assert isinstance(failed, Failed)
+        assert not failed.error.transient
+        assert "meet waits for chunks of gathers, gathers waits for chunks of source" in failed.error.message

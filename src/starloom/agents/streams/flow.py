@@ -1,31 +1,54 @@
 """A stream's buffer on an event loop: who appends waits for room, and who reads waits for chunks."""
 
 import asyncio
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from starloom.agents.streams.buffer import StreamBuffer
-from starloom.agents.streams.records import Credit, How, ReadOpen, StreamBatch, StreamEnd
+from starloom.agents.streams.records import Bound, Credit, How, ReadOpen, StreamBatch, StreamEnd
 from starloom.dag.errors import Conflict
 
 
-class Flow:
-    """One stream between its producer and its readers, all on one event loop."""
+class Waiting(NamedTuple):
+    """A chunk that its producer waits with, since a monotonic nanosecond."""
 
-    def __init__(self, buffer: StreamBuffer) -> None:
+    size: int
+    generation: int
+    since: int
+
+
+class Flow:
+    """One stream between its producer and its readers, all on one event loop. `on_wait`: its producer has to wait."""
+
+    def __init__(self, buffer: StreamBuffer, on_wait: Callable[[], None] = lambda: None) -> None:
         self.buffer = buffer
-        #: the size of the chunk that the producer waits with, if it waits
-        self.waiting: int | None = None
+        self._on_wait = on_wait
+        self._waiting: Waiting | None = None
         self._readings: dict[str, Reading] = {}
         self._waiters: list[asyncio.Future[None]] = []
 
+    @property
+    def waiting(self) -> Waiting | None:
+        """What the producer waits with, if there is still no room for it."""
+        waiting = self._waiting
+        return waiting if waiting and not self.buffer.fits(waiting.size, waiting.generation) else None
+
+    def enlarge(self, bound: Bound) -> None:
+        """Lets more be kept."""
+        self.buffer.enlarge(bound)
+        self.wake()
+
     async def append(self, data: bytes, meta: dict[str, Any], generation: int = 0) -> int:
         """Adds the producer's next chunk once there is room; returns its offset. Raises InvalidInput."""
-        self.waiting = len(data)
-        try:
-            while not self.buffer.fits(len(data), generation):
-                await self.change()
-        finally:
-            self.waiting = None
+        if not self.buffer.fits(len(data), generation):
+            self._waiting = Waiting(len(data), generation, time.monotonic_ns())
+            self._on_wait()
+            try:
+                while not self.buffer.fits(len(data), generation):
+                    await self.change()
+            finally:
+                self._waiting = None
         offset = self.buffer.append(data, meta, generation)
         self.wake()
         return offset
@@ -73,6 +96,11 @@ class Reading:
     def generation(self) -> int:
         """The greatest generation so far."""
         return self._flow.buffer.generation
+
+    @property
+    def starved(self) -> bool:
+        """Whether there is nothing to read."""
+        return not self._flow.buffer.has_something(self.name) if not self._closed else self._flow.buffer.end is None
 
     async def overtaken(self, generation: int) -> int:
         """Waits for a greater generation than this."""

@@ -23,6 +23,11 @@ class Source(Protocol):
         """The greatest generation that is known."""
         ...
 
+    @property
+    def starved(self) -> bool:
+        """Whether there is nothing to take, and nobody but a stage of this agent can change that."""
+        ...
+
     async def overtaken(self, generation: int) -> int:
         """Waits for a greater generation than this."""
         ...
@@ -56,6 +61,10 @@ class LocalSource:
     @property
     def generation(self) -> int:
         return self._reading.generation if self._reading else 0
+
+    @property
+    def starved(self) -> bool:
+        return self._reading is not None and self._reading.starved
 
     async def overtaken(self, generation: int) -> int:
         return await (await self._open()).overtaken(generation)
@@ -114,6 +123,11 @@ class Inlet:
     @property
     def generation(self) -> int:
         return self._source.generation
+
+    @property
+    def starved(self) -> bool:
+        """Whether the stage waits for a chunk that only another stage of this agent can give."""
+        return self.waiting and self._source.starved
 
     async def overtaken(self, generation: int) -> int:
         return await self._source.overtaken(generation)

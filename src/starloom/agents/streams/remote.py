@@ -44,6 +44,10 @@ class RemoteSource:
     def generation(self) -> int:
         return self._generation
 
+    @property
+    def starved(self) -> bool:
+        return False
+
     async def overtaken(self, generation: int) -> int:
         while self._generation <= generation:
             waiter = asyncio.get_running_loop().create_future()

@@ -19,6 +19,7 @@ from starloom.agents.streams.loops import Loops
 from starloom.agents.streams.records import Bound, Credit, ReadOpen, StreamBatch, StreamName, WriteOpen
 from starloom.agents.streams.remote import Carrier, RemoteSource
 from starloom.agents.streams.running import StreamRun, Submit
+from starloom.agents.streams.watching import Watch
 from starloom.agents.transfer import Transfer
 from starloom.agents.workers import Began, Ended
 from starloom.dag import limits
@@ -51,6 +52,7 @@ class Streams:
         self._store_address = store_address
         self._loops = Loops(f"{agent}-streams")
         self._hub = Hub()
+        self._watch = Watch()
 
     def begin(self, execution: Execution, submit: Submit, deliver: Deliver) -> None:
         """Starts an attempt; `deliver` is told when it has begun and ended, as by a worker. It computes by `submit`."""
@@ -125,9 +127,11 @@ class Streams:
             for port, output in awaited.streams.items()
         }
         run = StreamRun(execution, self._stages, self._models, self._agent, flows, inlets, submit)
+        self._watch.add(run)
         try:
             return await run.run(partial(_carried, carriers))
         finally:
+            self._watch.remove(run)
             for carrier in carriers:
                 carrier.cancel()
 
@@ -140,7 +144,7 @@ class Streams:
             if name in assign.publish:
                 readers.append((JOB_STORE_READER, Full.BLOCK))
             bound = Bound(chunks=port.chunks or limits.STREAM_BUFFER_CHUNKS)
-            flows[name] = Flow(StreamBuffer(bound, readers))
+            flows[name] = Flow(StreamBuffer(bound, readers), self._watch.arm)
             self._hub.add(_name(assign, name), flows[name])
         return flows
 

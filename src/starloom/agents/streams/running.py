@@ -29,11 +29,12 @@ from starloom.agents.stage import CancelToken, Chunk, Grown, Outputs, Stage, Sta
 from starloom.agents.streams.flow import Flow
 from starloom.agents.streams.inlet import Inlet
 from starloom.agents.streams.records import How, StreamEnd
+from starloom.agents.streams.watchdog import RoomWait, Waits
 from starloom.agents.transfer import off_loop
 from starloom.dag import limits
 from starloom.dag.errors import Cancelled, InvalidInput, Problem, StageError, StarloomError, StreamGone
 from starloom.dag.facts import Consumed, ErrorInfo
-from starloom.dag.ids import AgentId, StageId
+from starloom.dag.ids import AgentId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.values import ValueRef
 
@@ -116,11 +117,13 @@ class StreamRun:
         self._told: dict[str, float] = {}
         self._values: dict[str, Any] = {}
         #: why the attempt is to end, if not by itself
-        self.stuck: StageError | None = None
+        self._wrong: StageError | None = None
+        self._task: asyncio.Task[Any] | None = None
 
     async def run(self, published: Callable[[], Any]) -> Made | StarloomError | ErrorInfo:
         """What became of it. `published` is awaited after the end of its streams. As `execution.execute` otherwise."""
         began = time.monotonic_ns()
+        self._task = asyncio.current_task()
         try:
             made = await self._run(began)
             consumed = await self._consumed()
@@ -135,6 +138,28 @@ class StreamRun:
         finally:
             for inlet in self.inlets.values():
                 inlet.stop()
+
+    def fail(self, error: StageError) -> None:
+        """Ends the attempt with this failure."""
+        if self._wrong is None and self._task is not None:
+            self._wrong = error
+            self._task.cancel()
+
+    def waits(self, attempts: Mapping[StageId, TaskToken]) -> Waits | None:
+        """What the stage waits for, if it does nothing else; `attempts` are those of its job on this agent."""
+        if self.computing.running:
+            return None
+        rooms = []
+        for port, flow in self.flows.items():
+            if (waiting := flow.waiting) is not None:
+                names = flow.buffer.blockers()
+                stages = (StageId(name.rpartition(".")[0]) for name in names)
+                readers = tuple(attempts[stage] for stage in stages if stage in attempts)
+                rooms.append(RoomWait(port, readers, names, flow.buffer.kept, flow.buffer.bound, waiting.since))
+        producers = [
+            attempts.get(inlet.upstream) if inlet.starved else None for inlet in self.inlets.values() if inlet.waiting
+        ]
+        return Waits(tuple(rooms), tuple(producers)) if rooms or producers else None
 
     async def _run(self, began: int) -> Made:
         execution = self._execution
@@ -246,8 +271,8 @@ class StreamRun:
     def _failed(self, error: BaseException) -> StarloomError | ErrorInfo:
         if self._execution.cancel.cancelled:
             return Cancelled("the attempt was cancelled")
-        if self.stuck is not None:
-            return failure(self.stuck, self._agent)
+        if self._wrong is not None:
+            return failure(self._wrong, self._agent)
         broken = [inlet for inlet in self.inlets.values() if inlet.broken is not None]
         if broken:
             return _lost(broken)
