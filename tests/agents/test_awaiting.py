@@ -146,6 +146,19 @@ def test_a_comparison_that_does_not_hold_starts_nothing(answer: bool, started: l
     assert starts(driven.tell(assign("late", awaits=down.awaits))) == (["late"] if answer else [])
 
 
+def test_more_ends_are_to_come_while_something_runs_or_awaits_what_may_run() -> None:
+    driven = Driven()
+    assert not driven.core.more_to_come
+    far = assign("far", awaits=(awaits("else", "b"),))
+    driven.tell(assign("up"), assign("down", awaits=(awaits(),)), far)
+    assert driven.core.more_to_come
+    ended(driven, gave(task("up")))
+    driven.finish(task("down"))
+    assert driven.core.more_to_come, "another agent's attempt is awaited"
+    driven.tell(Cancel(task=far.task))
+    assert not driven.core.more_to_come
+
+
 def test_outputs_that_were_not_given_feed_nothing() -> None:
     driven = Driven()
     driven.tell(assign("up"), assign("down", awaits=(awaits(feeds={"x": "absent", "y": "value"}),)))

@@ -118,6 +118,32 @@ async def test_start_that_has_ended_before_it_was_told_is_not_told() -> None:
         assert orchestrator.reports == [Started(task=task("s1")), WasCancelled(task=task("s0"))]
 
 
+async def test_reports_wait_for_those_that_are_to_come_and_go_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "REPORTS_GATHER_SECONDS", WAIT_SECONDS * 2)
+    async with FakeOrchestrator() as orchestrator:
+        orchestrator.heartbeat_seconds, orchestrator.lease_seconds = WAIT_SECONDS * 2, WAIT_SECONDS * 4
+        async with linked(orchestrator) as (link, desk):
+            await desk.until_welcomed(1)
+            orchestrator.send(*cancels("a"))
+            await desk.until_got(1)
+            for report in reports(0, 9):
+                link.send(report, more=True)
+                await asyncio.sleep(0)
+            link.send(reports(9, 10)[0])
+            await orchestrator.until(lambda: len(orchestrator.reports) == 10)
+            assert orchestrator.frames == [(1, 10)]
+
+
+async def test_a_report_with_which_nothing_comes_goes_by_itself() -> None:
+    async with FakeOrchestrator() as orchestrator:
+        orchestrator.heartbeat_seconds, orchestrator.lease_seconds = WAIT_SECONDS * 2, WAIT_SECONDS * 4
+        async with linked(orchestrator) as (link, desk):
+            await desk.until_welcomed(1)
+            link.send(Started(task=task("s1")))
+            link.send(reports(0, 1)[0], more=True)
+            await orchestrator.until(lambda: orchestrator.reports == [Started(task=task("s1")), *reports(0, 1)])
+
+
 async def test_break_is_resumed_without_loss_or_repeat() -> None:
     async with FakeOrchestrator() as orchestrator, linked(orchestrator) as (link, desk):
         for round_ in range(5):

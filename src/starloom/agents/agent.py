@@ -155,7 +155,7 @@ class Agent:
             self._holder,
             self._transfer,
             config.orchestrator,
-            self._link.send,
+            self._tell,
             Neighbours(self._transfer, config.verify_shared),
             self._peers,
             streams,
@@ -224,6 +224,9 @@ class Agent:
     def commands(self, commands: Sequence[Command], sender_epoch: Epoch) -> None:
         """For the link: what the orchestrator wants."""
         self.runtime.commands(commands, sender_epoch)
+
+    def _tell(self, report: Report) -> None:
+        self._link.send(report, self.runtime.core.more_to_come)
 
     def load(self) -> Load:
         """For the link: what a heartbeat tells."""

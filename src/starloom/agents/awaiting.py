@@ -46,6 +46,11 @@ class Awaiting:
         """Attempts of other agents whose outcome is awaited here."""
         return frozenset(self._asked)
 
+    @property
+    def any(self) -> bool:
+        """Whether something waits."""
+        return bool(self._waits)
+
     def accept(self, assign: Assign, found: list[Instruction]) -> Assign | None:
         """Takes an assignment in; the complete one if it awaits nothing, or only what is known; else None."""
         open_ = [awaited for awaited in assign.awaits if not awaited.streams or awaited.feeds or awaited.holds]

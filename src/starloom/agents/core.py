@@ -107,6 +107,11 @@ class AgentCore:
         """Whether no attempt is active."""
         return not self._attempts
 
+    @property
+    def more_to_come(self) -> bool:
+        """Whether other attempts may well end within moments: those with the workers, and those that await others."""
+        return self._handed > 0 or self._awaiting.any
+
     def phase(self, task: TaskToken) -> Phase | None:
         """How far an attempt is; None where it is not active."""
         attempt = self._attempts.get(task)

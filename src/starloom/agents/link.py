@@ -78,17 +78,27 @@ class Link:
         #: set while there is a session
         self.connected = asyncio.Event()
 
-    def send(self, report: Report) -> None:
+    def send(self, report: Report, more: bool = False) -> None:
         """Queues a report: it arrives once, whatever happens to the connection.
 
-        A start waits REPORT_STARTED_SECONDS for its attempt's end, which makes it needless.
+        A start waits REPORT_STARTED_SECONDS for its attempt's end, which makes it needless. With `more` to come soon,
+        any report waits REPORTS_GATHER_SECONDS for others to go with: a message costs more than what is in it.
         """
         self._outbox.append(report)
-        if not isinstance(report, Started):
+        if isinstance(report, Started):
+            self._linger(limits.REPORT_STARTED_SECONDS)
+        elif more:
+            self._linger(limits.REPORTS_GATHER_SECONDS)
+        else:
             self._woken.set()
-        elif self._lingering is None:
-            loop = asyncio.get_running_loop()
-            self._lingering = loop.call_later(limits.REPORT_STARTED_SECONDS, self._woken.set)
+
+    def _linger(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._lingering is not None:
+            if self._lingering.when() <= loop.time() + seconds:
+                return
+            self._lingering.cancel()
+        self._lingering = loop.call_later(seconds, self._woken.set)
 
     async def run(self) -> None:
         """Dials until `leave`. Raises what a first dial says that no repetition mends: Unauthenticated, InvalidInput."""
