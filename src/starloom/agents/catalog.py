@@ -46,6 +46,8 @@ SHIPPED: Final[Mapping[str, str]] = {
     "speech.caption": f"{_STAGES}.captions:Caption",
     "image.decode": f"{_STAGES}.image:DecodeImage",
     "vision.faces": f"{_STAGES}.faces:DetectFaces",
+    "vision.watch": f"{_STAGES}.video:WatchFaces",
+    "video.frames": f"{_STAGES}.video:VideoFrames",
     "text.detect": f"{_STAGES}.reading:DetectText",
     "text.recognise": f"{_STAGES}.reading:RecogniseText",
     "text.read": f"{_STAGES}.regions:ReadText",

@@ -52,19 +52,23 @@ class DetectFaces(Stage):
         models.session(MODEL, FILES[target], target=target)
 
     def run(self, call: StageCall) -> Outputs:
-        score_min, max_side = call.params["score_min"], call.params["max_side"]
-        if not 0 < score_min <= 1 or not SIZE_MULTIPLE <= max_side <= limits.VISION_SIDE_PIXELS_MAX:
-            raise StageError(
-                f"vision.faces: score_min {score_min} must be above 0 and at most 1, max_side {max_side} from "
-                f"{SIZE_MULTIPLE} to VISION_SIDE_PIXELS_MAX = {limits.VISION_SIDE_PIXELS_MAX}"
-            )
-        image: Image = call.inputs["image"]
-        if 0 in image.shape:
-            return {"faces": []}
-        feed, scale = network_input(image, max_side)
-        session = call.models.session(MODEL, FILES[call.target], target=call.target)
-        maps = session.run({session.input_names[0]: feed})
-        return {"faces": decode_faces(maps, scale, image.shape[:2], score_min)}
+        return {"faces": find_faces(call, call.inputs["image"])}
+
+
+def find_faces(call: StageCall, image: Image) -> list[dict[str, Any]]:
+    """The faces in an image, by the call's parameters `score_min` and `max_side`, on its target. Raises StageError."""
+    score_min, max_side = call.params["score_min"], call.params["max_side"]
+    if not 0 < score_min <= 1 or not SIZE_MULTIPLE <= max_side <= limits.VISION_SIDE_PIXELS_MAX:
+        raise StageError(
+            f"score_min {score_min} must be above 0 and at most 1, max_side {max_side} from "
+            f"{SIZE_MULTIPLE} to VISION_SIDE_PIXELS_MAX = {limits.VISION_SIDE_PIXELS_MAX}"
+        )
+    if 0 in image.shape:
+        return []
+    feed, scale = network_input(image, max_side)
+    session = call.models.session(MODEL, FILES[call.target], target=call.target)
+    maps = session.run({session.input_names[0]: feed})
+    return decode_faces(maps, scale, image.shape[:2], score_min)
 
 
 def network_input(image: Image, max_side: int) -> tuple[NDArray[np.float32], float]:

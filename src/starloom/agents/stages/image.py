@@ -82,7 +82,7 @@ def decode_image(data: bytes, max_side: int = 0) -> Image:
         )
     if pixels == 0:
         raise StageError(f"the image is {header.width} x {header.height} pixels: the file is damaged; send it again")
-    return _shrink(_on_white(data, header) if header.alpha else _opaque(data, header, max_side), max_side)
+    return shrink(_on_white(data, header) if header.alpha else _opaque(data, header, max_side), max_side)
 
 
 def resize(image: Image, width: int, height: int) -> Image:
@@ -94,7 +94,8 @@ def resize(image: Image, width: int, height: int) -> Image:
     return cast(Image, resized)
 
 
-def _shrink(image: Image, max_side: int) -> Image:
+def shrink(image: Image, max_side: int) -> Image:
+    """`image` with its longer side at most `max_side` pixels; 0 keeps it."""
     height, width = image.shape[:2]
     longest = max(height, width)
     if max_side == 0 or longest <= max_side:
