@@ -14,6 +14,8 @@ from starloom.agents.catalog import Catalog
 from starloom.agents.core import AgentCore
 from starloom.agents.dataservice import DataServer
 from starloom.agents.execution import CountedModels, StageLookup
+from starloom.agents.faultlayer import FaultLayer
+from starloom.agents.faultstages import DisturbedStages
 from starloom.agents.holder import Holder
 from starloom.agents.link import Link
 from starloom.agents.messages import Command, Hello, Load, Report, Welcome
@@ -44,6 +46,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     `threads` those of one ONNX Runtime session. `models_root` is the model store, empty for the user's.
     `kinds` names what it offers, empty for all that can run here. `host` is where its data service listens.
     `arena_bytes` bounds its shared memory, 0 for none. `verify_shared`: whether what is read in others' is hashed again.
+    `faults_allowed`: whoever has the token may make things go wrong in it.
     """
 
     name: str
@@ -59,6 +62,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[str, ...] = ()
     arena_bytes: int = limits.AGENT_ARENA_BYTES_MAX
     verify_shared: bool = False
+    faults_allowed: bool = False
 
 
 class ModelPool:
@@ -94,9 +98,10 @@ class Agent:
         self._kinds: tuple[KindSpec, ...] = ()
         self._profile: NodeProfile | None = None
         self._holder = Holder()
-        self._link = Link(config.orchestrator, config.token, self)
-        self._transfer = Transfer(config.token)
-        self._peers = Peers(config.token)
+        self._faults = faults = FaultLayer(store_address=config.orchestrator) if config.faults_allowed else None
+        self._link = Link(config.orchestrator, config.token, self, faults)
+        self._transfer = Transfer(config.token, faults)
+        self._peers = Peers(config.token, faults)
         self._data: DataServer | None = None
         self._runtime: Runtime | None = None
         self._meter = LoadMeter()
@@ -128,10 +133,18 @@ class Agent:
         config = self.config
         stages, self._kinds = await asyncio.to_thread(self._find_kinds)
         arena = self._holder.arena = await asyncio.to_thread(open_arena, config.arena_bytes)
+        if self._faults is not None:
+            stages = DisturbedStages(stages, self._faults)
         models = ModelPool(config.models_root, config.threads)
         streams = Streams(AgentId(config.name), stages, models, self._transfer, config.orchestrator)
         data = self._data = DataServer(
-            self._holder, config.token, config.host, arena=arena, awaits=self._peers, streams=streams
+            self._holder,
+            config.token,
+            config.host,
+            arena=arena,
+            awaits=self._peers,
+            streams=streams,
+            faults=self._faults,
         )
         try:
             address = await data.start()
@@ -156,7 +169,7 @@ class Agent:
             self._transfer,
             config.orchestrator,
             self._tell,
-            Neighbours(self._transfer, config.verify_shared),
+            Neighbours(self._transfer, config.verify_shared, faults=self._faults),
             self._peers,
             streams,
         )

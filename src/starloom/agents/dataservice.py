@@ -7,7 +7,8 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from starloom.agents import chunkwire, status, wire, wirestreams
+from starloom.agents import chunkwire, faultservice, status, wire, wirestreams
+from starloom.agents.faultlayer import FaultLayer, HeldBack
 from starloom.agents.sharedmemory import Arena, boot_id
 from starloom.agents.streams.records import Credit, ReadOpen, StreamBatch, WriteOpen
 from starloom.dag import limits
@@ -217,7 +218,10 @@ def add_data_service(server: aio.Server, service: DataService) -> None:
 
 
 class DataServer:
-    """A gRPC server with the Data service of one agent, and the health service. Only loopback unless told otherwise."""
+    """A gRPC server with the Data service of one agent, and the health service. Only loopback unless told otherwise.
+
+    With `faults` it serves what may be done to them as well.
+    """
 
     def __init__(
         self,
@@ -228,9 +232,15 @@ class DataServer:
         arena: Arena | None = None,
         streams: StreamSource | None = None,
         awaits: AwaitSource | None = None,
+        faults: FaultLayer | None = None,
     ) -> None:
         self._host = host
-        self._server = aio.server(interceptors=[status.TokenCheck(token)], options=status.server_options())
+        interceptors: list[aio.ServerInterceptor] = [status.TokenCheck(token)]  # type: ignore[type-arg]
+        if faults is not None:
+            interceptors.append(HeldBack(faults))
+        self._server = aio.server(interceptors=interceptors, options=status.server_options())
+        if faults is not None:
+            faultservice.add_to(self._server, faults)
         add_data_service(self._server, DataService(source, sink, arena, streams, awaits=awaits))
         self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)

@@ -16,6 +16,7 @@ from grpc import aio
 from starloom.agents import status, wire
 from starloom.agents.channel import Channel
 from starloom.agents.crashpoints import CrashPoint, reach
+from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.messages import NOT_ENDS, Command, Hello, Load, Report, Started, Welcome
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, StarloomError, Unauthenticated, Unavailable
@@ -62,10 +63,11 @@ class _Stream:
 class Link:
     """One agent's session with the orchestrator at `address`. All methods are for the event loop's thread."""
 
-    def __init__(self, address: str, token: str, endpoint: Endpoint) -> None:
+    def __init__(self, address: str, token: str, endpoint: Endpoint, faults: FaultLayer | None = None) -> None:
         self._address = address
         self._metadata = status.auth_metadata(token)
         self._endpoint = endpoint
+        self._faults = faults
         self._channel: Channel[Report, Command] = Channel()
         self._outbox: list[Report] = []
         #: wakes the writer for starts that have waited long enough
@@ -134,6 +136,8 @@ class Link:
             stub: Any = session_pb2_grpc.SessionServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Connect(metadata=self._metadata)
             end = status.CallEnd(call)
+            if self._faults is not None:
+                call = self._faults.session(call)
             try:
                 async with asyncio.timeout(limits.CONNECT_SECONDS):
                     stream = _Stream(call, await self._greet(call))

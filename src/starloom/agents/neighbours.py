@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from starloom.agents import sharedmemory, values
+from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.sharedmemory import Neighbour
 from starloom.agents.transfer import Transfer, off_loop
 from starloom.dag import limits
@@ -27,7 +28,14 @@ class Neighbours:
     wire. ADR 11 has why that is enough.
     """
 
-    def __init__(self, transfer: Transfer, verify: bool = False, folder: Path = sharedmemory.FOLDER) -> None:
+    def __init__(
+        self,
+        transfer: Transfer,
+        verify: bool = False,
+        folder: Path = sharedmemory.FOLDER,
+        faults: FaultLayer | None = None,
+    ) -> None:
+        self._faults = faults
         self._transfer = transfer
         self._verify = verify
         self._folder = folder
@@ -43,6 +51,9 @@ class Neighbours:
         Raises DigestMismatch where it is verified, and is not what `ref` names.
         """
         if ref.bytes < limits.AGENT_ARENA_VALUE_BYTES_MIN or not self._boot_id:
+            return None
+        if self._faults is not None and self._faults.disturbs_data():
+            # It is the network that a fault disturbs, so that is where the value has to come from.
             return None
         neighbour = await self._neighbour(address)
         if neighbour is None:

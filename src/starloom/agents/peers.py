@@ -17,6 +17,7 @@ from grpc import aio
 
 from starloom.agents import status, wire
 from starloom.agents.core import Ask
+from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.messages import Outcome
 from starloom.agents.peerasks import PeerAsks
 from starloom.dag import limits
@@ -56,7 +57,9 @@ class _Peer:
         metadata: Any,
         answered: Callable[[Outcome], None],
         unreachable: Callable[[TaskToken, str], None],
+        faults: FaultLayer | None,
     ) -> None:
+        self._faults = faults
         self._address = address
         self._metadata = metadata
         self._answered = answered
@@ -108,6 +111,8 @@ class _Peer:
             stub: Any = data_pb2_grpc.DataServiceStub(channel)  # type: ignore[no-untyped-call]
             call = stub.Await(metadata=self._metadata)
             end = status.CallEnd(call)
+            if self._faults is not None:
+                call = self._faults.peer(call, self._address)
             writer: asyncio.Task[None] | None = None
             try:
                 async with asyncio.timeout(limits.INPUT_PATIENCE_SECONDS):
@@ -156,7 +161,8 @@ class _Subscriber:
 class Peers:
     """All streams of one agent, of either direction. All methods are for the event loop's thread."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, faults: FaultLayer | None = None) -> None:
+        self._faults = faults
         self._metadata = status.auth_metadata(token)
         self._awaiter: Awaiter | None = None
         self._peers: dict[str, _Peer] = {}
@@ -183,7 +189,7 @@ class Peers:
         assert self._awaiter is not None, "bind comes first"
         peer = self._peers.get(ask.address)
         if peer is None:
-            peer = _Peer(ask.address, self._metadata, self._answered, self._awaiter.unreachable)
+            peer = _Peer(ask.address, self._metadata, self._answered, self._awaiter.unreachable, self._faults)
             self._peers[ask.address] = peer
         self._addresses[ask.task] = ask.address
         peer.ask(ask.task)

@@ -12,6 +12,7 @@ from blake3 import blake3
 from grpc import aio
 
 from starloom.agents import chunkwire, status, wire
+from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.values import Data, Room, check, verify
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem, StarloomError, Unavailable
@@ -39,7 +40,8 @@ async def off_loop(
 class Transfer:
     """Fetches and puts values by one channel for each address, made when first needed. Close it in the end."""
 
-    def __init__(self, token: str) -> None:
+    def __init__(self, token: str, faults: FaultLayer | None = None) -> None:
+        self._faults = faults
         #: what every call carries, to be let in
         self.metadata = status.auth_metadata(token)
         self._channels: dict[str, aio.Channel] = {}
@@ -76,7 +78,10 @@ class Transfer:
         while True:
             before = receiving.got
             try:
-                async for chunk in self._chunks(address, job, ref, before):
+                chunks = self._chunks(address, job, ref, before)
+                if self._faults is not None:
+                    chunks = self._faults.fetched(address, chunks)
+                async for chunk in chunks:
                     await receiving.add(chunk)
                 break
             except Unavailable:
@@ -89,6 +94,8 @@ class Transfer:
 
         Raises Unavailable, Overloaded, and DigestMismatch where `data` is not what `ref` names.
         """
+        if self._faults is not None:
+            await self._faults.reaches(address)
         call = self.stub(address).Put(metadata=self.metadata)
         end = status.CallEnd(call)
         try:
@@ -154,6 +161,10 @@ class Transfer:
     def stub(self, address: str) -> Any:
         """The Data service at an address, for a call with `metadata`."""
         return data_pb2_grpc.DataServiceStub(self._channel(address))  # type: ignore[no-untyped-call]
+
+    def disturbed(self, call: Any, address: str) -> Any:
+        """A bidirectional call to the Data service at an address, with what faults do to that path, if any are allowed."""
+        return call if self._faults is None else self._faults.peer(call, address)
 
     def _channel(self, address: str) -> aio.Channel:
         channel = self._channels.get(address)

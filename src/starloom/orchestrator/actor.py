@@ -18,17 +18,22 @@ _LOOK_SECONDS = 0.05
 
 
 class OrchestratorConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """`folder` is where the state lies, `token_file` a path: the token that every call has to carry."""
+    """`folder` is where the state lies, `token_file` a path: the token that every call has to carry.
+
+    `faults_allowed`: whoever has it may make things go wrong.
+    """
 
     folder: str
     token_file: str
     name: str = "orchestrator"
+    faults_allowed: bool = False
 
 
 class OrchestratorGuest:
     """One orchestrator; `start` and `run` are called once each, in this order."""
 
     def __init__(self, config: OrchestratorConfig) -> None:
+        self._faults_allowed = config.faults_allowed
         self._folder = Path(config.folder)
         self._token_file = Path(config.token_file)
         self._told = asyncio.Event()
@@ -46,7 +51,7 @@ class OrchestratorGuest:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.RESTART_FOLDER_SECONDS
         while True:
-            self._orchestrator = Orchestrator(self._folder, port=port, token=token)
+            self._orchestrator = Orchestrator(self._folder, port=port, token=token, faults_allowed=self._faults_allowed)
             try:
                 serving = await start(self._orchestrator)
                 break

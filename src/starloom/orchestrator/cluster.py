@@ -26,7 +26,7 @@ from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
 from starloom.orchestrator.infos import ClusterInfo
 from starloom.orchestrator.raycluster import ActorSupervisor, RayCluster
 from starloom.orchestrator.statefolder import ClusterRecord, FolderLock
-from starloom.orchestrator.supervisor import PATIENT, Patience, Serving, Supervisor
+from starloom.orchestrator.supervisor import MODULE, PATIENT, Patience, Serving, Supervisor
 
 ONLINE: Final = "online"
 _POLL_SECONDS = 0.05
@@ -56,7 +56,7 @@ class EmbeddedCluster:
     """The cluster that `spec` describes, with its state in `folder`; use it as a context manager.
 
     `orchestrator` says where that runs, and `patience` how often its supervisor starts it again. `models_root` is the folder of the model store, the user's unless given. Each agent computes with
-    `threads` threads: they share one machine. After `start`: `address` and `token` for clients, `info` on
+    `threads` threads: they share one machine. With `faults_allowed`, whoever has the token may make things go wrong. After `start`: `address` and `token` for clients, `info` on
     the nodes, and `start_up`, what the start took. A process holds one at a time, as Ray has it.
     """
 
@@ -69,8 +69,10 @@ class EmbeddedCluster:
         patience: Patience = PATIENT,
         models_root: str = "",
         threads: int = 1,
+        faults_allowed: bool = False,
     ) -> None:
         self.spec = spec
+        self._faults_allowed = faults_allowed
         self.folder = folder
         self.address = ""
         self.token = ""
@@ -161,10 +163,15 @@ class EmbeddedCluster:
     def _supervise(self, on_serving: Callable[[Serving], None]) -> Supervisor | ActorSupervisor:
         token_file = self.folder / statefolder.TOKEN_NAME
         if self._in_actor:
-            config = OrchestratorConfig(folder=str(self.folder), token_file=str(token_file))
+            config = OrchestratorConfig(
+                folder=str(self.folder), token_file=str(token_file), faults_allowed=self._faults_allowed
+            )
             return ActorSupervisor(self._ray, config, on_serving)
         logs = self.folder / statefolder.LOGS_NAME
-        return Supervisor(self.folder, token_file, logs, on_serving=on_serving, patience=self._patience)
+        command = (*MODULE, "--faults-allowed") if self._faults_allowed else MODULE
+        return Supervisor(
+            self.folder, token_file, logs, on_serving=on_serving, command=command, patience=self._patience
+        )
 
     def _config(self, node: NodeSpec) -> AgentConfig:
         return AgentConfig(
@@ -177,6 +184,7 @@ class EmbeddedCluster:
             token=self.token,
             models_root=self._models_root,
             threads=self._threads,
+            faults_allowed=self._faults_allowed,
         )
 
     def _record(self, serving: Serving) -> None:

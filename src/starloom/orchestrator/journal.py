@@ -77,6 +77,8 @@ class Journal:
         self.folder = folder
         with ExitStack() as opened:
             opened.callback(os.close, lock(folder / "lock"))
+            #: whether a fault has the disk full, in trials
+            self.disk_full: Callable[[], bool] | None = None
             self._headroom = Headroom(folder / "headroom", limits.JOURNAL_RESERVED_BYTES)
             torn = refuse_damage(folder).torn_bytes
             if torn:
@@ -128,7 +130,7 @@ class Journal:
 
     def has_room(self) -> bool:
         """Whether new work may be accepted: False from a full disk on until the head-room is there again."""
-        return self._headroom.take()
+        return not self._found_full() and self._headroom.take()
 
     def make_room(self) -> bool:
         """Gives the head-room back, for what else a start has to write; returns False if there was none."""
@@ -174,12 +176,20 @@ class Journal:
 
     def _with_headroom(self, write: Callable[[], Result]) -> Result:
         """Writes; once more, into the head-room, if the disk is full."""
+        self._found_full()
         try:
             return write()
         except sqlite3.Error as error:
             if error.sqlite_errorcode not in _FULL or not self._headroom.give_back():
                 raise
         return write()
+
+    def _found_full(self) -> bool:
+        """Whether a fault has the disk full: then the head-room is what there is to write in, as on a disk that is."""
+        if self.disk_full is None or not self.disk_full():
+            return False
+        self._headroom.give_back()
+        return True
 
     def _insert(self, records: Sequence[Record]) -> None:
         # One statement is one transaction, and gives the interpreter's lock away once, not once a row.

@@ -64,7 +64,9 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
     if options.parent_fd is not None:
         # Nothing is ever written to it: it becomes readable when its other end is closed, if only by SIGKILL.
         loop.add_reader(options.parent_fd, _parent_ended, loop, options.parent_fd, told)
-    orchestrator = Orchestrator(options.folder, options.host, options.port, token)
+    orchestrator = Orchestrator(
+        options.folder, options.host, options.port, token, faults_allowed=options.faults_allowed
+    )
     announce(options.folder, await start(orchestrator), orchestrator.make_room)
     if options.ready_fd is not None:
         os.write(options.ready_fd, b"\n")
@@ -139,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--ready-fd", type=int, help="a file descriptor to write a byte to when it serves")
     parser.add_argument("--parent-fd", type=int, help="a file descriptor that is readable when this is to end")
+    parser.add_argument(
+        "--faults-allowed", action="store_true", help="let whoever has the token make things go wrong, for trials"
+    )
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser
 

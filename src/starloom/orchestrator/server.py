@@ -12,14 +12,16 @@ from pathlib import Path
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from starloom.agents import crashpoints
+from starloom.agents import crashpoints, faultservice
 from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.dataservice import DataService, add_data_service
+from starloom.agents.faultlayer import FaultLayer, LostReplies
 from starloom.agents.status import TokenCheck, server_options
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, InvalidInput, NotFound, Problem, Unavailable
 from starloom.dag.ids import Epoch, JobId
 from starloom.dag.values import ValueRef
+from starloom.devices.faults import FaultKind
 from starloom.orchestrator.control import ControlService
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.engine import Engine, Outlets
@@ -29,6 +31,9 @@ from starloom.orchestrator.journal import Journal
 from starloom.v1 import control_pb2_grpc, session_pb2_grpc
 
 _log = logging.getLogger(__name__)
+
+_ASKS = tuple(f"/starloom.v1.ControlService/{name}" for name in ("Submit", "PatchJob", "CancelJob"))
+"""Calls that change something: that their answer is lost must change nothing twice."""
 
 JOURNAL_NAME = "journal"
 VALUES_NAME = "values"
@@ -41,10 +46,14 @@ class PortTaken(Conflict):
 class Orchestrator:
     """Serves clients and agents on `host:port` (0: any free port) from `start` to `stop`.
 
-    `token` is what every call has to carry. Several in one process need folders of their own.
+    `token` is what every call has to carry; with `faults_allowed` whoever has it may make things go wrong here. Several in
+    one process need folders of their own.
     """
 
-    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0, token: str = "") -> None:
+    def __init__(
+        self, folder: Path, host: str = "127.0.0.1", port: int = 0, token: str = "", *, faults_allowed: bool = False
+    ) -> None:
+        self._faults_allowed = faults_allowed
         self._folder = folder
         self._host = host
         self._port = port
@@ -97,7 +106,15 @@ class Orchestrator:
         hub = Hub(journal.epoch, engine.post)
         engine.failed.add_done_callback(lambda _: hub.close())
         self._hub, self._engine = hub, engine
-        server = self._server = aio.server(interceptors=[TokenCheck(self._token)], options=server_options())
+        interceptors: list[aio.ServerInterceptor] = [TokenCheck(self._token)]  # type: ignore[type-arg]
+        faults = FaultLayer((FaultKind.DISK_FULL, FaultKind.REPLY_LOST)) if self._faults_allowed else None
+        if faults is not None:
+            _log.warning("faults are allowed: whoever has the token may make things go wrong")
+            interceptors += [LostReplies(faults, prefix) for prefix in _ASKS]
+            journal.disk_full = faults.disk_full
+        server = self._server = aio.server(interceptors=interceptors, options=server_options())
+        if faults is not None:
+            faultservice.add_to(server, faults)
         values = StoredValues(store, engine)
         control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(engine, store), server)  # type: ignore[no-untyped-call]
         session_pb2_grpc.add_SessionServiceServicer_to_server(hub, server)  # type: ignore[no-untyped-call]

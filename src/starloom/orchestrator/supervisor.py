@@ -26,7 +26,7 @@ FENCED: Final = 4
 """The child's exit status once another orchestrator took its folder over: to start it again would end that one."""
 _LOG_TAIL_BYTES = 4_096
 _LOG_TAIL_LINES = 12
-_MODULE = (sys.executable, "-m", "starloom.orchestrator.process")
+MODULE: Final = (sys.executable, "-m", "starloom.orchestrator.process")
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +66,7 @@ class Supervisor:
         *,
         port: int = 0,
         on_serving: Callable[[Serving], None] = lambda _: None,
-        command: Sequence[str] = _MODULE,
+        command: Sequence[str] = MODULE,
         patience: Patience = PATIENT,
     ) -> None:
         self.failure = ""

@@ -150,6 +150,7 @@ class _ReadCalls:
         self._base = self._next
         call = self._transfer.stub(self._address).Read(metadata=self._transfer.metadata)
         end = status.CallEnd(call)
+        call = self._transfer.disturbed(call, self._address)
         writing: asyncio.Task[None] | None = None
         try:
             with suppress(*status.CALL_OVER):
@@ -227,6 +228,7 @@ class Carrier:
     async def _write(self) -> None:
         call = self._transfer.stub(self._address).Write(metadata=self._transfer.metadata)
         end = status.CallEnd(call)
+        call = self._transfer.disturbed(call, self._address)
         tasks: tuple[asyncio.Task[None], ...] = ()
         try:
             with suppress(*status.CALL_OVER):

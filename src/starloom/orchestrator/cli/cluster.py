@@ -20,7 +20,7 @@ from starloom.dag import limits
 from starloom.dag.errors import Conflict, DeadlineExceeded, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.orchestrator import statefolder
 from starloom.orchestrator.cli import demo
-from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, problem_rows
+from starloom.orchestrator.cli.output import Commands, Exit, Output, Parser, add_command, problem_rows
 from starloom.orchestrator.cli.views import cluster_row
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from starloom.orchestrator.clusterfile import ClusterSpec
 
 LOG_NAME: Final = "cluster.log"
+FAULTS_ALLOWED_VARIABLE: Final = "STARLOOM_FAULTS_ALLOWED"
 _LOOK_SECONDS = 1.0
 
 
@@ -47,6 +48,7 @@ def add_parsers(commands: Commands) -> None:
         default="process",
         help="where it runs: in a process under a supervisor, or in a detached actor that Ray restarts (%(default)s)",
     )
+    _add_faults_allowed(up)
     up.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     add_command(commands, "down", run_down, "stop the cluster that runs on this machine")
     agent = add_command(commands, "agent", run_agent, "make this machine a node of a cluster, until Ctrl-C or SIGTERM")
@@ -59,7 +61,17 @@ def add_parsers(commands: Commands) -> None:
     agent.add_argument(
         "--slots", type=int, default=0, metavar="N", help="stages at one time; by the cores unless given"
     )
+    _add_faults_allowed(agent)
     agent.add_argument("--host", default="127.0.0.1", help="the address at which other nodes reach this one")
+
+
+def _add_faults_allowed(parser: Parser) -> None:
+    parser.add_argument(
+        "--faults-allowed",
+        action="store_true",
+        default=os.environ.get(FAULTS_ALLOWED_VARIABLE) == "1",
+        help=f"let `starloom faults` make things go wrong, for trials; {FAULTS_ALLOWED_VARIABLE}=1 says so as well",
+    )
 
 
 @contextmanager
@@ -85,20 +97,22 @@ def run_up(args: argparse.Namespace, out: Output) -> int:
     folder = statefolder.state_folder()
     if args.foreground:
         with ends_in_order():
-            return _hold(spec, folder, args.orchestrator, out, args.ready_fd)
+            return _hold(spec, folder, args, out)
     statefolder.prepare(folder)
     if (pid := statefolder.holder(folder)) is not None:
         raise Conflict(f"a cluster runs in {folder} already (process {pid}); stop it with `starloom down`")
     out.note(f"starting a cluster of {len(spec.nodes)} nodes")
-    return _start(args.file, folder, args.orchestrator, out)
+    return _start(args, folder, out)
 
 
-def _hold(spec: "ClusterSpec", folder: Path, orchestrator: str, out: Output, ready: int | None) -> int:
+def _hold(spec: "ClusterSpec", folder: Path, args: argparse.Namespace, out: Output) -> int:
     """Holds the cluster in this process, until it is told to stop."""
     from starloom.orchestrator.cluster import EmbeddedCluster, OrchestratorHost
 
+    ready: int | None = args.ready_fd
+    host = OrchestratorHost(args.orchestrator)
     try:
-        with EmbeddedCluster(spec, folder, orchestrator=OrchestratorHost(orchestrator)) as cluster:
+        with EmbeddedCluster(spec, folder, orchestrator=host, faults_allowed=args.faults_allowed) as cluster:
             assert cluster.info is not None
             row = cluster_row(cluster.info, cluster.address)
             try:
@@ -129,17 +143,18 @@ def _answer(ready: int, row: dict[str, Any]) -> None:
         os.close(ready)
 
 
-def _start(file: Path | None, folder: Path, orchestrator: str, out: Output) -> int:
+def _start(args: argparse.Namespace, folder: Path, out: Output) -> int:
     """Starts a process in the background that holds the cluster, and waits until it says that it is there."""
     ready, given = os.pipe()
     command = [sys.executable, "-m", "starloom.orchestrator.cli.main", "up", "--foreground", "--ready-fd", str(given)]
-    command += ["--orchestrator", orchestrator]
+    command += ["--orchestrator", args.orchestrator]
+    command += ["--faults-allowed"] if args.faults_allowed else []
     log = folder / statefolder.LOGS_NAME / LOG_NAME
     with statefolder.writing(log):
         opened = log.open("ab")
     with opened as stream:
         child = subprocess.Popen(
-            [*command, *([str(file)] if file else [])],
+            [*command, *([str(args.file)] if args.file else [])],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -234,6 +249,7 @@ def run_agent(args: argparse.Namespace, out: Output) -> int:
         orchestrator=address,
         token=token,
         host=args.host,
+        faults_allowed=args.faults_allowed,
     )
     return asyncio.run(_run_agent(config, out))
 

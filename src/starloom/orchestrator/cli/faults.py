@@ -1,4 +1,4 @@
-"""`starloom faults`: what is broken on purpose on a live cluster of its own, and whether jobs come out as if undisturbed."""
+"""`starloom faults`: what is broken on purpose on a live cluster, and whether jobs come out as if undisturbed."""
 
 import argparse
 import importlib
@@ -10,8 +10,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from starloom.orchestrator.cli import demo
-from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, add_family
+from starloom.dag import limits
+from starloom.dag.errors import InvalidInput, Problem
+from starloom.devices.faults import LIVE, OF_ORCHESTRATOR
+from starloom.orchestrator.cli import demo, inject, underplan
+from starloom.orchestrator.cli.output import (
+    Commands,
+    Exit,
+    Output,
+    Parser,
+    UsageError,
+    add_command,
+    add_family,
+    count,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from starloom.orchestrator.trials.case import Outcome, Summary
@@ -25,11 +38,33 @@ SUMMARY_COLUMNS: Final = ("killed", "cases", "held", "detected s", "most", "reco
 
 
 def add_parsers(commands: Commands) -> None:
-    """Adds `faults`, with `list` and `run`."""
+    """Adds `faults`, with `list`, `inject`, `heal` and `run`."""
     family = add_family(commands, "faults", "break things on a live cluster, and see what becomes of its jobs")
-    add_command(family, "list", run_list, "the plans, with their cases")
-    run = add_command(family, "run", run_plan, "carry out a plan on a cluster of its own")
-    run.add_argument("plan", choices=tuple(PLANS), metavar="PLAN", help=f"one of: {', '.join(PLANS)}")
+    add_command(
+        family, "list", run_list, "what can go wrong, what does on the cluster that runs, and the built-in plans"
+    )
+    inject.add_parsers(family)
+    run = add_command(family, "run", run_plan, "carry out a plan on a cluster of its own, or on the one that runs")
+    run.add_argument("plan", metavar="PLAN", help=f"a file, or one of: {', '.join(PLANS)}")
+    run.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="a constellation; the demonstration's unless given"
+    )
+    run.add_argument("--input", action="append", default=[], metavar="NAME=VALUE", help="an input of that")
+    run.add_argument("--seed", type=count, help="what the plan is drawn from; the plan's own, or 1")
+    run.add_argument(
+        "--cluster", action="store_true", help="on the cluster that `starloom up --faults-allowed` started"
+    )
+    run.add_argument(
+        "--within",
+        type=seconds,
+        default=limits.TRIAL_SECONDS_MAX,
+        metavar="TIME",
+        help="the job has to end in so long (%(default)g s)",
+    )
+    _add_built_in(run)
+
+
+def _add_built_in(run: Parser) -> None:
     run.add_argument("--quick", action="store_true", help="a few cases only, in less than a minute")
     run.add_argument(
         "--orchestrator",
@@ -43,7 +78,14 @@ def add_parsers(commands: Commands) -> None:
 
 
 def run_list(_args: argparse.Namespace, out: Output) -> int:
-    """Says what plans there are."""
+    """Says what faults and plans there are, and what stands."""
+    kinds = [{"what": what, "about": about, "orchestrator": what in OF_ORCHESTRATOR} for what, about in LIVE.items()]
+    out.table(("fault", "what happens"), [(kind["what"], kind["about"]) for kind in kinds])
+    found = inject.standing(out)
+    out.text("")
+    for each in found or ():
+        lasts = "until it is healed" if each.seconds is None else f"for {each.seconds:.1f} s"
+        out.text(f"stands: {each.id} of {each.node}, {lasts}")
     plans = []
     for plan, about in PLANS.items():
         cases = _module(plan).all_cases()
@@ -53,12 +95,24 @@ def run_list(_args: argparse.Namespace, out: Output) -> int:
         out.text(f"{plan}: {about}; {len(cases)} cases")
         out.text(f"  victims: {', '.join(victims)}")
         out.text(f"  at: {', '.join(stages)}")
-    out.json({"plans": plans})
+    armed = None if found is None else inject.rows(found)
+    out.json({"kinds": kinds, "armed": armed, "plans": plans})
     return Exit.DONE
 
 
 def run_plan(args: argparse.Namespace, out: Output) -> int:
     """Carries a plan out; the exit code is 1 where a promise did not hold."""
+    if args.plan not in PLANS:
+        if not Path(args.plan).exists():
+            what = f"there is no plan and no file {args.plan!r}; plans are {', '.join(PLANS)}"
+            raise InvalidInput([Problem("PLAN", what)], "no such plan")
+        if args.quick or args.victim or args.stage:
+            raise UsageError(f"--quick, --victim and --stage are for {' and '.join(PLANS)}; a file has its own")
+        return underplan.run_file(args, out, _folder)
+    if args.file or args.input or args.cluster or args.seed is not None:
+        raise UsageError(
+            f"{args.plan} has a job and a cluster of its own; give neither FILE, --input, --cluster nor --seed"
+        )
     from starloom.orchestrator.cli.cluster import ends_in_order
     from starloom.orchestrator.cluster import OrchestratorHost
     from starloom.orchestrator.demo import pull_models

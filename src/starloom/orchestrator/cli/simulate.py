@@ -4,8 +4,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.orchestrator.cli.check import read_file
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count
@@ -18,12 +16,13 @@ NODES_MAX: Final = 100_000
 JOBS_MAX: Final = 1_000
 SEEDS_MAX: Final = 10_000_000
 TOLD_EVERY: Final = 100
+SHOWN_MAX: Final = 12
 
 
 def add_parsers(commands: Commands) -> None:
     """Adds `simulate`."""
     parser = add_command(commands, "simulate", run_simulate, "run jobs in virtual time, with faults drawn from a seed")
-    parser.add_argument("--seed", type=count, default=1, help="the first seed (1)")
+    parser.add_argument("--seed", type=count, help="the first seed; the plan's, or 1")
     parser.add_argument("--seeds", type=count, default=1, help="how many seeds, from the first on (1)")
     parser.add_argument("--nodes", type=count, default=10, help="nodes (10)")
     parser.add_argument("--stages", type=count, default=50, help="stages of each job (50)")
@@ -33,16 +32,33 @@ def add_parsers(commands: Commands) -> None:
 
 def read_plan(name: str) -> "FaultPlan":
     """A built-in plan, or that in a file. Raises InvalidInput."""
-    from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, FaultPlan, check_plan
+    from starloom.devices import faultdoc
+    from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, simulated_problems
 
     for plan in (ALL_FAULTS, NO_FAULTS):
         if name == plan.name:
             return plan
-    data = read_file(Path(name), "fault plan")
-    try:
-        return check_plan(msgspec.yaml.decode(data, type=FaultPlan))
-    except msgspec.DecodeError as error:
-        raise InvalidInput([Problem(name, str(error))], "the fault plan is not right") from error
+    plan = faultdoc.read_plan(read_file(Path(name), "fault plan"), name)
+    if problems := simulated_problems(plan):
+        raise InvalidInput(problems, f"{name} cannot be simulated")
+    return plan
+
+
+def _somebody(plan: "FaultPlan", nodes: int) -> None:
+    """Raises InvalidInput for faults that would meet none of so many simulated nodes."""
+    from starloom.orchestrator.simulate.loop import Chance
+    from starloom.orchestrator.simulate.trouble import candidates
+    from starloom.orchestrator.simulate.workload import nodes as simulated
+
+    # What is drawn is how much each node has, not how it is called or where it stands.
+    tiers = {profile.name: profile.tier for profile in simulated(Chance(""), nodes)}
+    problems = [
+        Problem(f"faults.{index}", f"meets no node; there are {', '.join(list(tiers)[:SHOWN_MAX])}")
+        for index, fault in enumerate(plan.faults)
+        if not candidates(fault, tiers)
+    ]
+    if problems:
+        raise InvalidInput(problems, "the fault plan does not fit")
 
 
 def run_simulate(args: argparse.Namespace, out: Output) -> int:
@@ -59,7 +75,11 @@ def run_simulate(args: argparse.Namespace, out: Output) -> int:
     ]
     if wrong:
         raise InvalidInput(wrong, "the command line is not right")
-    setup = Setup(nodes=args.nodes, stages=args.stages, jobs=args.jobs, plan=read_plan(args.faults))
+    plan = read_plan(args.faults)
+    _somebody(plan, args.nodes)
+    if args.seed is None:
+        args.seed = 1 if plan.seed is None else plan.seed
+    setup = Setup(nodes=args.nodes, stages=args.stages, jobs=args.jobs, plan=plan)
     done = 0
 
     def told(result: "Result") -> None:

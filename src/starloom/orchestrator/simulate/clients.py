@@ -84,6 +84,8 @@ class Client(Process):
         self._loop.after(0, ask, server)
 
     def _submitted(self, result: Submitted | Stopped | Patched | StarloomError) -> None:
+        if self._world.trouble.fires(FaultKind.REPLY_LOST):
+            return
         if isinstance(result, Submitted):
             self._world.judge.accepted(self, result)
             if self.job is None:
@@ -113,6 +115,8 @@ class Client(Process):
             self._loop.after(0, ask, server)
 
     def _was_stopped(self, result: Submitted | Stopped | Patched | StarloomError) -> None:
+        if self._world.trouble.fires(FaultKind.REPLY_LOST):
+            return
         if isinstance(result, Stopped) and self._stopped is None:
             self._stopped = result
             self._world.client_moved(self)

@@ -8,6 +8,7 @@ from starloom.agents.messages import Source
 from starloom.dag import limits
 from starloom.dag.ids import AgentId, JobId
 from starloom.dag.values import ValueRef
+from starloom.devices.faults import FaultKind
 from starloom.orchestrator.simulate.loop import SECOND
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class FetchOne:
         self.gone: bool | None = None
         self._left = deque(sources)
         self._done = done
+        self._damaged: set[str] = set()
         self._asked = 0
         self._wait = limits.RECONNECT_FIRST_SECONDS
         self._give_up = self._loop.now + round(limits.INPUT_PATIENCE_SECONDS * SECOND)
@@ -58,10 +60,15 @@ class FetchOne:
             return
         source = self._left[0]
         there = self._world.has(self._process, source.address, self.ref.digest, self.job)
-        if there:
+        damaged = bool(there) and self._world.trouble.fires(FaultKind.FETCH_DAMAGED)
+        if there and not damaged:
             self._done(self)
             return
-        if there is None:
+        if damaged and source.address not in self._damaged:
+            self._damaged.add(source.address)
+            self._asked += 1
+            self._left.rotate(-1)
+        elif there is None:
             self._asked += 1
             if self._asked >= len(self._left) and source.address and self._loop.now > self._give_up:
                 self._end(gone=False)

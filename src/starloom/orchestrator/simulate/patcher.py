@@ -109,6 +109,9 @@ class Patcher:
     def _answered(self, sent: _Sent, result: Submitted | Stopped | Patched | StarloomError) -> None:
         if isinstance(result, StarloomError) and result.retryable and sent.patch.id:
             return
+        # Of one that has no id, a lost answer is not asked for again.
+        if sent.patch.id and self._world.trouble.fires(FaultKind.REPLY_LOST):
+            return
         if self._open.get(sent.patch.why) is sent:
             self._over(sent.patch.why)
 

@@ -1,9 +1,10 @@
 """Makes faults happen: those of a plan that this run is armed with, until all is to be quiet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId
 from starloom.devices.faults import Fault, FaultKind, FaultPlan
 from starloom.orchestrator.simulate.loop import SECOND, START, Call, Chance, Chances
@@ -26,6 +27,9 @@ class Trouble:
         self.armed = [fault for fault in plan.faults if arming.happens(fault.armed)]
         self._chance_of = {fault.what: (fault, chances.of(fault.what)) for fault in self.armed if fault.chance}
         self.counts: dict[FaultKind, int] = {}
+        #: how often each fault of the plan has happened, and the one that happens now
+        self._times = dict.fromkeys(map(id, self.armed), 0)
+        self._present: Fault
         #: stages that hang, to be woken
         self.hanging: list[Call] = []
         self._world: World
@@ -34,7 +38,11 @@ class Trouble:
         """Faults from now on."""
         self._world = world
         for fault in self.armed:
-            if fault.per_minute:
+            if fault.at_seconds is not None and not fault.chance:
+                at = START + round(fault.at_seconds * SECOND)
+                if at < self.quiet_at:
+                    world.loop.at(at, partial(self._happen, fault, self._chances.of(fault.what)))
+            elif fault.per_minute:
                 self._next(fault, self._chances.of(fault.what), START + round(fault.from_seconds * SECOND))
         world.loop.at(self.quiet_at, self._quiet)
 
@@ -49,13 +57,22 @@ class Trouble:
         if known is None or self.quiet:
             return False
         fault, chance = known
-        if not fault.from_seconds <= self._world.loop.seconds <= fault.to_seconds or not chance.happens(fault.chance):
+        begin, end = fault.from_seconds, fault.to_seconds
+        if fault.at_seconds is not None:
+            begin, end = fault.at_seconds, fault.at_seconds + fault.lasts_seconds[1]
+        if not begin <= self._world.loop.seconds <= end or not chance.happens(fault.chance):
             return False
-        self._count(what)
+        if self._spent(fault):
+            return False
+        self._count(fault)
         return True
 
-    def _count(self, what: FaultKind) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
+    def _spent(self, fault: Fault) -> bool:
+        return 0 < fault.most <= self._times[id(fault)]
+
+    def _count(self, fault: Fault) -> None:
+        self.counts[fault.what] = self.counts.get(fault.what, 0) + 1
+        self._times[id(fault)] += 1
 
     def _next(self, fault: Fault, chance: Chance, since: int) -> None:
         time = since + round(chance.between(0, 120 / fault.per_minute) * SECOND)
@@ -63,10 +80,14 @@ class Trouble:
             self._world.loop.at(time, partial(self._happen, fault, chance))
 
     def _happen(self, fault: Fault, chance: Chance) -> None:
+        if self._spent(fault):
+            return
         lasts = min(chance.between(*fault.lasts_seconds), (self.quiet_at - self._world.loop.now) / SECOND)
-        self._count(fault.what)
+        self._count(fault)
+        self._present = fault
         _HANDLERS[fault.what](self, chance, lasts)
-        self._next(fault, chance, self._world.loop.now)
+        if fault.per_minute:
+            self._next(fault, chance, self._world.loop.now)
 
     def _quiet(self) -> None:
         """What hung goes on; everything else was bounded by this time."""
@@ -76,7 +97,7 @@ class Trouble:
         self.hanging.clear()
 
     def _agent(self, chance: Chance) -> AgentId:
-        return chance.pick(self._world.names)
+        return chance.pick(candidates(self._present, self._world.tiers))
 
     def _crash(self, chance: Chance, lasts: float) -> None:
         self._world.agent_dies(self._agent(chance), lasts, noticed=not chance.happens(UNNOTICED))
@@ -101,10 +122,13 @@ class Trouble:
         self._world.agent_leaves(self._agent(chance), lasts)
 
     def _slow(self, chance: Chance, lasts: float) -> None:
-        self._for_a_while(self._world.slowness, self._agent(chance), chance.between(3, 50), lasts)
+        self._for_a_while(
+            self._world.slowness, self._agent(chance), self._present.factor or chance.between(3, 50), lasts
+        )
 
     def _slow_link(self, chance: Chance, lasts: float) -> None:
-        self._for_a_while(self._world.network.slow, self._agent(chance), chance.between(0.05, 1.5), lasts)
+        seconds = self._present.delay_seconds or chance.between(0.05, 1.5)
+        self._for_a_while(self._world.network.slow, self._agent(chance), seconds, lasts)
 
     def _for_a_while(self, what: dict[AgentId, float], name: AgentId, value: float, lasts: float) -> None:
         what[name] = value
@@ -142,6 +166,13 @@ class Trouble:
         process = self._world.processes.get(self._agent(chance))
         if process is not None:
             process.runner.held.clear()
+
+
+def candidates(fault: Fault, tiers: Mapping[AgentId, Tier]) -> Sequence[AgentId]:
+    """The nodes that a fault may happen to."""
+    if fault.anywhere:
+        return tuple(tiers)
+    return [name for name, tier in tiers.items() if fault.may_meet(name, tier, {})]
 
 
 Handler = Callable[[Trouble, Chance, float], None]

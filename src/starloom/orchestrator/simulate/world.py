@@ -97,6 +97,7 @@ class World:
         profiles = workload.nodes(drawn, setup.nodes)
         self._profiles = {profile.name: profile for profile in profiles}
         self.names = tuple(self._profiles)
+        self.tiers = {profile.name: profile.tier for profile in profiles}
         self.slots = {profile.name: profile.slots for profile in profiles}
         tiers = min(len(workload.TIERS), setup.nodes)
         late = self.chances.of("deadlines")

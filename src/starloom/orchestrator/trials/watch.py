@@ -31,6 +31,11 @@ class Watch:
         with suppress(asyncio.CancelledError):
             await self._following
 
+    @property
+    def last(self) -> int:
+        """The offset of the last event that came; 0 before the first."""
+        return self.events[-1].offset if self.events else 0
+
     async def until(self, holds: Callable[[Event], bool], begin: int) -> Event:
         """The first event from `events[begin]` on of which it holds, once it is there. Raises what ended the events."""
         while True:
