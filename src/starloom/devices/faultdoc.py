@@ -8,7 +8,7 @@ from starloom.dag.document import read_document
 from starloom.dag.errors import InvalidConstellation, InvalidInput
 from starloom.dag.limits import DURATION_SECONDS_MAX
 from starloom.dag.schema import Reader
-from starloom.devices.faults import Fault, FaultKind, FaultPlan, Moment, check_plan
+from starloom.devices.faults import Fault, FaultKind, FaultPlan, Moment, check_plan, fault_problems
 
 SEED_MAX: Final = 2**63 - 1
 _KINDS: Final = tuple(map(str, FaultKind))
@@ -25,15 +25,9 @@ def read_plan(text: str | bytes, place: str = "") -> FaultPlan:
         plan = reader.plan(read_document(text, what))
     except InvalidConstellation as error:
         raise InvalidInput(error.problems, what) from error
-    problems = list(reader.problems)
-    try:
-        check_plan(plan)
-    except InvalidInput as error:
-        known = {problem.place for problem in problems}
-        problems += [problem for problem in error.problems if problem.place not in known]
-    if problems:
-        raise InvalidInput(problems, what)
-    return plan
+    if reader.problems:
+        raise InvalidInput(reader.problems, what)
+    return check_plan(plan)
 
 
 class _Reader(Reader):
@@ -56,6 +50,7 @@ class _Reader(Reader):
         )
 
     def _fault(self, place: str, value: Any) -> Fault | None:
+        before = len(self.problems)
         part = self._mapping(place, value, Fault.__struct_fields__, needed=("what",))
         given: dict[str, Any] = {}
         for name in _NUMBERS:
@@ -84,8 +79,11 @@ class _Reader(Reader):
             if "what" in part:
                 self._problem(f"{place}.what", f"there is no fault {what!r}{suggestion(str(what), _KINDS)}")
             return None
-        # A fault of seconds that are none has its problem already; it must not become another one.
-        return Fault(what=FaultKind(what), **{name: item for name, item in given.items() if item is not None})
+        fault = Fault(what=FaultKind(what), **{name: item for name, item in given.items() if item is not None})
+        if len(self.problems) == before:
+            # What is said in a wrong way already would only seem to be missing.
+            self.problems += fault_problems(place, fault)
+        return fault
 
     def _lasts(self, place: str, value: Any) -> tuple[float, float] | None:
         pair = value if isinstance(value, list) else [value, value]

@@ -225,7 +225,9 @@ MOST_MAX: Final = 10_000
 
 def check_plan(plan: FaultPlan) -> FaultPlan:
     """The plan itself. Raises InvalidInput with all that is wrong with its numbers, and with what they mean together."""
-    problems = [problem for index, fault in enumerate(plan.faults) for problem in _problems(f"faults.{index}", fault)]
+    problems = [
+        problem for index, fault in enumerate(plan.faults) for problem in fault_problems(f"faults.{index}", fault)
+    ]
     if not 0 <= plan.quiet_after_seconds <= DURATION_SECONDS_MAX:
         problems.append(
             Problem("quiet_after_seconds", f"is {plan.quiet_after_seconds}; use 0 to {DURATION_SECONDS_MAX:g}")
@@ -235,7 +237,8 @@ def check_plan(plan: FaultPlan) -> FaultPlan:
     return plan
 
 
-def _problems(place: str, fault: Fault) -> Iterator[Problem]:
+def fault_problems(place: str, fault: Fault) -> Iterator[Problem]:
+    """What is wrong with one fault, which stands at `place`."""
     for name, most in (("chance", 1), ("armed", 1), ("per_minute", PER_MINUTE_MAX), ("most", MOST_MAX)):
         value = getattr(fault, name)
         if not 0 <= value <= most:

@@ -1,0 +1,291 @@
+"""Faults on a real orchestrator and agents over gRPC: each kind that a process has in itself, armed, met and healed."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.agents.fakes import no_models
+from tests.orchestrator.rig import SECONDS, TOKEN, Gate, Rig, Stages, until
+
+from starloom import Graph
+from starloom.agents.agent import Agent, AgentConfig
+from starloom.agents.faultrules import Armed
+from starloom.agents.faultservice import FaultClient
+from starloom.agents.stage import CancelToken, StageCall
+from starloom.agents.stages.basic import MakeBytes
+from starloom.dag.constellation import Constellation, Policy, Requirements, Retry
+from starloom.dag.errors import Conflict, InvalidInput, JobFailed, Overloaded, Unauthenticated
+from starloom.dag.facts import JobStatus
+from starloom.devices.faults import AT_ONCE, LIVE, OF_ORCHESTRATOR, ORCHESTRATOR, FaultKind
+from starloom.orchestrator.client import AsyncClient, AsyncJob
+from starloom.orchestrator.server import Orchestrator
+
+SIZE = 200_000
+MADE = MakeBytes().run(StageCall({}, {"size": SIZE, "seed": 1}, no_models(CancelToken(), "cpu")))["data"]
+KINDS = Stages(Gate()).kinds
+
+
+class FaultyRig(Rig):
+    """A rig on which faults are allowed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.orchestrator = Orchestrator(folder, token=TOKEN, faults_allowed=True)
+        self.faults = FaultClient(TOKEN)
+        self.agents: dict[str, Agent] = {}
+
+    async def faulty(self, name: str) -> Agent:
+        """One more agent, once it is online."""
+        config = AgentConfig(
+            name=name, tier="edge", orchestrator=self.address, token=TOKEN, slots=4, faults_allowed=True
+        )
+        agent = self.agents[name] = Agent(config, Stages(self.gate))
+        await agent.start()
+        self._stack.push_async_callback(agent.stop)
+        await until(self.online(name))
+        return agent
+
+    def place(self, node: str) -> str:
+        return self.address if node == ORCHESTRATOR else self.agents[node].profile.address
+
+    async def arm(self, node: str, what: FaultKind, seconds: float | None = None, **how: Any) -> None:
+        await self.faults.arm(self.place(node), Armed(id=what, what=what, **how), seconds)
+
+    async def heal(self, node: str) -> int:
+        """Ends everything there; returns how often it has changed something."""
+        return sum(info.met for info in await self.faults.heal(self.place(node), []))
+
+    async def until_met(self, node: str, more: int = 1) -> None:
+        """Once what is armed in an agent has changed something."""
+        layer = self.agents[node]._faults
+        assert layer is not None
+
+        async def met() -> bool:
+            await asyncio.sleep(0)
+            return sum(times for _, _, times in layer.armed()) >= more
+
+        await until(met)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[FaultyRig]:
+    async with FaultyRig(tmp_path) as made:
+        await made.faulty("a")
+        await made.faulty("b")
+        yield made
+
+
+@pytest.fixture
+async def client(rig: FaultyRig) -> AsyncClient:
+    return await rig.client()
+
+
+def handed_on() -> Constellation:
+    """Bytes from the node `a`, read on `b`."""
+    graph = Graph("handed-on")
+    made = graph.stage("make", "basic.make_bytes", params={"size": SIZE, "seed": 1}, require=Requirements(node="a"))
+    read = graph.stage("read", "basic.echo", data=made["data"], require=Requirements(node="b"))
+    graph.output("read", read["data"])
+    return graph.build(KINDS)
+
+
+def one(kind: str = "basic.noop", node: str = "a", **policy: Any) -> Constellation:
+    graph = Graph("one")
+    stage = graph.stage("only", kind, require=Requirements(node=node), policy=Policy(**policy))
+    graph.output("value", stage["value"])
+    return graph.build(KINDS)
+
+
+async def open_still(job: AsyncJob) -> bool:
+    return (await job.status()).status is JobStatus.RUNNING
+
+
+async def result(job: AsyncJob) -> dict[str, Any]:
+    return await job.result(SECONDS)
+
+
+@pytest.mark.parametrize("way", [FaultKind.PARTITION_UP, FaultKind.PARTITION])
+async def test_nobody_hears_of_a_cut_off_node_until_it_is_healed(
+    rig: FaultyRig, client: AsyncClient, way: FaultKind
+) -> None:
+    job = await client.submit(one("test.gate"))
+    await rig.gate.until_arrived(1)
+    await rig.arm("a", way)
+    rig.gate.open()
+    await rig.until_met("a", 2)
+    assert await open_still(job)
+    await rig.heal("a")
+    assert await result(job) == {"value": None}
+
+
+async def test_a_node_that_hears_nothing_begins_when_it_is_healed(rig: FaultyRig, client: AsyncClient) -> None:
+    await rig.arm("a", FaultKind.PARTITION_DOWN)
+    job = await client.submit(one("test.gate"))
+    await rig.until_met("a")
+    assert rig.gate.arrived == 0
+    assert await open_still(job)
+    await rig.heal("a")
+    rig.gate.open()
+    assert await result(job) == {"value": None}
+
+
+async def test_a_fault_with_a_time_ends_by_itself(rig: FaultyRig, client: AsyncClient) -> None:
+    await rig.arm("a", FaultKind.PARTITION, seconds=0.3)
+    assert await result(await client.submit(one())) == {"value": None}
+
+    async def over() -> bool:
+        return not await rig.faults.armed(rig.place("a"))
+
+    await until(over)
+
+
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [
+        (FaultKind.PARTITION_DATA, {"seconds": 0.3}),
+        (FaultKind.LINK_SLOW, {"delay_seconds": 0.05}),
+        (FaultKind.FETCH_FAILS, {"chance": 1.0, "most": 2}),
+        (FaultKind.FETCH_DAMAGED, {"chance": 1.0, "most": 1}),
+    ],
+)
+async def test_a_value_gets_through_whatever_is_done_to_it_on_its_way(
+    rig: FaultyRig, client: AsyncClient, what: FaultKind, how: dict[str, Any]
+) -> None:
+    seconds = how.pop("seconds", None)
+    await rig.arm("b", what, seconds, **how)
+    assert await result(await client.submit(handed_on())) == {"read": MADE}
+    if seconds is None:
+        assert await rig.heal("b") >= how.get("most", 1)
+
+
+async def test_a_holder_that_is_cut_off_from_its_peers_is_waited_for(rig: FaultyRig, client: AsyncClient) -> None:
+    """Values are asked for, so who asks is kept from it as well; the peers of a partition are named to each other."""
+    await rig.arm("b", FaultKind.PARTITION, peer="a", address=rig.place("a"))
+    job = await client.submit(handed_on())
+    await rig.until_met("b")
+    assert await open_still(job)
+    await rig.heal("b")
+    assert await result(job) == {"read": MADE}
+
+
+async def test_a_stage_that_fails_in_passing_is_tried_again(rig: FaultyRig, client: AsyncClient) -> None:
+    await rig.arm("a", FaultKind.STAGE_FAILS, kind="basic.noop", most=2)
+    job = await client.submit(one())
+    assert await result(job) == {"value": None}
+    assert (await job.status()).stages[0].attempts == 3
+    assert await rig.heal("a") == 2
+
+
+async def test_a_stage_that_fails_more_often_than_its_policy_forgives_fails_the_job(
+    rig: FaultyRig, client: AsyncClient
+) -> None:
+    """The control of the test before: what is not healed is not survived."""
+    await rig.arm("a", FaultKind.STAGE_FAILS)
+    with pytest.raises(JobFailed, match="a fault has it so"):
+        await result(await client.submit(one(retry=Retry(times=1))))
+
+
+async def test_a_stage_hangs_until_it_is_healed_or_cancelled(rig: FaultyRig, client: AsyncClient) -> None:
+    await rig.arm("a", FaultKind.STAGE_HANGS, kind="basic.noop")
+    first, second = await client.submit(one()), await client.submit(one())
+    await rig.until_met("a", 2)
+    assert (await second.cancel()).status is JobStatus.CANCELLED
+    assert await open_still(first)
+    await rig.heal("a")
+    assert await result(first) == {"value": None}
+
+
+async def test_a_slow_node_takes_longer_for_the_stages_of_a_kind(rig: FaultyRig, client: AsyncClient) -> None:
+    await rig.arm("a", FaultKind.AGENT_SLOW, kind="basic.noop", add_seconds=0.2)
+    slow, quick = await client.submit(one()), await client.submit(one("basic.add"))
+    await result(slow)
+    await result(quick)
+    seconds = [(await job.status()).stages[0].seconds.run for job in (slow, quick)]
+    # What it says of itself; the machine may only add to it.
+    assert seconds[0] >= 0.2
+    assert await rig.heal("a") == 1
+
+
+async def test_a_connection_that_breaks_is_dialled_again_and_its_session_goes_on(
+    rig: FaultyRig, client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await client.submit(one("test.gate"))
+    await rig.gate.until_arrived(1)
+    with caplog.at_level(logging.INFO):
+        await rig.arm("a", FaultKind.LINK_BREAK)
+
+        async def again() -> bool:
+            await asyncio.sleep(0)
+            return "a goes on with session" in caplog.text
+
+        await until(again)
+    rig.gate.open()
+    assert await result(job) == {"value": None}
+    assert (await job.status()).stages[0].attempts == 1
+    assert await rig.faults.armed(rig.place("a")) == []
+
+
+async def test_on_a_full_disk_new_work_is_refused_and_what_was_accepted_goes_on(
+    rig: FaultyRig, client: AsyncClient
+) -> None:
+    job = await client.submit(one("test.gate"))
+    await rig.gate.until_arrived(1)
+    await rig.arm(ORCHESTRATOR, FaultKind.DISK_FULL)
+    with pytest.raises(Overloaded, match="disk is full"):
+        await client.submit(one())
+    rig.gate.open()
+    assert await result(job) == {"value": None}
+    assert await rig.heal(ORCHESTRATOR) >= 2
+    assert await result(await client.submit(one())) == {"value": None}
+
+
+async def test_a_submission_whose_answer_was_lost_makes_one_job(rig: FaultyRig, client: AsyncClient) -> None:
+    await rig.arm(ORCHESTRATOR, FaultKind.REPLY_LOST, most=2)
+    assert await result(await client.submit(one())) == {"value": None}
+    assert len(await client.jobs()) == 1
+    assert await rig.heal(ORCHESTRATOR) == 2
+
+
+async def test_each_process_has_the_faults_that_are_its_own(rig: FaultyRig) -> None:
+    signals = {FaultKind.AGENT_CRASH, FaultKind.AGENT_HANG, FaultKind.ORCHESTRATOR_CRASH, FaultKind.ORCHESTRATOR_HANG}
+    for what in set(LIVE) - signals:
+        here, elsewhere = (ORCHESTRATOR, "a") if what in OF_ORCHESTRATOR else ("a", ORCHESTRATOR)
+        await rig.arm(here, what, seconds=60)
+        with pytest.raises(InvalidInput, match="does not happen here"):
+            await rig.arm(elsewhere, what)
+        if what not in AT_ONCE:
+            with pytest.raises(Conflict, match="is armed already"):
+                await rig.arm(here, what)
+        await rig.heal(here)
+
+
+async def test_what_is_no_fault_is_refused_with_everything_that_is_wrong(rig: FaultyRig) -> None:
+    fault = Armed(id="", what=FaultKind.LINK_SLOW, delay_seconds=-1, chance=2.0)
+    with pytest.raises(InvalidInput) as raised:
+        await rig.faults.arm(rig.place("a"), fault, float("nan"))
+    assert {problem.place for problem in raised.value.problems} == {
+        "fault.id",
+        "fault.delay_seconds",
+        "fault.seconds",
+        "fault.chance",
+    }
+
+
+async def test_who_has_no_token_arms_nothing(rig: FaultyRig) -> None:
+    stranger = FaultClient("another token")
+    for node in ("a", ORCHESTRATOR):
+        with pytest.raises(Unauthenticated):
+            await stranger.armed(rig.place(node))
+        with pytest.raises(Unauthenticated):
+            await stranger.arm(rig.place(node), Armed(id="x", what=FaultKind.DISK_FULL), None)
+
+
+async def test_without_leave_there_is_nothing_to_arm(tmp_path: Path) -> None:
+    async with Rig(tmp_path) as rig:
+        agent = await rig.agent("a")
+        for address in (rig.address, agent.profile.address):
+            with pytest.raises(Conflict, match="--faults-allowed"):
+                await FaultClient(TOKEN).armed(address)
