@@ -9,7 +9,18 @@ from grpc import aio
 from starloom.agents import status, values, wire
 from starloom.agents.channel import Channel
 from starloom.agents.dataservice import DataService, add_data_service
-from starloom.agents.messages import NOT_ENDS, Assign, Command, Hello, Input, Load, Report, Started, Welcome
+from starloom.agents.messages import (
+    NOT_ENDS,
+    Assign,
+    AwaitUnreachable,
+    Command,
+    Hello,
+    Input,
+    Load,
+    Report,
+    Started,
+    Welcome,
+)
 from starloom.agents.stage import CancelToken, Model, Outputs, Stage, StageCall, StreamStage
 from starloom.dag.errors import ModelMissing, NotFound, StarloomError, Unavailable
 from starloom.dag.facts import Consumed
@@ -228,7 +239,7 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
             await self._changed.wait_for(condition)
 
     async def last(self, wanted: TaskToken) -> Report:
-        """The final report of an attempt, once it is here."""
+        """The final report of an attempt, or of a replica, once it is here."""
         await self.until(lambda: self.finals(wanted))
         return self.finals(wanted)[0]
 
@@ -330,9 +341,13 @@ class Told:
         self._changed.set()
 
     async def final(self, wanted: TaskToken) -> Report:
-        """The final report of an attempt, once it is here; fails if there are two."""
-        await self.until(lambda: any(r.task == wanted and not isinstance(r, NOT_ENDS) for r in self.reports))
-        (found,) = [r for r in self.reports if r.task == wanted and not isinstance(r, NOT_ENDS)]
+        """The final report of an attempt, or of a replica, once it is here; fails if there are two."""
+
+        def last() -> list[Report]:
+            return [r for r in self.reports if r.task == wanted and not isinstance(r, Started | AwaitUnreachable)]
+
+        await self.until(last)
+        (found,) = last()
         return found
 
     def ended(self, wanted: TaskToken) -> bool:

@@ -12,7 +12,18 @@ from tests.agents.fakes import MemoryStore, assign, given, reference, task
 from tests.agents.test_runtime import AGENT, BIG, EPOCH, HeldBack, Rig, finished, rigged, serving
 
 from starloom.agents.core import AgentCore, Forget, Keep, Tell
-from starloom.agents.messages import Assign, Cancel, Held, InputLost, NotHeld, Release, Replicate, Report, Source
+from starloom.agents.messages import (
+    Assign,
+    Cancel,
+    Held,
+    InputLost,
+    NotHeld,
+    Release,
+    Replicate,
+    Report,
+    Source,
+    WasCancelled,
+)
 from starloom.agents.replicas import ReplicaQueue
 from starloom.agents.replicator import Replicator
 from starloom.dag import limits
@@ -212,10 +223,11 @@ class TestReplicator:
             assert "oh" in report.reason
 
 
-def _local() -> Assign:
-    """An attempt that reads BIG where it runs."""
+def _local(*others: str, stage: str = "local") -> Assign:
+    """An attempt that reads BIG where it runs; others, at these addresses, hold it as well."""
     item = given("data", PortType.BYTES, BIG, holder=AGENT, inline=False)
-    return assign("local", "basic.echo", inputs=(item,))
+    found = tuple(Source(agent=AgentId(name), address=address) for name, address in zip("bcdef", others, strict=False))
+    return assign(stage, "basic.echo", inputs=(msgspec.structs.replace(item, others=found),))
 
 
 class TestFallover:
@@ -272,6 +284,33 @@ class TestFallover:
             report = await self.until_final(rig, _local())
             assert isinstance(report, InputLost)
             assert (report.gone, report.missing) == (True, {"up": (AGENT,)})
+
+    async def test_an_own_value_that_is_gone_is_fetched_from_a_replica_and_kept_again(self) -> None:
+        there = MemoryStore()
+        there.add(BIG)
+        async with serving(there) as address, rigged() as rig:
+            for stage in ("one", "two"):
+                report = await finished(rig, _local(address, stage=stage))
+                assert report.outputs["data"].digest == REF.digest
+                assert report.consumed["data"].digest == REF.digest
+            assert rig.holder.has(JOB, REF.digest)
+        assert len(there.reads) == 1
+
+    async def test_where_a_replica_is_gone_as_well_all_are_named(self) -> None:
+        async with serving(MemoryStore()) as address, rigged() as rig:
+            report = await self.until_final(rig, _local(address))
+            assert isinstance(report, InputLost)
+            assert (report.gone, report.missing) == (True, {"up": (AGENT, "b")})
+
+    async def test_a_cancel_ends_the_fetch_of_what_was_its_own_and_frees_the_slot(self) -> None:
+        there = HeldBack()
+        async with serving(there) as address, rigged(slots=1) as rig:
+            rig.send(_local(address))
+            await there.until_asked()
+            rig.send(Cancel(task=task("local")))
+            assert isinstance(await rig.told.final(task("local")), WasCancelled)
+            await asyncio.wait_for(there.ended.wait(), 20)
+            await finished(rig, assign("next", "basic.noop"))
 
     async def test_a_cancel_ends_the_search(self) -> None:
         there = HeldBack()

@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Input, Source
@@ -15,7 +16,7 @@ from starloom.agents.sharedmemory import is_anothers
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Data
 from starloom.dag import limits
-from starloom.dag.errors import DigestMismatch, InputUnavailable, NotFound, StarloomError, Unavailable
+from starloom.dag.errors import DigestMismatch, InputUnavailable, NotFound, Overloaded, StarloomError, Unavailable
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.values import ValueRef
 
@@ -89,7 +90,7 @@ class InputFetcher:
         found: dict[str, Data] = {}
         lost: list[tuple[Input, Unfetched]] = []
         for item in assign.inputs:
-            if item.ref.inline is None and item.ref.holder == self._agent:
+            if self._is_own(item):
                 try:
                     found[item.port] = self._holder.get(assign.task.job, item.ref.digest)
                 except NotFound as error:
@@ -97,6 +98,38 @@ class InputFetcher:
         if lost:
             raise _lost(lost)
         return found
+
+    def elsewhere(self, assign: Assign) -> bool:
+        """Whether others hold every input that this agent was to have, and has not."""
+        gone = [item for item in assign.inputs if self._is_own(item) and not self._has(assign.task.job, item)]
+        return all(item.others for item in gone)
+
+    async def replaced(self, assign: Assign) -> dict[str, Data]:
+        """As `local`, where others hold what is gone here: it is fetched from them, and kept again. Raises InputsLost."""
+        found: dict[str, Data] = {}
+        lost: list[tuple[Input, Unfetched]] = []
+        job = assign.task.job
+        for item in filter(self._is_own, assign.inputs):
+            try:
+                if not self._has(job, item):
+                    data = await self.value(job, item.ref, item.others)
+                    # Another host's memory is its owner's; of what does not fit, this attempt has its copy.
+                    with suppress(Overloaded):
+                        self._holder.keep(job, item.ref.digest, bytes(data) if is_anothers(data) else data)
+                    found[item.port] = data
+                else:
+                    found[item.port] = self._holder.get(job, item.ref.digest)
+            except Unfetched as error:
+                lost.append((item, Unfetched(str(error), (self._agent, *error.missing), error.gone)))
+        if lost:
+            raise _lost(lost)
+        return found
+
+    def _is_own(self, item: Input) -> bool:
+        return item.ref.inline is None and item.ref.holder == self._agent
+
+    def _has(self, job: JobId, item: Input) -> bool:
+        return self._holder.has(job, item.ref.digest)
 
     async def remote(self, assign: Assign) -> dict[str, Data]:
         """The bytes of inputs that others hold, by port, fetched at the same time. Raises InputsLost."""

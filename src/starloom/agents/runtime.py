@@ -209,14 +209,30 @@ class Runtime:
         try:
             inputs = self._inputs.local(assign) | work.fetched
         except InputsLost as lost:
-            return self._end(assign.task, _lost(assign.task, lost))
-        work.fetched = {}
+            if not self._inputs.elsewhere(assign):
+                return self._end(assign.task, _lost(assign.task, lost))
+            fetching = asyncio.create_task(self._inputs.replaced(assign))
+            fetching.add_done_callback(partial(self._replaced, work))
+            work.task = fetching
+            return []
+        self._run(work, inputs)
+        return []
+
+    def _replaced(self, work: _Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
+        """What was gone here came from others; the attempt has kept its slot meanwhile."""
+        task, work.task = work.assign.task, None
+        if (unable := self._unable(task, fetching)) is not None:
+            self._carry_out(self._end(task, unable))
+        else:
+            self._run(work, fetching.result() | work.fetched)
+
+    def _run(self, work: _Work, inputs: dict[str, Data]) -> None:
+        assign, work.fetched = work.assign, {}
         run = Execution(assign, inputs, work.cancel, self._holder.arena)
         if self._streams is not None and assign.kind in self._streams.kinds:
             self._streams.begin(run, self._workers.compute, self._worked)
-            return []
+            return
         self._workers.submit(assign.task, partial(execute, run, self._stages, self._models, self.core.agent))
-        return []
 
     def _stop(self, task: TaskToken) -> None:
         work = self._works[task]

@@ -185,14 +185,14 @@ class Dispatcher:
 
     @staticmethod
     def _input(item: Fed, holders: Holders, choice: Choice) -> Input:
-        """Fetched from the holder that is best for the place, which is the place itself if it has a copy."""
+        """Fetched from the holder that is best for the place, which is the place itself if it has a copy, else from another."""
         member = choice.candidate.member
         known = holders.get(item.port)
         if not known:
             return Input(port=item.port, ref=item.ref, consumed=item.consumed)
         best, *others = nearest(known, member)
         ref = item.ref if item.ref.holder == best.name else msgspec.structs.replace(item.ref, holder=best.name)
-        sources = () if best is member else (Source(agent=m.name, address=m.profile.address) for m in others)
+        sources = (Source(agent=m.name, address=m.profile.address) for m in others)
         return Input(
             port=item.port, ref=ref, consumed=item.consumed, address=best.profile.address, others=tuple(sources)
         )
