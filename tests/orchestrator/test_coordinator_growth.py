@@ -37,6 +37,16 @@ stages:
 outputs: {told: tell.value}
 """
 )
+FEED = constellation(
+    """
+stages:
+  find: {kind: t.grow}
+  tell: {kind: t.work, in: {x: find.value}}
+  aside: {kind: t.work}
+outputs: {told: tell.value}
+"""
+)
+MORE = "- rewire: {stage: tell, in: {y: '@.value'}}"
 
 
 def growth(text: str) -> Patch:
@@ -432,6 +442,60 @@ class TestAgain:
         w.lose_input("tell", "find", gone=True)
         w.finish("find")
         assert w.job(job).constellation == FIND
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_one_that_only_fed_others_takes_that_back(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"))
+        job = w.submit(FEED)
+        w.finish("find", growth=growth(MORE))
+        assert sources(w, job, "tell") == ["find.value->x", "find.value->y"]
+        w.lose_input("tell", "find", gone=True)
+        w.finish("find", growth=growth("- rewire: {stage: tell, in: {z: '@.value'}}"))
+        assert sources(w, job, "tell") == ["find.value->x", "find.value->z"]
+        w.lose_input("tell", "find", gone=True)
+        w.finish("find")
+        assert sources(w, job, "tell") == ["find.value->x"]
+        w.lose_input("tell", "find", gone=True)
+        w.finish("find", growth=growth(MORE))
+        assert sources(w, job, "tell") == ["find.value->x", "find.value->y"]
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_what_people_have_undone_is_no_hindrance(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(FEED)
+        w.finish("find", growth=growth(f"{ADD}- rewire: {{stage: tell, in: {{y: '@0.value'}}}}"))
+        w.request += 1
+        back = inverse(w.job(job).patches[0].difference, restart=True)
+        w.handle(PatchJob(request=w.request, job=job, patch=back))
+        w.patched(w.request)
+        assert w.job(job).constellation == FEED
+        w.acknowledge_cancels()
+        w.lose_input("tell", "find", gone=True)
+        w.finish("find", growth=growth(MORE))
+        assert sources(w, job, "tell") == ["find.value->x", "find.value->y"]
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_what_people_feed_otherwise_stays_so(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(FEED)
+        w.finish("aside")
+        w.finish("find", growth=growth(MORE))
+        w.patched(w.patch(job, "- rewire: {stage: tell, in: {y: aside.value}}", restart=True))
+        w.acknowledge_cancels()
+        w.lose_input("tell", "find", gone=True)
+        w.finish("find")
+        assert sources(w, job, "tell") == ["aside.value->y", "find.value->x"]
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_what_changes_nothing_is_no_growth(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(FEED)
+        w.finish("find", growth=growth("- rewire: {stage: tell, in: {x: '@.value'}}"))
+        assert (w.job(job).revision, w.job(job).growths) == (1, {})
         w.finish_all()
         assert w.status(job) == "succeeded"
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.sim import planted
+from tests.sim import planted, planted_growth
 
 from starloom.dag import limits
 from starloom.devices.faults import ALL_FAULTS, Fault, FaultKind, FaultPlan
@@ -41,8 +41,13 @@ PATCHES = FaultPlan(
         Fault(what=FaultKind.AGENT_SLOW, per_minute=60, lasts_seconds=(10, 30)),
     ),
 )
+GROWTH_LOST = FaultPlan(
+    name="what has grown is lost, and grows otherwise",
+    faults=(Fault(what=FaultKind.GROWTH_LOST, chance=0.5), Fault(what=FaultKind.LIE_GROWTH, chance=0.1)),
+)
 WHOLE = "a patch is visible entirely or not at all"
 REVOKED = "a revoked token is never sent again and never commits"
+GROWN = "a result and its growth are one"
 SETTLES = "a patch settles or is refused within its deadline"
 
 BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
@@ -128,6 +133,45 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         2,
         ALL_FAULTS,
     ),
+    ("grows apart", Parts(coordinator=planted_growth.GrowsApart), GROWN, 10, ALL_FAULTS),
+    ("grows halves", Parts(coordinator=planted_growth.GrowsHalves), GROWN, 10, ALL_FAULTS),
+    (
+        "grows twice",
+        Parts(coordinator=planted_growth.GrowsTwice),
+        "a recompute that asks for the same grows nothing twice",
+        20,
+        GROWTH_LOST,
+    ),
+    (
+        "takes nothing back",
+        Parts(coordinator=planted_growth.TakesNothingBack),
+        "what grows otherwise takes back what it had changed",
+        40,
+        GROWTH_LOST,
+    ),
+    (
+        "names as it likes",
+        Parts(coordinator=planted_growth.NamesAsItLikes),
+        "what is grown is named after its stage",
+        10,
+        ALL_FAULTS,
+    ),
+    ("knows no bounds", Parts(coordinator=planted_growth.KnowsNoBounds), "growth keeps its bounds", 20, ALL_FAULTS),
+    (
+        "grows by the dead",
+        Parts(coordinator=planted_growth.GrowsByTheDead),
+        "nothing grows by a token that is not live",
+        40,
+        ALL_FAULTS,
+    ),
+    (
+        "grudges growth",
+        Parts(coordinator=planted_growth.GrudgesGrowth),
+        "growth is refused for a reason",
+        10,
+        ALL_FAULTS,
+    ),
+    ("forgets what grew", Parts(coordinator=planted_growth.ForgetsWhatGrew), "every job ends", 10, ALL_FAULTS),
 ]
 
 

@@ -12,6 +12,7 @@ from tests.sim import planted
 
 from starloom.dag.draft import REFUSED
 from starloom.dag.errors import InvalidInput, StarloomError
+from starloom.dag.facts import StageCommitted, StageFailed, decode_fact
 from starloom.dag.patch import AnyOperation
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
@@ -23,6 +24,8 @@ from starloom.orchestrator.simulate import runs, workload
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import KINDS, expected
+from starloom.orchestrator.simulate.patched import same
+from starloom.orchestrator.simulate.undisturbed import undisturbed
 from starloom.orchestrator.simulate.world import Parts, Setup, World
 
 SMALL = Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS)
@@ -64,7 +67,7 @@ def test_a_seed_gives_the_same_run_in_any_process() -> None:
 
 def test_an_undisturbed_run_is_what_the_model_says() -> None:
     """The model, which never ran anything, and the coordinator agree on every stage of every job that kept its deadlines."""
-    compared = 0
+    compared = grown = 0
     for seed in range(1, 31):
         world = World(seed, Setup(nodes=5, stages=25, jobs=2, plan=NO_FAULTS))
         world.run()
@@ -73,23 +76,32 @@ def test_an_undisturbed_run_is_what_the_model_says() -> None:
             if job.status != "succeeded" or job.tainted:
                 continue
             compared += 1
-            for name, wanted in expected(job.submitted.constellation, job.submitted.inputs).items():
+            whole = undisturbed(job.submitted.constellation, job.submitted.inputs)
+            if whole is not None:
+                grown += len(whole.stages) > len(job.submitted.constellation.stages)
+                assert same(whole, job.constellation)
+            for name, wanted in expected(whole or job.constellation, job.submitted.inputs).items():
                 if wanted is not None:
                     stage = job.stages[name]
                     assert (stage.status, stage.outputs) == (wanted.status, wanted.digests)
     assert compared >= 30
+    assert grown >= 5
 
 
 def test_random_jobs_are_valid_and_have_everything() -> None:
     seen: set[Any] = set()
+    grow: set[str] = set()
     for seed in range(60):
         constellation = workload.work(Chance(str(seed)), 40, "job").constellation
         assert not problems(constellation, KINDS)
         for stage in constellation.stages.values():
             seen |= {stage.kind, stage.join, stage.policy.on_failure, stage.params["fails"]}
+            grow |= {name for name in ("adds", "rounds", "feeds") if stage.params.get(name)}
         seen |= {arc.on for arc in constellation.dependencies}
     assert {"sim.work", "sim.blob", "sim.judge", "sim.read", "all", "any", "fail", "skip", "default"} <= seen
     assert {"success", "completion", "comparison", True, False} <= seen
+    assert {"sim.find", "sim.grow", "sim.loop"} <= seen
+    assert grow == {"adds", "rounds", "feeds"}
 
 
 def test_random_patches_have_everything() -> None:
@@ -124,6 +136,46 @@ def test_random_patches_have_everything() -> None:
         assert any(f"PatchRefused {REFUSED}" in each and reason in each for each in refused)
     for other in ("Conflict the id", "only a job that runs can be changed"):
         assert any(other in each for each in refused)
+
+
+def test_growth_has_everything() -> None:
+    """Over some runs stages grow in each way, again or otherwise when they run again, and are refused for each reason."""
+    seen: set[str] = set()
+    refused = ""
+    plan = FaultPlan(
+        quiet_after_seconds=20,
+        faults=(
+            Fault(what=FaultKind.GROWTH_LOST, chance=0.3),
+            Fault(what=FaultKind.LIE_GROWTH, chance=0.15),
+            Fault(what=FaultKind.CLIENT_PATCHES, chance=0.5),
+            Fault(what=FaultKind.ORCHESTRATOR_CRASH, per_minute=20),
+        ),
+    )
+    for seed in range(1, 41):
+        world = World(seed, Setup(nodes=5, stages=15, jobs=3, plan=plan))
+        world.run()
+        assert world.judge.violations == [], f"seed {seed}"
+        for job in world.judge.jobs.values():
+            for fact in (decode_fact(line) for _, line in job.events):
+                if isinstance(fact, StageFailed) and fact.error.cause == "PatchRefused":
+                    refused += fact.error.message
+                elif isinstance(fact, StageCommitted) and fact.growth is not None:
+                    growth = fact.growth
+                    seen |= {each.split()[0] for each in growth.operations}
+                    seen |= {"a round" for change in growth.difference.stages if "-r" in change.stage}
+                    seen |= {"by what was grown"} if "-" in fact.stage else set()
+                    seen |= {"otherwise"} if growth.whole is not None else set()
+    assert seen >= {"add", "redirect", "rewire", "a round", "by what was grown", "otherwise"}
+    for reason in (
+        "whose bound is",
+        "a stage may only add stages",
+        "no kind is called",
+        "has no source for its input",
+        "is not downstream",
+        "named after the stage that adds it",
+        "only redirect its own",
+    ):
+        assert reason in refused
 
 
 def test_the_model_leaves_open_what_rests_on_which_came_first() -> None:

@@ -56,14 +56,16 @@ def apply(
     return shape.constellation, difference
 
 
-def difference_of(shape: Shape, patch: Patch, kinds: Mapping[str, KindSpec]) -> tuple[Difference, list[Problem]]:
+def difference_of(
+    shape: Shape, patch: Patch, kinds: Mapping[str, KindSpec], *, may_be_empty: bool = False
+) -> tuple[Difference, list[Problem]]:
     """What a patch would change, and everything that is wrong with it. Takes time in what it touches."""
     draft = _Draft(shape)
     for index, operation in enumerate(patch.operations):
         draft.do(f"patch[{index}]", operation)
     difference = draft.difference()
     problems = [*draft.problems, *draft.faults(difference, kinds)]
-    if not problems and not difference:
+    if not problems and not difference and not may_be_empty:
         problems = [Problem("patch", "changes nothing; say what is to be different")]
     return difference, problems
 

@@ -160,6 +160,11 @@ class Growth(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     whole: Difference | None = None
     operations: tuple[str, ...] = ()
 
+    @property
+    def stands(self) -> Difference:
+        """All that it changed; nothing, if it only took something back."""
+        return self.difference if self.whole is None else self.whole
+
 
 class StageCommitted(StageFact, frozen=True, tag="stage-committed"):
     """The stage's result: the first report of a live token whose lineage holds.

@@ -49,7 +49,9 @@ class FaultKind(StrEnum):
     FETCH_DAMAGED = "fetch-damaged"
     STAGE_FAILS = "stage-fails"
     STAGE_HANGS = "stage-hangs"
+    GROWTH_LOST = "growth-lost"
     LIE_DIGEST = "lie-digest"
+    LIE_GROWTH = "lie-growth"
     LIE_LINEAGE = "lie-lineage"
     LIE_OUTPUTS = "lie-outputs"
     CRASH_BEFORE_APPEND = "crash-before-append"
@@ -201,7 +203,9 @@ ALL_FAULTS: Final = FaultPlan(
         _perhaps(FaultKind.FETCH_FAILS, 0.1),
         _perhaps(FaultKind.STAGE_FAILS, 0.1),
         _perhaps(FaultKind.STAGE_HANGS, 0.02),
+        _perhaps(FaultKind.GROWTH_LOST, 0.4),
         _perhaps(FaultKind.LIE_DIGEST, 0.1, 0.3),
+        _perhaps(FaultKind.LIE_GROWTH, 0.2, 0.4),
         _perhaps(FaultKind.LIE_LINEAGE, 0.05, 0.2),
         _perhaps(FaultKind.LIE_OUTPUTS, 0.01, 0.25),
         _perhaps(FaultKind.CRASH_BEFORE_APPEND, 0.008),

@@ -11,13 +11,13 @@ from typing import Final, NamedTuple
 from starloom.agents.messages import Finished
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
-from starloom.dag.draft import apply, difference_of
+from starloom.dag.draft import difference_of
 from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.facts import Growth, StageCommitted
 from starloom.dag.growth import digest_of, resolved
 from starloom.dag.ids import Revision, StageId, TaskToken
 from starloom.dag.job import JobState
-from starloom.dag.patch import Difference, Patch, Remove, Rewire, between, operations_of, swapped
+from starloom.dag.patch import Difference, Patch, between
 from starloom.dag.patchtext import in_short
 from starloom.dag.shape import Shape, constellation_at
 from starloom.dag.stagestate import ACTIVE, StageState, StageStatus
@@ -27,6 +27,7 @@ from starloom.orchestrator.lineage import comparisons_of
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import State
+from starloom.orchestrator.takingback import without
 from starloom.orchestrator.touching import Plan, plan_of, state_of, touched_by
 
 _OPEN: Final = (StageStatus.PENDING, StageStatus.SKIPPED)
@@ -59,7 +60,7 @@ class Growing:
         kinds = self._state.fleet.kinds
         if report.growth is not None and not kinds[stage.spec.kind].grows:
             raise _refused(name, [Problem("kind", f"{stage.spec.kind} does not declare that it grows")])
-        base = self._base(job, name)
+        base = without(job, name, kinds) if former is not None else job.shape
         started = () if stage.former is not None else _started(job, name)
         asked, problems = resolved(report.growth or Patch(operations=()), base, name, started)
         whole, wrong = self._difference(base, asked)
@@ -93,28 +94,11 @@ class Growing:
         why = f"{fact.stage} was run again and grew differently"
         self._changing.take(run, grown.plan, why, lambda: self._settler.commit(run, fact))
 
-    def _base(self, job: JobState, name: StageId) -> Shape:
-        """The job without what the stage changed of it before. Raises PatchRefused where later patches rest on that."""
-        came = job.came_of(name) if name in job.growths else []
-        if not came:
-            return job.shape
-        standing = [job.growths[each] for each in (name, *came) if each in job.growths]
-        standing.sort(key=lambda growth: -growth.revision)
-        back = [each for growth in standing for each in operations_of(swapped(growth.whole or growth.difference))]
-        # What people have removed since is neither removed nor fed again.
-        operations = [each for each in back if not isinstance(each, Remove | Rewire) or each.stage in job.stages]
-        try:
-            constellation, _ = apply(job.constellation, Patch(operations=tuple(operations)), self._state.fleet.kinds)
-        except PatchRefused as error:
-            what = f"{name} ran again and grows differently, and what it added cannot be taken back"
-            raise PatchRefused(error.problems, what) from error
-        return Shape(constellation)
-
     def _difference(self, base: Shape, asked: Patch) -> tuple[Difference, list[Problem]]:
         """What a patch would change, and everything that is wrong with it."""
         if not asked.operations:
             return Difference(), []
-        difference, problems = difference_of(base, asked, self._state.fleet.kinds)
+        difference, problems = difference_of(base, asked, self._state.fleet.kinds, may_be_empty=True)
         placeable = {change.stage: change.after for change in difference.stages if change.after is not None}
         problems += self._admission.stream_problems(placeable)
         if not problems:

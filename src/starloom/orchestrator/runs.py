@@ -116,7 +116,7 @@ class Run:
         growth = self.job.growths.get(stage)
         if growth is None:
             return ports
-        ends = (change.before for change in (growth.whole or growth.difference).outputs.values())
+        ends = (change.before for change in growth.stands.outputs.values())
         return tuple(
             dict.fromkeys([*ports, *(end.output for end in ends if end is not None and end.upstream == stage)])
         )

@@ -36,7 +36,7 @@ from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import PortType
 from starloom.orchestrator.simulate.judge import JobView
 from starloom.orchestrator.simulate.loop import Chance
-from starloom.orchestrator.simulate.model import BYTES, JSON, KINDS
+from starloom.orchestrator.simulate.model import BYTES, JSON, KINDS, gives, takes
 from starloom.orchestrator.simulate.workload import LOOKS_BACK, Style, output_of
 
 Operations = list[AnyOperation]
@@ -77,8 +77,8 @@ class Editor:
         name = "" if chance.happens(0.15) else why
         if name and self._first and chance.happens(0.04):
             name = chance.pick(list(self._first))
-        if job.patches and chance.happens(0.12):
-            undo = inverse(job.patches[-1].difference, restart=restart, why=why)
+        if job.differences and chance.happens(0.12):
+            undo = inverse(job.differences[-1], restart=restart, why=why)
             return Drawn(msgspec.structs.replace(undo, id=name, if_revision=job.revision), job.revision)
         operations: Operations = []
         for _ in range(chance.pick((1, 1, 1, 2, 2, 3))):
@@ -113,8 +113,10 @@ class Editor:
     # -- what is changed
 
     def _stage(self, job: JobView) -> StageSpec:
-        """A stage: often one that was given out, more often any that is not known to have started."""
+        """A stage: often one that was given out, more often any that is not known to have started; or one that has grown."""
         chance = self._chance
+        if job.growths and chance.happens(0.2):
+            return job.stages[chance.pick(list(job.growths))].spec
         given = [name for name, stage in job.stages.items() if stage.status is StageStatus.PLACED]
         waits = [name for name, stage in job.stages.items() if stage.status is StageStatus.PENDING]
         names = given if given and chance.happens(0.35) else [*given, *waits]
@@ -133,6 +135,9 @@ class Editor:
         return self._chance.pick(found[-2 * LOOKS_BACK :]) if found else None
 
     def _fresh(self, letter: str) -> StageId:
+        """A name that is free, most often; now and then one that a stage may want to grow."""
+        if self._chance.happens(0.04):
+            return StageId(f"s{self._chance.below(15)}-{self._chance.below(2)}")
         return StageId(f"{letter}{self._chance.below(40)}")
 
     def _add(self, job: JobView) -> Operations:
@@ -165,7 +170,7 @@ class Editor:
             consumer = job.stages[arc.downstream].spec
             if not arc.output:
                 found.append(Rewire(stage=consumer.id, frees=(arc,)))
-            elif consumer.kind != "sim.read":
+            elif not KINDS[consumer.kind].inputs:
                 found.append(Rewire(stage=consumer.id, unfed=(arc.input,)))
             elif other := self._before(job, stage, consumer.kind):
                 fed = msgspec.structs.replace(arc, upstream=other.id)
@@ -182,6 +187,8 @@ class Editor:
         spec = self._stage(job)
         params = {**spec.params, "seed": 1000 * self._count + chance.below(1000), "fails": chance.happens(0.05)}
         kind = spec.kind
+        if KINDS[kind].grows:
+            params |= {chance.pick(("adds", "rounds")): chance.below(4)}
         if kind in ("sim.work", "sim.judge") and chance.happens(0.3):
             kind = "sim.work" if kind == "sim.judge" else "sim.judge"
         if kind == "sim.judge":
@@ -194,7 +201,7 @@ class Editor:
         """Another source for an input that has one, or one more."""
         chance = self._chance
         spec = self._stage(job)
-        if spec.kind == "sim.blob" and chance.happens(0.15):
+        if takes(spec.kind) is BYTES and not KINDS[spec.kind].inputs and chance.happens(0.15):
             binding = InputBinding(source="data", downstream=spec.id, input="given")
             bound = binding in job.constellation.bindings
             return [Rewire(stage=spec.id, unfed=("given",)) if bound else Rewire(stage=spec.id, bindings=(binding,))]
@@ -203,7 +210,7 @@ class Editor:
             return []
         ports = [arc.input for arc in job.upstreams[spec.id] if arc.output]
         port = chance.pick(ports) if ports and chance.happens(0.7) else f"from_{upstream.id}"
-        if spec.kind == "sim.read":
+        if KINDS[spec.kind].inputs:
             port = "data"
         elif ports and chance.happens(0.15):
             return [Rewire(stage=spec.id, unfed=(port,))] if port in ports else []
@@ -225,7 +232,7 @@ class Editor:
             behind = msgspec.structs.replace(self._style.stage(names[0], self._count, [], {}), kind=spec.kind)
             params = {name: value for name, value in behind.params.items() if name in ("seed", "seconds")}
             arc = Dependency(upstream=spec.id, downstream=names[0], output=output, input="from_it")
-            if spec.kind == "sim.read":
+            if KINDS[spec.kind].inputs:
                 return []
             policy = self._style.policy(spec.kind)
             behind = msgspec.structs.replace(behind, params=params, policy=policy)
@@ -275,9 +282,9 @@ class Editor:
         upstream = self._before(job, spec.id, spec.kind)
         if upstream is None:
             return []
-        blob = upstream.kind == "sim.blob"
+        blob = gives(upstream.kind) is BYTES
         inner = _line("sim.blob" if blob else "sim.work", 1000 + self._count, round(chance.between(0.01, 0.6), 4))
-        port = "data" if spec.kind == "sim.read" else f"from_{upstream.id}"
+        port = "data" if KINDS[spec.kind].inputs else f"from_{upstream.id}"
         source = "$data" if blob and chance.happens(0.2) else f"{upstream.id}.{output_of(upstream)}"
         outputs: dict[str, tuple[str, ...]] = {"out": (f"{spec.id}.{port}",)} if chance.happens(0.8) else {}
         return [Splice(prefix=self._fresh("q"), constellation=inner, inputs={"in": source}, outputs=outputs)]
@@ -312,7 +319,7 @@ class Editor:
 
 def _feeds(kind: str, consumer: str) -> bool:
     """Whether what a kind gives is what another takes."""
-    return (kind == "sim.blob") == (consumer in ("sim.blob", "sim.read"))
+    return gives(kind) is takes(consumer)
 
 
 def _line(kind: str, seed: int, seconds: float) -> Constellation:

@@ -13,7 +13,7 @@ from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.loop import SECOND
-from starloom.orchestrator.simulate.property import Property
+from starloom.orchestrator.simulate.property import Property, difference_of
 
 LATE_SECONDS: Final = 15.0
 """How much later than its deadline something may end: an orchestrator stands still, or its disk does."""
@@ -91,6 +91,8 @@ class DeadlinesAreKept(Property):
             self._unclear.add(name)
         elif stage is not None:
             self._of_stage(fact, name, job, stage, now)
+            if difference_of(fact) is not None:
+                self._unclear.add(name)
 
     def _job_over(self, name: JobId, job: JobView, now: int) -> None:
         limit, passed = job.submitted.options.deadline_seconds, (now - self._accepted[name]) / SECOND

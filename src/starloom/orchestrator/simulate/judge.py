@@ -10,10 +10,12 @@ from starloom.dag import facts as f
 from starloom.dag.constellation import Dependency, InputBinding, StageSpec
 from starloom.dag.facts import AnyFact, Fact, JobStatus, decode_fact
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
+from starloom.dag.patch import Difference, Patch, between
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.effects import Answer, Decision, Submitted
 from starloom.orchestrator.inputs import Input
+from starloom.orchestrator.simulate.growth import Origin, Standing, taken_back
 from starloom.orchestrator.simulate.patched import differing
 from starloom.orchestrator.state import State
 
@@ -58,6 +60,8 @@ class StageView:
     outputs: dict[str, str] = field(default_factory=dict)
     holds: dict[str, bool] = field(default_factory=dict)
     consumed: dict[str, f.Consumed] = field(default_factory=dict)
+    #: it had a result, and is to have another
+    again: bool = False
     failures: int = 0
     deaths: int = 0
     input_losses: int = 0
@@ -82,9 +86,13 @@ class JobView:
         #: what it has to end as, once it is being cancelled
         self.ends = JobStatus.CANCELLED
         self.constellation = fact.constellation
-        #: the patches that were taken, and the constellation before the last of them
+        #: the patches of clients that were taken, what made each revision of the one before, and the constellation before the last
         self.patches: list[f.JobPatched] = []
+        self.differences: list[Difference] = []
         self.before = fact.constellation
+        #: what its stages have grown, as it stands, and where the stages that were grown come from
+        self.growths: dict[StageId, Standing] = {}
+        self.origins: dict[StageId, Origin] = {}
         self.stages = {name: StageView(spec) for name, spec in fact.constellation.stages.items()}
         self._index()
         self.live = 0
@@ -97,7 +105,7 @@ class JobView:
 
     @property
     def revision(self) -> int:
-        return self.submitted.revision + len(self.patches)
+        return self.submitted.revision + len(self.differences)
 
     def given(self, name: StageId) -> Given:
         """What an attempt of a stage is given out with now."""
@@ -105,12 +113,54 @@ class JobView:
 
     def patch(self, fact: f.JobPatched) -> None:
         """The job is another one from here on."""
-        self.before, self.constellation = self.constellation, differing(self.constellation, fact.difference)
         self.patches.append(fact)
-        for change in fact.difference.stages:
+        self._change(fact.difference)
+
+    def grow(self, name: StageId, growth: f.Growth, asked: Patch | None) -> None:
+        """So it is by a result of a stage, which asked for something."""
+        back = self.standing(name)
+        base, exact = taken_back(self.constellation, list(back.values())), self.exact(name)
+        origin = self.origin(name)
+        self._change(growth.difference)
+        for each in back:
+            self.growths.pop(each, None)
+        whole = growth.difference if not back else between(base, self.constellation)
+        self.growths[name] = Standing(asked, whole, self.revision, exact)
+        for change in growth.difference.stages:
+            if change.before is None:
+                self.origins[change.stage] = Origin(name, origin.root, origin.generation + 1)
+
+    def origin(self, name: StageId) -> Origin:
+        """Where a stage comes from; one that was not grown from nowhere else."""
+        return self.origins.get(name) or Origin(name, name, 0)
+
+    def came_of(self, name: StageId) -> list[StageId]:
+        """All stages that are there for what a stage has grown."""
+        found = [name]
+        for each in found:
+            found += [other for other, origin in self.origins.items() if origin.by == each]
+        return found[1:]
+
+    def standing(self, name: StageId) -> dict[StageId, Standing]:
+        """What would have to be taken back if a stage grew otherwise."""
+        if name not in self.growths:
+            return {}
+        return {each: self.growths[each] for each in (name, *self.came_of(name)) if each in self.growths}
+
+    def exact(self, name: StageId) -> bool:
+        """Whether it is known to the letter what taking that back comes to: no client has changed the job since."""
+        back = self.standing(name).values()
+        last = self.patches[-1].revision if self.patches else 0
+        return all(each.exact and each.revision > last for each in back)
+
+    def _change(self, difference: Difference) -> None:
+        self.before, self.constellation = self.constellation, differing(self.constellation, difference)
+        self.differences.append(difference)
+        for change in difference.stages:
             stage = self.stages.get(change.stage)
             if change.after is None:
-                self.stages.pop(change.stage, None)
+                for known in (self.stages, self.growths, self.origins):
+                    known.pop(change.stage, None)
             elif stage is None:
                 self.stages[change.stage] = StageView(change.after)
             else:
@@ -312,6 +362,9 @@ class Judge:
             if isinstance(fact, f.StagePlaced):
                 self.placed[TaskToken(fact.job, fact.stage, fact.token)] = job.given(fact.stage)
             self._apply_to_stage(fact, stage)
+            if isinstance(fact, f.StageCommitted) and fact.growth is not None:
+                made = self.made.get(TaskToken(fact.job, fact.stage, fact.token))
+                job.grow(fact.stage, fact.growth, made.growth if made is not None else None)
             for token, agent in before.items():
                 if token not in stage.live:
                     stage.over.add(token)
@@ -340,7 +393,7 @@ class Judge:
                     stage.holders = {stage.live[fact.token]: stage.process[fact.token]}
                 stage.live.clear()
                 stage.started.clear()
-                stage.status = _ENDS[type(fact)]
+                stage.status, stage.again = _ENDS[type(fact)], False
                 if not isinstance(fact, f.StageCancelled):
                     stage.committed = fact.token
                     outputs: dict[str, Any] = getattr(fact, "outputs", {})
@@ -355,7 +408,7 @@ class Judge:
                 stage.deaths += fact.death
                 stage.input_losses += fact.input_lost
             case f.StageReopened():
-                stage.status, stage.committed = StageStatus.PENDING, None
+                stage.status, stage.committed, stage.again = StageStatus.PENDING, None, True
                 stage.outputs, stage.holds, stage.consumed, stage.holders = {}, {}, {}, {}
             case f.OutputsHeld():
                 stage.holders[fact.agent] = fact.incarnation

@@ -23,6 +23,12 @@ _PARAMS = {
     "seconds": Param(type="number", default=0.05),
     "fails": Param(type="boolean", default=False),
 }
+_GROWING = {
+    **_PARAMS,
+    "adds": Param(type="integer", default=0),
+    "rounds": Param(type="integer", default=0),
+    "feeds": Param(type="string", default=""),
+}
 _COST = Cost(run_seconds=0.1)
 KINDS = KindCatalog(
     [
@@ -42,8 +48,23 @@ KINDS = KindCatalog(
             cost=_COST,
         ),
         KindSpec(name="sim.read", inputs={"data": BYTES}, outputs={"value": JSON}, params=_PARAMS, cost=_COST),
+        KindSpec(
+            name="sim.find", inputs={"data": BYTES}, outputs={"value": JSON}, params=_GROWING, cost=_COST, grows=True
+        ),
+        KindSpec(
+            name="sim.grow",
+            variadic_input=BYTES,
+            outputs={"data": BYTES},
+            params={**_GROWING, "size": Param(type="integer", default=100_000)},
+            cost=_COST,
+            grows=True,
+        ),
+        KindSpec(
+            name="sim.loop", variadic_input=JSON, outputs={"value": JSON}, params=_GROWING, cost=_COST, grows=True
+        ),
     ]
 )
+"""`simulate.asking` says what the last three grow."""
 _keys = msgspec.json.Encoder(order="sorted")
 
 
@@ -81,12 +102,27 @@ def answers(assign: Assign, made: Made) -> tuple[bool, ...]:
     return tuple(holds(comparison, made.values.get(comparison.output)) for comparison in assign.comparisons)
 
 
+def takes(kind: str) -> Port:
+    """What a kind reads."""
+    spec = KINDS[kind]
+    return spec.inputs["data"] if spec.inputs else spec.variadic_input or JSON
+
+
+def gives(kind: str) -> Port:
+    """What a kind's one output is."""
+    return next(iter(KINDS[kind].outputs.values()))
+
+
 class Expected(NamedTuple):
-    """How a stage has to end: its status, the digests of its outputs, and which comparisons of them hold."""
+    """How a stage has to end: its status, the digests of its outputs, and which comparisons of them hold.
+
+    `ran`: what it has is its own, and no default.
+    """
 
     status: StageStatus
     digests: Mapping[str, str] = {}
     holds: Mapping[str, bool] = {}
+    ran: bool = False
 
 
 def expected(constellation: Constellation, inputs: Mapping[str, ValueRef]) -> dict[StageId, Expected | None]:
@@ -151,7 +187,8 @@ def _satisfied(arc: Dependency, upstream: Expected | None) -> bool | None:
 def _run(spec: StageSpec, read: Mapping[str, str], asked: list[Comparison]) -> Expected:
     missing = KINDS[spec.kind].inputs.keys() - read.keys()
     params = whole_params(spec)
-    if params["fails"] or missing:
+    fails = params["fails"] or missing
+    if fails:
         match spec.policy.on_failure:
             case OnFailure.FAIL:
                 return Expected(StageStatus.FAILED)
@@ -166,5 +203,8 @@ def _run(spec: StageSpec, read: Mapping[str, str], asked: list[Comparison]) -> E
         values = made.values
         digests = {port: ref.digest for port, ref in made.outputs.items()}
     return Expected(
-        StageStatus.SUCCEEDED, digests, {comparison_key(one): holds(one, values.get(one.output)) for one in asked}
+        StageStatus.SUCCEEDED,
+        digests,
+        {comparison_key(one): holds(one, values.get(one.output)) for one in asked},
+        ran=not fails,
     )

@@ -6,7 +6,9 @@ from starloom.dag.ids import StageId
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.simulate.judge import JobView, StageView
 from starloom.orchestrator.simulate.model import Expected, expected, in_order
-from starloom.orchestrator.simulate.property import DONE, Property, may
+from starloom.orchestrator.simulate.patched import same
+from starloom.orchestrator.simulate.property import DONE, LARGE_JOB_STAGES, Property, may
+from starloom.orchestrator.simulate.undisturbed import undisturbed
 
 
 class SameOutputs(Property):
@@ -44,6 +46,16 @@ class SameOutputs(Property):
             self.broken("its outputs are not those of the stages that its last revision declares", name)
         if job.status is JobStatus.FAILED and not may_fail:
             self.broken("failed, and undisturbed it succeeds", name)
+        if job.status is JobStatus.SUCCEEDED and not job.patches and name not in self.world.overgrown:
+            self._compare_shape(name, job)
+
+    def _compare_shape(self, name: str, job: JobView) -> None:
+        """Nothing but its own stages has changed the job: it grows as it would have undisturbed."""
+        if not job.growths or len(job.stages) > LARGE_JOB_STAGES:
+            return
+        wanted = undisturbed(job.submitted.constellation, job.submitted.inputs)
+        if wanted is not None and not same(wanted, job.constellation):
+            self.broken(f"has grown to {sorted(job.stages)}, and undisturbed to {sorted(wanted.stages)}", name)
 
     def _closed(self, job: JobView, stages: set[StageId]) -> set[StageId]:
         """The stages, and all that rest on these."""

@@ -151,7 +151,7 @@ class _Parts:
         for arc in tuple(self.arcs):
             reads = (arc.upstream, arc.output) == (redirect.stage, redirect.output)
             makes = arc.downstream in {source.upstream for source in new} or arc.downstream not in self._origin.stages
-            if not reads or makes:
+            if not reads or makes or arc.downstream in redirect.but:
                 continue
             self.arcs.remove(arc)
             for index, source in enumerate(new):

@@ -11,44 +11,47 @@ A property has those of these methods that it needs:
     end()                                   the run is over, and quiet for a while
 """
 
-from collections.abc import Sequence
-
-from starloom.agents.core import Instruction
 from starloom.agents.messages import Assign, Held, Report
 from starloom.dag import facts as f
 from starloom.dag import limits
 from starloom.dag.errors import InternalError, StarloomError
-from starloom.dag.facts import AnyFact, Fact, JobStatus
-from starloom.dag.ids import Epoch, TaskToken
+from starloom.dag.facts import AnyFact, JobStatus
+from starloom.dag.ids import TaskToken
 from starloom.dag.stagestate import StageStatus
-from starloom.orchestrator.effects import Answer, Decision, Stopped, Submitted
-from starloom.orchestrator.same import difference
+from starloom.orchestrator.effects import Answer, Stopped, Submitted
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
+from starloom.orchestrator.simulate.growths import GROWTH, REFUSED
 from starloom.orchestrator.simulate.intime import CopiesAreFew, DeadlinesAreKept, out_of_time
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.model import in_order, whole_params
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
 from starloom.orchestrator.simulate.patched import differing
-from starloom.orchestrator.simulate.property import LARGE_JOB_STAGES, Property, may
+from starloom.orchestrator.simulate.property import Property, difference_of, may
+from starloom.orchestrator.simulate.restarts import (
+    NoOldEpoch,
+    OneIsLeft,
+    ReplayIsTheSame,
+    SnapshotIsTheSame,
+    StatesAreValid,
+)
 from starloom.orchestrator.simulate.revisions import Reasons, SettlesInTime, StaysRevoked, TakenOnce, WholeOrNot
-from starloom.orchestrator.simulate.snapshot import replayed
-from starloom.orchestrator.state import State
 
 
 class Acyclic(Property):
     name = "acyclic"
 
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
+        change = difference_of(fact)
         if isinstance(fact, f.JobSubmitted):
-            made = fact.constellation
-        elif isinstance(fact, f.JobPatched) and job is not None:
-            made = differing(job.constellation, fact.difference)
+            name, made = fact.job, fact.constellation
+        elif change is not None and job is not None:
+            name, made = job.submitted.job, differing(job.constellation, change)
         else:
             return
         if len(in_order(made)) != len(made.stages):
-            self.broken("an accepted constellation has a cycle", fact.job)
+            self.broken("an accepted constellation has a cycle", name)
 
 
 class OneCommit(Property):
@@ -150,7 +153,7 @@ class Budgets(Property):
             self.broken(f"given up after {stage.failures + 1} failures, with {times} retries", fact.job, fact.stage)
         if whole_params(stage.spec)["fails"] or fact.error.cause == "InputUnavailable":
             return
-        if out_of_time(fact):
+        if out_of_time(fact) or fact.error.cause == REFUSED:
             job.tainted.add(fact.stage)
             return
         used_up = (
@@ -239,76 +242,6 @@ class ClientsSawAll(Property):
                 self.broken(f"{client.name} saw {len(client.events)} of {len(job.events)} events", client.job or "")
 
 
-class StatesAreValid(Property):
-    name = "states are valid"
-
-    def __init__(self, judge: Judge) -> None:
-        super().__init__(judge)
-        self._since: dict[str, int] = {}
-
-    def decided(self, orchestrator: Orchestrator, decision: Decision) -> None:
-        touched: dict[str, int] = {}
-        for fact in decision.facts:
-            if isinstance(fact, f.StageFact | f.StageCancelled | f.JobEnded | f.JobSubmitted | f.JobPatched):
-                touched[fact.job] = touched.get(fact.job, 0) + 1
-        jobs = orchestrator.coordinator.jobs
-        for name, job in jobs.items() if touched else ():
-            count = touched.get(name)
-            if count is None:
-                continue
-            # A large job is looked at once for as many facts as it has stages: a share of the work, not a multiple.
-            self._since[name] = since = self._since.get(name, 0) + count
-            if len(job.stages) > LARGE_JOB_STAGES and since < len(job.stages):
-                continue
-            self._since[name] = 0
-            try:
-                job.validate()
-            except AssertionError as error:
-                self.broken(str(error), name)
-
-
-class ReplayIsTheSame(Property):
-    name = "replay gives the same state"
-
-    def replayed(self, orchestrator: Orchestrator) -> None:
-        jobs = orchestrator.coordinator.jobs
-        for name, job in self.judge.jobs.items():
-            state = jobs.get(name)
-            if state is None:
-                if not job.ended:
-                    self.broken("an open job is not there", name)
-                continue
-            if state.status is not job.status:
-                self.broken(f"is {state.status}, and the journal says {job.status}", name)
-            if state.stages.keys() != job.stages.keys():
-                self.broken(f"has other stages than revision {job.revision} in the journal", name)
-                continue
-            for stage, view in job.stages.items():
-                got = state.stages[stage]
-                if (got.status, got.committed, got.live) != (view.status, view.committed, view.live):
-                    self.broken(f"{got!r}, and the journal says {view.status} of {view.live}", name, stage)
-
-    def end(self) -> None:
-        self.replayed(self.world.current)
-
-
-class SnapshotIsTheSame(Property):
-    name = "a snapshot gives the same state"
-
-    def __init__(self, judge: Judge) -> None:
-        super().__init__(judge)
-        self._looked = False
-
-    def restored(self, state: State, facts: Sequence[Fact]) -> None:
-        # A comparison takes longer than all that led to a large state: one of these a run is enough.
-        large = any(len(job.stages) > LARGE_JOB_STAGES for job in self.judge.jobs.values())
-        if large and self._looked:
-            return
-        self._looked = True
-        if what := difference(replayed(facts), state):
-            self.broken(f"after {len(facts)} facts, {what}")
-
-
 class Released(Property):
     name = "agents keep nothing of ended jobs"
 
@@ -321,31 +254,6 @@ class Released(Property):
                     self.broken(f"{name} keeps something of {job}, which has ended", job)
             if not any(not view.ended for view in self.judge.jobs.values()) and not process.core.idle:
                 self.broken(f"{name} has {process.core.active}")
-
-
-class NoOldEpoch(Property):
-    name = "no command from an old epoch"
-
-    def __init__(self, judge: Judge) -> None:
-        super().__init__(judge)
-        self._heard: dict[str, Epoch] = {}
-
-    def commanded(self, process: AgentProcess, epoch: Epoch, instructions: Sequence[Instruction]) -> None:
-        heard = self._heard.get(process.incarnation, epoch)
-        if epoch < heard and instructions:
-            self.broken(
-                f"{process.name} had obeyed epoch {heard}, and did what epoch {epoch} said: {instructions[0]!r}"
-            )
-        self._heard[process.incarnation] = max(heard, epoch)
-
-
-class OneIsLeft(Property):
-    name = "a replaced orchestrator ends"
-
-    def end(self) -> None:
-        for orchestrator in self.world.orchestrators:
-            if orchestrator.alive and orchestrator is not self.world.current:
-                self.broken(f"{orchestrator!r} goes on beside {self.world.current!r}")
 
 
 class ReplicasAreUsed(Property):
@@ -415,5 +323,6 @@ PROPERTIES: tuple[type[Property], ...] = (
     SettlesInTime,
     TakenOnce,
     Reasons,
+    *GROWTH,
     NoDefects,
 )

@@ -1,8 +1,11 @@
 """What all properties share."""
 
+from starloom.dag import facts as f
 from starloom.dag.conditions import comparison_key
 from starloom.dag.constellation import Dependency, Join, On
+from starloom.dag.facts import Fact
 from starloom.dag.ids import StageId
+from starloom.dag.patch import Difference
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 
@@ -23,6 +26,13 @@ class Property:
     def broken(self, what: str, job: str = "", stage: str = "") -> None:
         """It does not hold."""
         self.judge.violated(self.name, what, job, stage)
+
+
+def difference_of(fact: Fact) -> Difference | None:
+    """What a fact makes differ of its job's constellation, if it does."""
+    if isinstance(fact, f.JobPatched):
+        return fact.difference
+    return fact.growth.difference if isinstance(fact, f.StageCommitted) and fact.growth is not None else None
 
 
 def _lets(arc: Dependency, upstream: StageView) -> bool | None:

@@ -21,7 +21,7 @@ from starloom.orchestrator.simulate.judge import Given, JobView, Judge, StageVie
 from starloom.orchestrator.simulate.loop import SECOND
 from starloom.orchestrator.simulate.model import KINDS, whole_params
 from starloom.orchestrator.simulate.patched import differing, patched, same
-from starloom.orchestrator.simulate.property import LARGE_JOB_STAGES, Property
+from starloom.orchestrator.simulate.property import LARGE_JOB_STAGES, Property, difference_of
 
 SETTLE_NANOS = round((limits.PATCH_SETTLE_SECONDS + 0.1) * SECOND)
 """What is asked waits some milliseconds before it is decided on."""
@@ -85,9 +85,11 @@ class WholeOrNot(_OfPatches):
             return
         jobs = self._decided.setdefault(orchestrator.epoch, {})
         for fact in decision.facts:
-            if isinstance(fact, f.JobPatched):
-                before = jobs.get(fact.job) or self.judge.jobs[fact.job].constellation
-                jobs[fact.job] = differing(before, fact.difference)
+            made = difference_of(fact)
+            if made is not None:
+                job = getattr(fact, "job", JobId(""))
+                before = jobs.get(job) or self.judge.jobs[job].constellation
+                jobs[job] = differing(before, made)
         for answer in decision.answers:
             asked = self._request(orchestrator, answer)
             if asked is None:
@@ -105,7 +107,7 @@ class WholeOrNot(_OfPatches):
     def replayed(self, orchestrator: Orchestrator) -> None:
         for name, job in self.judge.jobs.items():
             state = orchestrator.coordinator.jobs.get(name)
-            if state is None or not job.patches:
+            if state is None or not job.differences:
                 continue
             if state.revision != job.revision or not same(state.constellation, job.constellation):
                 self.broken(f"is not what the journal's revision {job.revision} is", name)
@@ -116,11 +118,11 @@ class WholeOrNot(_OfPatches):
             state = self.world.current.coordinator.jobs.get(name)
             if state is None:
                 continue
-            if job.patches:
+            if job.differences:
                 self._validate(name, job.constellation)
             wanted = job.submitted.constellation
-            for revision, fact in enumerate([None, *job.patches], 1):
-                wanted = wanted if fact is None else differing(wanted, fact.difference)
+            for revision, made in enumerate([None, *job.differences], 1):
+                wanted = wanted if made is None else differing(wanted, made)
                 large = len(job.stages) > LARGE_JOB_STAGES
                 if not large and not same(state.constellation_at(revision), wanted):
                     self.broken(f"revision {revision} is shown as another than was taken", name)
@@ -130,7 +132,10 @@ class WholeOrNot(_OfPatches):
             self.broken(f"patches have made a constellation that is not valid: {wrong[0]}", job)
 
     def _patched(self, fact: f.JobPatched, job: JobView) -> None:
-        drawn = self.judge.patches[fact.why]
+        drawn = self.judge.patches.get(fact.why)
+        if drawn is None:
+            self.broken(f"revision {fact.revision} is of a patch that nobody asked for", fact.job)
+            return
         if fact.revision != job.revision + 1:
             self.broken(f"revision {fact.revision} follows on {job.revision}", fact.job)
         if drawn.patch.if_revision not in (0, job.revision):

@@ -28,7 +28,7 @@ from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.devices.faults import FaultKind
 from starloom.orchestrator.simulate.fetching import FetchOne
 from starloom.orchestrator.simulate.loop import SECOND, Timer
-from starloom.orchestrator.simulate.model import Made, answers, make
+from starloom.orchestrator.simulate.model import KINDS, Made, answers, make
 
 if TYPE_CHECKING:
     from starloom.orchestrator.simulate.agent import AgentProcess
@@ -326,8 +326,9 @@ class Runner:
             return
         inputs = {item.port: item.ref.digest for item in assign.inputs}
         made = make(assign.kind, assign.params, inputs, self._process.name, self._world.salt(assign))
+        lost = KINDS[assign.kind].grows and self._world.trouble.fires(FaultKind.GROWTH_LOST)
         for ref in made.outputs.values():
-            if ref.inline is None:
+            if ref.inline is None and not lost:
                 self.held.setdefault(task.job, {})[ref.digest] = ref.bytes
         report = self._report(work, made)
         to_put = [port for port in assign.publish if made.outputs[port].inline is None]
@@ -354,6 +355,7 @@ class Runner:
             target=assign.target,
             published=assign.publish,
             holds=answers(assign, made),
+            growth=self._world.growth(assign, made),
         )
 
     def _publish(self, work: _Work, digests: list[str], report: Finished, wait: float) -> None:

@@ -1,11 +1,13 @@
 """Random nodes, and random constellations with conditions, joins, policies and failures."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from starloom.agents.values import digest
 from starloom.dag.constellation import (
+    Bounds,
     Comparison,
     Constellation,
     Dependency,
@@ -23,15 +25,19 @@ from starloom.dag.constellation import (
 )
 from starloom.dag.facts import JobOptions
 from starloom.dag.ids import AgentId, StageId
-from starloom.dag.values import PortType, ValueRef
+from starloom.dag.values import Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.simulate.loop import Chance
-from starloom.orchestrator.simulate.model import BYTES, KINDS
+from starloom.orchestrator.simulate.model import BYTES, KINDS, gives, takes
 
 TIERS = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
 LOOKS_BACK = 24
 LAYERS = 50
 """A stage's upstreams are among the last LOOKS_BACK stages before it, or one LAYERS-th of all, if that is more."""
+GROWING = {"sim.work": "sim.loop", "sim.blob": "sim.grow", "sim.read": "sim.find"}
+"""Kinds, and those that take their places where stages grow."""
+GROWING_MAX = 12
+"""So many stages of a job grow: for each the judge looks at all of the job."""
 
 
 class Work(NamedTuple):
@@ -73,8 +79,9 @@ def work(chance: Chance, stages: int, name: str, tiers: int = len(TIERS)) -> Wor
         upstreams = chance.sample(before, chance.below(min(len(before), 3) + 1))
         spec = specs[stage] = style.stage(stage, index, upstreams, specs)
         arcs += [style.arc(specs, upstream, spec, number) for number, upstream in enumerate(upstreams)]
-        if spec.kind == "sim.blob" and chance.happens(0.2):
+        if spec.kind in ("sim.blob", "sim.grow") and chance.happens(0.2):
             bindings.append(InputBinding(source="data", downstream=stage, input="given"))
+    style.feed(specs, arcs)
     outputs = {}
     for stage in chance.sample(names[-LOOKS_BACK:], 1 + chance.below(4)):
         outputs[f"o-{stage}"] = OutputBinding(upstream=stage, output=output_of(specs[stage]))
@@ -125,18 +132,25 @@ class Style:
         self._hard = chance.happens(0.15)
         self._seconds = chance.pick((0.05, 0.3, 1.2))
         self._copies = chance.pick((0, 1, 1, 2))
+        self._grows = chance.pick((0.0, 0.0, 0.1, 0.25))
+        self._growing = 0
 
     def stage(self, name: StageId, index: int, upstreams: list[StageId], specs: dict[StageId, StageSpec]) -> StageSpec:
         chance = self._chance
         kind = chance.pick(("sim.work", "sim.blob", "sim.blob", "sim.judge"))
-        if upstreams and specs[upstreams[0]].kind == "sim.blob" and chance.happens(0.3):
+        if upstreams and gives(specs[upstreams[0]].kind) is BYTES and chance.happens(0.3):
             kind = "sim.read"
+        if self._growing < GROWING_MAX and kind in GROWING and chance.happens(self._grows):
+            kind = GROWING[kind]
+            self._growing += 1
         fails = chance.happens(self._failing)
         params = {"seed": index, "seconds": round(self._seconds * chance.between(0.2, 2.0), 4), "fails": fails}
         if kind == "sim.judge":
             params["score"] = index % 3
-        elif kind == "sim.blob":
+        elif "size" in KINDS[kind].params:
             params["size"] = 20_000 + chance.below(2_000_000)
+        if KINDS[kind].grows:
+            params |= self._growth(kind)
         return StageSpec(
             id=name,
             kind=kind,
@@ -144,19 +158,49 @@ class Style:
             requires=Requirements(tiers=(chance.pick(self.tiers),) if chance.happens(0.2) else ()),
             policy=self.policy(kind),
             join=Join.ANY
-            if self._any and len(upstreams) > 1 and kind != "sim.read" and chance.happens(0.3)
+            if self._any and len(upstreams) > 1 and not KINDS[kind].inputs and chance.happens(0.3)
             else Join.ALL,
         )
 
+    def _growth(self, kind: str) -> dict[str, Any]:
+        """How a stage grows: by regions, by rounds, or by both."""
+        chance = self._chance
+        adds, rounds = 1 + chance.below(3), 1 + chance.below(4)
+        match kind:
+            case "sim.find":
+                return {"adds": adds}
+            case "sim.loop":
+                return {"rounds": rounds}
+        return chance.pick(({"adds": adds}, {"adds": adds}, {"rounds": rounds}, {"adds": adds, "rounds": 1}, {}))
+
+    def feed(self, specs: dict[StageId, StageSpec], arcs: Sequence[Dependency]) -> None:
+        """Some of the stages that grow are told of a consumer, and give it more."""
+        for name, spec in list(specs.items()):
+            if spec.kind not in ("sim.find", "sim.grow") or spec.params.get("rounds"):
+                continue
+            read = (arc.downstream for arc in arcs if arc.upstream == name)
+            fits = [each for each in read if _takes_more(specs[each].kind, gives(spec.kind))]
+            if fits and (not spec.params.get("adds") or self._chance.happens(0.3)):
+                params = {**spec.params, "feeds": self._chance.pick(fits)}
+                specs[name] = msgspec.structs.replace(spec, params=params)
+
     def policy(self, kind: str) -> Policy:
         """How a stage of a kind meets trouble."""
+        policy = self._trouble(kind)
+        if not KINDS[kind].grows or not self._chance.happens(0.3):
+            return policy
+        bounds = Bounds(stages=1 + self._chance.below(8), generations=1 + self._chance.below(4))
+        return msgspec.structs.replace(policy, grow=bounds)
+
+    def _trouble(self, kind: str) -> Policy:
         chance = self._chance
         retry = Retry(times=chance.below(4), first_seconds=0.05)
         timeout = chance.pick((0.0, 0.0, 20.0))
-        copies = self._copies if kind == "sim.blob" and chance.happens(0.7) else 0
+        bytes_ = gives(kind) is BYTES
+        copies = self._copies if bytes_ and chance.happens(0.7) else 0
         if self._hard and chance.happens(0.5):
             return Policy(retry=retry, timeout_seconds=timeout, replicate=copies)
-        if kind != "sim.blob" and chance.happens(0.4):
+        if not bytes_ and chance.happens(0.4):
             defaults = {"value": {"score": chance.below(3)}}
             return Policy(retry=retry, timeout_seconds=timeout, on_failure=OnFailure.DEFAULT, defaults=defaults)
         return Policy(retry=retry, timeout_seconds=timeout, on_failure=OnFailure.SKIP, replicate=copies)
@@ -164,20 +208,23 @@ class Style:
     def arc(self, specs: dict[StageId, StageSpec], upstream: StageId, spec: StageSpec, number: int) -> Dependency:
         chance = self._chance
         kind = specs[upstream].kind
-        takes = "sim.blob" if spec.kind in ("sim.blob", "sim.read") else ""
-        fits = (kind == "sim.blob") == bool(takes)
+        fits = gives(kind) is takes(spec.kind)
         names = {}
-        if spec.kind == "sim.read":
+        if KINDS[spec.kind].inputs:
             if number == 0:
                 names = {"output": "data", "input": "data"}
         elif fits and chance.happens(0.8):
             names = {"output": output_of(specs[upstream]), "input": f"from_{upstream}"}
         on = chance.pick((On.SUCCESS, On.SUCCESS, On.SUCCESS, On.COMPLETION))
         comparison = None
-        if kind == "sim.judge" and chance.happens(0.4):
+        if kind in ("sim.judge", "sim.find", "sim.loop") and chance.happens(0.4):
             on = On.COMPARISON
             comparison = Comparison(output="value", path="score", operator=">=", value=chance.below(3))
         return Dependency(upstream=upstream, downstream=spec.id, on=on, comparison=comparison, **names)
+
+
+def _takes_more(kind: str, port: Port) -> bool:
+    return not KINDS[kind].inputs and takes(kind) is port
 
 
 def output_of(spec: StageSpec) -> str:

@@ -13,19 +13,21 @@ from starloom.agents.messages import Assign, Finished, Hello, Load, Report
 from starloom.dag import limits
 from starloom.dag.facts import ErrorInfo, Fact
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
+from starloom.dag.patch import Patch
 from starloom.dag.values import PortType, ValueRef
 from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.simulate import workload
 from starloom.orchestrator.simulate.agent import AgentProcess
+from starloom.orchestrator.simulate.asking import Lie, asks, lied
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.disk import Disk
 from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.loop import SECOND, START, Chances, Loop
 from starloom.orchestrator.simulate.many import SomeOfMany
-from starloom.orchestrator.simulate.model import KINDS
+from starloom.orchestrator.simulate.model import KINDS, Made
 from starloom.orchestrator.simulate.network import Network, Stream
 from starloom.orchestrator.simulate.properties import PROPERTIES
 from starloom.orchestrator.simulate.property import Property
@@ -44,6 +46,8 @@ GRACE_SECONDS = 25.0
 STUCK_SECONDS = 90.0
 """After the last fault something is journaled at least so often while jobs are open, or never again."""
 WATCH_SECONDS = 5.0
+LIES_AGAIN = 4
+"""A stage that had grown may lie so many times as likely when it runs again."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,8 @@ class World:
         self._injected: dict[tuple[JobId, StageId], int] = {}
         self.fickle: dict[JobId, set[StageId]] = {}
         self.liars: dict[JobId, set[StageId]] = {}
+        #: jobs in which a stage grew what it should not
+        self.overgrown: set[JobId] = set()
         self._over = False
         self._waiting = len(self.clients)
 
@@ -343,6 +349,20 @@ class World:
             return ""
         self.fickle.setdefault(assign.task.job, set()).add(assign.task.stage)
         return str(assign.task.token)
+
+    def growth(self, assign: Assign, made: Made) -> Patch | None:
+        """What a run asks to be added, or what a liar does in its place."""
+        truth = asks(assign.kind, assign.params, {name: ref.digest for name, ref in made.outputs.items()})
+        if not KINDS[assign.kind].grows:
+            return truth
+        task, chance = assign.task, self.chances.of("growth")
+        job = self.judge.jobs[task.job]
+        again = task.stage in job.growths
+        if not any(self.trouble.fires(FaultKind.LIE_GROWTH) for _ in range(LIES_AGAIN if again else 1)):
+            return truth
+        self.overgrown.add(task.job)
+        bound = job.stages[task.stage].spec.policy.grow.stages if task.stage in job.stages else 0
+        return lied(chance, truth, Lie(task.token.attempt, bound, chance.pick(list(job.stages))))
 
     def lie(self, report: Finished) -> Finished:
         """The report, or one that is wrong."""
