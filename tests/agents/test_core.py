@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -132,6 +133,14 @@ def test_an_attempt_starts_at_once_and_is_told_to_its_end() -> None:
     assert (driven.core.queued, driven.core.running) == (0, 1)
     assert driven.core.ended(order.task, finished(order.task), 7) == [Tell(finished(order.task))]
     assert driven.core.active == ()
+
+
+def test_a_report_with_answers_that_nobody_asked_for_is_told_as_it_is() -> None:
+    driven = Driven()
+    driven.tell(assign())
+    driven.core.began(task(), driven.now)
+    report = msgspec.structs.replace(finished(task()), holds=(True,))
+    assert Tell(report) in driven.core.ended(task(), report, driven.now)
 
 
 def test_an_agent_has_a_slot() -> None:

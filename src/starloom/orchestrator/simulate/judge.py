@@ -102,6 +102,8 @@ class JobView:
         self.events: list[tuple[int, bytes]] = []
         #: stages whose fate faults have changed for good: their budgets were used up, or what they give differs
         self.tainted: set[StageId] = set()
+        #: stages with a result of when the job was being stopped: nothing followed from it
+        self.unfollowed: set[StageId] = set()
 
     @property
     def revision(self) -> int:
@@ -362,6 +364,8 @@ class Judge:
             if isinstance(fact, f.StagePlaced):
                 self.placed[TaskToken(fact.job, fact.stage, fact.token)] = job.given(fact.stage)
             self._apply_to_stage(fact, stage)
+            if isinstance(fact, f.StageCommitted) and job.status is JobStatus.CANCELLING:
+                job.unfollowed.add(fact.stage)
             if isinstance(fact, f.StageCommitted) and fact.growth is not None:
                 made = self.made.get(TaskToken(fact.job, fact.stage, fact.token))
                 job.grow(fact.stage, fact.growth, made.growth if made is not None else None)

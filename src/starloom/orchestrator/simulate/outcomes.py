@@ -20,7 +20,7 @@ class SameOutputs(Property):
             job.tainted.update(self.world.fickle.get(name, ()))
             tainted = self._closed(job, job.tainted)
             # What rests on a stage that was still to run again when the job was stopped is of an earlier revision.
-            open_ = (stage for stage, view in job.stages.items() if view.status not in DONE)
+            open_ = (stage for stage, view in job.stages.items() if view.status not in DONE or stage in job.unfollowed)
             left_out = tainted if job.status is JobStatus.SUCCEEDED else self._closed(job, {*tainted, *open_})
             for stage, wanted in known.items():
                 if wanted is not None and stage not in left_out:
