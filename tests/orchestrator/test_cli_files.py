@@ -74,7 +74,7 @@ def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         "inputs.twice": "is given twice",
         "inputs.missing": "is missing; it takes json",
         "inputs.flaw": "the constellation has no such input; did you mean 'flow'?",
-        "inputs.flow": "is a stream; a job takes whole values only, so far",
+        "inputs.flow": "is a stream, which takes no value; feed it once the job is accepted",
         "--input": "'=x' is not NAME=VALUE",
     }
 

@@ -34,7 +34,8 @@ from starloom.dag.facts import (
 )
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.orchestrator import statefolder
-from starloom.orchestrator.client import OWN_KEY_PREFIX, AsyncClient, AsyncJob
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.clientjob import OWN_KEY_PREFIX, AsyncJob
 from starloom.orchestrator.clientlink import ADDRESS_VARIABLE, TOKEN_VARIABLE, find_cluster
 from starloom.v1 import control_pb2 as pb
 from starloom.v1 import control_pb2_grpc

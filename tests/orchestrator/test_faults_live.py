@@ -20,7 +20,8 @@ from starloom.dag.constellation import Constellation, Policy, Requirements, Retr
 from starloom.dag.errors import Conflict, InvalidInput, JobFailed, Overloaded, Unauthenticated
 from starloom.dag.facts import JobStatus
 from starloom.devices.faults import AT_ONCE, LIVE, OF_ORCHESTRATOR, ORCHESTRATOR, FaultKind
-from starloom.orchestrator.client import AsyncClient, AsyncJob
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.clientjob import AsyncJob
 from starloom.orchestrator.server import Orchestrator
 
 SIZE = 200_000

@@ -21,7 +21,8 @@ from starloom.dag.facts import StageCommitted, StageStarted
 from starloom.dag.validate import problems
 from starloom.dag.values import PortType
 from starloom.orchestrator.cli.main import main
-from starloom.orchestrator.client import AsyncClient, AsyncJob
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.clientjob import AsyncJob
 from starloom.orchestrator.clientlink import ADDRESS_VARIABLE, TOKEN_VARIABLE
 
 PAGE = Path(__file__).parents[2] / "examples" / "read-a-page" / "constellation.yaml"

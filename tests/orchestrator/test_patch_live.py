@@ -21,7 +21,8 @@ from starloom.dag.facts import JobPatched, StageStarted, StageSuperseded
 from starloom.dag.patch import Patch, Rewire
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import PortType
-from starloom.orchestrator.client import AsyncClient, AsyncJob
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.clientjob import AsyncJob
 
 
 @pytest.fixture

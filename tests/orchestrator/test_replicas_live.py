@@ -19,7 +19,8 @@ from starloom.dag.constellation import Constellation, Policy, Requirements, Retr
 from starloom.dag.facts import Fact, OutputsHeld, StageCommitted, StagePlaced, StageReopened
 from starloom.dag.values import PortType
 from starloom.orchestrator.cli.views import event_line
-from starloom.orchestrator.client import AsyncClient, AsyncJob
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.clientjob import AsyncJob
 
 SIZE = 3_000_000
 MAKER = """

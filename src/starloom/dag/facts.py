@@ -15,7 +15,7 @@ from starloom.dag.constellation import Constellation
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, Revision, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference
-from starloom.dag.values import ValueRef
+from starloom.dag.values import Full, ValueRef
 
 
 class JobStatus(StrEnum):
@@ -26,16 +26,29 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How an input stream is taken in: what becomes of chunks that its readers are too slow for, and whether they are kept.
+
+    Without `full` it is as the constellation's input says, else the one who feeds it waits.
+    `spool`: they are on disk before they are acknowledged, and until the job is forgotten; then nothing is dropped.
+    """
+
+    full: Full | None = None
+    spool: bool = False
+
+
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a job is run: a greater `priority` first; at most `max_parallel` stages at once, 0 for no bound.
 
     `deadline_seconds` bounds the job from its acceptance on, in place of the constellation's; 0 leaves that.
+    `streams` says of input streams how they are taken in; one that is optional is there only if it is named.
     """
 
     priority: int = 0
     max_parallel: int = 0
     labels: dict[str, str] = {}
     deadline_seconds: float = 0.0
+    streams: dict[str, StreamOptions] = {}
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

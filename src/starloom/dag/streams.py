@@ -61,6 +61,16 @@ def groups_of(arcs: Iterable[Dependency]) -> Groups:
     return {stage: group for group in map(tuple, members.values()) for stage in group}
 
 
+def input_streams(constellation: Constellation) -> dict[str, Port]:
+    """The inputs that are streams, by name."""
+    return {name: port for name, port in constellation.inputs.items() if port.stream}
+
+
+def open_inputs(constellation: Constellation, options: Mapping[str, object]) -> dict[str, Port]:
+    """The input streams that a job of it has: an optional one only if it was named."""
+    return {name: port for name, port in input_streams(constellation).items() if not port.optional or name in options}
+
+
 def start_problems(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
     """The groups that could never start, in a constellation without cycles: one stage of each waits for another's end."""
     streams, others = [], []

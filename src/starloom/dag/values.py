@@ -57,6 +57,9 @@ class ValueRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `digest` is BLAKE3 of the bytes, in hex. `meta` is what is needed to read them: dtype and shape
     of a tensor or image, sample_rate_hz of audio. `inline` holds the bytes of a small value;
     otherwise they are with the agent named `holder`, or in the job store where that is empty.
+
+    Of a stream, `bytes` are those of all chunks, `digest` is the running one over them (`agents.streams.records`), and
+    `meta` says under `stream` that it is one, and under `chunks` how many there were.
     """
 
     type: PortType
@@ -65,3 +68,8 @@ class ValueRef(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     meta: dict[str, Any] = {}
     inline: builtins.bytes | None = None
     holder: str = JOB_STORE
+
+    @property
+    def stream(self) -> bool:
+        """Whether it names a stream that has ended, and no value."""
+        return self.meta.get("stream") is True

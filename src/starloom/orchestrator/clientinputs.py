@@ -34,7 +34,7 @@ def encode_inputs(constellation: Constellation, inputs: Mapping[str, Any]) -> di
     for name, port in constellation.inputs.items():
         place = f"inputs.{name}"
         if name not in inputs:
-            if not port.optional:
+            if not port.optional and not port.stream:
                 problems.append(Problem(place, f"is missing; it takes {port}"))
             continue
         try:
@@ -52,7 +52,7 @@ def encode_inputs(constellation: Constellation, inputs: Mapping[str, Any]) -> di
 
 def _encode(port: Port, value: Any, place: str) -> Encoded:
     if port.stream:
-        raise InvalidInput([Problem(place, "is a stream; a job takes whole values only, so far")])
+        raise InvalidInput([Problem(place, "is a stream, which takes no value; feed it once the job is accepted")])
     data, meta = encode(port.type, _content(port, value, place), place)
     return Encoded(refer(port.type, data, meta, JOB_STORE), data)
 

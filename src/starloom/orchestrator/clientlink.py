@@ -15,13 +15,13 @@ from grpc import aio
 
 from starloom.agents import status
 from starloom.dag import limits
-from starloom.dag.errors import InvalidInput, Problem, StarloomError, Unauthenticated, Unavailable
+from starloom.dag.errors import Cancelled, InvalidInput, Problem, StarloomError, Unauthenticated, Unavailable
 from starloom.dag.facts import JobEnded
 from starloom.orchestrator import clientwire
 from starloom.orchestrator.infos import Event
 from starloom.orchestrator.statefolder import read_cluster, state_folder
 from starloom.v1 import control_pb2 as pb
-from starloom.v1 import control_pb2_grpc
+from starloom.v1 import control_pb2_grpc, data_pb2_grpc
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ class Link:
         For CONNECT_SECONDS, and where the orchestrator was reached before, for ORCHESTRATOR_RESTART_SECONDS: it is
         being started again then.
         """
-        patience = self._patience()
+        patience = self.patience()
         while True:
             try:
                 found = await attempt()
@@ -143,6 +143,34 @@ class Link:
             except Unavailable as error:
                 await patience.wait(error)
 
+    def data(self) -> Any:
+        """The orchestrator's Data service, by the same channel."""
+        self._ready()
+        return data_pb2_grpc.DataServiceStub(self._channel)  # type: ignore[no-untyped-call]
+
+    @property
+    def metadata(self) -> Any:
+        """What goes with each call."""
+        return self._metadata
+
+    def patience(self) -> Patience:
+        """For a call that is made again and again: CONNECT_SECONDS, or more where the orchestrator was reached before."""
+        if self._reached:
+            return Patience(limits.ORCHESTRATOR_RESTART_SECONDS, audible=True)
+        return Patience(limits.CONNECT_SECONDS)
+
+    def reached(self) -> Patience:
+        """It has answered: whoever waits for the next answer has all the patience again."""
+        self._reached = True
+        return self.patience()
+
+    def broken(self, error: StarloomError) -> Unavailable:
+        """The error of a call that broke off, to wait for what comes after it; raises any other error that ended a call."""
+        lost = type(error) in (Unavailable, Cancelled) or any(text in str(error) for text in _BROKEN_TEXTS)
+        if not lost or self._closed:
+            raise error
+        return self.unreachable(error)
+
     async def events(
         self, job: str, after: int = 0, *, follow: bool = True, kinds: Sequence[str] = ()
     ) -> AsyncGenerator[Event, None]:
@@ -150,7 +178,7 @@ class Link:
 
         With `follow` it ends with the job, and for all jobs never. `kinds` leaves out all other facts.
         """
-        patience = self._patience()
+        patience = self.patience()
         over = False
         while True:
             request = pb.StreamEventsRequest(job_id=job, after_offset=after, follow=follow, kinds=kinds)
@@ -158,7 +186,7 @@ class Link:
             try:
                 async for response in call:
                     self._reached = True
-                    patience = self._patience()
+                    patience = self.patience()
                     for event in map(clientwire.event_from_wire, response.events):
                         if event.offset <= after:
                             continue
@@ -184,11 +212,6 @@ class Link:
     async def _ended(self, job: str) -> bool:
         response = await self.call("GetJob", pb.GetJobRequest(job_id=job))
         return clientwire.job_from_wire(response.job).ended
-
-    def _patience(self) -> Patience:
-        if self._reached:
-            return Patience(limits.ORCHESTRATOR_RESTART_SECONDS, audible=True)
-        return Patience(limits.CONNECT_SECONDS)
 
     def _ready(self) -> Any:
         if self._closed:

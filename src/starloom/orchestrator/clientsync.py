@@ -11,18 +11,20 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, overload
 
 from starloom.dag.constellation import Constellation
 from starloom.dag.edit import Edit
 from starloom.dag.errors import Problem
+from starloom.dag.facts import StreamOptions
 from starloom.dag.ids import JobId, Revision
 from starloom.dag.kinds import KindCatalog
 from starloom.dag.patch import Patch
 from starloom.dag.values import ValueRef
-from starloom.orchestrator.client import AsyncClient, AsyncJob
+from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.clientjob import AsyncJob
 from starloom.orchestrator.effects import Patched, Stopped
-from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo
+from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo, StreamItem
 
 Result = TypeVar("Result")
 
@@ -115,10 +117,11 @@ class Client:
         max_parallel: int = 0,
         labels: Mapping[str, str] | None = None,
         deadline_seconds: float = 0.0,
+        streams: Mapping[str, StreamOptions] | None = None,
     ) -> "Job":
         """See `AsyncClient.submit`."""
-        submitted = self._client.submit(constellation, inputs, key, priority, max_parallel, labels, deadline_seconds)
-        return Job(_background.run(submitted))
+        options = (key, priority, max_parallel, labels, deadline_seconds, streams)
+        return Job(_background.run(self._client.submit(constellation, inputs, *options)))
 
     def job(self, id_or_key: str) -> "Job":
         """See `AsyncClient.job`."""
@@ -186,9 +189,31 @@ class Job:
         """See `AsyncJob.result`."""
         return _background.run(self._job.result(timeout))
 
-    def stream(self) -> Iterator[tuple[str, Any]]:
+    @overload
+    def stream(self) -> Iterator[tuple[str, Any]]: ...
+
+    @overload
+    def stream(self, port: str) -> Iterator[Any]: ...
+
+    def stream(self, port: str = "") -> Iterator[Any]:
         """See `AsyncJob.stream`."""
-        return _background.iterate(self._job.stream())
+        return _background.iterate(self._job.stream(port) if port else self._job.stream())
+
+    def chunks(self, port: str, after: int = 0) -> Iterator[StreamItem]:
+        """See `AsyncJob.chunks`."""
+        return _background.iterate(self._job.chunks(port, after))
+
+    def send(self, port: str, value: Any, at: float | None = None, generation: int = 0) -> int:
+        """See `AsyncJob.send`."""
+        return _background.run(self._job.send(port, value, at, generation))
+
+    def flush(self, port: str) -> int:
+        """See `AsyncJob.flush`."""
+        return _background.run(self._job.flush(port))
+
+    def close(self, port: str) -> int:
+        """See `AsyncJob.close`."""
+        return _background.run(self._job.close(port))
 
     def events(self, after: int = 0, follow: bool = True) -> Iterator[Event]:
         """See `AsyncJob.events`."""

@@ -18,9 +18,9 @@ from starloom.dag import document, limits, patchdoc
 from starloom.dag.checks import number_fault
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import DigestMismatch, InvalidInput, NotFound, Overloaded, Problem
-from starloom.dag.facts import JobOptions
+from starloom.dag.facts import JobOptions, StreamOptions
 from starloom.dag.ids import JobId
-from starloom.dag.values import JOB_STORE, ValueRef
+from starloom.dag.values import JOB_STORE, Full, ValueRef
 from starloom.orchestrator import describe, wire
 from starloom.orchestrator.effects import Patched, Stopped, Submitted
 from starloom.orchestrator.engine import Engine
@@ -55,6 +55,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
                 max_parallel=request.max_parallel,
                 labels=dict(request.labels),
                 deadline_seconds=request.deadline_seconds,
+                streams={name: _stream_options(name, each) for name, each in request.streams.items()},
             )
             submit = partial(
                 Submit,
@@ -215,6 +216,15 @@ def _input(name: str, message: value_pb2.ValueRef) -> ValueRef:
     except DigestMismatch as error:
         raise InvalidInput([Problem(f"{place}.digest", str(error))]) from error
     return ref
+
+
+def _stream_options(name: str, message: pb.StreamOptions) -> StreamOptions:
+    try:
+        full = Full(message.full) if message.full else None
+    except ValueError:
+        what = f"is {message.full[:80]!r}; use {', '.join(Full)}"
+        raise InvalidInput([Problem(f"streams.{name[:80]}.full", what)]) from None
+    return StreamOptions(full=full, spool=message.spool)
 
 
 def _option_problems(request: pb.SubmitRequest) -> Iterator[Problem]:

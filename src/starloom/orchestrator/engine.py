@@ -45,10 +45,16 @@ Parameters = ParamSpec("Parameters")
 
 @dataclass(frozen=True, slots=True)
 class Outlets:
-    """Where effects go that leave the orchestrator: commands to agents, and word that an agent was given up."""
+    """Where effects go that leave the orchestrator: commands to agents, and word that an agent was given up.
+
+    `noted` takes facts that are journaled, before anybody is told, and `forgotten` the jobs that are not kept any more;
+    this one in a thread.
+    """
 
     send: Callable[[AgentId, Sequence[Command]], None]
     lost: Callable[[AgentId, str], None]
+    noted: Callable[[Sequence[Fact]], None]
+    forgotten: Callable[[Sequence[JobId]], None]
 
 
 class Engine:
@@ -131,6 +137,10 @@ class Engine:
             return await answer
         finally:
             del self._answers[request]
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Calls a function in the event loop's thread, from any thread."""
+        self._loop.call_soon_threadsafe(function)
 
     def has_room(self) -> bool:
         """Whether the journal's disk has room for new jobs."""
@@ -263,12 +273,14 @@ class Engine:
     def _note(self, facts: Sequence[Fact], unix_nanos: int) -> None:
         for fact in facts:
             self._store.taken(self.kept.note(fact, unix_nanos))
+        self._outlets.noted(facts)
 
     def _forget_dropped(self) -> None:
         # With nothing undone the coordinator's state is the journal's: a job that is gone there is gone for good.
         if not self._undone and len(self.kept) > len(self.coordinator.jobs):
             jobs, free = self.kept.forget(self.coordinator.jobs)
             self._reading.submit(_guarded, self._store.drop, free)
+            self._reading.submit(_guarded, self._outlets.forgotten, jobs)
             self._dropped += [(self._journal.last_offset, job) for job in jobs]
             if len(self._dropped) >= limits.JOBS_DROPPED_TOGETHER:
                 self._drop()

@@ -265,7 +265,7 @@ class _JournalCheck:
     def _name_values(self, fact: AnyFact, job: JobId) -> None:
         refs: Iterable[ValueRef] = {**getattr(fact, "inputs", {}), **getattr(fact, "outputs", {})}.values()
         for ref in refs:
-            if ref.holder == JOB_STORE and ref.inline is None:
+            if ref.holder == JOB_STORE and ref.inline is None and not ref.stream:
                 self._named.setdefault(job, {})[ref.digest] = ref
 
     def _validate(self) -> None:

@@ -1,5 +1,7 @@
 """What clients are told of jobs, stages, nodes and events; `orchestrator.wire` puts these on the wire."""
 
+from typing import Any, NamedTuple
+
 import msgspec
 
 from starloom.agents.messages import Load
@@ -98,6 +100,15 @@ class ClusterInfo(msgspec.Struct, frozen=True, kw_only=True):
     nodes: tuple[NodeInfo, ...]
     epoch: Epoch
     pid: int
+
+
+class StreamItem(NamedTuple):
+    """One chunk of a stream output. `at`: seconds of the event that it tells of, if its source said so."""
+
+    offset: int
+    value: Any
+    generation: int = 0
+    at: float | None = None
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -152,7 +152,7 @@ class Upload:
         self._written = 0
         self._path = store._incoming / uuid4().hex
         if not self._there:
-            _check_room(store.folder, ref.bytes)
+            check_room(store.folder, ref.bytes)
         self._file = None if self._there else self._path.open("xb")
 
     def __enter__(self) -> "Upload":
@@ -172,7 +172,7 @@ class Upload:
             try:
                 self._file.write(chunk)
             except OSError as error:
-                raise _no_room(self._store.folder, error) from error
+                raise no_room(self._store.folder, error) from error
 
     def commit(self) -> ValueRef:
         """Makes the value durable under its digest; returns the reference to it as stored."""
@@ -189,7 +189,7 @@ class Upload:
                 self._settle()
                 reach(CrashPoint.VALUE_NAMED)
             except OSError as error:
-                raise _no_room(self._store.folder, error) from error
+                raise no_room(self._store.folder, error) from error
         return ValueRef(
             type=self._ref.type, bytes=self._ref.bytes, digest=self._ref.digest, meta=self._ref.meta, holder=JOB_STORE
         )
@@ -204,14 +204,14 @@ class Upload:
         path = self._store._path(self._ref.digest)
         if not path.parent.is_dir():
             path.parent.mkdir(exist_ok=True, mode=0o700)
-            _sync_folder(self._store.folder)
+            sync_folder(self._store.folder)
         with self._store._lock:
             self._path.rename(path)
             self._store._await_job(self._ref.digest)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -219,7 +219,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _check_room(folder: Path, size: int) -> None:
+def check_room(folder: Path, size: int) -> None:
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
     if free < size + _FREE_BYTES_MIN:
@@ -229,5 +229,5 @@ def _check_room(folder: Path, size: int) -> None:
         )
 
 
-def _no_room(folder: Path, error: OSError) -> StarloomError:
+def no_room(folder: Path, error: OSError) -> StarloomError:
     return Overloaded(f"the job store in {folder} cannot be written: {error}", limits.OVERLOADED_RETRY_SECONDS)

@@ -70,7 +70,8 @@ class KeptJobs:
         known = self._jobs.get(job)
         if known is None:
             return []
-        named = [ref.digest for ref in refs if ref.holder == JOB_STORE]
+        # Streams are not among the values, and go with their job.
+        named = [ref.digest for ref in refs if ref.holder == JOB_STORE and not ref.stream]
         # In an order that no hash decides: the same facts give the same snapshot.
         fresh = [digest for digest in dict.fromkeys(named) if digest not in known.values]
         known.values.update(fresh)

@@ -2,6 +2,7 @@
 
 <folder>/journal/    the facts
 <folder>/values/     job inputs and declared outputs
+<folder>/streams/    chunks of declared output streams, and of input streams that are spooled
 """
 
 import asyncio
@@ -28,6 +29,8 @@ from starloom.orchestrator.engine import Engine, Outlets
 from starloom.orchestrator.hub import Hub
 from starloom.orchestrator.jobstore import JobStore, Upload
 from starloom.orchestrator.journal import Journal
+from starloom.orchestrator.spool import Spools
+from starloom.orchestrator.streamhost import StreamHost
 from starloom.v1 import control_pb2_grpc, session_pb2_grpc
 
 _log = logging.getLogger(__name__)
@@ -37,6 +40,7 @@ _ASKS = tuple(f"/starloom.v1.ControlService/{name}" for name in ("Submit", "Patc
 
 JOURNAL_NAME = "journal"
 VALUES_NAME = "values"
+STREAMS_NAME = "streams"
 
 
 class PortTaken(Conflict):
@@ -86,12 +90,13 @@ class Orchestrator:
         Raises Conflict if another process has the folder, JournalDamaged, PortTaken.
         """
         store = await asyncio.to_thread(JobStore, self._folder / VALUES_NAME)
+        spools = await asyncio.to_thread(Spools, self._folder / STREAMS_NAME)
         self._journal = await asyncio.to_thread(Journal.open, self._folder / JOURNAL_NAME)
         if crashpoints.ON:
             _log.warning("%s is set, for trials: processes die where a file in that folder says", crashpoints.VARIABLE)
         reach(CrashPoint.BOOTED)
         try:
-            await self._start(self._journal, store)
+            await self._start(self._journal, store, spools)
         except BaseException:
             await self.stop()
             raise
@@ -101,7 +106,7 @@ class Orchestrator:
         """Gives the room back that is set aside on the disk; returns False if there was none."""
         return self._journal is not None and self._journal.make_room()
 
-    async def _start(self, journal: Journal, store: JobStore) -> None:
+    async def _start(self, journal: Journal, store: JobStore, spools: Spools) -> None:
         engine = Engine(journal, store, Coordinator(journal.epoch))
         hub = Hub(journal.epoch, engine.post)
         engine.failed.add_done_callback(lambda _: hub.close())
@@ -115,10 +120,10 @@ class Orchestrator:
         server = self._server = aio.server(interceptors=interceptors, options=server_options())
         if faults is not None:
             faultservice.add_to(server, faults)
-        values = StoredValues(store, engine)
+        values, streams = StoredValues(store, engine), StreamHost(spools, engine)
         control_pb2_grpc.add_ControlServiceServicer_to_server(ControlService(engine, store), server)  # type: ignore[no-untyped-call]
         session_pb2_grpc.add_SessionServiceServicer_to_server(hub, server)  # type: ignore[no-untyped-call]
-        add_data_service(server, DataService(values, values))
+        add_data_service(server, DataService(values, values, streams=streams, stream_sink=streams))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         # Bound before the replay, so that a taken port is told at once and costs no epoch's work.
         try:
@@ -128,7 +133,8 @@ class Orchestrator:
                 f"the orchestrator cannot listen on {self._host}:{self._port}: {error}; "
                 "stop what listens there, or give another port"
             ) from error
-        await engine.start(Outlets(hub.send, hub.forget))
+        await engine.start(Outlets(hub.send, hub.forget, streams.noted, streams.forget))
+        await asyncio.to_thread(spools.adopt, frozenset(engine.coordinator.jobs))
         await server.start()
         self.address = f"{self._host}:{port}"
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)

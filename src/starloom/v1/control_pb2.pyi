@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class SubmitRequest(_message.Message):
-    __slots__ = ("constellation_json", "inputs", "key", "priority", "max_parallel", "labels", "deadline_seconds")
+    __slots__ = ("constellation_json", "inputs", "key", "priority", "max_parallel", "labels", "deadline_seconds", "streams")
     class InputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,13 @@ class SubmitRequest(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class StreamsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: StreamOptions
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[StreamOptions, _Mapping]] = ...) -> None: ...
     CONSTELLATION_JSON_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +37,7 @@ class SubmitRequest(_message.Message):
     MAX_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    STREAMS_FIELD_NUMBER: _ClassVar[int]
     constellation_json: bytes
     inputs: _containers.MessageMap[str, _value_pb2.ValueRef]
     key: str
@@ -37,7 +45,16 @@ class SubmitRequest(_message.Message):
     max_parallel: int
     labels: _containers.ScalarMap[str, str]
     deadline_seconds: float
-    def __init__(self, constellation_json: _Optional[bytes] = ..., inputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., key: _Optional[str] = ..., priority: _Optional[int] = ..., max_parallel: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., deadline_seconds: _Optional[float] = ...) -> None: ...
+    streams: _containers.MessageMap[str, StreamOptions]
+    def __init__(self, constellation_json: _Optional[bytes] = ..., inputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., key: _Optional[str] = ..., priority: _Optional[int] = ..., max_parallel: _Optional[int] = ..., labels: _Optional[_Mapping[str, str]] = ..., deadline_seconds: _Optional[float] = ..., streams: _Optional[_Mapping[str, StreamOptions]] = ...) -> None: ...
+
+class StreamOptions(_message.Message):
+    __slots__ = ("full", "spool")
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    SPOOL_FIELD_NUMBER: _ClassVar[int]
+    full: str
+    spool: bool
+    def __init__(self, full: _Optional[str] = ..., spool: _Optional[bool] = ...) -> None: ...
 
 class SubmitResponse(_message.Message):
     __slots__ = ("job_id", "existing", "revision")

@@ -75,13 +75,16 @@ class _Reader:
 
 
 class StreamBuffer:
-    """One stream's chunks, at most `bound` of them, or one. `readers` are declared, each with its policy."""
+    """One stream's chunks, at most `bound` of them, or one. `readers` are declared, each with its policy.
 
-    def __init__(self, bound: Bound | None = None, readers: Iterable[tuple[str, Full]] = ()) -> None:
+    It begins at the offset `first`: what came before is not kept here, and never was.
+    """
+
+    def __init__(self, bound: Bound | None = None, readers: Iterable[tuple[str, Full]] = (), first: int = 0) -> None:
         self.bound = bound or Bound()
         self.generation = 0
         #: the offset of the next chunk
-        self.next = 0
+        self.next = first
         self.end: StreamEnd | None = None
         self._kept: list[_Kept] = []
         self._kept_in_all = 0
@@ -91,7 +94,7 @@ class StreamBuffer:
         #: below it every chunk is stale
         self._fresh = 0
         #: below it chunks are not kept any more
-        self._gone = 0
+        self._gone = first
 
     @property
     def kept(self) -> Bound:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from starloom.orchestrator.client import AsyncClient, AsyncJob
+    from starloom.orchestrator.client import AsyncClient
+    from starloom.orchestrator.clientjob import AsyncJob
     from starloom.orchestrator.infos import Event, NodeInfo
 
 _ROWS_MAX: Final = 30

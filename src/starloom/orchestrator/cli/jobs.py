@@ -25,7 +25,8 @@ from starloom.orchestrator.cli.output import (
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
     from starloom.dag.values import ValueRef
-    from starloom.orchestrator.client import AsyncClient, AsyncJob
+    from starloom.orchestrator.client import AsyncClient
+    from starloom.orchestrator.clientjob import AsyncJob
     from starloom.orchestrator.infos import JobInfo
 
 Result = TypeVar("Result")
@@ -177,7 +178,7 @@ def run_get(args: argparse.Namespace, out: Output) -> int:
 async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> int:
     from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, output_text, shorter
     from starloom.orchestrator.cli.views import figures_text, job_row, stage_row
-    from starloom.orchestrator.client import job_failed
+    from starloom.orchestrator.clientjob import job_failed
 
     info = await client.info(args.job)
     values = {

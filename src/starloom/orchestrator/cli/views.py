@@ -56,7 +56,7 @@ def job_row(info: "JobInfo") -> dict[str, Any]:
 
 def shown_key(info: "JobInfo") -> str:
     """The caller's key; empty for one that a client made up."""
-    from starloom.orchestrator.client import OWN_KEY_PREFIX
+    from starloom.orchestrator.clientjob import OWN_KEY_PREFIX
 
     return "" if info.key.startswith(OWN_KEY_PREFIX) else info.key
 

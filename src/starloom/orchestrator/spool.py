@@ -1,0 +1,371 @@
+"""Streams on the orchestrator's disk: what clients read of a declared output, and job inputs that are to outlive a restart.
+
+    <folder>/<job>/out/<stage>/<port>/00000001.seg, ...     the chunks of a declared output stream
+    <folder>/<job>/in/<input>/00000001.seg, ...             those of a job input that is spooled
+
+A segment is a row of records, each with its checksum: chunks, the end, and how far the present writer is. What a
+crash left half written at the end is cut off when the stream is opened. Blocking: for worker threads.
+
+A stage that runs again writes again, under another token. What it gives is compared with what is there: as long as
+it is the same, nothing changes, and a reader sees neither a gap nor a repeat. From the first difference on its
+chunks replace the old ones, and whoever has read further is told.
+"""
+
+import os
+import shutil
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Container, Iterable, Iterator, Sequence
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from starloom.agents.streams.records import Bound, How, RunningDigest, StreamChunk, StreamEnd
+from starloom.dag import limits
+from starloom.dag.errors import InvalidInput, Problem, StreamGone
+from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId
+from starloom.orchestrator.jobstore import check_room, no_room, sync_folder
+
+_HEAD: Final = struct.Struct("<BIIQQ")
+_SUM: Final = struct.Struct("<I")
+_CHUNK, _END, _WRITER = 0, 1, 2
+_SEGMENT: Final = ".seg"
+_ONE: Final = Bound(1, 0)
+NOBODY: Final = FencingToken(Epoch(0), Attempt(0))
+"""The writer of a job's input stream: its clients, which have no token."""
+
+
+class _Record(NamedTuple):
+    kind: int
+    offset: int
+    generation: int
+    meta: dict[str, Any]
+    data: bytes
+    #: bytes of the record
+    size: int
+
+
+class _Segment:
+    """One file: its first chunk's offset, or that of the chunk that will be its first, and its size in bytes."""
+
+    __slots__ = ("first", "path", "size")
+
+    def __init__(self, path: Path, first: int, size: int = 0) -> None:
+        self.path = path
+        self.first = first
+        self.size = size
+
+
+class Cursor:
+    """A reader's place in a spool: the next offset that it wants."""
+
+    __slots__ = ("_cuts", "_position", "_segment", "offset")
+
+    def __init__(self, spool: "Spool", offset: int) -> None:
+        self.offset = offset
+        self._cuts = len(spool.cuts)
+        self._segment: _Segment | None = None
+        self._position = 0
+
+    def _follow(self, cuts: Sequence[int]) -> None:
+        """Raises StreamGone where chunks that were read were replaced by others since."""
+        fresh = cuts[self._cuts :]
+        if not fresh:
+            return
+        self._cuts, self._segment = len(cuts), None
+        if min(fresh) < self.offset:
+            raise StreamGone(
+                f"the stream was produced again and came out differently from chunk {min(fresh)} on; "
+                f"{self.offset} were read of the former one: read it again from there"
+            )
+
+
+class Spool:
+    """One stream on disk. Safe for threads; one writer at a time. Opening reads it through."""
+
+    def __init__(self, folder: Path, bytes_max: int = limits.STREAM_SPOOL_BYTES_MAX) -> None:
+        self.folder = folder
+        self._bytes_max = bytes_max
+        self._lock = Lock()
+        self._segments: list[_Segment] = []
+        self._file: FileIO | None = None
+        self._digest = RunningDigest()
+        #: where the writer is that repeats what another wrote
+        self._repeating: Cursor | None = None
+        #: the offset after the last chunk
+        self.next = 0
+        self.generation = 0
+        self.end: StreamEnd | None = None
+        #: the offsets from which chunks were replaced, since it was opened
+        self.cuts: list[int] = []
+        #: who writes, and the next offset wanted of it: below `next` while it repeats what another wrote
+        self.writer = NOBODY
+        self.wanted = 0
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._recover()
+
+    def __repr__(self) -> str:
+        return f"<Spool {str(self.folder)!r} next={self.next}>"
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(segment.size for segment in self._segments)
+
+    def adopt(self, writer: FencingToken) -> int:
+        """Another attempt writes, or the same again; returns the next offset that is wanted of it."""
+        with self._lock:
+            if writer != self.writer:
+                self.writer, self.wanted = writer, 0
+                self._note_writer()
+            return self.wanted
+
+    def write(self, chunks: Iterable[StreamChunk], *, sync: bool = False) -> int:
+        """Takes the writer's next chunks in; returns the next offset that is wanted. `sync`: they are durable then.
+
+        Raises InvalidInput for a chunk after the end, or where the stream gets larger than it may, StreamGone where
+        chunks before it are missing, and Overloaded where the disk has no room.
+        """
+        with self._lock:
+            repeated = False
+            for chunk in chunks:
+                if chunk.offset < self.wanted:
+                    continue
+                if self.wanted < self.next:
+                    repeated = self._repeat(chunk) or repeated
+                if self.wanted >= self.next and chunk.offset >= self.next:
+                    self._append_chunk(chunk)
+            if repeated and self.wanted < self.next:
+                self._note_writer()
+            if sync:
+                self._sync()
+            return self.wanted
+
+    def finish(self, end: StreamEnd) -> StreamEnd:
+        """The writer has ended: durable when it returns. Chunks beyond its end were another's, and are cut off."""
+        with self._lock:
+            if self.wanted < self.next:
+                self._cut(self.wanted)
+            if self.end is None:
+                meta = {"how": end.how, "chunks": end.chunks, "bytes": end.bytes, "digest": end.digest}
+                self._append(_END, self.next, 0, {**meta, "message": end.message}, b"")
+                self.end = end
+            self._sync()
+            sync_folder(self.folder)
+            return self.end
+
+    def read(self, cursor: Cursor, most: Bound) -> tuple[StreamChunk, ...]:
+        """The chunks at a cursor, which is moved on: at most `most` of them, or one. Raises StreamGone."""
+        with self._lock:
+            cursor._follow(self.cuts)
+            return self._chunks_at(cursor, most)
+
+    def totals(self, how: How = How.FINISHED, message: str = "") -> StreamEnd:
+        """An end for what is there."""
+        return StreamEnd(how, self._digest.chunks, self._digest.bytes, self._digest.hex(), message)
+
+    def close(self) -> None:
+        """Lets its file go; it may be written again."""
+        with self._lock:
+            self._let_go()
+
+    def _repeat(self, chunk: StreamChunk) -> bool:
+        """A chunk that another attempt wrote before: the same, or the first of others. Whether it was the same."""
+        place = self._repeating
+        if place is None or place.offset != self.wanted:
+            place = self._repeating = Cursor(self, self.wanted)
+        there = self._chunks_at(place, _ONE)[0]
+        if there == chunk:
+            self.wanted = chunk.offset + 1
+            return True
+        self._cut(there.offset)
+        return False
+
+    def _chunks_at(self, cursor: Cursor, most: Bound) -> tuple[StreamChunk, ...]:
+        found: list[StreamChunk] = []
+        size = 0
+        while cursor.offset < self.next and len(found) < most.chunks:
+            for record in self._records_at(cursor):
+                if record.kind == _CHUNK and record.offset >= cursor.offset:
+                    if found and size + len(record.data) > most.bytes:
+                        return tuple(found)
+                    found.append(StreamChunk(record.offset, record.generation, record.data, record.meta))
+                    size += len(record.data)
+                    cursor.offset = record.offset + 1
+                cursor._position += record.size
+                if len(found) == most.chunks:
+                    break
+        return tuple(found)
+
+    def _append_chunk(self, chunk: StreamChunk) -> None:
+        if self.end is not None:
+            raise InvalidInput([Problem(f"chunk {chunk.offset}", f"comes after the end, {self.end.how}")])
+        if len(chunk.data) > limits.STREAM_CHUNK_BYTES_MAX:
+            over = f"over STREAM_CHUNK_BYTES_MAX = {limits.STREAM_CHUNK_BYTES_MAX}"
+            raise InvalidInput(
+                [Problem(f"chunk {chunk.offset}", f"has {len(chunk.data)} bytes, {over}; send it in parts")]
+            )
+        if self.size + len(chunk.data) > self._bytes_max:
+            over = f"is over STREAM_SPOOL_BYTES_MAX = {self._bytes_max} bytes"
+            raise InvalidInput(
+                [Problem(f"chunk {chunk.offset}", f"{over}: what is kept of a stream has to be shorter")]
+            )
+        self._append(_CHUNK, chunk.offset, chunk.generation, chunk.meta, chunk.data)
+        self._count(chunk.offset, chunk.generation, chunk.data)
+        self.wanted = self.next
+
+    def _count(self, offset: int, generation: int, data: bytes) -> None:
+        self._digest.add(offset, generation, data)
+        self.next = offset + 1
+        self.generation = max(self.generation, generation)
+
+    def _note_writer(self) -> None:
+        token = {"epoch": self.writer.epoch, "attempt": self.writer.attempt}
+        self._append(_WRITER, self.wanted, 0, token, b"")
+
+    def _append(self, kind: int, offset: int, generation: int, meta: dict[str, Any], data: bytes) -> None:
+        about = msgspec.json.encode(meta) if meta else b""
+        head = _HEAD.pack(kind, len(about), len(data), offset, generation)
+        checked = zlib.crc32(data, zlib.crc32(about, zlib.crc32(head)))
+        last = self._segments[-1] if self._segments else None
+        line = b"".join((head, _SUM.pack(checked), about, data))
+        try:
+            if last is None or last.size >= limits.STREAM_SEGMENT_BYTES:
+                last = self._begin_segment()
+            if self._file is None:
+                self._file = last.path.open("r+b", buffering=0)
+                self._file.seek(last.size)
+            if self._file.write(line) != len(line):
+                raise OSError("the disk took only a part")
+        except OSError as error:
+            # What was written in part is written over by what comes next.
+            self._let_go()
+            raise no_room(self.folder, error) from error
+        last.size += len(line)
+
+    def _begin_segment(self) -> _Segment:
+        check_room(self.folder, limits.STREAM_SEGMENT_BYTES)
+        self._sync()
+        self._let_go()
+        number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
+        segment = _Segment(self.folder / f"{number:08d}{_SEGMENT}", self.next)
+        self._file = segment.path.open("xb", buffering=0)
+        self._segments.append(segment)
+        return segment
+
+    def _sync(self) -> None:
+        if self._file is None:
+            return
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise no_room(self.folder, error) from error
+
+    def _let_go(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _cut(self, offset: int) -> None:
+        """Takes away all chunks from an offset on, and the end."""
+        self.cuts.append(offset)
+        self.end = None
+        self._digest = RunningDigest()
+        self.next = self.generation = 0
+        for number, segment in enumerate(self._segments):
+            position = 0
+            for record in self._records(segment, 0):
+                if record.kind == _END or (record.kind == _CHUNK and record.offset >= offset):
+                    self._truncate(number, position)
+                    self._note_writer()
+                    return
+                if record.kind == _CHUNK:
+                    self._count(record.offset, record.generation, record.data)
+                position += record.size
+
+    def _truncate(self, number: int, position: int) -> None:
+        """Ends the file of a segment at a position, and takes those after it away."""
+        self._let_go()
+        # The last one first: what a crash leaves has no hole.
+        for segment in reversed(self._segments[number + 1 :]):
+            segment.path.unlink()
+        del self._segments[number + 1 :]
+        segment = self._segments[number]
+        os.truncate(segment.path, position)
+        segment.size = position
+
+    def _records_at(self, cursor: Cursor) -> Iterator[_Record]:
+        """The records from a cursor on, of one segment."""
+        if cursor._segment is None or cursor._position >= cursor._segment.size:
+            index = bisect_right(self._segments, cursor.offset, key=lambda segment: segment.first) - 1
+            cursor._segment, cursor._position = self._segments[max(index, 0)], 0
+        return self._records(cursor._segment, cursor._position)
+
+    def _records(self, segment: _Segment, position: int) -> Iterator[_Record]:
+        """The records of a segment from a position on, up to the first that is not whole."""
+        with segment.path.open("rb") as file:
+            file.seek(position)
+            while head := file.read(_HEAD.size + _SUM.size):
+                if len(head) < _HEAD.size + _SUM.size:
+                    return
+                kind, about_size, size, offset, generation = _HEAD.unpack_from(head)
+                about, data = file.read(about_size), file.read(size)
+                checked = zlib.crc32(data, zlib.crc32(about, zlib.crc32(head[: _HEAD.size])))
+                if len(about) < about_size or len(data) < size or _SUM.unpack_from(head, _HEAD.size)[0] != checked:
+                    return
+                meta = msgspec.json.decode(about) if about else {}
+                yield _Record(kind, offset, generation, meta, data, len(head) + about_size + size)
+
+    def _recover(self) -> None:
+        for path in sorted(self.folder.glob(f"*{_SEGMENT}")):
+            self._segments.append(_Segment(path, 0, path.stat().st_size))
+        for number, segment in enumerate(self._segments):
+            segment.first = self.next
+            position = 0
+            for record in self._records(segment, 0):
+                self._take(record)
+                position += record.size
+            if position < segment.size:
+                self._truncate(number, position)
+                return
+
+    def _take(self, record: _Record) -> None:
+        match record.kind:
+            case 0:
+                self._count(record.offset, record.generation, record.data)
+                self.wanted = self.next
+            case 1:
+                meta = record.meta
+                self.end = StreamEnd(How(meta["how"]), meta["chunks"], meta["bytes"], meta["digest"], meta["message"])
+            case _:
+                self.writer = FencingToken(Epoch(record.meta["epoch"]), Attempt(record.meta["attempt"]))
+                self.wanted = record.offset
+
+
+class Spools:
+    """All spooled streams, below one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def open(self, job: JobId, *names: str) -> Spool:
+        """The spool of a job's stream: `in` and an input's name, or `out`, a stage and its port."""
+        return Spool(self.folder.joinpath(job, *names))
+
+    def there(self, job: JobId, *names: str) -> bool:
+        """Whether something was ever written of it."""
+        return self.folder.joinpath(job, *names).is_dir()
+
+    def drop(self, jobs: Iterable[JobId]) -> None:
+        """Deletes all streams of jobs."""
+        for job in jobs:
+            shutil.rmtree(self.folder / job, ignore_errors=True)
+
+    def adopt(self, kept: Container[JobId]) -> None:
+        """At the start: what belongs to no kept job is deleted."""
+        self.drop([JobId(path.name) for path in self.folder.iterdir() if JobId(path.name) not in kept])
