@@ -51,7 +51,9 @@ class StreamingJob:
         Raises StreamGone or DigestMismatch where the stream was produced again and came out differently from what was
         read, JobFailed or Cancelled where the job ends without the stream's end, and NotFound.
         """
-        port_type = await self._stream_type(port)
+        port_type = await self.chunk_type(port)
+        if port_type is None:
+            raise NotFound(f"job {self.id} has no stream among its outputs that is called {port!r}, but a value")
         reading = Reading(self._client._link, self.id, port, after)
         async with aclosing(reading.chunks()) as chunks:
             async for chunk in chunks:
@@ -95,17 +97,14 @@ class StreamingJob:
             feed = self._feeds[port] = Feed(self._client._link, self.id, port, found.type)
         return feed
 
-    async def _stream_type(self, port: str) -> PortType:
-        """What the chunks of a declared output are. Raises NotFound if there is no such stream."""
+    async def chunk_type(self, port: str) -> PortType | None:
+        """What the chunks of a declared output are; None for one that is no stream. Raises NotFound for no output at all."""
         constellation = await self._known()
         output = constellation.outputs.get(port)
-        stage = constellation.stages.get(output.upstream) if output is not None else None
-        kinds = await self._client.kinds()
-        kind = kinds.get(stage.kind) if stage is not None else None
-        found = kind.outputs.get(output.output) if kind is not None and output is not None else None
-        if found is None or not found.stream:
-            what = "no output" if output is None else "no stream among its outputs that is called"
-            raise NotFound(
-                f"job {self.id} has {what} {port!r}; its outputs: {', '.join(constellation.outputs) or 'none'}"
-            )
-        return found.type
+        if output is None:
+            known = ", ".join(constellation.outputs) or "none"
+            raise NotFound(f"job {self.id} has no output {port!r}; its outputs: {known}")
+        stage = constellation.stages.get(output.upstream)
+        kind = (await self._client.kinds()).get(stage.kind) if stage is not None else None
+        found = kind.outputs.get(output.output) if kind is not None else None
+        return found.type if found is not None and found.stream else None

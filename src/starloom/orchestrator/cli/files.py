@@ -26,7 +26,11 @@ from starloom.dag.values import Port, PortType, ValueRef
 from starloom.orchestrator.filebytes import read_at_most
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from starloom.agents.values import Audio
+    from starloom.orchestrator.infos import StreamItem
 
 INLINE_TYPES: Final = (PortType.TEXT, PortType.JSON)
 """The types whose values stand in a command's JSON as they are."""
@@ -103,13 +107,18 @@ def _read_array(path: Path) -> Any:
 
 
 def _read_wav(path: Path) -> "Audio":
-    import numpy as np
-
     from starloom.agents.values import Audio
 
     with wave.open(str(path), "rb") as stream:
         width, channels, rate = stream.getsampwidth(), stream.getnchannels(), stream.getframerate()
         data = stream.readframes(stream.getnframes())
+    return Audio(samples_of(data, width, channels), rate)
+
+
+def samples_of(data: bytes, width: int, channels: int) -> "NDArray[np.float32]":
+    """PCM as samples in [-1, 1], float32 [frames], the channels' mean. `width` is a sample's bytes. Raises ValueError."""
+    import numpy as np
+
     if width not in _SCALES:
         raise ValueError(f"samples of {width} bytes are not supported")
     if width == 1:
@@ -120,7 +129,8 @@ def _read_wav(path: Path) -> "Audio":
         padded[:, 4 - width :] = np.frombuffer(data, np.uint8)[: len(padded) * width].reshape(-1, width)
         samples = padded.view("<i4")[:, 0].astype(np.float32) / 2.0 ** (8 * (4 - width))
     frames = samples[: len(samples) // channels * channels].reshape(-1, channels)
-    return Audio((frames.mean(axis=1) / _SCALES[width]).astype(np.float32), rate)
+    mono: NDArray[np.float32] = (frames.mean(axis=1) / _SCALES[width]).astype(np.float32)
+    return mono
 
 
 def _read_image(path: Path) -> Any:
@@ -140,9 +150,14 @@ def _read_image(path: Path) -> Any:
     return np.ascontiguousarray(picture[:, :, ::-1])
 
 
+def is_shown(ref: ValueRef) -> bool:
+    """Whether an output stands in a command's answer as it is."""
+    return ref.type in INLINE_TYPES and not ref.stream
+
+
 def output_json(ref: ValueRef, value: Any = None, path: Path | None = None) -> Any:
     """An output as it stands in a command's JSON: text and JSON as they are, anything else described."""
-    if ref.type in INLINE_TYPES:
+    if is_shown(ref):
         return value
     described: dict[str, Any] = {"type": ref.type, "bytes": ref.bytes, "digest": ref.digest, "meta": ref.meta}
     return {**described, "path": str(path)} if path else described
@@ -152,12 +167,32 @@ def output_text(ref: ValueRef, value: Any = None, path: Path | None = None) -> s
     """An output for people: text and JSON as they are, anything else described; or the file that it lies in."""
     if path:
         return str(path)
+    if ref.stream:
+        return f"<stream of {ref.type}, {ref.meta.get('chunks', 0)} chunks, {ref.bytes} bytes>"
     if ref.type is PortType.TEXT:
         return str(value)
     if ref.type is PortType.JSON:
         return msgspec.json.encode(value).decode()
     meta = "".join(f", {name} {item}" for name, item in ref.meta.items())
     return f"<{ref.type}, {ref.bytes} bytes{meta}>"
+
+
+def chunk_json(port_type: PortType, item: "StreamItem") -> Any:
+    """A chunk's value as it stands in a command's JSON: text and JSON as they are, anything else described."""
+    if port_type in INLINE_TYPES:
+        return item.value
+    if port_type is PortType.AUDIO:
+        return {"type": port_type, "seconds": item.value.seconds, "sample_rate_hz": item.value.sample_rate_hz}
+    if port_type is PortType.BYTES:
+        return {"type": port_type, "bytes": len(item.value)}
+    return {"type": port_type, "shape": list(item.value.shape), "dtype": str(item.value.dtype)}
+
+
+def chunk_text(port_type: PortType, item: "StreamItem") -> str:
+    """A chunk for people, in a line."""
+    if port_type is PortType.TEXT:
+        return str(item.value)
+    return msgspec.json.encode(chunk_json(port_type, item)).decode()
 
 
 def shorter(text: str) -> str:
@@ -180,6 +215,8 @@ def save(path: Path, ref: ValueRef, value: Any, *, suffix: bool = False) -> Path
     Raises InvalidInput if the file cannot be written.
     """
     writer, usual = _writer(ref.type)
+    if ref.stream:
+        writer, usual = _writer_of_stream(ref.type, writer, usual)
     path = path.with_name(f"{path.name}{usual}") if suffix else path
     try:
         writer(path, value)
@@ -188,7 +225,10 @@ def save(path: Path, ref: ValueRef, value: Any, *, suffix: bool = False) -> Path
     return path
 
 
-def _writer(port_type: PortType) -> tuple[Callable[[Path, Any], Any], str]:
+_Writer = Callable[[Path, Any], Any]
+
+
+def _writer(port_type: PortType) -> tuple[_Writer, str]:
     match port_type:
         case PortType.TEXT:
             return lambda path, value: path.write_text(value, "utf-8"), ".txt"
@@ -204,6 +244,33 @@ def _writer(port_type: PortType) -> tuple[Callable[[Path, Any], Any], str]:
             return _write_array, ".npy"
         case _:
             return lambda path, value: path.write_bytes(value), ".bin"
+
+
+def _writer_of_stream(port_type: PortType, writer: _Writer, usual: str) -> tuple[_Writer, str]:
+    """A stream's chunks in one file: text and JSON by lines, sound in a row, pictures and tensors along a first axis."""
+    match port_type:
+        case PortType.TEXT:
+            return lambda path, chunks: path.write_text("".join(f"{chunk}\n" for chunk in chunks), "utf-8"), usual
+        case PortType.JSON:
+            lines = msgspec.json.Encoder().encode_lines
+            return lambda path, chunks: path.write_bytes(lines(chunks)), ".jsonl"
+        case PortType.AUDIO:
+            return lambda path, chunks: writer(path, _in_a_row(chunks)), usual
+        case PortType.BYTES:
+            return lambda path, chunks: path.write_bytes(b"".join(chunks)), usual
+        case _:
+            return _write_array, ".npy"
+
+
+def _in_a_row(chunks: Sequence["Audio"]) -> "Audio":
+    import numpy as np
+
+    from starloom.agents.values import Audio
+
+    rates = {chunk.sample_rate_hz for chunk in chunks}
+    if len(rates) != 1:
+        raise OSError("its chunks have no common sample rate" if rates else "it has no chunks")
+    return Audio(np.concatenate([chunk.samples for chunk in chunks]), rates.pop())
 
 
 def _has_opencv() -> bool:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import msgspec
 
 from starloom.dag import facts
-from starloom.dag.errors import JobFailed, NotFound, StarloomError
+from starloom.dag.errors import JobFailed, StarloomError
 from starloom.dag.job import JobState
 from starloom.dag.stagestate import ACTIVE, StageState, StageStatus
+from starloom.dag.values import PortType
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count
 from starloom.orchestrator.cli.views import event_line, event_row
 
@@ -32,8 +33,12 @@ def add_parsers(commands: Commands) -> None:
     """Adds `watch`."""
     parser = add_command(commands, "watch", run_watch, "follow a job until it ends, event by event")
     parser.add_argument("job", metavar="JOB", help="a job's id or key")
-    parser.add_argument("--port", metavar="NAME", help="only wait for this declared output, and print it")
-    parser.add_argument("--after", type=count, default=0, metavar="OFFSET", help="only events after this offset")
+    parser.add_argument(
+        "--port", metavar="NAME", help="only this declared output: wait for it, or print its chunks as they come"
+    )
+    parser.add_argument(
+        "--after", type=count, default=0, metavar="OFFSET", help="only events after this offset, or chunks from it on"
+    )
 
 
 def run_watch(args: argparse.Namespace, out: Output) -> int:
@@ -45,7 +50,7 @@ def run_watch(args: argparse.Namespace, out: Output) -> int:
 async def _watch(client: "AsyncClient", args: argparse.Namespace, out: Output) -> int:
     job = await client.job(args.job)
     if args.port:
-        return await _watch_port(job, args.port, out)
+        return await _watch_port(job, args, out)
     ended: facts.JobEnded | None = None
     async for event in job.events(args.after):
         out.json(event_row(event))
@@ -57,13 +62,12 @@ async def _watch(client: "AsyncClient", args: argparse.Namespace, out: Output) -
     return out.error(await end_error(job))
 
 
-async def _watch_port(job: "AsyncJob", port: str, out: Output) -> int:
+async def _watch_port(job: "AsyncJob", args: argparse.Namespace, out: Output) -> int:
     from starloom.orchestrator.cli.files import output_json, output_text
 
-    info = await job.status()
-    declared = info.constellation.outputs if info.constellation else {}
-    if port not in declared:
-        raise NotFound(f"job {job.id} has no output {port!r}; its outputs: {', '.join(declared) or 'none'}")
+    port: str = args.port
+    if (port_type := await job.chunk_type(port)) is not None:
+        return await _watch_chunks(job, port, port_type, args.after, out)
     async for name, value in job.stream():
         if name == port:
             ref = (await job.status()).outputs[name]
@@ -71,6 +75,16 @@ async def _watch_port(job: "AsyncJob", port: str, out: Output) -> int:
             out.text(output_text(ref, value))
             return Exit.DONE
     raise JobFailed(f"job {job.id} ended without the output {port!r}: its stage was skipped")
+
+
+async def _watch_chunks(job: "AsyncJob", port: str, port_type: PortType, first: int, out: Output) -> int:
+    from starloom.orchestrator.cli.files import chunk_json, chunk_text
+
+    async for item in job.chunks(port, first):
+        row = {"job": job.id, "port": port, "offset": item.offset, "generation": item.generation, "at": item.at}
+        out.json({**row, "value": chunk_json(port_type, item)})
+        out.text(chunk_text(port_type, item))
+    return Exit.DONE
 
 
 async def end_error(job: "AsyncJob") -> StarloomError:

@@ -159,6 +159,17 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def factor(text: str) -> float:
+    """An argument that is a number of at least 0; for the `type` of `add_argument`."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = -1.0
+    if not 0 <= found < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 0")
+    return found
+
+
 Run = Callable[[argparse.Namespace, Output], int]
 
 
