@@ -149,11 +149,12 @@ class MemoryStore:
 class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
     """Takes one agent's session. What it heard is in `reports`, `hellos` and `loads`; `until` waits for more.
 
-    `acknowledge`: whether reports are acknowledged as soon as they come. `twice`: whether each frame is sent twice.
+    `streams` are those of its data service. `acknowledge`: whether reports are acknowledged as soon as they come. `twice`: whether each frame is sent twice.
     """
 
-    def __init__(self, epoch: int = 1) -> None:
+    def __init__(self, epoch: int = 1, streams: Any = None) -> None:
         self.epoch = Epoch(epoch)
+        self._streams = streams
         self.acknowledge = True
         self.twice = False
         self.answer_heartbeats = True
@@ -187,7 +188,9 @@ class FakeOrchestrator(session_pb2_grpc.SessionServiceServicer):
         """Serves, on the same address as before if there was one."""
         self._server = aio.server(interceptors=[status.TokenCheck(TOKEN)], options=status.server_options())
         session_pb2_grpc.add_SessionServiceServicer_to_server(self, self._server)  # type: ignore[no-untyped-call]
-        add_data_service(self._server, DataService(self.store, self.store))
+        add_data_service(
+            self._server, DataService(self.store, self.store, streams=self._streams, stream_sink=self._streams)
+        )
         port = self._server.add_insecure_port(self.address or "127.0.0.1:0")
         self.address = f"127.0.0.1:{port}"
         await self._server.start()

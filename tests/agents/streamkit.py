@@ -23,7 +23,7 @@ from starloom.agents.streams.hub import Hub
 from starloom.agents.streams.records import Bound, Credit, ReadOpen, StreamBatch, StreamChunk, StreamName, WriteOpen
 from starloom.agents.streams.runner import Streams
 from starloom.agents.transfer import Transfer
-from starloom.dag.errors import Unavailable
+from starloom.dag.errors import StarloomError, Unavailable
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.dag.kinds import KindSpec, Param
 from starloom.dag.values import Full, Port, PortType
@@ -166,17 +166,17 @@ def consuming(stage: str, kind: str, awaits: tuple[Await, ...], **fields: Any) -
     return Assign(task=task(stage), kind=kind, awaits=awaits, **fields)
 
 
-class Store(MemoryStore):
-    """The orchestrator's data service: values, a job's input streams, and streams that are written to it."""
+class StreamStore:
+    """The orchestrator's streams: a job's inputs, and those that are written to it."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.hub = Hub()
         self.written: dict[StreamName, list[StreamChunk]] = {}
         self.ends: dict[StreamName, Any] = {}
         #: after how many chunks each call of Write to come breaks off
         self.write_breaks: list[int] = []
         self.window = Bound(4, 1_000_000)
+        self.refuse_streams: StarloomError | None = None
 
     def input(self, port: str, *readers: str, full: Full = Full.BLOCK, job: str = "j") -> Flow:
         """An input stream of a job, which a test feeds."""
@@ -184,7 +184,7 @@ class Store(MemoryStore):
         self.hub.add(StreamName(JobId(job), StageId(""), OF_THE_JOB, port), flow)
         return flow
 
-    async def read_stream(self, wish: ReadOpen, told: AsyncIterator[Credit | None]) -> AsyncIterator[StreamBatch]:
+    async def read(self, wish: ReadOpen, told: AsyncIterator[Credit | None]) -> AsyncIterator[StreamBatch]:
         reading = await self.hub.open(wish)
 
         async def listen() -> None:
@@ -205,6 +205,8 @@ class Store(MemoryStore):
             listening.cancel()
 
     async def write(self, wish: WriteOpen, parts: AsyncIterator[StreamBatch]) -> AsyncIterator[Credit]:
+        if self.refuse_streams is not None:
+            raise self.refuse_streams
         stored = self.written.setdefault(wish.stream, [])
         left = self.write_breaks.pop(0) if self.write_breaks else -1
         yield Credit(stored[-1].offset + 1 if stored else 0, self.window)
@@ -220,26 +222,10 @@ class Store(MemoryStore):
             yield Credit(stored[-1].offset + 1, self.window)
 
 
-class _Source:
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def read(self, wish: ReadOpen, told: AsyncIterator[Credit | None]) -> AsyncIterator[StreamBatch]:
-        return self._store.read_stream(wish, told)
-
-
-class _Sink:
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def write(self, wish: WriteOpen, parts: AsyncIterator[StreamBatch]) -> AsyncIterator[Credit]:
-        return self._store.write(wish, parts)
-
-
 class Cluster:
     """Agents by name, and the store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: StreamStore) -> None:
         self.store = store
         self.stations: dict[str, Station] = {}
 
@@ -301,12 +287,12 @@ class Breakable:
 @asynccontextmanager
 async def cluster(*names: str, stages: tuple[Stage | StreamStage, ...] = (), slots: int = 2) -> AsyncIterator[Cluster]:
     """Agents of these names with these kinds, beside those of this module."""
-    store = Store()
+    store = StreamStore()
     found = Cluster(store)
     known = Stages(COUNT, DOUBLE, GATHER, *stages)
     async with AsyncExitStack() as stack:
         server = aio.server(interceptors=[status.TokenCheck(TOKEN)], options=status.server_options())
-        service = DataService(store, store, streams=_Source(store), stream_sink=_Sink(store))
+        service = DataService(MemoryStore(), streams=store, stream_sink=store)
         add_data_service(server, service)
         store_address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
         await server.start()

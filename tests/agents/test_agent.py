@@ -10,16 +10,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import psutil
 import pytest
 from tests.agents.fakes import TOKEN, WAIT_SECONDS, FakeOrchestrator, assign, given, task
+from tests.agents.streamkit import OF_THE_JOB, StreamStore
 
 from starloom.agents.agent import Agent, AgentConfig
-from starloom.agents.messages import Cancel, Finished, InputLost, Release, Started, WasCancelled
+from starloom.agents.messages import Await, Cancel, Finished, InputLost, Reader, Release, Started, WasCancelled
+from starloom.agents.streams.records import StreamName
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, NotFound, Unauthenticated
-from starloom.dag.ids import JobId
+from starloom.dag.ids import JobId, StageId
 from starloom.dag.values import PortType
 
 _LONG = {"seconds": 3600}
@@ -46,6 +49,49 @@ async def running(orchestrator: FakeOrchestrator, **fields: Any) -> AsyncIterato
         yield agent
     finally:
         await agent.stop()
+
+
+async def test_agents_stream_to_each_other_and_to_the_orchestrator() -> None:
+    store = StreamStore()
+    numbers = store.input("numbers", "cut.values")
+    async with (
+        FakeOrchestrator(streams=store) as first,
+        FakeOrchestrator(streams=store) as second,
+        running(first) as a,
+        running(second, name="b") as b,
+    ):
+        feed = Await(upstream=StageId(""), token=OF_THE_JOB, streams={"values": "numbers"})
+        window = {"count": 5}
+        first.send(
+            assign(
+                "cut",
+                "stream.window",
+                params=window,
+                awaits=(feed,),
+                readers=(Reader(port="windows", reader="again.values"),),
+            )
+        )
+        cut = Await(
+            upstream=StageId("cut"),
+            token=task("cut").token,
+            agent=a.profile.name,
+            address=a.profile.address,
+            streams={"values": "windows"},
+        )
+        second.send(assign("again", "stream.window", params={"count": 2}, awaits=(cut,), publish=("windows",)))
+        for number in range(20):
+            await numbers.append(str(number).encode(), {})
+        numbers.finish()
+        report = await second.last(task("again"))
+        assert isinstance(report, Finished), report
+        assert report.published == ("windows",)
+        written = store.written[StreamName(JobId("j"), StageId("again"), task("again").token, "windows")]
+        pairs = [msgspec.json.decode(chunk.data)["values"] for chunk in written]
+        assert [[window["values"] for window in pair] for pair in pairs] == [
+            [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]],
+            [[10, 11, 12, 13, 14], [15, 16, 17, 18, 19]],
+        ]
+        assert b.runtime.core.idle
 
 
 async def test_agent_says_who_it_is_and_what_it_can() -> None:

@@ -13,6 +13,7 @@ from tests.agents.fakes import assign, given, task
 from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Phase, Start, Stop, Tell
 from starloom.agents.messages import (
     Assign,
+    Await,
     Cancel,
     Command,
     Failed,
@@ -26,7 +27,7 @@ from starloom.agents.messages import (
 )
 from starloom.dag import limits
 from starloom.dag.facts import ErrorInfo, Timing
-from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
+from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.values import PortType
 
 EPOCH = Epoch(1)
@@ -49,8 +50,8 @@ def remote(stage: str = "s", kind: str = "basic.noop", **fields: Any) -> Assign:
 class Driven:
     """A core with one slot, and shorthand for what a test does to it."""
 
-    def __init__(self, slots: int = 1) -> None:
-        self.core = AgentCore(AgentId("a"), slots)
+    def __init__(self, slots: int = 1, streaming: frozenset[str] = frozenset()) -> None:
+        self.core = AgentCore(AgentId("a"), slots, streaming)
         self.now = 0
 
     def tell(self, *commands: Command, epoch: int = EPOCH) -> list[Instruction]:
@@ -65,6 +66,33 @@ class Driven:
 
 def starts(instructions: Sequence[Instruction]) -> list[str]:
     return [found.assign.task.stage for found in instructions if isinstance(found, Start)]
+
+
+def test_streaming_attempts_start_at_once_whatever_takes_the_slots_and_take_none() -> None:
+    driven = Driven(streaming=frozenset({"k.stream"}))
+    upstream = FencingToken(Epoch(1), Attempt(1))
+    reads = Await(upstream=StageId("up"), token=upstream, agent=AgentId("b"), address="h:1", streams={"in": "out"})
+    assert starts(driven.tell(assign("long"), assign("queued"))) == ["long"]
+    found = driven.tell(*(assign(f"s{number}", "k.stream", awaits=(reads,)) for number in range(4)))
+    assert starts(found) == ["s0", "s1", "s2", "s3"]
+    assert starts(driven.finish(task("s0"))) == []
+    driven.core.began(task("s1"), driven.now)
+    driven.core.computed(task("s1"), driven.now)
+    assert starts(driven.tell(Cancel(task=task("s2")))) == []
+    assert starts(driven.core.ended(task("s2"), WasCancelled(task=task("s2")), driven.now)) == []
+    assert starts(driven.finish(task("long"))) == ["queued"]
+
+
+def test_streaming_attempt_waits_for_what_is_no_stream_and_may_be_given_back_meanwhile() -> None:
+    driven = Driven(streaming=frozenset({"k.stream"}))
+    order = remote(kind="k.stream")
+    assert starts(driven.tell(order)) == []
+    assert starts(driven.core.fetched(order.task, 1)) == ["s"]
+    assert driven.tell(Revoke(task=order.task)) == [Tell(Started(task=order.task))]
+    other = remote("other", "k.stream")
+    driven.tell(other)
+    driven.tell(Revoke(task=other.task))
+    assert driven.core.fetched(other.task, 1) == [Tell(Revoked(task=other.task)), Drop(other.task)]
 
 
 def test_an_attempt_that_waits_is_given_back_and_stays_so() -> None:

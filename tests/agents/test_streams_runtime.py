@@ -22,11 +22,11 @@ from tests.agents.streamkit import (
     values,
 )
 
-from starloom.agents.messages import Await, Cancel, Failed, InputLost, Release, Started, WasCancelled
+from starloom.agents.messages import Await, Cancel, Failed, Finished, InputLost, Release, Started, WasCancelled
 from starloom.agents.stage import Chunk, Outputs, Received, Stage, StageCall
 from starloom.agents.streams.records import StreamName
 from starloom.dag import limits
-from starloom.dag.errors import StageError
+from starloom.dag.errors import InvalidInput, StageError
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec, Param
 from starloom.dag.values import Full, PortType
@@ -429,6 +429,54 @@ async def test_declared_output_stream_is_written_to_the_store_over_breaks() -> N
         assert [chunk.data for chunk in store.written[name]] == [str(n).encode() for n in range(200)]
         assert store.ends[name].digest == report.outputs["out"].digest
         assert (report.outputs["out"].holder, report.published) == ("", ("out",))
+
+
+async def test_store_that_takes_a_stream_no_more_fails_the_attempt_at_once() -> None:
+    async with cluster("a") as agents:
+        a = agents["a"]
+        agents.store.refuse_streams = InvalidInput("no such output")
+        a.send(producing("count", "t.count", params={"count": 10**9}, publish=("out",)))
+        failed = await a.told.final(task("count"))
+        assert isinstance(failed, Failed)
+        assert "no such output" in failed.error.message
+
+
+async def test_stream_for_an_unknown_port_is_told() -> None:
+    async with cluster("a") as agents:
+        a = agents["a"]
+        a.send(consuming("gather", "t.gather", a.awaits(other="count.out")))
+        failed = await a.told.final(task("gather"))
+        assert isinstance(failed, Failed)
+        assert "stages.gather.in.other" in failed.error.message
+
+
+async def test_cancel_does_not_wait_for_a_computation_that_has_no_slot_yet() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        entered.set()
+        assert leave.wait(20)
+
+    async def occupies(call: StageCall) -> AsyncGenerator[Chunk, None]:
+        yield Chunk("out", await call.compute(occupy))
+
+    async def waits(call: StageCall) -> AsyncGenerator[Chunk, None]:
+        yield Chunk("out", await call.compute(pytest.fail, "it was cancelled before it began"))
+
+    stages = (
+        streaming("t.occupies", occupies, outputs={"out": NUMBERS}),
+        streaming("t.waits", waits, outputs={"out": NUMBERS}),
+    )
+    async with cluster("a", stages=stages, slots=1) as agents:
+        a = agents["a"]
+        a.send(producing("occupies", "t.occupies"))
+        assert await asyncio.to_thread(entered.wait, 20)
+        a.send(producing("waits", "t.waits"))
+        await a.told.started(task("waits"))
+        a.send(Cancel(task=task("waits")))
+        assert isinstance(await a.told.final(task("waits")), WasCancelled)
+        leave.set()
+        assert isinstance(await a.told.final(task("occupies")), Finished)
 
 
 async def test_input_stream_of_the_job_is_read_at_the_orchestrator() -> None:

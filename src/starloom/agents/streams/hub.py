@@ -44,8 +44,3 @@ class Hub:
         """Forgets a job's streams."""
         for name in [name for name in self._flows if name.job == job]:
             self._flows.pop(name).finish(How.CANCELLED, "the job has ended")
-
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that all streams keep."""
-        return sum(flow.buffer.kept.bytes for flow in self._flows.values())

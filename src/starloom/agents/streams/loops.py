@@ -5,17 +5,16 @@ a chunk goes from one to the next without changing threads.
 """
 
 import asyncio
-import logging
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar, TypeVarTuple
 
+from starloom.dag.errors import Unavailable
+
 Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
-
-_log = logging.getLogger(__name__)
 
 
 class Loops:
@@ -26,6 +25,7 @@ class Loops:
         self._name = name
         self._streams: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     @property
     def started(self) -> bool:
@@ -43,7 +43,10 @@ class Loops:
         return self._streams
 
     async def on_streams(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """From the agent's loop: the result of work on the other; a cancel goes there."""
+        """From the agent's loop: the result of work on the other; a cancel goes there. Raises Unavailable after `stop`."""
+        if self._stopped:
+            work.close()
+            raise Unavailable("the agent is stopping")
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self.streams))
 
     def to_streams(self, call: Callable[[*Arguments], object], *arguments: *Arguments) -> None:
@@ -62,7 +65,7 @@ class Loops:
 
     async def stop(self, seconds: float) -> bool:
         """Cancels what runs on the loop of stream stages and ends it; whether it ended within `seconds`."""
-        loop, thread = self._streams, self._thread
+        loop, thread, self._stopped = self._streams, self._thread, True
         if loop is None or thread is None:
             return True
         loop.call_soon_threadsafe(lambda: asyncio.ensure_future(_end(loop)))

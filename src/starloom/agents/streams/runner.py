@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from starloom.agents.execution import Execution, ModelsFactory, StageLookup
+from starloom.agents.execution import Execution, ModelsFactory, StageLookup, failure
 from starloom.agents.messages import Assign, Await
 from starloom.agents.streams.buffer import StreamBuffer
 from starloom.agents.streams.flow import Flow
@@ -23,7 +23,7 @@ from starloom.agents.streams.watching import Watch
 from starloom.agents.transfer import Transfer
 from starloom.agents.workers import Began, Ended
 from starloom.dag import limits
-from starloom.dag.errors import StarloomError
+from starloom.dag.errors import Cancelled, InvalidInput, Problem, StarloomError
 from starloom.dag.ids import AgentId, JobId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.streams import has_streams
@@ -94,11 +94,6 @@ class Streams:
         if self._loops.started:
             self._loops.to_streams(self._hub.release, job)
 
-    @property
-    def kept_bytes(self) -> int:
-        """Bytes that all streams keep for their readers, about."""
-        return self._hub.kept_bytes
-
     async def stop(self, seconds: float) -> bool:
         """Ends the thread of stream stages; whether it ended within `seconds`."""
         return await self._loops.stop(seconds)
@@ -109,7 +104,7 @@ class Streams:
         self._loops.to_agent(deliver, [Began(key, time.monotonic_ns())])
 
         def ended(done: asyncio.Task[Any]) -> None:
-            result = done.result() if not done.cancelled() else StarloomError("the agent is stopping")
+            result = done.result() if not done.cancelled() else Cancelled("the agent is stopping")
             self._loops.to_agent(deliver, [Ended(key, time.monotonic_ns(), result)])
 
         task.add_done_callback(ended)
@@ -119,14 +114,17 @@ class Streams:
     async def _run(self, execution: Execution, submit: Submit) -> Any:
         assign = execution.assign
         spec = self._stages.kinds[assign.kind]
+        feeds = {port: (awaited, output) for awaited in assign.awaits for port, output in awaited.streams.items()}
+        if unknown := [port for port in feeds if spec.input_port(port) is None]:
+            problems = [
+                Problem(f"stages.{assign.task.stage}.in.{port}", f"{spec.name} has no such input port")
+                for port in unknown
+            ]
+            return failure(InvalidInput(problems, "a stage's inputs do not fit"), self._agent)
         flows = self._open_flows(assign, spec)
-        carriers = [self._carry(assign, spec, port) for port in flows if port in assign.publish]
-        inlets = {
-            port: self._inlet(assign, spec, awaited, port, output)
-            for awaited in assign.awaits
-            for port, output in awaited.streams.items()
-        }
+        inlets = {port: self._inlet(assign, spec, awaited, port, output) for port, (awaited, output) in feeds.items()}
         run = StreamRun(execution, self._stages, self._models, self._agent, flows, inlets, submit)
+        carriers = [self._carry(assign, spec, port, run) for port in flows if port in assign.publish]
         self._watch.add(run)
         try:
             return await run.run(partial(_carried, carriers))
@@ -148,15 +146,22 @@ class Streams:
             self._hub.add(_name(assign, name), flows[name])
         return flows
 
-    def _carry(self, assign: Assign, spec: KindSpec, port: str) -> Future[None]:
+    def _carry(self, assign: Assign, spec: KindSpec, port: str, run: StreamRun) -> Future[None]:
+        """Begins to write a declared output to the job store; where that takes it no more, the attempt fails at once."""
         wish = WriteOpen(_name(assign, port), spec.outputs[port].type)
         carrier = Carrier(self._loops, self._hub, self._transfer, self._store_address, wish, JOB_STORE_READER)
-        return self._loops.on_agent(carrier.run())
+        carrying = self._loops.on_agent(carrier.run())
+
+        def ended(done: Future[None]) -> None:
+            if not done.cancelled() and isinstance(error := done.exception(), StarloomError):
+                self._loops.to_streams(run.fail, error)
+
+        carrying.add_done_callback(ended)
+        return carrying
 
     def _inlet(self, assign: Assign, spec: KindSpec, awaited: Await, port: str, output: str) -> Inlet:
         declared = spec.input_port(port)
-        if declared is None:
-            raise StarloomError(f"{spec.name} has no input {port!r}, which a stream is to feed")
+        assert declared is not None, "the ports were checked"
         name = StreamName(assign.task.job, awaited.upstream, awaited.token, output)
         wish = ReadOpen(name, f"{assign.task.stage}.{port}", Credit(), declared.full)
         source: Source

@@ -7,8 +7,10 @@ for the stage: a chain of stages longer than the agent has slots goes on.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import Any
 
 from starloom.agents import values
@@ -25,7 +27,7 @@ from starloom.agents.execution import (
     params_of,
 )
 from starloom.agents.fetching import InputsLost
-from starloom.agents.stage import CancelToken, Chunk, Grown, Outputs, Stage, StageCall, StreamStage
+from starloom.agents.stage import Chunk, Grown, Outputs, Stage, StageCall, StreamStage
 from starloom.agents.streams.flow import Flow
 from starloom.agents.streams.inlet import Inlet
 from starloom.agents.streams.records import How, StreamEnd
@@ -42,45 +44,60 @@ Submit = Callable[[Callable[[], object]], None]
 """Has a function called in one of the agent's worker threads, when one is free."""
 
 
+class _Call:
+    """A function that waits for a worker, or runs, or has run."""
+
+    __slots__ = ("args", "function", "future", "taken")
+
+    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], future: asyncio.Future[Any]) -> None:
+        self.function = function
+        self.args = args
+        self.future = future
+        #: by a worker, or by whoever wants it no more
+        self.taken = Lock()
+
+
 class Computing:
     """Functions of one attempt in worker threads. `running` is how many have not returned, or wait for a slot."""
 
-    def __init__(self, submit: Submit, cancel: CancelToken) -> None:
+    def __init__(self, submit: Submit) -> None:
         self._submit = submit
-        self._cancel = cancel
         self._loop = asyncio.get_running_loop()
-        self._futures: set[asyncio.Future[Any]] = set()
+        self._calls: set[_Call] = set()
 
     @property
     def running(self) -> int:
-        return len(self._futures)
+        return len(self._calls)
 
     async def __call__(self, function: Callable[..., Any], /, *args: Any) -> Any:
-        """What the function returns, or raises. A cancel does not stop it, but keeps it from starting."""
-        future: asyncio.Future[Any] = self._loop.create_future()
-        self._futures.add(future)
-        future.add_done_callback(self._futures.discard)
-        self._submit(partial(self._work, future, function, args))
-        return await asyncio.shield(future)
+        """What the function returns, or raises. Whoever stops waiting does not stop it."""
+        call = _Call(function, args, self._loop.create_future())
+        self._calls.add(call)
+        call.future.add_done_callback(lambda _: self._calls.discard(call))
+        self._submit(partial(self._work, call))
+        return await asyncio.shield(call.future)
 
     async def wait(self) -> None:
-        """Waits until none runs any more."""
-        while self._futures:
-            await asyncio.wait(tuple(self._futures))
-            for future in tuple(self._futures):
-                if future.done():
-                    self._futures.discard(future)
+        """Waits until none runs any more; what no worker has taken up does not run."""
+        for call in tuple(self._calls):
+            if call.taken.acquire(blocking=False):
+                call.future.cancel()
+        while left := [call.future for call in self._calls if not call.future.done()]:
+            await asyncio.wait(left)
 
-    def _work(self, future: asyncio.Future[Any], function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def _work(self, call: _Call) -> None:
+        if not call.taken.acquire(blocking=False):
+            return
         result: Any = None
         error: BaseException | None = None
         try:
-            self._cancel.raise_if_cancelled()
-            result = function(*args)
+            result = call.function(*call.args)
         # A stage may raise anything, SystemExit included, and must not end the agent's thread.
         except BaseException as raised:
             error = raised if isinstance(raised, Exception) else StageError(f"{type(raised).__name__}: {raised}")
-        self._loop.call_soon_threadsafe(_settle, future, result, error)
+        # Where the loop is closed, nobody waits any more.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(_settle, call.future, result, error)
 
 
 def _settle(future: asyncio.Future[Any], result: Any, error: BaseException | None) -> None:
@@ -109,7 +126,7 @@ class StreamRun:
         self.assign = execution.assign
         self.flows = flows
         self.inlets = inlets
-        self.computing = Computing(submit, execution.cancel)
+        self.computing = Computing(submit)
         self._execution = execution
         self._stages = stages
         self._agent = agent
@@ -117,7 +134,7 @@ class StreamRun:
         self._told: dict[str, float] = {}
         self._values: dict[str, Any] = {}
         #: why the attempt is to end, if not by itself
-        self._wrong: StageError | None = None
+        self._wrong: StarloomError | None = None
         self._task: asyncio.Task[Any] | None = None
 
     async def run(self, published: Callable[[], Any]) -> Made | StarloomError | ErrorInfo:
@@ -139,7 +156,7 @@ class StreamRun:
             for inlet in self.inlets.values():
                 inlet.stop()
 
-    def fail(self, error: StageError) -> None:
+    def fail(self, error: StarloomError) -> None:
         """Ends the attempt with this failure."""
         if self._wrong is None and self._task is not None:
             self._wrong = error
