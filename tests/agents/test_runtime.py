@@ -25,7 +25,18 @@ from starloom.agents.core import AgentCore, Phase
 from starloom.agents.dataservice import DataServer
 from starloom.agents.fetching import InputFetcher
 from starloom.agents.holder import Holder
-from starloom.agents.messages import Cancel, Command, Failed, Finished, InputLost, Release, Started, WasCancelled
+from starloom.agents.messages import (
+    Cancel,
+    Command,
+    Failed,
+    Finished,
+    InputLost,
+    Publish,
+    Published,
+    Release,
+    Started,
+    WasCancelled,
+)
 from starloom.agents.runtime import Runtime
 from starloom.agents.stage import Outputs, Stage, StageCall
 from starloom.agents.stages.basic import Add, Echo, Fail, MakeBytes, Noop, Sleep
@@ -548,3 +559,30 @@ async def test_defect_in_fetching_is_told(monkeypatch: pytest.MonkeyPatch) -> No
     async with rigged() as rig:
         report = await failed(rig, inputs=(given("value", PortType.JSON, 1, inline=False),))
         assert report.error.cause == "ZeroDivisionError"
+
+
+async def test_values_are_brought_to_the_job_store_on_request() -> None:
+    async with rigged() as rig:
+        order = assign(kind="basic.make_bytes", params={"size": 50_000})
+        rig.send(order)
+        made = await rig.told.final(order.task)
+        assert isinstance(made, Finished)
+        ref = made.outputs["data"]
+        rig.send(*[Publish(task=order.task, values=(ref,))] * 2)
+        await rig.told.until(lambda: Published(task=order.task) in rig.told.reports)
+        assert rig.store.values[ref.digest] == rig.holder.get(JobId("j"), ref.digest)
+        assert rig.store.puts == 1
+        rig.send(Release(job=JobId("j")), Publish(task=order.task, values=(ref,)))
+        await rig.told.until(lambda: any(isinstance(r, Published) and "no value" in r.reason for r in rig.told.reports))
+
+
+async def test_bringing_a_value_ends_with_its_job() -> None:
+    async with rigged() as rig:
+        ref = given("value", PortType.BYTES, BIG, inline=False).ref
+        rig.holder.keep(JobId("j"), ref.digest, BIG)
+        rig.send(Publish(task=task(), values=(ref,)), Release(job=JobId("j")))
+        later = assign(job="k")
+        rig.send(later)
+        await rig.told.final(later.task)
+        assert not [report for report in rig.told.reports if isinstance(report, Published)]
+        assert rig.store.puts == 0

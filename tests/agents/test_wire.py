@@ -28,6 +28,8 @@ from starloom.agents.messages import (
     Load,
     NotHeld,
     Outcome,
+    Publish,
+    Published,
     Reader,
     Release,
     Replicate,
@@ -106,6 +108,7 @@ COMMANDS: list[Command] = [
     Revoke(task=task()),
     Release(job=JobId("j")),
     Replicate(task=task(), values=(REFS[2], REFS[4]), sources=SOURCES),
+    Publish(task=task(), values=(REFS[2], REFS[4])),
     Resolve(task=task(), upstream=StageId("up ü"), token=FencingToken(Epoch(3), Attempt(2**33))),
     Resolve(
         task=task(), upstream=StageId("up"), token=FencingToken(Epoch(1), Attempt(1)), inputs=(UPSTREAM,), holds=("k",)
@@ -142,6 +145,8 @@ REPORTS: list[Report] = [
     Revoked(task=task()),
     Held(task=task()),
     NotHeld(task=task(), reason="full", missing=(AgentId("b"),)),
+    Published(task=task()),
+    Published(task=task(), reason="no room"),
     AwaitUnreachable(task=task(), upstreams=(StageId("a"), StageId("ü")), reason="nobody answers"),
 ]
 
@@ -325,6 +330,8 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
         pb.Command(
             replicate=pb.Replicate(values=[wire.ref_to_wire(REFS[1])], sources=[pb.Source(agent="b", address="b:1")])
         ),
+        pb.Command(publish=pb.Publish(task=wire.task_to_wire(task()))),
+        pb.Command(publish=pb.Publish(values=[wire.ref_to_wire(REFS[1])])),
         bare_assign(timeout_seconds=float("nan")),
         bare_assign(timeout_seconds=float("inf")),
         bare_assign(timeout_seconds=-1),
@@ -347,6 +354,7 @@ def test_malformed_commands_are_refused(command: pb.Command) -> None:
         pb.Report(held=pb.Held()),
         pb.Report(await_unreachable=pb.AwaitUnreachable(upstreams=["u"])),
         pb.Report(await_unreachable=pb.AwaitUnreachable(task=wire.task_to_wire(task()))),
+        pb.Report(published=pb.Published(reason="full")),
         pb.Report(not_held=pb.NotHeld(reason="full")),
         pb.Report(was_cancelled=pb.WasCancelled(task=pb.Task(job_id="j"))),
         pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), run_seconds=float("nan"))),

@@ -15,11 +15,14 @@ from tests.orchestrator.test_replicas_live import maker
 from starloom import Graph
 from starloom.agents import sharedmemory
 from starloom.agents.agent import Agent, AgentConfig
+from starloom.agents.dataservice import DataServer
 from starloom.agents.sharedmemory import FOLDER
 from starloom.agents.stage import Outputs, Stage, StageCall
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Room
+from starloom.dag import limits
 from starloom.dag.constellation import Requirements
+from starloom.dag.facts import StageCommitted, StageReopened
 from starloom.dag.ids import JobId
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.values import Port, PortType, ValueRef
@@ -45,6 +48,10 @@ class Stages:
         tensor, total = {"value": Port(PortType.TENSOR)}, {"total": Port(PortType.JSON)}
         self._stages: dict[str, Stage] = {
             "test.make": made(KindSpec(name="test.make", outputs=tensor), make),
+            "test.double": made(
+                KindSpec(name="test.double", inputs=tensor, outputs=tensor),
+                lambda call: {"value": 2 * call.inputs["value"]},
+            ),
             "test.read": made(KindSpec(name="test.read", inputs=tensor, outputs=total), read),
         }
         self.kinds = KindCatalog(stage.spec for stage in self._stages.values())
@@ -100,17 +107,50 @@ async def test_tensors_go_from_agent_to_agent_by_shared_memory_where_there_is_an
     assert arena is None or not arena.path.exists()
 
 
+async def test_agents_that_cannot_reach_each_other_pass_values_on_through_the_job_store(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = DataServer.start
+
+    async def out_of_reach(self: DataServer) -> str:
+        await start(self)
+        return "127.0.0.1:1"
+
+    monkeypatch.setattr(DataServer, "start", out_of_reach)
+    monkeypatch.setattr(limits, "INPUT_PATIENCE_SECONDS", 0.1)
+    graph = Graph("to-and-fro")
+    there = graph.stage("there", "test.make", require=Requirements(node="a-one"))
+    back = graph.stage("back", "test.double", value=there["value"], require=Requirements(node="a-two"))
+    total = graph.stage("read", "test.read", value=back["value"], require=Requirements(node="a-one"))
+    graph.output("total", total["total"])
+    async with AsyncExitStack() as stack:
+        for name in ("a-one", "a-two"):
+            await joined(stack, cluster, name, arena_bytes=64 * 1024 * 1024)
+        client = await stack.enter_async_context(AsyncClient(cluster.address, TOKEN))
+        job = await client.submit(graph.build({**LiveStages().kinds, **Stages().kinds}))
+        result = await job.result(timeout=60)
+        facts = [event.fact async for event in job.events()]
+    assert result["total"]["sum"] == 2 * float(np.arange(ELEMENTS, dtype=np.float64).sum())
+    assert not [fact for fact in facts if isinstance(fact, StageReopened)]
+    assert [fact.stage for fact in facts if isinstance(fact, StageCommitted)] == ["there", "back", "read"]
+
+
+def arenas_of(pid: int) -> set[Path]:
+    """The arenas that a process has mapped: others on this machine may have some as well."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {Path(line.split()[-1]) for line in maps.splitlines() if "/starloom-arena-" in line}
+
+
 async def test_down_removes_what_a_killed_agent_left(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = {path.name for path in FOLDER.glob("starloom-arena-*")}
     async with maker(cluster, "a-maker") as process:
-        left = {path.name for path in FOLDER.glob("starloom-arena-*")} - before
-        assert left
+        [left] = arenas_of(process.pid)
         sharedmemory.sweep()
-        assert {path.name for path in FOLDER.glob("starloom-arena-*")} >= left
+        assert left.exists()
         process.send_signal(signal.SIGKILL)
         await process.wait()
+    assert left.parent == FOLDER
     monkeypatch.setenv("STARLOOM_HOME", str(tmp_path / "home"))
     assert await asyncio.to_thread(main, ["down"]) == 0
-    assert not {path.name for path in FOLDER.glob("starloom-arena-*")} & left
+    assert not left.exists()

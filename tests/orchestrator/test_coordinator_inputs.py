@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from tests.orchestrator.harness import KINDS, World, facts_of, node, stored
 
-from starloom.agents.messages import Cancel, InputLost
+from starloom.agents.messages import Cancel, InputLost, Publish, Published
 from starloom.dag import limits
 from starloom.dag.builder import Graph
 from starloom.dag.constellation import Constellation, Join, OnFailure, Policy, Requirements, Retry
@@ -275,6 +275,72 @@ class TestUnreachable:
         w.finish_all()
         assert w.status(job) == "succeeded"
 
+    def test_a_value_out_of_reach_is_brought_to_the_job_store_and_read_there(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"))
+        job = w.submit(pair())
+        made = w.finish("a")
+        w.lose_input("b", "a", gone=False)
+        [command] = [command for command in w.agents["edge-1"].log if isinstance(command, Publish)]
+        assert command.task == made.task
+        assert [ref.digest for ref in command.values] == [made.outputs["data"].digest]
+        w.report(w.agents["edge-1"], Published(task=made.task))
+        w.advance(limits.UNREACHABLE_FIRST_SECONDS + 0.01)
+        [item] = w.assigned("b").inputs
+        assert (item.ref.holder, item.address) == ("", "")
+        assert [source.agent for source in item.others] == ["edge-1"]
+        w.finish("b")
+        assert w.status(job) == "succeeded"
+        assert not facts_of(w, StageReopened)
+
+    def test_who_can_reach_the_holder_does_not_take_the_way_round(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"), node("edge-3"))
+        graph = Graph("pair")
+        a = graph.stage("a", "t.blob", require=on("edge-1"))
+        b = graph.stage("b", "t.need", data=a["data"], require=on("edge-2"))
+        graph.stage("c", "t.need", data=a["data"], after=[b], require=on("edge-3"))
+        w.submit(graph.build(KINDS))
+        made = w.finish("a")
+        w.lose_input("b", "a", gone=False)
+        w.report(w.agents["edge-1"], Published(task=made.task))
+        w.advance(limits.UNREACHABLE_FIRST_SECONDS + 0.01)
+        w.finish("b")
+        assert w.assigned("c").inputs[0].ref.holder == "edge-1"
+
+    def test_while_a_value_is_on_its_way_it_is_not_made_again(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"))
+        job = w.submit(pair())
+        made = w.finish("a")
+        for _ in range(limits.UNREACHABLE_BEFORE_REMADE + 1):
+            w.lose_input("b", "a", gone=False)
+            w.advance(limits.UNREACHABLE_LAST_SECONDS + 0.1)
+        assert w.status(job, "a") == ["succeeded"]
+        w.report(w.agents["edge-1"], Published(task=made.task, reason="the disk is full"))
+        w.lose_input("b", "a", gone=False)
+        assert w.status(job, "a") == ["placed"]
+
+    def test_a_value_that_never_comes_is_made_again_at_last(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"))
+        job = w.submit(pair())
+        w.finish("a")
+        for _ in range(limits.UNREACHABLE_WHILE_RELAYED):
+            assert w.status(job, "a") == ["succeeded"]
+            w.lose_input("b", "a", gone=False)
+            w.advance(limits.UNREACHABLE_LAST_SECONDS + 0.1)
+        assert w.status(job, "a") == ["placed"]
+
+    def test_word_of_a_value_that_nobody_asked_for_changes_nothing(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2"))
+        job = w.submit(pair())
+        made = w.finish("a")
+        w.report(w.agents["edge-1"], Published(task=made.task))
+        w.lose_input("b", "a", gone=False)
+        w.advance(limits.UNREACHABLE_FIRST_SECONDS + 0.01)
+        assert w.assigned("b").inputs[0].ref.holder == "edge-1"
+        w.finish("b")
+        assert w.status(job) == "succeeded"
+        w.report(w.agents["edge-1"], Published(task=made.task))
+        assert w.coordinator.stale_refused == 0
+
     def test_the_job_store_is_waited_for(self, world: Any) -> None:
         w = world(node("edge-1"))
         graph = Graph("input")
@@ -286,6 +352,14 @@ class TestUnreachable:
             w.advance(limits.UNREACHABLE_LAST_SECONDS + 0.1)
         w.finish("a")
         assert w.status(job) == "succeeded"
+
+
+def pair() -> Any:
+    """a on edge-1 feeds b on edge-2."""
+    graph = Graph("pair")
+    a = graph.stage("a", "t.blob", require=on("edge-1"))
+    graph.stage("b", "t.need", data=a["data"], require=on("edge-2"))
+    return graph.build(KINDS)
 
 
 def diamond(w: World) -> Any:

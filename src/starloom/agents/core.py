@@ -18,6 +18,7 @@ from starloom.agents.attempts import Phase as Phase
 from starloom.agents.awaiting import Awaiting
 from starloom.agents.instructions import Answer as Answer
 from starloom.agents.instructions import Ask as Ask
+from starloom.agents.instructions import Bring as Bring
 from starloom.agents.instructions import Drop as Drop
 from starloom.agents.instructions import Fetch as Fetch
 from starloom.agents.instructions import Forget as Forget
@@ -34,6 +35,8 @@ from starloom.agents.messages import (
     Command,
     Finished,
     Outcome,
+    Publish,
+    Published,
     Release,
     Replicate,
     Report,
@@ -151,6 +154,8 @@ class AgentCore:
                     self._release(job, found)
                 case Replicate():
                     self._replicas.ask(command)
+                case Publish():
+                    found.append(Bring(command))
         return self._advance(found, now)
 
     def fetched(self, task: TaskToken, now: int) -> list[Instruction]:
@@ -220,6 +225,10 @@ class AgentCore:
         """What became of a replica that was asked for: Held or NotHeld."""
         found: list[Instruction] = [Tell(report)] if self._replicas.ended(report.task) else []
         return self._replicate(found)
+
+    def published(self, report: Published) -> list[Instruction]:
+        """What became of values that the job store was to get."""
+        return [Tell(report)]
 
     def cancel_all(self) -> list[Instruction]:
         """Stops everything, for an agent that leaves."""

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from starloom.agents.messages import Assign, Outcome, Replicate, Report
+from starloom.agents.messages import Assign, Outcome, Publish, Replicate, Report
 from starloom.dag.ids import AgentId, JobId, TaskToken
 
 
@@ -44,6 +44,12 @@ class Keep(NamedTuple):
     command: Replicate
 
 
+class Bring(NamedTuple):
+    """Put values that are held here into the job store; then `published`, unless the job is forgotten first."""
+
+    command: Publish
+
+
 class Tell(NamedTuple):
     """Send the report."""
 
@@ -71,4 +77,4 @@ class Answer(NamedTuple):
     outcome: Outcome
 
 
-Instruction = Fetch | Start | Stop | Drop | Forget | Keep | Tell | Ask | Unask | Answer
+Instruction = Fetch | Start | Stop | Drop | Forget | Keep | Bring | Tell | Ask | Unask | Answer

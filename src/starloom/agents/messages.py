@@ -114,6 +114,13 @@ class Replicate(msgspec.Struct, frozen=True, kw_only=True):
     sources: tuple[Source, ...]
 
 
+class Publish(msgspec.Struct, frozen=True, kw_only=True):
+    """Bring `values` of the agent's result `task` to the job store, for readers that cannot reach it; answered by Published."""
+
+    task: TaskToken
+    values: tuple[ValueRef, ...]
+
+
 class Resolve(msgspec.Struct, frozen=True, kw_only=True):
     """What an awaited attempt gave, told by the orchestrator where the two agents do not reach each other.
 
@@ -128,7 +135,7 @@ class Resolve(msgspec.Struct, frozen=True, kw_only=True):
     holds: tuple[str, ...] = ()
 
 
-Command = Assign | Cancel | Revoke | Release | Replicate | Resolve
+Command = Assign | Cancel | Revoke | Release | Replicate | Publish | Resolve
 
 
 class Started(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +214,13 @@ class NotHeld(msgspec.Struct, frozen=True, kw_only=True):
     missing: tuple[AgentId, ...] = ()
 
 
+class Published(msgspec.Struct, frozen=True, kw_only=True):
+    """The values of a result are in the job store; or not, for the `reason` given."""
+
+    task: TaskToken
+    reason: str = ""
+
+
 class AwaitUnreachable(msgspec.Struct, frozen=True, kw_only=True):
     """The agents that have the attempts of `upstreams` cannot be asked; the attempt goes on waiting. Costs no retry.
 
@@ -218,9 +232,11 @@ class AwaitUnreachable(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
 
 
-Report = Started | Finished | Failed | InputLost | WasCancelled | Revoked | Held | NotHeld | AwaitUnreachable
-NOT_OF_ATTEMPTS = (Held, NotHeld)
-"""Reports whose token names a result that was made elsewhere, and no attempt of the agent's own."""
+Report = (
+    Started | Finished | Failed | InputLost | WasCancelled | Revoked | Held | NotHeld | Published | AwaitUnreachable
+)
+NOT_OF_ATTEMPTS = (Held, NotHeld, Published)
+"""Reports whose token names a result, made here or elsewhere, and no attempt that is still to end."""
 NOT_ENDS = (Started, AwaitUnreachable, *NOT_OF_ATTEMPTS)
 """Reports that no attempt of the agent's own ends with."""
 

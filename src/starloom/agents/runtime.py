@@ -19,6 +19,7 @@ from starloom.agents.core import (
     AgentCore,
     Answer,
     Ask,
+    Bring,
     Drop,
     Fetch,
     Forget,
@@ -33,9 +34,20 @@ from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, execute, failure
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
-from starloom.agents.messages import Assign, Command, Failed, Finished, InputLost, Outcome, Report, WasCancelled
+from starloom.agents.messages import (
+    Assign,
+    Command,
+    Failed,
+    Finished,
+    InputLost,
+    Outcome,
+    Published,
+    Report,
+    WasCancelled,
+)
 from starloom.agents.neighbours import Neighbours
 from starloom.agents.peers import Peers
+from starloom.agents.relaying import Relay
 from starloom.agents.replicator import Replicator
 from starloom.agents.stage import CancelToken
 from starloom.agents.streams.runner import Streams
@@ -97,6 +109,7 @@ class Runtime:
         self._store_address = store_address
         self._inputs = InputFetcher(core.agent, holder, transfer, store_address, neighbours)
         self._replicator = Replicator(holder, self._inputs, self._replicated)
+        self._relay = Relay(holder, transfer, store_address, self._brought)
         self._peers = peers
         if peers is not None:
             peers.bind(self)
@@ -134,6 +147,7 @@ class Runtime:
         """Cancels everything, without reports, and ends the threads; gives up on them after `seconds`."""
         self._leaving = True
         self._replicator.stop()
+        self._relay.stop()
         self._carry_out(self.core.cancel_all())
         if self._peers is not None:
             await self._peers.stop()
@@ -171,10 +185,14 @@ class Runtime:
                 case Keep(command):
                     if not self._leaving:
                         self._replicator.begin(command)
+                case Bring(command):
+                    if not self._leaving:
+                        self._relay.begin(command)
                 case Ask() | Unask() | Answer() as of_peers:
                     self._to_peers(of_peers)
                 case Forget(job):
                     self._replicator.forget(job)
+                    self._relay.forget(job)
                     self._holder.release(job)
                     if self._streams is not None:
                         self._streams.forget(job)
@@ -266,6 +284,9 @@ class Runtime:
 
     def _replicated(self, report: Report) -> None:
         self._carry_out(self.core.replicated(report))
+
+    def _brought(self, report: Published) -> None:
+        self._carry_out(self.core.published(report))
 
     def _unable(self, task: TaskToken, done: asyncio.Task[Any]) -> Report | None:
         """What to report of a fetch or a publication that did not succeed. Whatever went wrong is told.

@@ -2,9 +2,16 @@
 
 import msgspec
 
-from starloom.agents.messages import Assign, Cancel, Command, Input, Release, Replicate, Resolve, Revoke
+from starloom.agents.messages import Assign, Cancel, Command, Input, Publish, Release, Replicate, Resolve, Revoke
 from starloom.agents.wireawaits import await_from_wire, await_to_wire
-from starloom.agents.wirereplicas import replicate_from_wire, replicate_to_wire, sources_from_wire, sources_to_wire
+from starloom.agents.wirereplicas import (
+    publish_from_wire,
+    publish_to_wire,
+    replicate_from_wire,
+    replicate_to_wire,
+    sources_from_wire,
+    sources_to_wire,
+)
 from starloom.agents.wirestreams import reader_from_wire, reader_to_wire
 from starloom.agents.wirevalues import (
     consumed_from_wire,
@@ -39,6 +46,8 @@ def command_to_wire(command: Command) -> pb.Command:
             return pb.Command(release=pb.Release(job_id=job))
         case Replicate():
             return pb.Command(replicate=replicate_to_wire(command))
+        case Publish():
+            return pb.Command(publish=publish_to_wire(command))
         case Resolve():
             return pb.Command(resolve=_resolve_to_wire(command))
 
@@ -58,6 +67,8 @@ def command_from_wire(message: pb.Command, place: str = "command") -> Command:
             return Release(job=JobId(message.release.job_id))
         case "replicate":
             return replicate_from_wire(message.replicate, f"{place}.replicate")
+        case "publish":
+            return publish_from_wire(message.publish, f"{place}.publish")
         case "resolve":
             return _resolve_from_wire(message.resolve, f"{place}.resolve")
         case _:

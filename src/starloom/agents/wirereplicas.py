@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from starloom.agents.messages import Held, NotHeld, Replicate, Source
+from starloom.agents.messages import Held, NotHeld, Publish, Replicate, Source
 from starloom.agents.wirevalues import ref_from_wire, ref_to_wire, refusal, task_from_wire, task_to_wire
 from starloom.dag.ids import AgentId, StageId
 from starloom.v1 import session_pb2 as pb
@@ -40,6 +40,21 @@ def replicate_from_wire(message: pb.Replicate, place: str) -> Replicate:
         task=task_from_wire(message.task, f"{place}.task"),
         values=tuple(ref_from_wire(ref, f"{place}.values.{n}") for n, ref in enumerate(message.values)),
         sources=sources_from_wire(message.sources, f"{place}.sources"),
+    )
+
+
+def publish_to_wire(command: Publish) -> pb.Publish:
+    """A command to bring values to the job store."""
+    return pb.Publish(task=task_to_wire(command.task), values=[ref_to_wire(ref) for ref in command.values])
+
+
+def publish_from_wire(message: pb.Publish, place: str) -> Publish:
+    """A command to bring values to the job store; raises InvalidInput."""
+    if not message.values:
+        raise refusal(place, "lacks values")
+    return Publish(
+        task=task_from_wire(message.task, f"{place}.task"),
+        values=tuple(ref_from_wire(ref, f"{place}.values.{n}") for n, ref in enumerate(message.values)),
     )
 
 

@@ -11,6 +11,7 @@ from starloom.agents.messages import (
     Held,
     InputLost,
     NotHeld,
+    Published,
     Report,
     Revoked,
     Started,
@@ -81,6 +82,8 @@ def report_to_wire(report: Report) -> pb.Report:
             return pb.Report(held=held_to_wire(report))
         case NotHeld():
             return pb.Report(not_held=not_held_to_wire(report))
+        case Published(reason=reason):
+            return pb.Report(published=pb.Published(task=task, reason=reason))
         case AwaitUnreachable():
             return pb.Report(await_unreachable=unreachable_to_wire(report))
 
@@ -117,6 +120,9 @@ def report_from_wire(message: pb.Report, place: str = "report", node: str = "") 
             return Revoked(task=task_from_wire(message.revoked.task, f"{place}.revoked.task"))
         case "held":
             return held_from_wire(message.held, f"{place}.held")
+        case "published":
+            published = message.published
+            return Published(task=task_from_wire(published.task, f"{place}.published.task"), reason=published.reason)
         case "not_held":
             return not_held_from_wire(message.not_held, f"{place}.not_held")
         case "await_unreachable":

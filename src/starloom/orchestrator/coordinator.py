@@ -47,6 +47,7 @@ from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.membership import Membership
 from starloom.orchestrator.patching import Patching
 from starloom.orchestrator.placement import EarliestFinish, Planner
+from starloom.orchestrator.relays import Relays
 from starloom.orchestrator.replicas import Replicas
 from starloom.orchestrator.reports import Reports
 from starloom.orchestrator.runs import Run, Waits
@@ -77,8 +78,9 @@ class Coordinator:
         self._replicas = Replicas(self._state, self._ledger, self._endings)
         changing = Changing(self._state, self._ledger, self._lanes, self._settler)
         growing = Growing(self._state, self._settler, self._admission, changing)
+        relays = Relays(self._state, self._ledger)
         self._reports = Reports(
-            self._state, self._ledger, self._endings, self._settler, growing, self._stragglers, self._replicas
+            self._state, self._ledger, self._endings, self._settler, growing, self._stragglers, self._replicas, relays
         )
         self._patching = Patching(self._state, self._ledger, self._endings, self._settler, self._admission, changing)
         self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)

@@ -13,6 +13,7 @@ from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
 from starloom.orchestrator.placement import Candidate, Choice, Move, Planner, Want
+from starloom.orchestrator.relays import relayed
 from starloom.orchestrator.replicas import nearest
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
@@ -71,7 +72,7 @@ class Dispatcher:
         choice = self._planner.choose(Want(job.id, name, lane.spec, _moves(fed, holders)), free)
         if choice is None:
             return False
-        self._assign(lane, run, name, [self._input(item, holders, choice) for item in fed], choice, copy=True)
+        self._assign(lane, run, name, [self._input(run, item, holders, choice) for item in fed], choice, copy=True)
         return True
 
     def _holders(self, fed: Sequence[Fed]) -> Holders:
@@ -103,7 +104,7 @@ class Dispatcher:
         choice = self._planner.choose(Want(job.id, name, lane.spec, moves, run.avoid.get(name, ())), candidates)
         if choice is None:
             return False
-        self._assign(lane, run, name, [self._input(item, holders, choice) for item in fed], choice)
+        self._assign(lane, run, name, [self._input(run, item, holders, choice) for item in fed], choice)
         return True
 
     def _has_inputs(self, lane: Lane, run: Run, name: StageId, fed: Sequence[Fed]) -> bool:
@@ -184,22 +185,32 @@ class Dispatcher:
         )
 
     @staticmethod
-    def _input(item: Fed, holders: Holders, choice: Choice) -> Input:
-        """Fetched from the holder that is best for the place, which is the place itself if it has a copy, else from another."""
+    def _input(run: Run, item: Fed, holders: Holders, choice: Choice) -> Input:
+        """Fetched from the holder that is best for the place, which is the place itself if it has a copy, else from another.
+
+        Where the place could not reach any of them, from the job store, once it is there.
+        """
         member = choice.candidate.member
         known = holders.get(item.port)
         if not known:
             return Input(port=item.port, ref=item.ref, consumed=item.consumed)
         best, *others = nearest(known, member)
+        consumed = item.consumed
+        if best is not member and relayed(
+            run, consumed.upstream, consumed.token, member.name, [holder.name for holder in known]
+        ):
+            at_store = msgspec.structs.replace(item.ref, holder=JOB_STORE)
+            return Input(port=item.port, ref=at_store, consumed=consumed, others=_sources([best, *others]))
         ref = item.ref if item.ref.holder == best.name else msgspec.structs.replace(item.ref, holder=best.name)
-        sources = (Source(agent=m.name, address=m.profile.address) for m in others)
-        return Input(
-            port=item.port, ref=ref, consumed=item.consumed, address=best.profile.address, others=tuple(sources)
-        )
+        return Input(port=item.port, ref=ref, consumed=consumed, address=best.profile.address, others=_sources(others))
 
 
 def _has_slot(member: Member) -> bool:
     return member.open and len(member.assigned) < member.slots
+
+
+def _sources(members: Sequence[Member]) -> tuple[Source, ...]:
+    return tuple(Source(agent=member.name, address=member.profile.address) for member in members)
 
 
 def _any_online(holders: Sequence[Member]) -> bool:

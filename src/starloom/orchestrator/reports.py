@@ -12,6 +12,7 @@ from starloom.agents.messages import (
     Held,
     InputLost,
     NotHeld,
+    Published,
     Report,
     Revoked,
     Started,
@@ -29,6 +30,7 @@ from starloom.orchestrator.fleet import Work
 from starloom.orchestrator.growing import Growing, Grown
 from starloom.orchestrator.inputs import AgentReports
 from starloom.orchestrator.lineage import comparisons_of, lineage_fault
+from starloom.orchestrator.relays import Relays
 from starloom.orchestrator.replicas import Replicas
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler, unreachable_seconds
@@ -48,6 +50,7 @@ class Reports:
         growing: Growing,
         stragglers: Stragglers,
         replicas: Replicas,
+        relays: Relays,
     ) -> None:
         self._state = state
         self._ledger = ledger
@@ -56,6 +59,7 @@ class Reports:
         self._growing = growing
         self._stragglers = stragglers
         self._replicas = replicas
+        self._relays = relays
         self.stale_refused = 0
 
     def handle(self, given: AgentReports) -> None:
@@ -78,6 +82,9 @@ class Reports:
             return
         if isinstance(report, Held):
             self._replicas.held(run, agent, incarnation, report)
+            return
+        if isinstance(report, Published):
+            self._relays.published(run, report)
             return
         if isinstance(report, NotHeld):
             self._replicas.not_held(run, agent, report)
@@ -205,7 +212,9 @@ class Reports:
         if not report.gone:
             times = run.unreachable[name] = run.unreachable.get(name, 0) + 1
             run.avoid.setdefault(name, set()).add(agent)
-            if times < limits.UNREACHABLE_BEFORE_REMADE or not any(report.upstreams):
+            coming = self._relays.ask(run, agent, report.upstreams)
+            tries = limits.UNREACHABLE_WHILE_RELAYED if coming else limits.UNREACHABLE_BEFORE_REMADE
+            if times < tries or not any(report.upstreams):
                 self._settler.wait(run, name, unreachable_seconds(times), reason)
                 return
             del run.unreachable[name]

@@ -88,6 +88,10 @@ class Run:
         self.unreachable: dict[StageId, int] = {}
         #: nodes where a stage could not reach its inputs, or that were lost with it
         self.avoid: dict[StageId, set[AgentId]] = {}
+        #: results that their holders bring to the job store: whether they are there, None while they are on their way
+        self.relays: dict[StageId, tuple[FencingToken, bool | None]] = {}
+        #: readers that could not reach a holder, each with the holder
+        self.apart: set[tuple[AgentId, AgentId]] = set()
         #: results that other nodes are to keep copies of
         self.copying: dict[StageId, Copying] = {}
         #: agents that may keep something for it, beside those that facts tell of

@@ -128,20 +128,22 @@ class Commands(_message.Message):
     def __init__(self, sequence: _Optional[int] = ..., acknowledged: _Optional[int] = ..., commands: _Optional[_Iterable[_Union[Command, _Mapping]]] = ..., sender_epoch: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("assign", "cancel", "release", "revoke", "replicate", "resolve")
+    __slots__ = ("assign", "cancel", "release", "revoke", "replicate", "resolve", "publish")
     ASSIGN_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     REVOKE_FIELD_NUMBER: _ClassVar[int]
     REPLICATE_FIELD_NUMBER: _ClassVar[int]
     RESOLVE_FIELD_NUMBER: _ClassVar[int]
+    PUBLISH_FIELD_NUMBER: _ClassVar[int]
     assign: Assign
     cancel: Cancel
     release: Release
     revoke: Revoke
     replicate: Replicate
     resolve: Resolve
-    def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ..., resolve: _Optional[_Union[Resolve, _Mapping]] = ...) -> None: ...
+    publish: Publish
+    def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ..., resolve: _Optional[_Union[Resolve, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ...) -> None: ...
 
 class Assign(_message.Message):
     __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json", "awaits", "readers")
@@ -283,8 +285,16 @@ class Resolve(_message.Message):
     holds: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class Publish(_message.Message):
+    __slots__ = ("task", "values")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    values: _containers.RepeatedCompositeFieldContainer[_value_pb2.ValueRef]
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., values: _Optional[_Iterable[_Union[_value_pb2.ValueRef, _Mapping]]] = ...) -> None: ...
+
 class Report(_message.Message):
-    __slots__ = ("started", "finished", "failed", "input_lost", "was_cancelled", "revoked", "held", "not_held", "await_unreachable")
+    __slots__ = ("started", "finished", "failed", "input_lost", "was_cancelled", "revoked", "held", "not_held", "await_unreachable", "published")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     FAILED_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +304,7 @@ class Report(_message.Message):
     HELD_FIELD_NUMBER: _ClassVar[int]
     NOT_HELD_FIELD_NUMBER: _ClassVar[int]
     AWAIT_UNREACHABLE_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
     started: Started
     finished: Finished
     failed: Failed
@@ -303,7 +314,16 @@ class Report(_message.Message):
     held: Held
     not_held: NotHeld
     await_unreachable: AwaitUnreachable
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., input_lost: _Optional[_Union[InputLost, _Mapping]] = ..., was_cancelled: _Optional[_Union[WasCancelled, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., not_held: _Optional[_Union[NotHeld, _Mapping]] = ..., await_unreachable: _Optional[_Union[AwaitUnreachable, _Mapping]] = ...) -> None: ...
+    published: Published
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ..., failed: _Optional[_Union[Failed, _Mapping]] = ..., input_lost: _Optional[_Union[InputLost, _Mapping]] = ..., was_cancelled: _Optional[_Union[WasCancelled, _Mapping]] = ..., revoked: _Optional[_Union[Revoked, _Mapping]] = ..., held: _Optional[_Union[Held, _Mapping]] = ..., not_held: _Optional[_Union[NotHeld, _Mapping]] = ..., await_unreachable: _Optional[_Union[AwaitUnreachable, _Mapping]] = ..., published: _Optional[_Union[Published, _Mapping]] = ...) -> None: ...
+
+class Published(_message.Message):
+    __slots__ = ("task", "reason")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    task: Task
+    reason: str
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("task",)

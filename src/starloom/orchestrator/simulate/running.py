@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from starloom.agents.core import Answer, Ask, Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell, Unask
+from starloom.agents.core import Answer, Ask, Bring, Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell, Unask
 from starloom.agents.messages import (
     Assign,
     Failed,
@@ -17,6 +17,8 @@ from starloom.agents.messages import (
     Input,
     InputLost,
     NotHeld,
+    Publish,
+    Published,
     Replicate,
     Report,
     Source,
@@ -134,6 +136,8 @@ class Runner:
                     self._works.pop(task, None)
                 case Keep(command):
                     self._keep_replica(command)
+                case Bring(command):
+                    self._loop.after(self._chance.between(*PUT_SECONDS), partial(self._bring, command), self._process)
                 case Forget(job):
                     self._forget(job)
                 case Ask() as ask:
@@ -208,6 +212,16 @@ class Runner:
 
         self._replicas[command.task] = fetches
         fetches += [FetchOne(self._process, job, ref, command.sources, fetched) for ref in command.values]
+
+    def _bring(self, command: Publish) -> None:
+        task = command.task
+        held = self.held.get(task.job)
+        if held is None or self.leaving:
+            return
+        digests = [ref.digest for ref in command.values]
+        there = all(digest in held for digest in digests) and self._world.put(self._process, digests)
+        report = Published(task=task, reason="" if there else "the job store did not take it")
+        self.carry_out(self._process.core.published(report))
 
     def _forget(self, job: JobId) -> None:
         for task in [task for task in self._replicas if task.job == job]:
