@@ -451,9 +451,10 @@ class TwoCores(RuleBasedStateMachine):
         for stage in tuple(self.unassigned):
             self.command(self.at[stage], self.orders[stage])
         self.unassigned = []
-        for _ in range(2 * len(STAGES)):
-            for agent in "ab":
-                self.reconnects(agent)
+        # From here on nothing is lost any more: what is open is asked for once again, and no more than once.
+        for agent in "ab":
+            self.reconnects(agent)
+        while self.flying or self.working:
             while self.flying:
                 self.deliver(*self.flying.pop())
             while self.working:
