@@ -38,7 +38,7 @@ from starloom.agents.messages import (
     WasCancelled,
 )
 from starloom.agents.runtime import Runtime
-from starloom.agents.stage import Outputs, Stage, StageCall
+from starloom.agents.stage import CancelToken, Outputs, Stage, StageCall
 from starloom.agents.stages.basic import Add, Echo, Fail, MakeBytes, Noop, Sleep
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
@@ -366,6 +366,53 @@ async def test_timeout_of_a_deaf_stage_is_told_when_its_thread_is_back() -> None
         assert isinstance(report, Failed)
         assert report.error.cause == "DeadlineExceeded"
         assert isinstance(await rig.told.final(task("next")), Finished)
+
+
+async def test_timeout_of_a_deaf_stage_is_told_after_the_grace_and_its_late_result_to_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "CANCEL_GRACE_SECONDS", 0.001)
+    gate = Gate(deaf=True)
+    # Its cancel is not heard at all: what it gives in the end is a result.
+    monkeypatch.setattr(CancelToken, "raise_if_cancelled", lambda _: None)
+    async with rigged(gate.stage, slots=1) as rig:
+        rig.send(assign("deaf", "t.gate", timeout_seconds=0.001), assign("next"))
+        report = await rig.told.final(task("deaf"))
+        assert isinstance(report, Failed)
+        assert (report.error.cause, report.error.transient) == ("DeadlineExceeded", True)
+        assert report.error.message == (
+            "t.gate ran longer than its timeout of 0.001 s, and does not react to its cancel since "
+            "CANCEL_GRACE_SECONDS = 0.001; its thread still runs, and keeps its slot"
+        )
+        assert rig.runtime.core.phase(task("deaf")) is Phase.RUNNING
+        assert rig.runtime.core.phase(task("next")) is Phase.READY
+        assert rig.runtime.core.held([]) == (task("next"),)
+        rig.send(Cancel(task=task("deaf")))
+        gate.open.set()
+        assert isinstance(await rig.told.final(task("next")), Finished)
+        assert await rig.told.final(task("deaf")) == report, "and there is no other"
+        assert rig.holder.held_bytes == 0
+
+
+async def test_a_deaf_stage_that_is_cancelled_after_its_timeout_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "CANCEL_GRACE_SECONDS", 0.001)
+    gate = Gate(deaf=True)
+    async with rigged(gate.stage, slots=1) as rig:
+        logged = asyncio.Event()
+        monkeypatch.setattr(runtime_module._log, "warning", lambda *_: logged.set())
+        rig.send(assign("deaf", "t.gate", timeout_seconds=3600))
+        await gate.until_entered()
+        await rig.told.started(task("deaf"))
+        work = rig.runtime._works[task("deaf")]
+        rig.runtime._time_out(work)
+        rig.send(Cancel(task=task("deaf")))
+        async with asyncio.timeout(WAIT_SECONDS):
+            await logged.wait()
+        assert rig.told.reports == [Started(task=task("deaf"))]
+        gate.open.set()
+        assert await rig.told.final(task("deaf")) == WasCancelled(task=task("deaf"))
 
 
 async def test_cancel_after_a_timeout_wins() -> None:

@@ -43,6 +43,19 @@ class TestRetries:
         assert (w.stage(job, "a").tries, w.stage(job, "a").error) == (3, None)
         assert [fact.retry_seconds for fact in facts_of(w, StageFailed)] == [1.0, 3.0]
 
+    def test_after_a_timeout_another_node_goes_first(self, world: Any) -> None:
+        """Where it ran it may still run, and keep the slot that the next attempt would wait for."""
+        w = world(node("edge-1"), node("edge-2"))
+        job = w.submit(one(retry=Retry(times=2, first_seconds=0.1)))
+        where = w.where("a")
+        error = ErrorInfo(message="t.work ran longer than its timeout", cause="DeadlineExceeded", transient=True)
+        late = where.result(w.assigned("a"))
+        w.report(where, Failed(task=w.assigned("a").task, error=error))
+        w.advance(0.2)
+        assert w.where("a") is not where
+        w.report(where, late)
+        assert (w.status(job, "a"), w.coordinator.stale_refused) == (["placed"], 1)
+
     def test_retries_are_used_up(self, world: Any) -> None:
         w = world(node("edge-1"))
         job = w.submit(one(Retry(times=1, first_seconds=0.0)))

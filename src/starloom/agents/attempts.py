@@ -47,7 +47,7 @@ class Attempt:
         self.cancelled = False
         #: its cancel is a revocation: it never started
         self.revoked = False
-        #: its job was released: nobody waits for a report
+        #: its job was released, or its end was told before it came: nobody waits for a report
         self.released = False
 
     @property

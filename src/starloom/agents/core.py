@@ -201,6 +201,17 @@ class AgentCore:
         self._end(attempt, report, found)
         return self._advance(found, now)
 
+    def overran(self, task: TaskToken, report: Report) -> list[Instruction]:
+        """Its time is over, and its stage does not stop, which `report` says now: nothing is told of what it comes to.
+
+        It keeps its slot until it has ended. One that is cancelled is waited for: a cancel is acknowledged once nothing runs.
+        """
+        attempt = self._attempts[task]
+        if attempt.cancelled:
+            return []
+        attempt.cancelled = attempt.released = True
+        return [Tell(report)]
+
     def answered(self, outcome: Outcome, now: int) -> list[Instruction]:
         """Another agent's attempt succeeded; one that nobody awaits here any more changes nothing."""
         found: list[Instruction] = []

@@ -273,6 +273,11 @@ class Runtime:
             work.assign.kind,
             limits.CANCEL_GRACE_SECONDS,
         )
+        if work.timed_out:
+            late = f", and does not react to its cancel since CANCEL_GRACE_SECONDS = {limits.CANCEL_GRACE_SECONDS:g}"
+            what = f"{late}; its thread still runs, and keeps its slot"
+            task = work.assign.task
+            self._carry_out(self.core.overran(task, Failed(task=task, error=self._timeout(work, what))))
 
     def _fetched(self, work: _Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
         task = work.assign.task
@@ -339,8 +344,8 @@ class Runtime:
             return self._end(task, Failed(task=task, error=result))
         return self._end(task, WasCancelled(task=task))
 
-    def _timeout(self, work: _Work) -> ErrorInfo:
-        what = f"{work.assign.kind} ran longer than its timeout of {work.assign.timeout_seconds:g} s"
+    def _timeout(self, work: _Work, more: str = "") -> ErrorInfo:
+        what = f"{work.assign.kind} ran longer than its timeout of {work.assign.timeout_seconds:g} s{more}"
         return ErrorInfo(message=what, cause=DeadlineExceeded.__name__, transient=True, node=self.core.agent)
 
     def _keep(self, work: _Work, made: Made) -> list[Instruction]:

@@ -20,7 +20,7 @@ from starloom.agents.messages import (
 )
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
-from starloom.dag.errors import StarloomError
+from starloom.dag.errors import DeadlineExceeded, StarloomError
 from starloom.dag.facts import ErrorInfo, JobStatus, StageCommitted, StageStarted, Timing, figure_fault
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.stagestate import StageState
@@ -101,6 +101,9 @@ class Reports:
                 self._finished(run, stage, report, agent)
             case Failed():
                 error = msgspec.structs.replace(report.error, node=report.error.node or agent)
+                if error.cause == DeadlineExceeded.__name__:
+                    # It may run on there, in the slot that the next attempt would wait for.
+                    run.avoid.setdefault(task.stage, set()).add(agent)
                 self._settler.fail(run, task.stage, task.token, error)
             case InputLost():
                 self._input_lost(run, stage, report, agent)
