@@ -2,7 +2,11 @@
 
 import math
 import pickle
+from collections import OrderedDict
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -99,8 +103,14 @@ def test_json_comes_back_whatever_its_keys_order(document: Any) -> None:
 
 
 def test_numbers_and_arrays_of_numpy_are_json_as_well() -> None:
-    value = {"score": np.float32(0.5), "count": np.int64(3), "box": np.array([1, 2]), "yes": np.True_, "pair": (1, 2)}
-    assert again(PortType.JSON, value) == {"score": 0.5, "count": 3, "box": [1, 2], "yes": True, "pair": [1, 2]}
+    value = {
+        "score": np.float32(0.5),
+        "count": np.int64(3),
+        "box": np.array([1, 2]),
+        "yes": np.True_,
+        "one": np.array([7]),
+    }
+    assert again(PortType.JSON, value) == {"score": 0.5, "count": 3, "box": [1, 2], "yes": True, "one": [7]}
 
 
 @pytest.mark.parametrize(
@@ -109,13 +119,41 @@ def test_numbers_and_arrays_of_numpy_are_json_as_well() -> None:
         (math.nan, "it"),
         (math.inf, "it"),
         ({"faces": [{"score": 1.0}, {"score": -math.inf}]}, "faces.1.score"),
-        ({"a": None, "b": (1.0, np.float32("nan"))}, "b.1"),
+        ({"a": None, "b": [1.0, np.float32("nan")]}, "b.1"),
         ({"m": np.array([[1.0], [np.nan]])}, "m.1.0"),
     ],
 )
 def test_json_refuses_what_it_would_write_as_null(value: Any, place: str) -> None:
     with pytest.raises(InvalidInput, match=f"{place} is infinite or not a number"):
         encode(PortType.JSON, value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *((), (1, 2), b"", b"abc", bytearray(b"abc"), memoryview(b"abc"), set(), {1, 2}, frozenset({"a"})),
+        *(
+            datetime(2025, 1, 1),
+            date(2025, 1, 1),
+            time(1),
+            timedelta(1),
+            Decimal(1),
+            UUID(int=1),
+            Audio(np.zeros(1, np.float32), 1),
+        ),
+    ],
+)
+@pytest.mark.parametrize("beside", [0.5, np.float32(0.5), np.array([1, 2])])
+def test_json_refuses_what_it_would_write_as_something_else(value: Any, beside: Any) -> None:
+    name = type(value).__name__
+    for whole, place in ((value, "it"), ({"beside": beside, "faces": [{}, {"box": value}]}, "faces.1.box")):
+        with pytest.raises(InvalidInput, match=rf"stages\.s\.out\.v: is no json: {place} is a {name}, which JSON has"):
+            encode(PortType.JSON, whole, "stages.s.out.v")
+
+
+def test_json_takes_large_numbers_texts_and_dicts_of_other_classes() -> None:
+    value = {"n": 2**63, "kind": PortType.JSON, "m": OrderedDict(a=[True, None])}
+    assert again(PortType.JSON, value) == {"n": 2**63, "kind": "json", "m": {"a": [True, None]}}
 
 
 def test_a_null_and_the_word_are_left_alone() -> None:

@@ -7,7 +7,9 @@
 | BYTES  | bytes                                              | themselves                              | |
 | IMAGE  | numpy.ndarray uint8 [height, width, 3], RGB        | C order                                 | shape |
 | AUDIO  | Audio: float32 [samples], mono, in [-1, 1]         | little-endian float32                   | sample_rate_hz |
-| JSON   | what JSON can say                                  | UTF-8, keys sorted                      | |
+| JSON   | None, bool, int, float, str, list, dict with str   | UTF-8, keys sorted                      | |
+
+JSON takes numpy's numbers and arrays for its own. What it has not, as a tuple, a set, bytes or a time, is refused.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -211,28 +213,46 @@ def _checked_rate(rate: Any) -> int:
 
 
 def _encode_json(value: Any) -> tuple[_Form, dict[str, Any]]:
-    data = msgspec.json.encode(value, order="sorted", enc_hook=_plain)
-    # What JSON cannot say is written as null, which no consumer could tell from a null that was meant.
-    if b"null" in data and (place := _not_finite(value)) is not None:
-        raise ValueError(f"{place or 'it'} is infinite or not a number")
+    try:
+        data = msgspec.json.encode(value, order="sorted", enc_hook=_plain)
+    except TypeError as error:
+        raise TypeError(_json_fault(value) or str(error)) from error
+    # What JSON has not is written as something else, which no consumer could tell from what was meant.
+    if not _comes_back(data, value) and (fault := _json_fault(value)):
+        raise ValueError(fault)
     return data, {}
 
 
-def _not_finite(value: Any, place: str = "") -> str | None:
-    """The place of the first float that JSON has no form for; None if there is none."""
-    if isinstance(value, float | np.floating):
-        return None if isfinite(value) else place
+def _comes_back(data: bytes, value: Any) -> bool:
+    """Whether a reader gets what was written: much faster than looking at each part of it."""
+    try:
+        return bool(msgspec.json.decode(data) == value)
+    # What an array makes of a comparison with a list has no truth, or no meaning.
+    except (ValueError, TypeError):
+        return False
+
+
+def _json_fault(value: Any, place: str = "") -> str:
+    """What is wrong with the first part that JSON has no form for, and its place; empty if there is none."""
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    items: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, str | int):
+        return ""
+    if isinstance(value, float):
+        return "" if isfinite(value) else f"{place or 'it'} is infinite or not a number"
+    items: Iterable[tuple[Any, Any]]
     if isinstance(value, Mapping):
         items = value.items()
-    elif isinstance(value, list | tuple):
+    elif isinstance(value, list):
         items = enumerate(value)
-    for key, item in items:
-        if (found := _not_finite(item, f"{place}.{key}" if place else str(key))) is not None:
-            return found
-    return None
+    else:
+        return (
+            f"{place or 'it'} is a {type(value).__name__}, which JSON has not; give a text, a number, a list or a dict"
+        )
+    faults = (_json_fault(item, f"{place}.{key}" if place else str(key)) for key, item in items)
+    return next(filter(None, faults), "")
 
 
 def _plain(value: Any) -> Any:
