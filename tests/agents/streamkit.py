@@ -177,6 +177,14 @@ class StreamStore:
         self.write_breaks: list[int] = []
         self.window = Bound(4, 1_000_000)
         self.refuse_streams: StarloomError | None = None
+        self._changed = asyncio.Event()
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Waits until the condition holds, asked whenever more is stored."""
+        async with asyncio.timeout(WAIT_SECONDS):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
 
     def input(self, port: str, *readers: str, full: Full = Full.BLOCK, job: str = "j") -> Flow:
         """An input stream of a job, which a test feeds."""
@@ -216,6 +224,7 @@ class StreamStore:
                     raise Unavailable("broken off")
                 left -= 1
                 stored.append(chunk)
+                self._changed.set()
             if part.end is not None:
                 self.ends[wish.stream] = part.end
                 return

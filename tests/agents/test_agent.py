@@ -94,6 +94,29 @@ async def test_agents_stream_to_each_other_and_to_the_orchestrator() -> None:
         assert b.runtime.core.idle
 
 
+async def test_streams_of_a_job_go_on_after_a_restart_of_the_orchestrator() -> None:
+    store = StreamStore()
+    numbers = store.input("numbers", "cut.values")
+    written = store.written
+    name = StreamName(JobId("j"), StageId("cut"), task("cut").token, "windows")
+    async with FakeOrchestrator(streams=store) as orchestrator, running(orchestrator):
+        feed = Await(upstream=StageId(""), token=OF_THE_JOB, streams={"values": "numbers"})
+        orchestrator.send(assign("cut", "stream.window", params={"count": 1}, awaits=(feed,), publish=("windows",)))
+        for number in range(40):
+            await numbers.append(str(number).encode(), {})
+        await store.until(lambda: len(written.get(name, ())) == 40)
+        await orchestrator.stop()
+        for number in range(40, 80):
+            await numbers.append(str(number).encode(), {})
+        numbers.finish()
+        orchestrator.forget()
+        await orchestrator.start()
+        report = await orchestrator.last(task("cut"))
+        assert isinstance(report, Finished), report
+        found = [msgspec.json.decode(chunk.data)["values"] for chunk in written[name]]
+        assert found == [[number] for number in range(80)]
+
+
 async def test_agent_says_who_it_is_and_what_it_can() -> None:
     async with FakeOrchestrator() as orchestrator:
         async with running(orchestrator, targets=("cpu", "npu"), labels={"sensor": "camera"}) as agent:

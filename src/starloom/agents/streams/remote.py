@@ -30,12 +30,15 @@ _EOF = aio.EOF  # type: ignore[attr-defined]
 
 
 class RemoteSource:
-    """A stream that is read from a data service: `inlet.Source`, made and used on the loop of stream stages."""
+    """A stream that is read from a data service: `inlet.Source`, made and used on the loop of stream stages.
 
-    def __init__(self, loops: Loops, transfer: Transfer, address: str, wish: ReadOpen) -> None:
+    It breaks where that cannot be reached for `patience` seconds.
+    """
+
+    def __init__(self, loops: Loops, transfer: Transfer, address: str, wish: ReadOpen, patience: float) -> None:
         self._loops = loops
         self._came: asyncio.Queue[StreamBatch | InputUnavailable] = asyncio.Queue()
-        self._call = _ReadCalls(transfer, address, wish, self._come)
+        self._call = _ReadCalls(transfer, address, wish, patience, self._come)
         self._running = loops.on_agent(self._call.run())
         self._generation = 0
         self._overtaken: list[asyncio.Future[None]] = []
@@ -92,8 +95,14 @@ class _ReadCalls:
     """Calls of Read, one after another, until the end has come. On the agent's loop."""
 
     def __init__(
-        self, transfer: Transfer, address: str, wish: ReadOpen, come: Callable[[StreamBatch | InputUnavailable], None]
+        self,
+        transfer: Transfer,
+        address: str,
+        wish: ReadOpen,
+        patience: float,
+        come: Callable[[StreamBatch | InputUnavailable], None],
     ) -> None:
+        self._patience = patience
         self._transfer = transfer
         self._address = address
         self._wish = wish
@@ -133,7 +142,7 @@ class _ReadCalls:
                 lasted = self._connected and now - began > limits.INPUT_PATIENCE_SECONDS
                 if self._moved or lasted or broken_at is None:
                     broken_at, wait = now, limits.RECONNECT_FIRST_SECONDS
-                if now - broken_at > limits.INPUT_PATIENCE_SECONDS:
+                if now - broken_at > self._patience:
                     self._come(InputUnavailable(f"{self._address} cannot be reached: {error}"))
                     return
             except InputUnavailable as error:

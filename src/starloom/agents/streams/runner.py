@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from math import inf
 from typing import Any
 
 from starloom.agents.execution import Execution, ModelsFactory, StageLookup, failure
@@ -168,7 +169,10 @@ class Streams:
         if awaited.upstream and awaited.agent == self._agent:
             source = LocalSource(self._hub, wish)
         else:
-            source = RemoteSource(self._loops, self._transfer, awaited.address or self._store_address, wish)
+            # The streams of a job are with the orchestrator alone, which comes back.
+            patience = limits.INPUT_PATIENCE_SECONDS if awaited.upstream else inf
+            address = awaited.address or self._store_address
+            source = RemoteSource(self._loops, self._transfer, address, wish, patience)
         return Inlet(port, declared.type, source, awaited.upstream, awaited.agent)
 
 
