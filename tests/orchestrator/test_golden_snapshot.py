@@ -42,14 +42,19 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecordRe
 
 def test_it_is_what_this_version_takes(tmp_path: Path) -> None:
     golden, now = image_of(PATH.read_bytes()), image_of(taken(tmp_path))
+    if now[1].classes != golden[1].classes:
+        # Classes with other fields are told by the image itself, and such a snapshot is discarded.
+        pytest.skip(f"classes have other fields than in the golden snapshot; {ADVICE}")
     assert now[0] == golden[0], ADVICE
     for field in Image.__struct_fields__:
         assert getattr(now[1], field) == getattr(golden[1], field), f"{field}: {ADVICE}"
 
 
-def test_a_start_from_it_is_a_start_from_the_journal(reader: RecordReader) -> None:
+def test_a_start_beside_it_is_a_start_from_the_journal(reader: RecordReader, caplog: pytest.LogCaptureFixture) -> None:
+    """It is read and gives the same, or it is discarded and the log says so; nothing in between."""
     found = snapshots.newest(reader)
-    assert found.offset == reader.last_offset()
+    assert (found.offset == reader.last_offset()) != ("is passed over" in caplog.text)
+    snapshots.replay(found, reader.replay(reader.last_offset(), found.offset))
     assert difference(found.state, replayed(golden_facts(NAME)).state) == ""
 
 
