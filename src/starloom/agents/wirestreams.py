@@ -51,7 +51,9 @@ def credit_from_wire(message: pb.StreamCredit) -> Credit:
 def open_to_wire(wish: ReadOpen) -> pb.ReadRequest:
     """A reader's wish."""
     credit = credit_to_wire(wish.credit)
-    message = pb.ReadOpen(stream=name_to_wire(wish.stream), reader=wish.reader, credit=credit, full=wish.full or "")
+    message = pb.ReadOpen(
+        stream=name_to_wire(wish.stream), reader=wish.reader, credit=credit, full=wish.full or "", attempt=wish.attempt
+    )
     return pb.ReadRequest(open=message)
 
 
@@ -63,9 +65,8 @@ def open_from_wire(message: pb.ReadOpen) -> ReadOpen:
         full = Full(message.full) if message.full else None
     except ValueError:
         raise refusal("open.full", f"is {message.full!r}; use {', '.join(Full)}") from None
-    return ReadOpen(
-        name_from_wire(message.stream, "open.stream"), message.reader, credit_from_wire(message.credit), full
-    )
+    name = name_from_wire(message.stream, "open.stream")
+    return ReadOpen(name, message.reader, credit_from_wire(message.credit), full, message.attempt)
 
 
 def write_to_wire(wish: WriteOpen) -> pb.WriteRequest:

@@ -60,9 +60,16 @@ class Flow:
         return end
 
     def open(self, wish: ReadOpen) -> "Reading":
-        """A reader's way through the stream; one that it had before ends. Raises StreamGone and InvalidInput."""
+        """A reader's way through the stream; one that it had before ends.
+
+        Raises StreamGone, InvalidInput, and Conflict where a later attempt of the reader has come.
+        """
+        present = self._readings.get(wish.reader)
+        if present is not None and present.attempt > wish.attempt:
+            what = f"attempt {wish.attempt} of {wish.reader} is over: attempt {present.attempt} reads this stream now"
+            raise Conflict(what)
         self.buffer.open(wish.reader, wish.credit, wish.full)
-        reading = self._readings[wish.reader] = Reading(self, wish.reader)
+        reading = self._readings[wish.reader] = Reading(self, wish.reader, wish.attempt)
         self.wake()
         return reading
 
@@ -87,8 +94,9 @@ class Flow:
 class Reading:
     """One reader's way through a flow, until it comes again."""
 
-    def __init__(self, flow: Flow, name: str) -> None:
+    def __init__(self, flow: Flow, name: str, attempt: int) -> None:
         self.name = name
+        self.attempt = attempt
         self._flow = flow
         self._closed = False
 

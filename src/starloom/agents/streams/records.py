@@ -71,13 +71,15 @@ class StreamEnd(NamedTuple):
 class ReadOpen(NamedTuple):
     """A reader's wish. `reader` is `stage.port`, the same in every call that goes on with one reading.
 
-    `full` is its policy, None for what was declared for it.
+    `full` is its policy, None for what was declared for it. What a later `attempt` of it reads, an earlier one does
+    not take back.
     """
 
     stream: StreamName
     reader: str
     credit: Credit = Credit()
     full: Full | None = None
+    attempt: int = 0
 
 
 class WriteOpen(NamedTuple):

@@ -164,7 +164,7 @@ class Streams:
         declared = spec.input_port(port)
         assert declared is not None, "the ports were checked"
         name = StreamName(assign.task.job, awaited.upstream, awaited.token, output)
-        wish = ReadOpen(name, f"{assign.task.stage}.{port}", Credit(), declared.full)
+        wish = ReadOpen(name, f"{assign.task.stage}.{port}", Credit(), declared.full, assign.task.token.attempt)
         source: Source
         if awaited.upstream and awaited.agent == self._agent:
             source = LocalSource(self._hub, wish)
