@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,15 @@ from starloom.agents.stages.basic import MakeBytes
 from starloom.dag.constellation import Constellation, Policy, Requirements, Retry
 from starloom.dag.errors import Conflict, InvalidInput, JobFailed, Overloaded, Unauthenticated
 from starloom.dag.facts import JobStatus
+from starloom.devices.faultdoc import read_plan
 from starloom.devices.faults import AT_ONCE, LIVE, OF_ORCHESTRATOR, ORCHESTRATOR, FaultKind
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.clientjob import AsyncJob
 from starloom.orchestrator.server import Orchestrator
+from starloom.orchestrator.trials.injector import Injector, Place
+from starloom.orchestrator.trials.planning import Planned
+from starloom.orchestrator.trials.survival import Survival
+from starloom.orchestrator.trials.underplan import UnderPlan
 
 SIZE = 200_000
 MADE = MakeBytes().run(StageCall({}, {"size": SIZE, "seed": 1}, no_models(CancelToken(), "cpu")))["data"]
@@ -248,6 +253,61 @@ async def test_a_submission_whose_answer_was_lost_makes_one_job(rig: FaultyRig, 
     assert await result(await client.submit(one())) == {"value": None}
     assert len(await client.jobs()) == 1
     assert await rig.heal(ORCHESTRATOR) == 2
+
+
+class Forgets(Injector):
+    """Ends nothing."""
+
+    async def end(self, fault: Planned, places: Sequence[Place]) -> int:
+        return 0
+
+
+async def under(rig: FaultyRig, client: AsyncClient, plan: str, injector: type[Injector] = Injector) -> Survival:
+    """A job of two nodes under a plan."""
+    rig.gate.open()
+    read = read_plan(plan)
+    within = UnderPlan(client, injector(TOKEN), lambda _: None, within=3.0)
+    planned = await within.prepare(read, 1, handed_on())
+    expected, _ = await within.undisturbed(handed_on(), {})
+    return await within.disturbed(handed_on(), {}, planned, expected)
+
+
+PLAN = """
+faults:
+  - {what: partition, node: b, at_seconds: 0, lasts_seconds: 0.5}
+  - {what: fetch-fails, chance: 1, most: 1}
+  - {what: reply-lost, at_seconds: 0, chance: 1, most: 1}
+  - {what: agent-slow, tier: cloud, at_seconds: 5, add_seconds: 1}
+"""
+
+
+async def test_a_job_under_a_plan_is_counted_and_compared(rig: FaultyRig, client: AsyncClient) -> None:
+    with pytest.raises(InvalidInput, match=r"faults.3: meets no node"):
+        await under(rig, client, PLAN)
+    found = await under(rig, client, PLAN.replace("cloud", "edge"))
+    assert (found.verdict, found.status, found.equal, found.what) == ("held", "succeeded", True, ())
+    assert (found.planned, found.injected, found.recovered, found.lost, found.duplicated) == (4, 3, 3, 0, 0)
+    met = {row.what: row.met for row in found.faults}
+    assert (met[FaultKind.REPLY_LOST], met[FaultKind.AGENT_SLOW]) == (1, None)
+    for node in ("a", "b", ORCHESTRATOR):
+        assert await rig.faults.armed(rig.place(node)) == []
+
+
+@pytest.mark.parametrize(
+    ("plan", "injector", "why"),
+    [
+        ("{what: stage-hangs, at_seconds: 0, chance: 1, heals: false}", Injector, "it was not healed"),
+        ("{what: partition, node: b, at_seconds: 0, lasts_seconds: 1}", Forgets, "it was healed, and stands"),
+    ],
+)
+async def test_a_fault_that_is_not_healed_breaks_the_verdict(
+    rig: FaultyRig, client: AsyncClient, plan: str, injector: type[Injector], why: str
+) -> None:
+    found = await under(rig, client, f"faults: [{plan}]", injector)
+    assert (found.verdict, found.injected, found.recovered, found.lost) == ("broken", 1, 0, 1)
+    assert any(why in each for each in found.what)
+    for node in ("a", "b"):
+        assert await rig.faults.armed(rig.place(node)) == [], "what a run has begun it leaves to nobody"
 
 
 async def test_each_process_has_the_faults_that_are_its_own(rig: FaultyRig) -> None:

@@ -1,6 +1,7 @@
 """`starloom demo`: the demonstration's job on a cluster of its own, from nothing to a spoken answer."""
 
 import argparse
+import asyncio
 import math
 import tempfile
 import time
@@ -13,11 +14,12 @@ from starloom.agents.language.family import LARGEST
 from starloom.dag.errors import InvalidInput, Problem, StarloomError
 from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, save
 from starloom.orchestrator.cli.follow import Progress
-from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command
+from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, count
 from starloom.orchestrator.cli.views import cluster_row, stage_row
 
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
+    from starloom.orchestrator.cli.underplan import Work
     from starloom.orchestrator.clientsync import Client
     from starloom.orchestrator.cluster import EmbeddedCluster, StartUp
     from starloom.orchestrator.demo import Measured
@@ -43,6 +45,8 @@ def add_parsers(commands: Commands) -> None:
         metavar="NAME",
         help="what writes the answer: a size of the language family, or `extractive` (default: the largest size)",
     )
+    parser.add_argument("--faults", type=Path, metavar="PLAN", help="once more, under a plan of faults from this file")
+    parser.add_argument("--seed", type=count, help="what that plan is drawn from; the plan's own, or 1")
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="write the spoken answer there, not to a temporary folder"
     )
@@ -55,10 +59,24 @@ def run_demo(args: argparse.Namespace, out: Output) -> int:
     require_extras()
     check_language(args.language)
     inputs = _inputs(args.audio, args.image)
+    work = None
+    if args.faults is not None:
+        work = _under_faults(args.faults, args.seed, args.language, inputs)
+    elif args.seed is not None:
+        raise UsageError("--seed is what a plan of faults is drawn from; give one with --faults")
     if args.keep is not None:
         make_folder(args.keep)
     with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-demo-") as folder:
-        return _Demo(out, inputs, args.language, args.keep, began).run(Path(folder) / "cluster")
+        return _Demo(out, inputs, args.language, args.keep, began, work).run(Path(folder) / "cluster")
+
+
+def _under_faults(file: Path, seed: int | None, language: str, inputs: dict[str, Path]) -> "Work":
+    """What is to be run under the plan in a file. Raises InvalidInput."""
+    from starloom.orchestrator.cli.underplan import Work, read_live_plan, seed_of
+    from starloom.orchestrator.demo import constellation
+
+    plan = read_live_plan(file)
+    return Work(plan, seed_of(plan, seed), constellation(language), inputs)
 
 
 def check_language(name: str) -> None:
@@ -104,12 +122,21 @@ def make_folder(folder: Path) -> None:
 class _Demo:
     """One demonstration: its steps in order, and what they gave."""
 
-    def __init__(self, out: Output, inputs: dict[str, Path], language: str, keep: Path | None, began: float) -> None:
+    def __init__(
+        self,
+        out: Output,
+        inputs: dict[str, Path],
+        language: str,
+        keep: Path | None,
+        began: float,
+        work: "Work | None" = None,
+    ) -> None:
         self._out = out
         self._inputs = inputs
         self._language = language
         self._keep = keep
         self._began = began
+        self._work = work
         self._models_seconds = 0.0
         self._nodes: tuple[NodeInfo, ...] = ()
         self._row: dict[str, Any] = {"status": "failed", "outputs": {}, "nodes": [], "stages": []}
@@ -122,12 +149,13 @@ class _Demo:
         try:
             self._pull_models()
             self._out.note(f"starting a cluster of {len(DEFAULT.nodes)} nodes")
-            with EmbeddedCluster(DEFAULT, folder) as cluster:
+            with EmbeddedCluster(DEFAULT, folder, faults_allowed=self._work is not None) as cluster:
                 self._jobs(cluster)
+                held = self._work is None or self._survives(cluster, self._work)
         except StarloomError as error:
             return self._out.error(error, **self._row)
         self._out.json(self._row)
-        return Exit.DONE
+        return Exit.DONE if held else Exit.FAILED
 
     def _pull_models(self) -> None:
         from starloom.orchestrator.demo import pull_models
@@ -152,6 +180,17 @@ class _Demo:
             self._cold_start(cluster.start_up, cold, total)
             warm, alone = self._take_turns(client, what)
         self._compare(warm, alone)
+
+    def _survives(self, cluster: "EmbeddedCluster", work: "Work") -> bool:
+        """The same job under its plan of faults; whether it came out as if undisturbed."""
+        from starloom.orchestrator.cli.underplan import survive, tell
+
+        self._out.note("and once more, under the plan of faults")
+        row, survival, _ = asyncio.run(survive(cluster.address, cluster.token, work, self._out.note))
+        self._row |= {"status": survival.status, "faults": row}
+        self._out.text("")
+        tell(survival, work.seed, row["undisturbed_seconds"], self._out)
+        return survival.verdict == "held"
 
     def _progress(self) -> Progress:
         return Progress(self._out, self._nodes)

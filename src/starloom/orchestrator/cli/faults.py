@@ -85,7 +85,8 @@ def run_list(_args: argparse.Namespace, out: Output) -> int:
     out.text("")
     for each in found or ():
         lasts = "until it is healed" if each.seconds is None else f"for {each.seconds:.1f} s"
-        out.text(f"stands: {each.id} of {each.node}, {lasts}")
+        peer = f" with {each.peer}" if each.peer else ""
+        out.text(f"stands: {each.id} of {each.node}{peer}, {lasts}, met {each.met} times")
     plans = []
     for plan, about in PLANS.items():
         cases = _module(plan).all_cases()

@@ -35,11 +35,12 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
-    """A fault that stands, and where: `seconds` that it still lasts, None until it is healed; `met`: what it changed."""
+    """A fault that stands, and where, with the other end of a link: `seconds` that it still lasts, None until it is healed; `met`: what it changed."""
 
     id: str
     what: FaultKind
     node: str
+    peer: str = ""
     seconds: float | None = None
     met: int = 0
 
@@ -137,7 +138,14 @@ def _told(places: Sequence[Place], answers: Sequence[list[ArmedInfo] | BaseExcep
     for place, answer in zip(places, answers, strict=True):
         if isinstance(answer, list):
             found += [
-                Standing(id=info.fault.id, what=info.fault.what, node=place.name, seconds=info.seconds, met=info.met)
+                Standing(
+                    id=info.fault.id,
+                    what=info.fault.what,
+                    node=place.name,
+                    peer=info.fault.peer,
+                    seconds=info.seconds,
+                    met=info.met,
+                )
                 for info in answer
             ]
         elif not isinstance(answer, Unavailable) and not _late(answer):

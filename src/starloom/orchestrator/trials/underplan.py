@@ -54,6 +54,8 @@ class UnderPlan:
         self._orchestrator = Place(name=ORCHESTRATOR, address="", pid=0)
         self._profiles: dict[str, tuple[NodeProfile, str]] = {}
         self._watch: Watch
+        #: set once the job has ended, or is given up
+        self._over = asyncio.Event()
         self._begin = 0
         self._injections: dict[str, Injection] = {}
 
@@ -104,7 +106,8 @@ class UnderPlan:
         faults = [asyncio.create_task(self._fault(job, fault)) for fault in planned]
         try:
             ended = await self._ended(job)
-            # What has not begun will not; what stands is seen to its end.
+            # What has not begun will not; what stands is healed, but for what nobody heals.
+            self._over.set()
             for fault, task in zip(planned, faults, strict=True):
                 if not self._injections[fault.id].unix_nanos or fault.lasts_seconds is None:
                     task.cancel()
@@ -147,7 +150,9 @@ class UnderPlan:
             return
         if fault.lasts_seconds is None:
             await asyncio.Event().wait()
-        await asyncio.sleep(fault.lasts_seconds or 0.0)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(fault.lasts_seconds):
+                await self._over.wait()
         await self._heal(now)
 
     async def _moment(self, job: JobId, fault: Planned) -> None:
