@@ -31,6 +31,7 @@ def test_every_limit_that_is_named_exists() -> None:
     assert named - known <= {
         "STARLOOM_CRASH_POINTS",
         "STARLOOM_ENDPOINTS",
+        "STARLOOM_FAULTS_ALLOWED",
         "STARLOOM_HOME",
         "STARLOOM_ADDRESS",
         "STARLOOM_TOKEN",

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import pytest
 from tests.sim import planted
@@ -13,6 +13,7 @@ from tests.sim import planted
 from starloom.dag.draft import REFUSED
 from starloom.dag.errors import InvalidInput, StarloomError
 from starloom.dag.facts import StageCommitted, StageFailed, decode_fact
+from starloom.dag.ids import AgentId
 from starloom.dag.patch import AnyOperation
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
@@ -22,7 +23,7 @@ from starloom.orchestrator.cli import simulate
 from starloom.orchestrator.effects import Answer
 from starloom.orchestrator.simulate import runs, workload
 from starloom.orchestrator.simulate.daemon import Orchestrator
-from starloom.orchestrator.simulate.loop import Chance
+from starloom.orchestrator.simulate.loop import SECOND, START, Chance
 from starloom.orchestrator.simulate.model import KINDS, expected
 from starloom.orchestrator.simulate.patched import same
 from starloom.orchestrator.simulate.undisturbed import undisturbed
@@ -210,6 +211,55 @@ class TestPlans:
         path.write_text(text)
         with pytest.raises(InvalidInput, match=what):
             simulate.read_plan(str(path))
+
+    def test_a_fault_comes_when_and_to_whom_its_plan_says(self, tmp_path: Path) -> None:
+        path = tmp_path / "plan.yaml"
+        path.write_text(
+            "seed: 9\nquiet_after_seconds: 20\nfaults:\n"
+            "  - {what: agent-crash, tier: edge, per_minute: 60, most: 3}\n"
+            "  - {what: agent-slow, node: cloud-2, at_seconds: 1, lasts_seconds: 5, factor: 4}\n"
+        )
+
+        class Watched(World):
+            crashed: ClassVar[list[str]] = []
+
+            def agent_dies(self, name: AgentId, back_after: float, noticed: bool) -> None:
+                self.crashed.append(name)
+                super().agent_dies(name, back_after, noticed)
+
+        world = Watched(1, Setup(nodes=6, stages=60, plan=simulate.read_plan(str(path))))
+        slow: list[dict[AgentId, float]] = []
+        world.loop.at(START + 3 * SECOND, lambda: slow.append(dict(world.slowness)))
+        world.run()
+        assert world.trouble.counts == {"agent-crash": 3, "agent-slow": 1}
+        assert len(world.crashed) == 3
+        assert {name.partition("-")[0] for name in world.crashed} == {"edge"}
+        assert slow == [{"cloud-2": 4.0}]
+
+    def test_a_plan_that_meets_nobody_or_needs_a_live_cluster_is_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "plan.yaml"
+        path.write_text("faults: [{what: agent-crash, node: edge-9, at_seconds: 1}]")
+        assert cli.main(["simulate", "--nodes", "4", "--faults", str(path)]) == 2
+        assert "faults.0: meets no node; there are device-0, edge-1" in capsys.readouterr().err
+        path.write_text(
+            "faults: [{what: agent-crash, stage: s}, {what: partition, peer: a, at_seconds: 1, heals: false}]"
+        )
+        assert cli.main(["simulate", "--faults", str(path)]) == 2
+        said = capsys.readouterr().err
+        assert all(place in said for place in ("faults.0.stage", "faults.1.peer", "faults.1.heals"))
+
+    def test_the_seed_of_a_plan_is_used_unless_another_is_given(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "plan.yaml"
+        path.write_text("seed: 9\nfaults: []")
+        arguments = ["simulate", "--nodes", "3", "--stages", "5", "--faults", str(path), "--json"]
+        assert cli.main(arguments) == 0
+        assert json.loads(capsys.readouterr().out)["seed"] == 9
+        assert cli.main([*arguments, "--seed", "4"]) == 0
+        assert json.loads(capsys.readouterr().out)["seed"] == 4
 
     def test_built_in_plans_are_right(self) -> None:
         assert check_plan(ALL_FAULTS) is ALL_FAULTS

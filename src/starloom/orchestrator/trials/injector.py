@@ -84,7 +84,13 @@ class Injector:
         if fault.what in AT_ONCE:
             return 1
         calls = [self._client.heal(place.address, [fault.id]) for place, _ in _ends(fault, places)]
-        return sum(info.met for healed in await asyncio.gather(*calls) for info in healed)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        told = [answer for answer in answers if isinstance(answer, list)]
+        for answer in answers:
+            # One of several may be hanging, or gone, and its faults with it.
+            if isinstance(answer, BaseException) and not (told and isinstance(answer, StarloomError)):
+                raise answer
+        return sum(info.met for healed in told for info in healed)
 
     async def heal(self, ids: Sequence[str], places: Sequence[Place]) -> list[Standing]:
         """Faults end wherever they are, all without ids; returns those that stood. Passes over who does not answer."""
