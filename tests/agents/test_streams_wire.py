@@ -1,12 +1,13 @@
 """What goes through a stream, to the wire and back, through bytes; and what is malformed is refused with its place."""
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
-from starloom.agents import values, wirestreams
+from starloom.agents import streamframes, values, wirestreams
 from starloom.agents.streams.records import (
     Bound,
     Credit,
@@ -58,6 +59,43 @@ def test_batches_come_back_as_they_were(
     assert wirestreams.batch_from_wire(sent) == batch
     part = pb.WriteRequest.FromString(wirestreams.part_to_wire(batch).SerializeToString())
     assert wirestreams.part_from_wire(part) == StreamBatch(tuple(chunks), end=end)
+
+
+@for_all(st.lists(CHUNKS, max_size=3), st.integers(0, 2**63), st.none() | ENDS)
+def test_frames_are_what_protobuf_makes_and_reads(chunks: list[StreamChunk], stale: int, end: StreamEnd | None) -> None:
+    batch = StreamBatch(tuple(chunks), 1, stale, 2**40, end)
+    framed = streamframes.frame(batch)
+    assert wirestreams.batch_from_wire(pb.ReadResponse.FromString(framed)) == batch
+    assert streamframes.unframe(framed) == batch
+    assert streamframes.unframe(wirestreams.batch_to_wire(batch).SerializeToString()) == batch
+
+
+def test_data_of_a_framed_chunk_is_a_view_of_the_message() -> None:
+    framed = streamframes.frame(StreamBatch((StreamChunk(300, 0, b"x" * 1_000, {"at": 1.5}),)))
+    (chunk,) = streamframes.unframe(framed).chunks
+    assert isinstance(chunk.data, memoryview)
+    assert chunk.data.obj is framed
+
+
+@for_all(st.lists(CHUNKS, min_size=1, max_size=2), st.data())
+def test_damaged_frame_is_refused_or_read_but_never_crashes(chunks: list[StreamChunk], data: st.DataObject) -> None:
+    framed = bytearray(streamframes.frame(StreamBatch(tuple(chunks), end=None)))
+    place = data.draw(st.integers(0, len(framed) - 1))
+    framed[place] ^= data.draw(st.integers(1, 255))
+    with suppress(InvalidInput):
+        streamframes.unframe(bytes(framed[: data.draw(st.integers(0, len(framed)))]))
+
+
+def test_fields_that_are_not_known_here_are_passed_over() -> None:
+    batch = StreamBatch((StreamChunk(1, 2, b"abc", {}),), 3)
+    unknown = b"\xa2\x06\x03new" + b"\xa8\x06\x07" + b"\xb1\x06" + bytes(8) + b"\xbd\x06" + bytes(4)
+    assert streamframes.unframe(unknown + streamframes.frame(batch) + unknown) == batch
+
+
+@pytest.mark.parametrize("message", [b"\x0a\x05ab", b"\x80", b"\x0b", b"\xff" * 12])
+def test_what_is_no_message_is_refused(message: bytes) -> None:
+    with pytest.raises(InvalidInput):
+        streamframes.unframe(message)
 
 
 def test_window_is_cut_to_what_may_be_on_its_way() -> None:

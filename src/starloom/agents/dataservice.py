@@ -7,7 +7,7 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from starloom.agents import chunkwire, faultservice, status, wire, wirestreams
+from starloom.agents import chunkwire, faultservice, status, streamframes, wire, wirestreams
 from starloom.agents.faultlayer import FaultLayer, HeldBack
 from starloom.agents.sharedmemory import Arena, boot_id
 from starloom.agents.streams.records import Credit, ReadOpen, StreamBatch, WriteOpen
@@ -134,7 +134,8 @@ class DataService(data_pb2_grpc.DataServiceServicer):
 
     async def Read(  # noqa: N802
         self, request_iterator: AsyncIterator[data_pb2.ReadRequest], context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[data_pb2.ReadResponse]:
+    ) -> AsyncIterator[StreamBatch]:
+        """Yields batches; to be served by `add_data_service`, which frames them."""
         async with status.reporting(context):
             if self._streams is None:
                 raise StarloomError("this data service has no streams")
@@ -146,7 +147,7 @@ class DataService(data_pb2_grpc.DataServiceServicer):
             # Says that there is somebody: the first chunk may be a while.
             await context.send_initial_metadata(())
             async for batch in self._streams.read(wish, _told(messages)):
-                yield wirestreams.batch_to_wire(batch)
+                yield batch
 
     async def Write(  # noqa: N802
         self, request_iterator: AsyncIterator[data_pb2.WriteRequest], context: aio.ServicerContext[Any, Any]
@@ -205,15 +206,18 @@ def _within(ref: ValueRef, got: int, chunk: bytes) -> bytes:
 
 
 def add_data_service(server: aio.Server, service: DataService) -> None:
-    """Adds the Data service to a server that has not started; chunks of values are serialised without protobuf."""
+    """Adds the Data service to a server that has not started; chunks of values and streams are serialised without protobuf."""
     data_pb2_grpc.add_DataServiceServicer_to_server(service, server)  # type: ignore[no-untyped-call]
     name = data_pb2.DESCRIPTOR.services_by_name["DataService"].full_name
     fetch = grpc.unary_stream_rpc_method_handler(
         service.Fetch, request_deserializer=data_pb2.FetchRequest.FromString, response_serializer=chunkwire.frame
     )
-    # Takes the place of the one that was just registered.
+    read = grpc.stream_stream_rpc_method_handler(
+        service.Read, request_deserializer=data_pb2.ReadRequest.FromString, response_serializer=streamframes.frame
+    )
+    # They take the place of those that were just registered.
     server.add_registered_method_handlers(  # type: ignore[attr-defined]
-        name, {"Fetch": fetch}
+        name, {"Fetch": fetch, "Read": read}
     )
 
 

@@ -25,7 +25,9 @@ Result = TypeVar("Result")
 
 _CHUNKS_TOGETHER: Final = 4
 _CHUNKS_WAITING_MAX: Final = 16
-_FETCH: Final = f"/{data_pb2.DESCRIPTOR.services_by_name['DataService'].full_name}/Fetch"
+_SERVICE: Final = data_pb2.DESCRIPTOR.services_by_name["DataService"].full_name
+_FETCH: Final = f"/{_SERVICE}/Fetch"
+_READ: Final = f"/{_SERVICE}/Read"
 
 
 async def off_loop(
@@ -157,6 +159,13 @@ class Transfer:
                 _FETCH, request_serializer=data_pb2.FetchRequest.SerializeToString, response_deserializer=None
             )
         return call
+
+    def reading(self, address: str) -> Any:
+        """A call of Read to the Data service at an address, whose messages come as they are: see `streamframes`."""
+        make: Any = self._channel(address).stream_stream(
+            _READ, request_serializer=data_pb2.ReadRequest.SerializeToString, response_deserializer=None
+        )
+        return make(metadata=self.metadata)
 
     def stub(self, address: str) -> Any:
         """The Data service at an address, for a call with `metadata`."""

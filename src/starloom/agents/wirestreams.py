@@ -124,7 +124,7 @@ def chunk_to_wire(chunk: StreamChunk) -> pb.StreamChunk:
         offset=chunk.offset,
         generation=chunk.generation,
         meta_json=encode(chunk.meta) if chunk.meta else b"",
-        data=chunk.data,
+        data=bytes(chunk.data),
     )
 
 

@@ -214,8 +214,8 @@ class Spool:
             raise InvalidInput(
                 [Problem(f"chunk {chunk.offset}", f"{over}: what is kept of a stream has to be shorter")]
             )
-        self._append(_CHUNK, chunk.offset, chunk.generation, chunk.meta, chunk.data)
-        self._count(chunk.offset, chunk.generation, chunk.data)
+        self._append(_CHUNK, chunk.offset, chunk.generation, chunk.meta, bytes(chunk.data))
+        self._count(chunk.offset, chunk.generation, bytes(chunk.data))
         self.wanted = self.next
 
     def _count(self, offset: int, generation: int, data: bytes) -> None:

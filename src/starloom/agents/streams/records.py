@@ -23,11 +23,11 @@ class StreamName(NamedTuple):
 
 
 class StreamChunk(NamedTuple):
-    """One chunk. `data` and `meta` are those of `agents.values`; `meta` may have `at`, the event's time in seconds."""
+    """One chunk. `data`, which may be a view of the message it came in, and `meta` are those of `agents.values`; `meta` may have `at`, the event's time in seconds."""
 
     offset: int
     generation: int
-    data: bytes
+    data: bytes | memoryview
     meta: dict[str, Any]
 
 
@@ -107,7 +107,7 @@ class RunningDigest:
         self.chunks = 0
         self.bytes = 0
 
-    def add(self, offset: int, generation: int, data: bytes) -> None:
+    def add(self, offset: int, generation: int, data: bytes | memoryview) -> None:
         """Takes a chunk in, in order."""
         self._hash.update(_HEAD.pack(offset, generation, len(data)))
         self._hash.update(data)

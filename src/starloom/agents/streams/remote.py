@@ -14,7 +14,7 @@ from typing import Any
 
 from grpc import aio
 
-from starloom.agents import status, wirestreams
+from starloom.agents import status, streamframes, wirestreams
 from starloom.agents.streams.flow import Reading
 from starloom.agents.streams.hub import Hub
 from starloom.agents.streams.loops import Loops
@@ -157,8 +157,9 @@ class _ReadCalls:
     async def _read(self) -> None:
         """One call. Raises Unavailable where it ends without the end of the stream, and what the holder says."""
         self._base = self._next
-        call = self._transfer.stub(self._address).Read(metadata=self._transfer.metadata)
-        end = status.CallEnd(call)
+        made = self._transfer.reading(self._address)
+        end = status.CallEnd(made)
+        call = self._transfer.disturbed(made, self._address)
         call = self._transfer.disturbed(call, self._address)
         writing: asyncio.Task[None] | None = None
         try:
@@ -168,7 +169,7 @@ class _ReadCalls:
             self._connected = True
             writing = asyncio.create_task(self._write(call))
             while (message := await call.read()) is not _EOF:
-                if self._hand_on(wirestreams.batch_from_wire(message)):
+                if self._hand_on(streamframes.unframe(message)):
                     return
             raise Unavailable("the call ended before the stream did")
         except aio.AioRpcError as error:
@@ -235,8 +236,9 @@ class Carrier:
             wait = min(wait * limits.BACKOFF_FACTOR, limits.RECONNECT_LAST_SECONDS)
 
     async def _write(self) -> None:
-        call = self._transfer.stub(self._address).Write(metadata=self._transfer.metadata)
-        end = status.CallEnd(call)
+        made = self._transfer.stub(self._address).Write(metadata=self._transfer.metadata)
+        end = status.CallEnd(made)
+        call = self._transfer.disturbed(made, self._address)
         call = self._transfer.disturbed(call, self._address)
         tasks: tuple[asyncio.Task[None], ...] = ()
         try:
