@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -162,6 +163,24 @@ async def test_next_agent_on_an_address_is_met_anew(stack: AsyncExitStack, tmp_p
     here.neighbours._met[second.address] = here.neighbours._met[first.address]
     assert is_anothers(await here.read(second.order()))
     assert second.holder.reads == 0
+
+
+async def test_memory_of_a_dead_agent_is_let_go_with_the_next_job_that_ends(
+    stack: AsyncExitStack, tmp_path: Path
+) -> None:
+    here = await reader(stack, tmp_path)
+    living = await stack.enter_async_context(making(tmp_path))
+    dead = await stack.enter_async_context(making(tmp_path))
+    for maker in (living, dead):
+        assert is_anothers(await here.read(maker.order()))
+    assert dead.arena is not None
+    mapped = weakref.ref(here.neighbours._met[dead.address])
+    dead.arena.close()
+    here.inputs.release(JobId("any"))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert mapped() is None
+    assert list(here.neighbours._met) == [living.address]
 
 
 async def test_same_bytes_are_fetched_once_for_all_jobs_that_are_open(stack: AsyncExitStack, tmp_path: Path) -> None:

@@ -152,6 +152,8 @@ class InputFetcher:
 
     def release(self, job: JobId) -> None:
         """Forgets the copies of a job's values."""
+        if self._neighbours is not None:
+            self._neighbours.prune()
         for digest in [digest for digest, jobs in self._given.items() if job in jobs]:
             self._given[digest].discard(job)
             if not self._given[digest]:

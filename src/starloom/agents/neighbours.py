@@ -72,6 +72,11 @@ class Neighbours:
             return await off_loop(ref.bytes, values.verify, ref, found)
         return found
 
+    def prune(self) -> None:
+        """Lets go of the arenas of agents that are dead: their memory is taken for as long as anybody has it mapped."""
+        for address in [address for address, neighbour in self._met.items() if neighbour.orphaned()]:
+            del self._met[address]
+
     async def _neighbour(self, address: str) -> Neighbour | None:
         if (known := self._met.get(address)) is not None:
             return known
