@@ -13,6 +13,7 @@ from tests.agents.fakes import TOKEN, WAIT_SECONDS, MemoryStore, Stages, Told, n
 from starloom.agents import status
 from starloom.agents.core import AgentCore
 from starloom.agents.dataservice import DataServer, DataService, add_data_service
+from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Await, Command, Finished, Reader
 from starloom.agents.runtime import Runtime
@@ -265,6 +266,8 @@ class Breakable:
 
     async def until_kept(self, stage: str, chunks: int) -> None:
         """Waits until a stage's stream keeps as many chunks."""
+        # An attempt that has begun has its streams, once this loop has done what it was told before.
+        await self.settled()
         flow = self.flow(stage)
         assert flow is not None
 
@@ -294,8 +297,10 @@ class Breakable:
 
 
 @asynccontextmanager
-async def cluster(*names: str, stages: tuple[Stage | StreamStage, ...] = (), slots: int = 2) -> AsyncIterator[Cluster]:
-    """Agents of these names with these kinds, beside those of this module."""
+async def cluster(
+    *names: str, stages: tuple[Stage | StreamStage, ...] = (), slots: int = 2, faults: FaultLayer | None = None
+) -> AsyncIterator[Cluster]:
+    """Agents of these names with these kinds, beside those of this module; `faults` meet what each calls."""
     store = StreamStore()
     found = Cluster(store)
     known = Stages(COUNT, DOUBLE, GATHER, *stages)
@@ -307,7 +312,7 @@ async def cluster(*names: str, stages: tuple[Stage | StreamStage, ...] = (), slo
         await server.start()
         stack.push_async_callback(_stop, server.stop)
         for name in names:
-            transfer = await stack.enter_async_context(Transfer(TOKEN))
+            transfer = await stack.enter_async_context(Transfer(TOKEN, faults))
             streams = Streams(AgentId(name), known, no_models, transfer, store_address)
             breakable = Breakable(streams)
             data = DataServer(Holder(), TOKEN, streams=breakable)

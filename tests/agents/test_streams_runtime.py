@@ -22,6 +22,8 @@ from tests.agents.streamkit import (
     values,
 )
 
+from starloom.agents.faultlayer import FaultLayer
+from starloom.agents.faultrules import Armed
 from starloom.agents.messages import Await, Cancel, Failed, Finished, InputLost, Release, Started, WasCancelled
 from starloom.agents.stage import Chunk, Outputs, Received, Stage, StageCall
 from starloom.agents.streams.records import StreamName
@@ -30,6 +32,7 @@ from starloom.dag.errors import InvalidInput, StageError
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec, Param
 from starloom.dag.values import Full, PortType
+from starloom.devices.faults import FaultKind
 
 
 @pytest.mark.parametrize("agents", ["a", "ab"])
@@ -136,6 +139,22 @@ async def test_reading_goes_on_after_breaks_without_gap_or_repeat() -> None:
         assert len(a.streams.opened) == 5
         assert a.streams.opened == sorted(a.streams.opened)
         assert a.streams.opened[-1] > 0
+
+
+async def test_partition_delays_a_stream_and_costs_bounded_memory_and_no_chunk() -> None:
+    slow = Slow()
+    faults = FaultLayer()
+    async with cluster("a", "b", stages=(slow.stage,), faults=faults) as agents:
+        a, b = agents["a"], agents["b"]
+        slow.gate.open(300)
+        a.send(producing("count", "t.count", "slow.in", params={"count": 300}))
+        await a.told.started(task("count"))
+        faults.arm(Armed(id="cut", what=FaultKind.PARTITION_DATA), None)
+        b.send(consuming("slow", "t.slow", a.awaits(in_="count.out")))
+        await a.streams.until_kept("count", limits.STREAM_BUFFER_CHUNKS)
+        assert not slow.taken
+        faults.heal(["cut"])
+        assert values(await b.finished("slow")) == list(range(300))
 
 
 async def test_cancel_closes_the_whole_chain() -> None:
