@@ -230,6 +230,11 @@ class StreamStage(ABC):
 
     It runs on an event loop that it shares with the other stream stages of its agent, and takes a slot only while it
     computes: what takes longer than a moment is awaited by `call.compute(function, ...)`.
+
+        async def stream(self, call: StageCall) -> AsyncGenerator[Chunk, None]:
+            async for received in call.inputs["image"]:
+                found = await call.compute(self.detect, call.models, received.value)
+                yield Chunk("faces", found, received.generation, received.at)
     """
 
     spec: ClassVar[KindSpec]
