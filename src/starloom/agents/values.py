@@ -60,7 +60,7 @@ class Room(Protocol):
 
 def digest(data: bytes | memoryview) -> str:
     """BLAKE3 of the bytes, in hex."""
-    # More threads than one take longer to start than a small value takes to hash.
+    # More threads than one wait for each other where the machine is busy, longer than a smaller value takes to hash.
     threads = blake3.AUTO if len(data) >= limits.HASH_THREADS_BYTES_MIN else 1
     return blake3(data, max_threads=threads).hexdigest()
 
