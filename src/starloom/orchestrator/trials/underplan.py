@@ -14,12 +14,12 @@ from starloom.dag.constellation import Constellation
 from starloom.dag.errors import Overloaded, StarloomError
 from starloom.dag.ids import FencingToken, JobId
 from starloom.devices.faults import AT_ONCE, OF_ORCHESTRATOR, ORCHESTRATOR, FaultPlan, Moment
-from starloom.devices.node import NodeProfile
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.cluster import ONLINE
-from starloom.orchestrator.infos import ClusterInfo, Event
-from starloom.orchestrator.trials.injector import AT, HANGS, KILLS, Injector, Place, place_of
+from starloom.orchestrator.infos import Event
+from starloom.orchestrator.trials.injector import AT, HANGS, KILLS, Injector, Place
 from starloom.orchestrator.trials.planning import NodeFacts, Planned, check_fit, plan_faults
+from starloom.orchestrator.trials.roster import Roster
 from starloom.orchestrator.trials.survival import Injection, Survival, judge
 from starloom.orchestrator.trials.watch import Watch
 
@@ -51,8 +51,7 @@ class UnderPlan:
         self._note = note
         self._within = within
         self._run = secrets.token_hex(3)
-        self._orchestrator = Place(name=ORCHESTRATOR, address="", pid=0)
-        self._profiles: dict[str, tuple[NodeProfile, str]] = {}
+        self._roster = Roster(client.address)
         self._watch: Watch
         #: set once the job has ended, or is given up
         self._over = asyncio.Event()
@@ -71,7 +70,7 @@ class UnderPlan:
     async def prepare(self, plan: FaultPlan, seed: int, what: Constellation) -> tuple[Planned, ...]:
         """What is going to happen. Raises InvalidInput where the plan does not fit, Conflict where faults are not allowed."""
         info = await self._client.cluster()
-        self._take(info)
+        self._roster.take(info)
         nodes = [
             NodeFacts(node.profile.name, node.profile.tier, node.profile.labels)
             for node in info.nodes
@@ -182,13 +181,14 @@ class UnderPlan:
         if fault.what in OF_ORCHESTRATOR:
             with suppress(StarloomError, TimeoutError):
                 async with asyncio.timeout(ANSWER_SECONDS):
-                    self._take(await self._client.cluster())
+                    self._roster.take(await self._client.cluster())
         now = time.time_ns()
         # Noted before, as what follows may be seen at once; and taken back if it did not happen.
-        incarnation = self._incarnation(fault.node)
+        places = self._places()
+        incarnation = self._roster.incarnation(fault.node)
         self._told(fault, node=fault.node, unix_nanos=now, incarnation=incarnation)
         try:
-            await self._injector.begin(self._named(_longer(fault)), self._places())
+            await self._injector.begin(self._named(_longer(fault)), places)
         except StarloomError:
             self._told(fault, unix_nanos=0)
             raise
@@ -272,22 +272,11 @@ class UnderPlan:
         """The fault under a name that no other run has given."""
         return msgspec.structs.replace(fault, id=f"{self._run}-{fault.id}")
 
-    def _take(self, info: ClusterInfo) -> None:
-        self._orchestrator = Place(name=ORCHESTRATOR, address=self._client.address, pid=info.pid)
-        for node in info.nodes:
-            self._profiles[node.name] = (node.profile, node.incarnation)
-
     def _places(self) -> list[Place]:
         """Where everybody is, as far as it was told."""
-        for event in self._watch.events[self._begin :] if self._begin else []:
-            if isinstance(event.fact, facts.AgentJoined) and event.fact.profile:
-                profile = msgspec.convert(event.fact.profile, NodeProfile)
-                self._profiles[event.fact.agent] = (profile, event.fact.incarnation)
-        return [self._orchestrator, *(place_of(profile) for profile, _ in self._profiles.values())]
-
-    def _incarnation(self, node: str) -> str:
-        self._places()
-        return self._profiles[node][1] if node in self._profiles else ""
+        if self._begin:
+            self._roster.hear(self._watch.events[self._begin :])
+        return self._roster.places
 
     def _runner(self, job: JobId, stage: str) -> str:
         """The node that has a stage, or had it last."""
