@@ -1,6 +1,7 @@
 """Shared memory end to end: between agents of one host, after their ends, and after they are killed."""
 
 import asyncio
+import os
 import signal
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,13 +22,15 @@ from starloom.agents.stage import Outputs, Stage, StageCall
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Room
 from starloom.dag import limits
-from starloom.dag.constellation import Requirements
+from starloom.dag.constellation import Requirements, Tier
 from starloom.dag.facts import StageCommitted, StageReopened
 from starloom.dag.ids import JobId
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.values import Port, PortType, ValueRef
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.client import AsyncClient
+from starloom.orchestrator.cluster import EmbeddedCluster
+from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
 
 ELEMENTS = 500_000
 
@@ -154,3 +157,17 @@ async def test_down_removes_what_a_killed_agent_left(
     monkeypatch.setenv("STARLOOM_HOME", str(tmp_path / "home"))
     assert await asyncio.to_thread(main, ["down"]) == 0
     assert not left.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_cluster_leaves_no_shared_memory_behind_though_its_agent_was_killed(tmp_path: Path) -> None:
+    spec = ClusterSpec(nodes=(NodeSpec(name="node", tier=Tier.EDGE, slots=1),))
+    with EmbeddedCluster(spec, tmp_path / "cluster") as running:
+        assert running.info is not None
+        pid = running.info.nodes[0].profile.pid
+        left = arenas_of(pid)
+        assert left
+        os.kill(pid, signal.SIGKILL)
+    assert not [path for path in left if path.exists()]
