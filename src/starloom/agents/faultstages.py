@@ -4,6 +4,8 @@ import threading
 import time
 from typing import Final
 
+import msgspec
+
 from starloom.agents.execution import StageLookup
 from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.stage import Grown, Outputs, Stage, StageCall, StreamStage
@@ -15,16 +17,20 @@ _LOOK_SECONDS: Final = 0.05
 
 
 class DisturbedStages:
-    """A lookup whose stages are those of another one, with the faults of a layer. Streams pass undisturbed."""
+    """A lookup whose stages are those of another one, with the faults of a layer. Streams pass undisturbed.
+
+    None of its kinds is brief: a stage that a fault holds up must not hold up the agent.
+    """
 
     def __init__(self, stages: StageLookup, layer: FaultLayer) -> None:
         self._stages = stages
+        self._kinds = KindCatalog(msgspec.structs.replace(kind, brief=False) for kind in stages.kinds.values())
         self._layer = layer
         self._made: dict[str, Stage | StreamStage] = {}
 
     @property
     def kinds(self) -> KindCatalog:
-        return self._stages.kinds
+        return self._kinds
 
     def stage(self, name: str) -> Stage | StreamStage:
         found = self._made.get(name)

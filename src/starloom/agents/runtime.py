@@ -1,7 +1,7 @@
 """Carries out what the agent's core decides: fetches inputs, runs stages in threads, publishes, reports.
 
 Lives on the event loop, and keeps it free: values are read, written, hashed and compared in the worker
-threads, in the same hop that runs the stage.
+threads, in the same hop that runs the stage. Only what takes less than such a hop runs on the loop: `agents.brief`.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from starloom.agents import crashpoints
+from starloom.agents.brief import BriefKinds, BriefRuns
 from starloom.agents.core import (
     AgentCore,
     Answer,
@@ -57,7 +58,7 @@ from starloom.agents.workers import Began, Ended, Workers
 from starloom.dag import limits
 from starloom.dag.errors import DeadlineExceeded, DigestMismatch, Overloaded, StarloomError, Unavailable
 from starloom.dag.facts import ErrorInfo, Timing
-from starloom.dag.ids import Epoch, TaskToken
+from starloom.dag.ids import Epoch, JobId, TaskToken
 from starloom.dag.values import ValueRef
 
 _log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ _NANOS = 1e9
 class _Work:
     """What the shell keeps of one attempt that is fetched, run or published."""
 
-    __slots__ = ("accepted", "assign", "cancel", "fetched", "fetching", "task", "timed_out", "timer")
+    __slots__ = ("accepted", "assign", "cancel", "fetched", "fetching", "task", "threaded", "timed_out", "timer")
 
     def __init__(self, assign: Assign) -> None:
         self.assign = assign
@@ -80,6 +81,8 @@ class _Work:
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.timed_out = False
+        #: it is with the workers
+        self.threaded = False
 
 
 class Runtime:
@@ -116,6 +119,9 @@ class Runtime:
         self._tell = tell
         self._streams = streams
         self._works: dict[TaskToken, _Work] = {}
+        self._brief = BriefKinds(stages.kinds.values())
+        self._due: BriefRuns[Execution] = BriefRuns(partial(self._carry_out, ()))
+        self._threaded = 0
         self._workers: Workers[TaskToken] = Workers(core.slots, self._worked, f"{core.agent}-stage")
         self._leaving = False
         self._idle = asyncio.Event()
@@ -166,39 +172,52 @@ class Runtime:
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         todo = deque(instructions)
-        while todo:
-            match todo.popleft():
-                case Tell(report):
-                    if not self._leaving:
-                        self._tell(report)
-                case Start() as start:
-                    todo.extend(self._start(start))
-                case Fetch(assign):
-                    work = self._works[assign.task] = _Work(assign)
-                    fetching = asyncio.create_task(self._inputs.remote(assign))
-                    fetching.add_done_callback(partial(self._fetched, work))
-                    work.task = fetching
-                case Stop(task):
-                    self._stop(task)
-                case Drop(task):
-                    self._works.pop(task, None)
-                case Keep(command):
-                    if not self._leaving:
-                        self._replicator.begin(command)
-                case Bring(command):
-                    if not self._leaving:
-                        self._relay.begin(command)
-                case Ask() | Unask() | Answer() as of_peers:
-                    self._to_peers(of_peers)
-                case Forget(job):
-                    self._replicator.forget(job)
-                    self._relay.forget(job)
-                    self._holder.release(job)
-                    if self._streams is not None:
-                        self._streams.forget(job)
-                    self._inputs.release(job)
+        while True:
+            while todo:
+                todo.extend(self._obey(todo.popleft()))
+            run = self._due.next()
+            if run is None:
+                break
+            todo.extend(self._run_here(run))
         if self.core.idle:
             self._idle.set()
+
+    def _obey(self, instruction: Instruction) -> Sequence[Instruction]:
+        """Carries one instruction out; returns what follows at once."""
+        match instruction:
+            case Tell(report):
+                if not self._leaving:
+                    self._tell(report)
+            case Start() as start:
+                return self._start(start)
+            case Fetch(assign):
+                work = self._works[assign.task] = _Work(assign)
+                fetching = asyncio.create_task(self._inputs.remote(assign))
+                fetching.add_done_callback(partial(self._fetched, work))
+                work.task = fetching
+            case Stop(task):
+                self._stop(task)
+            case Drop(task):
+                self._works.pop(task, None)
+            case Keep(command):
+                if not self._leaving:
+                    self._replicator.begin(command)
+            case Bring(command):
+                if not self._leaving:
+                    self._relay.begin(command)
+            case Ask() | Unask() | Answer() as of_peers:
+                self._to_peers(of_peers)
+            case Forget(job):
+                self._forget(job)
+        return ()
+
+    def _forget(self, job: JobId) -> None:
+        self._replicator.forget(job)
+        self._relay.forget(job)
+        self._holder.release(job)
+        if self._streams is not None:
+            self._streams.forget(job)
+        self._inputs.release(job)
 
     def _to_peers(self, instruction: Ask | Unask | Answer) -> None:
         assert self._peers is not None, "attempts of other agents are awaited, and there is no way to ask"
@@ -210,6 +229,8 @@ class Runtime:
                 self._peers.unask(task)
             case Answer(subscriber, outcome):
                 self._peers.answer(subscriber, outcome)
+                # The stream's task has been woken: it writes before more stages run on this loop.
+                self._due.pause()
 
     def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
         """Nothing of the attempt runs any more."""
@@ -249,8 +270,38 @@ class Runtime:
         run = Execution(assign, inputs, work.cancel, self._holder.arena)
         if self._streams is not None and assign.kind in self._streams.kinds:
             self._streams.begin(run, self._workers.compute, self._worked)
-            return
-        self._workers.submit(assign.task, partial(execute, run, self._stages, self._models, self.core.agent))
+        elif self._threaded < self.core.slots and self._brief.takes(assign):
+            self._due.add(run)
+        else:
+            self._run_there(run)
+
+    def _run_there(self, run: Execution) -> None:
+        task = run.assign.task
+        self._works[task].threaded = True
+        self._threaded += 1
+        self._workers.submit(task, partial(execute, run, self._stages, self._models, self.core.agent))
+
+    def _run_here(self, run: Execution) -> list[Instruction]:
+        """Runs an attempt on this loop, as a worker would. One that overran its timeout has failed, as it has there."""
+        task, kind = run.assign.task, run.assign.kind
+        if not self._brief.takes(run.assign):
+            self._run_there(run)
+            return []
+        began = time.monotonic_ns()
+        found = self._began(Began(task, began))
+        before = time.thread_time_ns()
+        result: Any = execute(run, self._stages, self._models, self.core.agent)
+        computed, ended = time.thread_time_ns() - before, time.monotonic_ns()
+        if self._brief.ran(kind, computed, ended - began):
+            _log.warning(
+                "kind %s declares itself brief, and is not: a run took %.3g s. Its runs get a thread from now on",
+                kind,
+                (ended - began) / _NANOS,
+            )
+        timeout = run.assign.timeout_seconds
+        if timeout and ended - began >= timeout * _NANOS and not run.cancel.cancelled:
+            self._works[task].timed_out, result = True, None
+        return found + self._finished(Ended(task, ended, result))
 
     def _stop(self, task: TaskToken) -> None:
         work = self._works[task]
@@ -332,6 +383,7 @@ class Runtime:
     def _finished(self, event: Ended[TaskToken]) -> list[Instruction]:
         task, result = event.key, event.result
         work = self._works[task]
+        self._threaded -= work.threaded
         if work.timer is not None:
             work.timer.cancel()
         if isinstance(result, Made):

@@ -44,7 +44,8 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `deterministic`: equal inputs and parameters give equal bytes. `grows`: its result may add
     stages to the job. `checkpoints`: it can resume from a saved state. `effects`: it acts on the
-    outside world and takes an idempotency key. `variadic_input`: accepts any further input ports
+    outside world and takes an idempotency key. `brief`: a run takes well under a millisecond and never waits, so that an
+    agent may run it on its event loop. `variadic_input`: accepts any further input ports
     of this type. `tier` is where the kind usually runs; a stage's requirements overrule it.
     """
 
@@ -61,6 +62,7 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     grows: bool = False
     checkpoints: bool = False
     effects: bool = False
+    brief: bool = False
     cost: Cost = Cost()
 
     def input_port(self, name: str) -> Port | None:

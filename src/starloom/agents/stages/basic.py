@@ -25,6 +25,7 @@ class Noop(Stage):
         inputs={"value": Port(PortType.JSON, optional=True)},
         outputs={"value": _VALUE},
         variadic_input=_VALUE,
+        brief=True,
         cost=_FREE,
     )
 
@@ -40,6 +41,7 @@ class Echo(Stage):
         about="Passes bytes on.",
         inputs={"data": Port(PortType.BYTES)},
         outputs={"data": Port(PortType.BYTES)},
+        brief=True,
         cost=_FREE,
     )
 
@@ -58,6 +60,7 @@ class Add(Stage):
         about="Adds numbers.",
         outputs={"value": _VALUE},
         variadic_input=_VALUE,
+        brief=True,
         cost=_FREE,
     )
 
@@ -140,6 +143,7 @@ class Count(Stage):
         params={"until": Param(type="integer", default=1, about="the number to count to")},
         variadic_input=_VALUE,
         grows=True,
+        brief=True,
         cost=_FREE,
     )
 

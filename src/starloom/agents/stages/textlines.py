@@ -19,6 +19,7 @@ class MergeText(Stage):
         outputs={"text": Port(PortType.TEXT), "lines": Port(PortType.JSON)},
         variadic_input=Port(PortType.JSON),
         tier=Tier.EDGE,
+        brief=True,
         cost=Cost(run_seconds=0.001),
     )
 
