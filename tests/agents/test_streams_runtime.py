@@ -419,13 +419,14 @@ async def test_missing_stream_input_and_unknown_output_are_told() -> None:
 
 
 async def test_stream_stage_that_takes_too_long_times_out() -> None:
-    forever = Gate()
+    story: list[str] = []
 
     async def waits(call: StageCall) -> AsyncGenerator[Chunk, None]:
+        story.append("entered")
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            forever.came = -1
+            story.append("left")
         yield Chunk("out", 1)
 
     async with cluster("a", stages=(streaming("t.waits", waits, outputs={"out": NUMBERS}),)) as agents:
@@ -435,7 +436,8 @@ async def test_stream_stage_that_takes_too_long_times_out() -> None:
         assert isinstance(failed, Failed)
         assert failed.error.cause == "DeadlineExceeded"
         assert failed.error.transient
-        assert forever.came == -1
+        # On a busy machine it may be over before the stage has begun.
+        assert story in ([], ["entered", "left"])
 
 
 async def test_declared_output_stream_is_written_to_the_store_over_breaks() -> None:
