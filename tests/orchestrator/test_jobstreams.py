@@ -229,6 +229,24 @@ class TestInMemory:
         assert one[0] == two[0] == list(range(8))
         await soon(writer)
 
+    async def test_an_attempt_that_comes_back_late_takes_nothing_from_a_later_one(
+        self, job: Job, tmp_path: Path
+    ) -> None:
+        stream = fed(job, tmp_path)
+        wishes = [ReadOpen(MIC, "s.p", Credit(0, WIDE), attempt=attempt) for attempt in (1, 2, 1, 2)]
+        readings: list[Any] = [stream.read(wish, Told()) for wish in wishes]
+        old, new, late, again = readings
+        waits = [asyncio.ensure_future(anext(reading, None)) for reading in (old, new)]
+        await asyncio.sleep(0)
+        assert await soon(waits[0]) is None
+        with pytest.raises(Conflict, match=r"attempt 1 of s\.p is over: attempt 2 reads mic"):
+            await soon(anext(late))
+        await write(stream, batch(0))
+        assert [each.offset for each in (await soon(waits[1])).chunks] == [0]
+        assert [each.offset for each in (await soon(anext(again))).chunks] == [0]
+        for reading in (new, again):
+            await reading.aclose()
+
     async def test_policies_that_drop_never_wait(
         self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -251,6 +251,8 @@ class FedStream:
         self._buffer = self._begin(0) if fresh else None
         #: the offsets that readers came with before the first chunk
         self._wanted = 0
+        #: the last attempt of each reader that came
+        self._attempts: dict[str, int] = {}
         if closed is not None:
             self._buffer = self._begin(closed.chunks)
             self._buffer.end = closed
@@ -260,8 +262,13 @@ class FedStream:
         self._calls.ring()
 
     async def read(self, wish: ReadOpen, requests: Requests) -> AsyncIterator[StreamBatch]:
-        """Raises StreamGone where chunks that may not be missed are not kept any more."""
+        """Raises StreamGone where chunks that may not be missed are not kept any more, and Conflict for a reader that is over."""
         name = wish.reader
+        if wish.attempt < self._attempts.get(name, 0):
+            raise Conflict(
+                f"attempt {wish.attempt} of {name} is over: attempt {self._attempts[name]} reads {self._name}"
+            )
+        self._attempts[name] = wish.attempt
         credit = wish.credit
 
         def more(found: Credit) -> None:
