@@ -273,6 +273,65 @@ class TestCopies:
         assert (job.stages[A].status, job.stages[A].failures) == (S.PLACED, 1)
 
 
+def ahead(token_of_a: FencingToken) -> facts.StagePlaced:
+    """The stage `b` is given out ahead of `a`."""
+    return facts.StagePlaced(job=JOB, stage=B, token=token(1), agent=AgentId("n"), awaits={A: token_of_a})
+
+
+class TestAhead:
+    def test_an_attempt_awaits_live_attempts_until_these_have_results(self) -> None:
+        job = new_job()
+        job.apply(placed())
+        job.apply(ahead(token(1)))
+        assert job.stages[B].awaits == {A: token(1)}
+        job.validate()
+        job.apply(started())
+        job.apply(committed())
+        assert (dict(job.stages[B].awaits), dict(job.stages[B].ahead_of)) == ({}, {A: token(1)})
+        job.validate()
+
+    def test_what_is_awaited_has_to_be_live(self) -> None:
+        job = new_job()
+        job.apply(placed())
+        with pytest.raises(InvalidTransition, match=r"has no live token 1\.2 that it could await"):
+            job.apply(ahead(token(2)))
+
+    def test_nothing_commits_before_what_it_awaits(self) -> None:
+        job = new_job()
+        job.apply(placed())
+        job.apply(ahead(token(1)))
+        job.apply(facts.StageStarted(job=JOB, stage=B, token=token(1)))
+        with pytest.raises(InvalidTransition, match="which has no result yet"):
+            job.apply(facts.StageCommitted(job=JOB, stage=B, token=token(1)))
+        assert job.stages[B].status is StageStatus.RUNNING
+
+    def test_what_awaits_is_not_copied(self) -> None:
+        job = new_job()
+        job.apply(placed())
+        job.apply(ahead(token(1)))
+        job.apply(facts.StageStarted(job=JOB, stage=B, token=token(1)))
+        with pytest.raises(InvalidTransition, match="is not copied"):
+            job.apply(facts.StagePlaced(job=JOB, stage=B, token=token(2), agent=AgentId("m"), copy=True))
+
+    @pytest.mark.parametrize("begun", [False, True])
+    def test_another_attempts_result_frees_only_what_has_started(self, begun: bool) -> None:
+        job = new_job()
+        for fact in (placed(), ahead(token(1)), started(), copy(2)):
+            job.apply(fact)
+        if begun:
+            job.apply(facts.StageStarted(job=JOB, stage=B, token=token(1)))
+        job.apply(committed(2))
+        assert dict(job.stages[B].awaits) == ({} if begun else {A: token(1)})
+
+    def test_an_attempt_that_outlives_what_it_awaits_is_found(self) -> None:
+        job = new_job()
+        job.apply(placed())
+        job.apply(ahead(token(1)))
+        job.apply(superseded())
+        with pytest.raises(AssertionError, match="which is not live"):
+            job.validate()
+
+
 def copy(attempt: int, agent: str = "m") -> facts.StagePlaced:
     return facts.StagePlaced(
         job=JOB, stage=A, token=token(attempt), agent=AgentId(agent), incarnation="j", target="cpu", copy=True

@@ -14,12 +14,14 @@ from tests.agents.fakes import NoModels
 
 from starloom.agents.growing import Growing
 from starloom.agents.messages import (
+    NOT_ENDS,
     Assign,
     Cancel,
     Command,
     Failed,
     Finished,
     Held,
+    Input,
     InputLost,
     Load,
     NotHeld,
@@ -33,10 +35,10 @@ from starloom.agents.messages import (
 )
 from starloom.agents.stage import Grown, StageCall
 from starloom.agents.values import digest, encode
-from starloom.dag.conditions import holds
+from starloom.dag.conditions import comparison_key, holds
 from starloom.dag.constellation import Constellation, Requirements, Tier
 from starloom.dag.errors import StarloomError
-from starloom.dag.facts import AnyFact, ErrorInfo, Fact, JobOptions, Timing, decode_fact, encode_fact
+from starloom.dag.facts import AnyFact, Consumed, ErrorInfo, Fact, JobOptions, Timing, decode_fact, encode_fact
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
@@ -53,11 +55,11 @@ from starloom.orchestrator.inputs import (
     AgentHello,
     AgentReports,
     CancelJob,
-    Input,
     PatchJob,
     Submit,
     Tick,
 )
+from starloom.orchestrator.inputs import Input as Given
 from starloom.orchestrator.lineage import Verdict, verdict
 
 SECOND = 1_000_000_000
@@ -160,6 +162,8 @@ class FakeAgent:
     #: accepted attempts without a final report
     tasks: dict[TaskToken, Assign] = field(default_factory=dict)
     cancelled: set[TaskToken] = field(default_factory=set)
+    #: how attempts ended whose reports are on their way
+    unsent: dict[TaskToken, Report] = field(default_factory=dict)
     #: attempts that it was asked to give back, and that are still here
     revoking: set[TaskToken] = field(default_factory=set)
     held: set[tuple[JobId, str]] = field(default_factory=set)
@@ -189,6 +193,7 @@ class FakeAgent:
             case Release(job=job):
                 self.asked = {task: command for task, command in self.asked.items() if task.job != job}
                 self.tasks = {task: assign for task, assign in self.tasks.items() if task.job != job}
+                self.unsent = {task: report for task, report in self.unsent.items() if task.job != job}
                 self.cancelled = {task for task in self.cancelled if task.job != job}
                 self.held = {value for value in self.held if value[0] != job}
 
@@ -225,8 +230,12 @@ class FakeAgent:
 class World:
     """A coordinator, its journal and its fleet, at a virtual time."""
 
-    def __init__(self, *nodes: NodeProfile) -> None:
+    def __init__(self, *nodes: NodeProfile, delegate: bool = False) -> None:
         self.now = 100 * SECOND
+        self.delegate = delegate
+        #: every assignment that was sent, and what attempts gave, which agents tell each other
+        self.sent: dict[TaskToken, Assign] = {}
+        self.made: dict[TaskToken, Finished] = {}
         self.epoch = Epoch(1)
         self.facts: list[AnyFact] = []
         self.answers: dict[int, Any] = {}
@@ -236,15 +245,19 @@ class World:
         #: stages that were given out, in order
         self.placed: list[tuple[str, str]] = []
         self.watch: Callable[[Decision], None] = lambda decision: None
-        self.coordinator = Coordinator(self.epoch)
+        self.coordinator = Coordinator(self.epoch, delegate=delegate)
         self._carry_out(self.coordinator.boot(self.now))
         for profile in nodes:
             self.join(profile)
 
     # -- steps
 
-    def handle(self, *inputs: Input) -> Decision:
+    def handle(self, *inputs: Given) -> Decision:
         """Gives inputs to the coordinator and carries out what it decides."""
+        for given in inputs:
+            for report in given.reports if isinstance(given, AgentReports) else ():
+                if isinstance(report, Finished):
+                    self.made.setdefault(report.task, report)
         decision = self.coordinator.handle(inputs, self.now)
         self._carry_out(decision)
         return decision
@@ -257,6 +270,7 @@ class World:
         for name, command in decision.commands:
             if isinstance(command, Assign):
                 self.placed.append((command.task.stage, name))
+                self.sent[command.task] = command
             agent = self.agents.get(name)
             if agent is not None and agent.connected:
                 agent.receive(command)
@@ -278,7 +292,7 @@ class World:
             wake = self.coordinator.next_wake()
             beat_at = beat_at + SECOND // 2 if beat_at <= self.now else beat_at
             self.now = min(end, beat_at, *([] if wake is None else [max(wake, self.now)]))
-            beats: list[Input] = [
+            beats: list[Given] = [
                 AgentHeartbeat(
                     agent=agent.name,
                     incarnation=agent.incarnation,
@@ -314,7 +328,7 @@ class World:
                 profile=agent.profile,
                 kinds=agent.kinds,
                 resumed=resumed,
-                held=tuple(agent.tasks if held is None else held),
+                held=tuple([*agent.tasks, *agent.unsent] if held is None else held),
                 jobs=tuple(sorted(jobs)),
             )
         )
@@ -433,7 +447,7 @@ class World:
     def report(self, agent: FakeAgent, *reports: Report) -> Decision:
         """An agent reports."""
         for report in reports:
-            if not isinstance(report, Started):
+            if not isinstance(report, NOT_ENDS):
                 agent.tasks.pop(report.task, None)
         return self.handle(AgentReports(agent=agent.name, incarnation=agent.incarnation, reports=reports))
 
@@ -445,9 +459,45 @@ class World:
         """Attempts of these stages finish; gives the last report."""
         for stage in stages:
             agent = self.where(stage)
-            report = agent.result(self.assigned(stage), salt, growth, **timing)
+            report = agent.result(self.whole(self.assigned(stage)), salt, growth, **timing)
             self.report(agent, report)
         return report
+
+    def make(self, stage: str, salt: str = "") -> None:
+        """An attempt of the stage finishes, as its agent and others know; its report is on its way until `tell`."""
+        agent, assign = self.where(stage), self.assigned(stage)
+        report = agent.unsent[assign.task] = agent.result(self.whole(assign), salt)
+        del agent.tasks[assign.task]
+        self.made[assign.task] = report
+
+    def tell(self, *stages: str) -> None:
+        """Reports that were on their way arrive, of these stages."""
+        for stage in stages:
+            for agent in self.agents.values():
+                for task in [task for task in agent.unsent if task.stage == stage]:
+                    self.report(agent, agent.unsent.pop(task))
+
+    def may_start(self, assign: Assign) -> bool:
+        """Whether all that an attempt awaits has succeeded, and the comparisons hold."""
+        for awaited in assign.awaits:
+            task = TaskToken(assign.task.job, awaited.upstream, awaited.token)
+            if task not in self.made:
+                return False
+            asked = zip(self.sent[task].comparisons, self.made[task].holds, strict=True)
+            if not set(awaited.holds) <= {comparison_key(comparison) for comparison, held in asked if held}:
+                return False
+        return True
+
+    def whole(self, assign: Assign) -> Assign:
+        """The assignment with all its inputs, once it may start."""
+        assert self.may_start(assign), f"{assign.task} waits"
+        inputs = list(assign.inputs)
+        for awaited in assign.awaits:
+            made = self.made[TaskToken(assign.task.job, awaited.upstream, awaited.token)]
+            for port, output in awaited.feeds.items():
+                consumed = Consumed(awaited.upstream, awaited.token, made.outputs[output].digest)
+                inputs.append(Input(port=port, ref=made.outputs[output], consumed=consumed, address=awaited.address))
+        return msgspec.structs.replace(assign, inputs=tuple(inputs), awaits=())
 
     def fail(self, stage: str, message: str = "broken", *, transient: bool = False) -> None:
         """An attempt of the stage fails."""
@@ -501,16 +551,17 @@ class World:
     def finish_all(self, salt: str = "") -> None:
         """Attempts finish, whatever their order, until no agent has any."""
         while active := [(agent, task) for agent in self.agents.values() for task in agent.tasks]:
+            assert any(self.may_start(agent.tasks[task]) for agent, task in active), f"all wait: {active}"
             for agent, task in active:
-                if task in agent.tasks:
-                    self.report(agent, agent.result(agent.tasks[task], salt))
+                if task in agent.tasks and self.may_start(agent.tasks[task]):
+                    self.report(agent, agent.result(self.whole(agent.tasks[task]), salt))
 
     # -- restarts
 
     def restart(self, *, hello: bool = True) -> None:
         """The orchestrator dies and another takes over its journal; agents that are there say hello."""
         self.epoch = Epoch(self.epoch + 1)
-        self.coordinator = Coordinator(self.epoch)
+        self.coordinator = Coordinator(self.epoch, delegate=self.delegate)
         self.coordinator.replay(self.facts)
         self._carry_out(self.coordinator.boot(self.now))
         for agent in self.agents.values():

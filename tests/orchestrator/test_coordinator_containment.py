@@ -113,7 +113,7 @@ PLACES: list[tuple[str, str, Callable[[World], None], str]] = [
     ("_reports", "_started", start_a, "edge-2's report Started of a, token 1.1"),
     ("_settler", "_follow", finish_a, "what follows from a"),
     ("_endings", "check", finish_a, "its end"),
-    ("_dispatcher", "_assign", finish_a, "the placement of b"),
+    ("_dispatcher", "assign", finish_a, "the placement of b"),
     ("_settler", "supersede", lose_a, "the loss of a, token 1.1"),
     ("_settler", "decide", fail_a_and_wait, "the next attempt of a"),
     ("_endings", "cancel", cancel, "its cancellation"),

@@ -105,7 +105,9 @@ class Chaos:
         self.failing = failing
         #: how likely an attempt gives something else than the one before
         self.fickle = fickle
-        self.world = World(node("cloud", Tier.CLOUD), node("device", Tier.DEVICE), node("edge-1"), node("edge-2"))
+        self.world = World(
+            node("cloud", Tier.CLOUD), node("device", Tier.DEVICE), node("edge-1"), node("edge-2"), delegate=True
+        )
         self.sent: list[tuple[FakeAgent, Report]] = []
         self.committed: set[TaskToken] = set()
         self.live: set[TaskToken] = set()
@@ -133,7 +135,8 @@ class Chaos:
 
     def follow(self, fact: Fact) -> None:
         if isinstance(fact, StagePlaced):
-            assert verdict(self.shadow.jobs[fact.job], fact.stage) is Verdict.RUN
+            wanted = Verdict.AHEAD if fact.awaits else Verdict.RUN
+            assert verdict(self.shadow.jobs[fact.job], fact.stage) is wanted
             task = TaskToken(fact.job, fact.stage, fact.token)
             assert task not in self.live
             assert task not in self.committed
@@ -151,6 +154,8 @@ class Chaos:
         """One random event."""
         events: list[tuple[int, Any]] = [
             (20, self.finish),
+            (12, self.hurry),
+            (8, self.arrive),
             (8, self.start),
             (4, self.fail),
             (4, self.lose_input),
@@ -171,7 +176,13 @@ class Chaos:
         self.world.acknowledge_cancels()
 
     def busy(self) -> list[tuple[FakeAgent, TaskToken]]:
-        return [(agent, task) for agent in self.world.agents.values() for task in agent.tasks if agent.connected]
+        """The attempts that agents have and that wait for no others."""
+        return [
+            (agent, task)
+            for agent in self.world.agents.values()
+            for task, assign in agent.tasks.items()
+            if agent.connected and self.world.may_start(assign)
+        ]
 
     def report(self, agent: FakeAgent, report: Report) -> None:
         self.sent.append((agent, report))
@@ -183,7 +194,7 @@ class Chaos:
 
     def complete(self, agent: FakeAgent, task: TaskToken) -> None:
         """What really becomes of an attempt: missing inputs are lost, a stage that always fails fails."""
-        assign = agent.tasks[task]
+        assign = self.world.whole(agent.tasks[task])
         for item in assign.inputs:
             if item.ref.inline is not None or not item.address:
                 continue
@@ -200,6 +211,22 @@ class Chaos:
             salt = str(task.token) if self.random.random() < self.fickle else ""
             self.report(agent, agent.result(assign, salt))
 
+    def hurry(self) -> None:
+        """An attempt finishes, and others may read what it gave before its report arrives."""
+        busy = [(agent, task) for agent, task in self.busy() if task.stage not in self.failing]
+        if busy:
+            agent, task = self.random.choice(busy)
+            report = agent.unsent[task] = agent.result(self.world.whole(agent.tasks.pop(task)))
+            self.world.made[task] = report
+
+    def arrive(self) -> None:
+        """A report that was on its way arrives."""
+        for agent in self.world.agents.values():
+            if agent.connected and agent.unsent:
+                task = self.random.choice(list(agent.unsent))
+                self.report(agent, agent.unsent.pop(task))
+                return
+
     def start(self) -> None:
         if busy := self.busy():
             agent, task = self.random.choice(busy)
@@ -215,10 +242,10 @@ class Chaos:
                 self.report(agent, Failed(task=task, error=ErrorInfo(message="for now", transient=True)))
 
     def lose_input(self) -> None:
-        busy = [(agent, task) for agent, task in self.busy() if agent.tasks[task].inputs]
+        busy = [(agent, task) for agent, task in self.busy() if self.world.whole(agent.tasks[task]).inputs]
         if busy:
             agent, task = self.random.choice(busy)
-            upstreams = tuple({item.consumed.upstream for item in agent.tasks[task].inputs})
+            upstreams = tuple({item.consumed.upstream for item in self.world.whole(agent.tasks[task]).inputs})
             lost = InputLost(task=task, upstreams=upstreams, reason="chaos", gone=self.random.random() < 0.5)
             self.report(agent, lost)
 
@@ -231,7 +258,7 @@ class Chaos:
         """Much comes at once, in one batch."""
         inputs: list[Input] = []
         for agent, task in self.random.sample(busy := self.busy(), min(len(busy), 6)):
-            assign = agent.tasks.pop(task)
+            assign = self.world.whole(agent.tasks.pop(task))
             reports = (Started(task=task), agent.result(assign) if task.stage not in self.failing else _failure(task))
             self.sent.extend((agent, report) for report in reports)
             inputs.append(AgentReports(agent=agent.name, incarnation=agent.incarnation, reports=reports))
@@ -242,10 +269,10 @@ class Chaos:
 
     def misread(self) -> None:
         """A result that rests on something else than its inputs."""
-        busy = [(agent, task) for agent, task in self.busy() if agent.tasks[task].inputs]
+        busy = [(agent, task) for agent, task in self.busy() if self.world.whole(agent.tasks[task]).inputs]
         if busy:
             agent, task = self.random.choice(busy)
-            report = agent.result(agent.tasks[task])
+            report = agent.result(self.world.whole(agent.tasks[task]))
             port = self.random.choice(sorted(report.consumed))
             wrong = msgspec.structs.replace(report.consumed[port], digest="wrong")
             self.report(agent, msgspec.structs.replace(report, consumed={**report.consumed, port: wrong}))
@@ -290,8 +317,11 @@ class Chaos:
             self.world.acknowledge_cancels()
             busy = self.busy()
             for agent, task in busy:
-                if task in agent.tasks:
+                if task in agent.tasks and self.world.may_start(agent.tasks[task]):
                     self.complete(agent, task)
+            for agent in self.world.agents.values():
+                for task in tuple(agent.unsent):
+                    self.report(agent, agent.unsent.pop(task))
             if not self.world.coordinator._state.open:
                 return
             self.world.advance(0.5)
@@ -362,6 +392,39 @@ def test_jobs_end_as_if_undisturbed(block: int, seed: int) -> None:
     chaos.world.check_replay()
     if not poisoned(chaos.world, job):
         assert outcome(chaos.world, job) == outcome(undisturbed(constellation, failing), JobId("job"))
+
+
+def plain(constellation: Constellation) -> Constellation:
+    """The same with stages that go on by success alone, all of which may go ahead of their upstreams."""
+    stages = {
+        name: msgspec.structs.replace(
+            spec, policy=msgspec.structs.replace(spec.policy, on_failure=OnFailure.FAIL, defaults={})
+        )
+        for name, spec in constellation.stages.items()
+    }
+    arcs = tuple(
+        msgspec.structs.replace(arc, on=On.SUCCESS) if arc.on is On.COMPLETION else arc
+        for arc in constellation.dependencies
+    )
+    return msgspec.structs.replace(constellation, stages=stages, dependencies=arcs)
+
+
+@pytest.mark.parametrize("fickle", [0.0, 0.3])
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+def test_what_goes_ahead_ends_as_if_undisturbed(fickle: float, seed: int) -> None:
+    random = Random(seed)
+    constellation = plain(random_constellation(random))
+    chaos = Chaos(random, constellation, {}, fickle=fickle)
+    job = chaos.world.submit(constellation, job="job")
+    for _ in range(STEPS_OF_TROUBLE):
+        chaos.step()
+    chaos.calm()
+    chaos.world.check_replay()
+    if chaos.world.job(job).status is JobStatus.SUCCEEDED:
+        check_consistent(chaos.world, job)
+    if not fickle and not poisoned(chaos.world, job):
+        assert outcome(chaos.world, job) == outcome(undisturbed(constellation, {}), JobId("job"))
 
 
 @given(seed=st.integers(0, 2**32))

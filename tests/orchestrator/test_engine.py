@@ -170,7 +170,7 @@ async def test_a_job_ends_though_its_orchestrator_dies_again_and_again(
         if died.done():
             assert isinstance(died.exception(), JournalUnwritableError)
             lives += 1
-            left = 2 + lives
+            left = 2 + lives // 2
             await rig.restart()
         died.cancel()
     left = 1_000_000

@@ -118,9 +118,9 @@ async def test_it_is_shown_before_and_after(
     await until_started(job, "grow-0")
     [explained] = await starloom("explain", job.id)
     assert [(row["stage"], row["waits_for"], row["grown_by"]) for row in explained["stages"]] == [
-        ("tell", "its upstreams: grow-1", ""),
+        ("tell", "its upstreams: grow-1; it was sent ahead to node", ""),
         ("grow-0", "node to end it", "grow"),
-        ("grow-1", "its upstreams: grow-0", "grow"),
+        ("grow-1", "its upstreams: grow-0; it was sent ahead to node", "grow"),
     ]
     [before] = await starloom("get", job.id, "--revision", 1)
     [after] = await starloom("get", job.id, "--revision", 2)

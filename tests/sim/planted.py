@@ -8,7 +8,7 @@ import msgspec
 
 from starloom.agents.channel import Channel
 from starloom.agents.core import AgentCore, Instruction, Keep, Start, Tell
-from starloom.agents.messages import Assign, Held, Release, Revoke, Revoked
+from starloom.agents.messages import Assign, Command, Held, Release, Revoke, Revoked
 from starloom.dag import facts as f
 from starloom.dag.constellation import Dependency, On
 from starloom.dag.errors import PatchRefused, Problem
@@ -425,6 +425,46 @@ class RunsWhatItGaveBack(AgentCore):
 
     def _revoke(self, task: TaskToken, found: list[Instruction]) -> None:
         found.append(Tell(Revoked(task=task)))
+
+
+class StartsEverything(AgentCore):
+    """What an attempt awaits is not looked at: it starts when it comes."""
+
+    def commands(self, commands: Iterable[Command], sender_epoch: Epoch, now: int) -> list[Instruction]:
+        hasty = [msgspec.structs.replace(c, awaits=()) if isinstance(c, Assign) else c for c in commands]
+        return super().commands(hasty, sender_epoch, now)
+
+
+class CommitsOutOfTurn(Coordinator):
+    """What is committed together with what it awaited goes into the journal before that."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        facts = decision.facts
+        for index, fact in enumerate(facts):
+            if isinstance(fact, f.StageCommitted):
+                read = {consumed.upstream for consumed in fact.consumed.values()}
+                before = [i for i in range(index) if _commits_any(facts[i], fact.job, read)]
+                if before:
+                    facts.insert(before[0], facts.pop(index))
+        return decision
+
+
+def _commits_any(fact: Fact, job: JobId, stages: set[StageId]) -> bool:
+    return isinstance(fact, f.StageCommitted) and fact.job == job and fact.stage in stages
+
+
+class Outlives(Coordinator):
+    """What was given out ahead outlives what it awaits, as far as the journal tells."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        decision.facts[:] = [
+            fact
+            for fact in decision.facts
+            if not isinstance(fact, f.StageSuperseded) or not fact.reason.startswith("it awaited")
+        ]
+        return decision
 
 
 class ObeysAnyone(AgentCore):

@@ -116,12 +116,33 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         3,
         ALL_FAULTS,
     ),
+    (
+        "starts everything",
+        Parts(core=planted.StartsEverything),
+        "nothing starts before what it awaits has succeeded",
+        5,
+        ALL_FAULTS,
+    ),
+    (
+        "commits out of turn",
+        Parts(coordinator=planted.CommitsOutOfTurn),
+        "nothing commits before what it awaits has a result",
+        80,
+        ALL_FAULTS,
+    ),
+    (
+        "outlives what it awaits",
+        Parts(coordinator=planted.Outlives),
+        "an attempt lives no longer than those that it awaits",
+        10,
+        ALL_FAULTS,
+    ),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
     ("stumbles", Parts(coordinator=planted.Stumbles), "no defect shows", 2, ALL_FAULTS),
     ("takes halves", Parts(coordinator=planted.TakesHalves), WHOLE, 2, ALL_FAULTS),
     ("keeps what is given out", Parts(coordinator=planted.KeepsWhatIsGivenOut), WHOLE, 60, PATCHES),
     ("changes what it refuses", Parts(coordinator=planted.ChangesWhatItRefuses), WHOLE, 2, ALL_FAULTS),
-    ("forgets patches", Parts(coordinator=planted.ForgetsPatches), WHOLE, 10, ALL_FAULTS),
+    ("forgets patches", Parts(coordinator=planted.ForgetsPatches), WHOLE, 40, ALL_FAULTS),
     ("sends again", Parts(coordinator=planted.SendsAgain), REVOKED, 10, PATCHES),
     ("runs what it gave back", Parts(core=planted.RunsWhatItGaveBack), REVOKED, 10, PATCHES),
     ("waits for ever", Parts(coordinator=planted.WaitsForEver, core=planted.Deaf), SETTLES, 10, PATCHES),
@@ -171,7 +192,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         10,
         ALL_FAULTS,
     ),
-    ("forgets what grew", Parts(coordinator=planted_growth.ForgetsWhatGrew), "every job ends", 10, ALL_FAULTS),
+    ("forgets what grew", Parts(coordinator=planted_growth.ForgetsWhatGrew), "every job ends", 60, ALL_FAULTS),
 ]
 
 

@@ -146,13 +146,16 @@ class StageFact(Fact, frozen=True):
 class StagePlaced(StageFact, frozen=True, tag="stage-placed"):
     """An attempt was given to an agent's process; its token is live from here on.
 
-    `copy`: beside one that runs too long; the first of both to have a result wins.
+    `copy`: beside one that runs too long; the first of both to have a result wins. `awaits`: it was given out ahead
+    of upstreams that have no result yet, by their stages with the attempts that it goes by. It lives no longer than
+    these tokens do.
     """
 
     agent: AgentId
     incarnation: str = ""
     target: str = "cpu"
     copy: bool = False
+    awaits: dict[StageId, FencingToken] = {}
 
 
 class StageStarted(StageFact, frozen=True, tag="stage-started"):

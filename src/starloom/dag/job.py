@@ -12,7 +12,7 @@ from starloom.dag.facts import Fact, JobStatus
 from starloom.dag.ids import AgentId, Attempt, Revision, StageId
 from starloom.dag.patch import Difference
 from starloom.dag.shape import Shape, constellation_at
-from starloom.dag.stagestate import ENDED, STORY_FACTS, Origin, StageState
+from starloom.dag.stagestate import ENDED, NOTHING, STORY_FACTS, Origin, StageState
 from starloom.dag.transitions import TRANSITIONS, faults, misfit
 from starloom.dag.values import ValueRef
 
@@ -134,6 +134,8 @@ class JobState:
         row = TRANSITIONS.get((before, type(fact)))
         if row is None:
             raise misfit(stage, fact, f"a stage that is {before} does not take it")
+        if type(fact) is facts.StagePlaced and fact.awaits:
+            self._expect_awaited(stage, fact)
         row(stage, fact)
         if len(stage.story) == STORY_FACTS:
             del stage.story[0]
@@ -146,6 +148,15 @@ class JobState:
             self.open_stages -= change
             for dependency in self.downstreams[fact.stage]:
                 self.undecided[dependency.downstream] -= change
+                downstream = self.stages[dependency.downstream]
+                if downstream.awaits and type(fact) is facts.StageCommitted:
+                    _no_longer_awaits(downstream, fact)
+
+    def _expect_awaited(self, stage: StageState, fact: facts.StagePlaced) -> None:
+        """An attempt goes ahead of attempts that are there."""
+        for upstream, token in fact.awaits.items():
+            if upstream not in self.stages or token not in self.stages[upstream].live:
+                raise misfit(stage, fact, f"{upstream} has no live token {token} that it could await")
 
     def origin(self, stage: StageId) -> Origin:
         """Where a stage comes from; one that was not grown is where others come from."""
@@ -241,6 +252,9 @@ class JobState:
         for name, stage in self.stages.items():
             for what in faults(stage):
                 raise AssertionError(f"{name}: {stage!r}: {what}")
+            for upstream, token in stage.awaits.items() if self.status is JobStatus.RUNNING else ():
+                there = upstream in self.stages and token in self.stages[upstream].live
+                assert there, f"{name}: {stage!r}: awaits {upstream}'s token {token}, which is not live"
             waiting = self._open_arcs(name)
             assert self.undecided[name] == waiting, f"{name}: undecided {self.undecided[name]}, counted {waiting}"
         specs = {name: stage.spec for name, stage in self.stages.items()}
@@ -251,3 +265,11 @@ class JobState:
         assert self.active_attempts == sum(len(s.live) for s in self.stages.values()), "active_attempts is off"
         assert not self.ended or self.active_attempts == 0, "an ended job has live tokens"
         assert self.status is not JobStatus.SUCCEEDED or self.open_stages == 0, "a job succeeded with open stages"
+
+
+def _no_longer_awaits(stage: StageState, fact: facts.StageCommitted) -> None:
+    """An upstream has a result: by the awaited attempt; or by another, when what the awaited one gave is being read."""
+    token = stage.awaits.get(fact.stage)
+    if token is not None and (token == fact.token or stage.started):
+        left = {upstream: awaited for upstream, awaited in stage.awaits.items() if upstream != fact.stage}
+        stage.awaits = left or NOTHING

@@ -72,7 +72,9 @@ class StageState:
 
     __slots__ = (
         "agent",
+        "ahead_of",
         "attempt",
+        "awaits",
         "committed",
         "consumed",
         "copies",
@@ -118,6 +120,10 @@ class StageState:
         self.live: dict[FencingToken, AgentId] = {}
         #: those of them that have left their agent's queue
         self.started: frozenset[FencingToken] = NO_TOKENS
+        #: upstreams that the attempt was given out ahead of, with the attempts of them that it goes by, and those of
+        #: them that have no result yet
+        self.ahead_of: Mapping[StageId, FencingToken] = NOTHING
+        self.awaits: Mapping[StageId, FencingToken] = NOTHING
         #: the attempt that the last one is a copy of, while both are live
         self.elder: Place | None = None
         #: the token of the result, once there is one

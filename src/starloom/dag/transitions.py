@@ -23,6 +23,8 @@ def faults(stage: StageState) -> Iterator[str]:
         yield f"started tokens {list(stage.started)} do not fit the status"
     if (len(stage.live) == LIVE_MAX) != (stage.elder is not None) or len(stage.live) > LIVE_MAX:
         yield f"live tokens {stage.live} do not fit the elder {stage.elder}"
+    if (stage.awaits and len(stage.live) != 1) or not stage.awaits.items() <= stage.ahead_of.items():
+        yield f"awaits {dict(stage.awaits)} of {dict(stage.ahead_of)} with the live tokens {stage.live}"
     if (stage.committed is not None) != (stage.status in {s.SUCCEEDED, s.SKIPPED}):
         yield f"committed {stage.committed} does not fit the status"
     if not succeeded and (stage.outputs or stage.holds or stage.consumed or stage.published or stage.holders):
@@ -57,6 +59,7 @@ def _place(stage: StageState, fact: facts.StagePlaced) -> None:
     _take_number(stage, fact)
     stage.tries += 1
     stage.live[fact.token] = fact.agent
+    stage.ahead_of = stage.awaits = fact.awaits or NOTHING
     stage.status = StageStatus.PLACED
     stage.agent, stage.incarnation, stage.target = fact.agent, fact.incarnation, fact.target
     stage.retry_seconds = None
@@ -65,6 +68,8 @@ def _place(stage: StageState, fact: facts.StagePlaced) -> None:
 def _copy(stage: StageState, fact: facts.StagePlaced) -> None:
     if not fact.copy or len(stage.live) != 1 or fact.agent in stage.live.values():
         raise misfit(stage, fact, "it has an attempt, and gets only a copy of that, elsewhere")
+    if stage.awaits or fact.awaits:
+        raise misfit(stage, fact, "what awaits upstreams is not copied")
     (token,) = stage.live
     _take_number(stage, fact)
     stage.tries += 1
@@ -83,7 +88,10 @@ def _start(stage: StageState, fact: facts.StageStarted) -> None:
 
 
 def _commit(stage: StageState, fact: facts.StageCommitted) -> None:
-    stage.agent = _require_live(stage, fact)
+    agent = _require_live(stage, fact)
+    if stage.awaits:
+        raise misfit(stage, fact, f"it awaits {', '.join(stage.awaits)}, which has no result yet")
+    stage.agent = agent
     if stage.elder is not None and stage.elder.token == fact.token:
         stage.incarnation = stage.elder.incarnation
     _settle(stage, StageStatus.SUCCEEDED)
@@ -157,6 +165,7 @@ def _give_up(stage: StageState, fact: facts.StageFact) -> None:
     """One of the stage's attempts is over; the other one goes on, if there is one."""
     _require_live(stage, fact)
     del stage.live[fact.token]
+    stage.ahead_of = stage.awaits = NOTHING
     if fact.token in stage.started:
         stage.started -= {fact.token}
     if stage.elder is not None and stage.elder.token != fact.token:
@@ -169,6 +178,7 @@ def _give_up(stage: StageState, fact: facts.StageFact) -> None:
 def _settle(stage: StageState, status: StageStatus) -> None:
     stage.live.clear()
     stage.started, stage.elder = NO_TOKENS, None
+    stage.ahead_of = stage.awaits = NOTHING
     stage.status, stage.earlier, stage.former = status, stage.former, None
 
 

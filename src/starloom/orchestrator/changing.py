@@ -31,6 +31,9 @@ class Changing:
         run.held |= dict.fromkeys(mine)
         run.queued.difference_update(plan.touched)
         for task, agent in plan.active.items():
+            if task.token not in job.stages[task.stage].live:
+                # It awaited another of them, and went with that.
+                continue
             self._ledger.send(agent, Cancel(task=task))
             self._settler.supersede(run, task.stage, task.token, why)
         self._lanes.forget(run, {change.stage for change in difference.stages})

@@ -8,16 +8,18 @@
 Only facts change what lasts (`state`): replaying a journal asks no clock and no planner. What is kept beside
 (the order of ready stages, waits, leases) is made anew by `boot`. The work is divided among:
 
-    admission    whether a job is accepted            settle    what follows when a stage ends or fails
-    membership   agents and their leases              dispatch  ready stages and their places
-    reports      what agents say of their attempts    endings   how jobs end
-    patching     changes of jobs that run             growing   what results add to their jobs
+    admission    whether a job is accepted            settle     what follows when a stage ends or fails
+    membership   agents and their leases              dispatch   ready stages and their places
+    reports      what agents say of their attempts    delegation stages ahead of their upstreams
+    patching     changes of jobs that run             resolving  outcomes that agents cannot ask for
+    growing      what results add to their jobs       endings    how jobs end
     deadlines    the ends of what has had its time    stragglers copies of what runs too long
-    replicas     results on other nodes as well       watchdog  the ends of what cannot go on
+    replicas     results on other nodes as well       watchdog   the ends of what cannot go on
 """
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence
 
+from starloom.dag import limits
 from starloom.dag.errors import NotFound
 from starloom.dag.facts import EpochStarted, Fact, JobStatus
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
@@ -25,9 +27,11 @@ from starloom.dag.job import JobState
 from starloom.dag.kinds import KindCatalog
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.admission import Admission
+from starloom.orchestrator.ahead import Ahead
 from starloom.orchestrator.changing import Changing
 from starloom.orchestrator.clocks import Clocks
 from starloom.orchestrator.deadlines import Deadlines
+from starloom.orchestrator.delegation import Delegation
 from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.effects import Decision, Stopped
 from starloom.orchestrator.endings import Endings
@@ -50,6 +54,7 @@ from starloom.orchestrator.placement import EarliestFinish, Planner
 from starloom.orchestrator.relays import Relays
 from starloom.orchestrator.replicas import Replicas
 from starloom.orchestrator.reports import Reports
+from starloom.orchestrator.resolving import Resolving
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
@@ -59,9 +64,12 @@ from starloom.orchestrator.watchdog import Watchdog
 
 
 class Coordinator:
-    """One orchestrator's decisions, from its start on. `epoch` is the number of that start."""
+    """One orchestrator's decisions, from its start on. `epoch` is the number of that start.
 
-    def __init__(self, epoch: Epoch, planner: Planner | None = None) -> None:
+    `delegate`: stages are given out ahead of upstreams that are under way.
+    """
+
+    def __init__(self, epoch: Epoch, planner: Planner | None = None, *, delegate: bool = True) -> None:
         self.epoch = epoch
         self._state = State(planner or EarliestFinish())
         self._ledger = Ledger(self._state, epoch)
@@ -69,9 +77,14 @@ class Coordinator:
         self._waits = Waits()
         self._clocks = Clocks()
         self._endings = Endings(self._state, self._ledger, self._lanes, self._clocks)
-        self._settler = Settler(self._state, self._ledger, self._lanes, self._waits, self._clocks, self._endings)
+        ahead = Ahead(self._state.fleet, self._lanes, limits.DELEGATED_CANDIDATES_MAX if delegate else 0)
+        self._settler = Settler(self._state, self._ledger, self._lanes, ahead, self._waits, self._clocks, self._endings)
         self._deadlines = Deadlines(self._state, self._ledger, self._lanes, self._clocks, self._endings, self._settler)
-        self._dispatcher = Dispatcher(self._state, self._ledger, self._lanes, self._waits, self._endings, self._settler)
+        self._dispatcher = Dispatcher(
+            self._state, self._ledger, self._lanes, ahead, self._waits, self._endings, self._settler
+        )
+        self._delegation = Delegation(self._state, self._ledger, ahead, self._endings, self._dispatcher)
+        self._resolving = Resolving(self._state, self._ledger, self._endings, self._settler, self._dispatcher)
         self._watchdog = Watchdog(self._state, self._ledger, self._lanes, self._endings)
         self._stragglers = Stragglers(self._state, self._ledger, self._endings, self._dispatcher)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
@@ -80,10 +93,20 @@ class Coordinator:
         growing = Growing(self._state, self._settler, self._admission, changing)
         relays = Relays(self._state, self._ledger)
         self._reports = Reports(
-            self._state, self._ledger, self._endings, self._settler, growing, self._stragglers, self._replicas, relays
+            self._state,
+            self._ledger,
+            self._endings,
+            self._settler,
+            growing,
+            self._stragglers,
+            self._replicas,
+            self._resolving,
+            relays,
         )
         self._patching = Patching(self._state, self._ledger, self._endings, self._settler, self._admission, changing)
-        self._membership = Membership(self._state, self._ledger, self._waits, self._endings, self._settler)
+        self._membership = Membership(
+            self._state, self._ledger, self._waits, self._endings, self._settler, self._resolving
+        )
 
     def adopt(self, state: State) -> None:
         """Begins with a snapshot's state, whose planner is of the same class; before `replay` of what came after it."""
@@ -150,7 +173,7 @@ class Coordinator:
     @property
     def stale_refused(self) -> int:
         """Reports refused since the start, because their tokens were not live."""
-        return self._reports.stale_refused
+        return self._reports.stale_refused + self._settler.refused
 
     def find(self, id_or_key: str) -> JobState:
         """A job by its id, or by the key that it was submitted with. Raises NotFound."""
@@ -194,6 +217,7 @@ class Coordinator:
                 self._membership.hello(given)
                 if not given.resumed:
                     self._patching.hello(given.agent)
+                    self._resolving.hello(given.agent)
                     self._replicas.hello(given.agent)
             case AgentGoodbye():
                 self._membership.goodbye(given)
@@ -213,6 +237,7 @@ class Coordinator:
         self._settler.drain()
         self._patching.settle()
         self._dispatcher.run()
+        self._delegation.run()
         self._stragglers.look()
         self._watchdog.look()
         self._replicas.run()
@@ -247,7 +272,7 @@ class Coordinator:
         for name, stage in run.job.stages.items():
             for token in stage.started:
                 self._stragglers.started(run, name, token)
-            if stage.live or (stage.status is StageStatus.PENDING and stage.deadline_spent):
+            if (stage.live and not stage.awaits) or (stage.status is StageStatus.PENDING and stage.deadline_spent):
                 self._clocks.stage(run, name, self._ledger.now)
             if stage.status is not StageStatus.PENDING:
                 continue

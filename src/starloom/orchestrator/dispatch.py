@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import msgspec
 
-from starloom.agents.messages import Assign, Input, Source
+from starloom.agents.messages import Assign, Await, Input, Source
 from starloom.dag.facts import ErrorInfo, StagePlaced
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import JOB_STORE
+from starloom.orchestrator.ahead import Ahead
+from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
@@ -29,12 +32,20 @@ class Dispatcher:
     """Places ready stages, as long as some node has room for them."""
 
     def __init__(
-        self, state: State, ledger: Ledger, lanes: ReadyLanes, waits: Waits, endings: Endings, settler: Settler
+        self,
+        state: State,
+        ledger: Ledger,
+        lanes: ReadyLanes,
+        ahead: Ahead,
+        waits: Waits,
+        endings: Endings,
+        settler: Settler,
     ) -> None:
         self._fleet: Fleet = state.fleet
         self._planner: Planner = state.planner
         self._ledger = ledger
         self._lanes = lanes
+        self._ahead = ahead
         self._waits = waits
         self._endings = endings
         self._settler = settler
@@ -66,16 +77,17 @@ class Dispatcher:
         if not free or run.full or verdict(job, name) is not Verdict.RUN:
             return False
         fed = inputs_of(job, name)
-        holders = self._holders(fed)
-        if set(lane.required).difference(item.port for item in fed) or not all(map(_any_online, holders.values())):
+        holders = self.holders(fed)
+        if set(lane.required).difference(item.port for item in fed) or not all(map(any_online, holders.values())):
             return False
-        choice = self._planner.choose(Want(job.id, name, lane.spec, _moves(fed, holders)), free)
+        choice = self._planner.choose(Want(job.id, name, lane.spec, moves_of(fed, holders)), free)
         if choice is None:
             return False
-        self._assign(lane, run, name, [self._input(run, item, holders, choice) for item in fed], choice, copy=True)
+        inputs = [input_of(run, item, holders, choice.candidate.member) for item in fed]
+        self.assign(lane, run, name, inputs, choice, copy=True)
         return True
 
-    def _holders(self, fed: Sequence[Fed]) -> Holders:
+    def holders(self, fed: Sequence[Fed]) -> Holders:
         """Who has each value that only agents have, of those whose processes may still be there."""
         return {
             item.port: self._fleet.having(item.upstream.holders)
@@ -100,11 +112,12 @@ class Dispatcher:
             if found is None:
                 return True
             holders = found
-            moves = _moves(fed, holders)
+            moves = moves_of(fed, holders)
         choice = self._planner.choose(Want(job.id, name, lane.spec, moves, run.avoid.get(name, ())), candidates)
         if choice is None:
             return False
-        self._assign(lane, run, name, [self._input(run, item, holders, choice) for item in fed], choice)
+        inputs = [input_of(run, item, holders, choice.candidate.member) for item in fed]
+        self.assign(lane, run, name, inputs, choice)
         return True
 
     def _has_inputs(self, lane: Lane, run: Run, name: StageId, fed: Sequence[Fed]) -> bool:
@@ -125,7 +138,7 @@ class Dispatcher:
 
         None if one cannot be had: one that is gone is made again, and of silent holders the first word is waited for.
         """
-        found = self._holders(fed)
+        found = self.holders(fed)
         silent: list[AgentId] = []
         gone: dict[StageId, str] = {}
         for item in fed:
@@ -135,7 +148,7 @@ class Dispatcher:
             if not holders:
                 known = ", ".join(item.upstream.holders) or item.ref.holder
                 gone[item.consumed.upstream] = f"{known}, which held its output {item.port}, was lost; {name} needs it"
-            elif not _any_online(holders):
+            elif not any_online(holders):
                 silent += [holder.name for holder in holders]
         for upstream, reason in gone.items():
             self._settler.reopen(run, upstream, reason, lost=True)
@@ -147,12 +160,22 @@ class Dispatcher:
             return None
         return found
 
-    def _assign(
-        self, lane: Lane, run: Run, name: StageId, inputs: Sequence[Input], choice: Choice, *, copy: bool = False
+    def assign(
+        self,
+        lane: Lane,
+        run: Run,
+        name: StageId,
+        inputs: Sequence[Input],
+        choice: Choice,
+        *,
+        copy: bool = False,
+        awaits: Sequence[Await] = (),
     ) -> None:
+        """Gives a new attempt of a stage to the chosen node; what only awaited that may go ahead of it then."""
         job = run.job
         stage = job.stages[name]
-        candidate, seconds = choice
+        tokens = {awaited.upstream: awaited.token for awaited in awaits}
+        candidate = choice.candidate
         member = candidate.member
         token = self._ledger.next_token(stage)
         task = TaskToken(job.id, name, token)
@@ -165,9 +188,11 @@ class Dispatcher:
                 incarnation=member.incarnation,
                 target=candidate.target,
                 copy=copy,
+                awaits=tokens,
             )
         )
-        self._fleet.expect(member.name, task, Work(seconds, _fetches(inputs)))
+        ends = self._ledger.now + round(choice.finish * NANOS)
+        self._fleet.expect(member.name, task, Work(choice.seconds, {**_fetches(inputs), **tokens}, ends))
         params = stage.spec.params
         self._ledger.send(
             member.name,
@@ -176,6 +201,7 @@ class Dispatcher:
                 kind=lane.kind,
                 params={**lane.defaults, **params} if lane.defaults else params,
                 inputs=tuple(inputs),
+                awaits=tuple(awaits),
                 target=candidate.target,
                 timeout_seconds=stage.spec.policy.timeout_seconds,
                 priority=job.options.priority,
@@ -183,41 +209,50 @@ class Dispatcher:
                 comparisons=comparisons_of(job, name),
             ),
         )
+        if not copy and not lane.spec.grows:
+            self._offer_downstreams(run, name)
 
-    @staticmethod
-    def _input(run: Run, item: Fed, holders: Holders, choice: Choice) -> Input:
-        """Fetched from the holder that is best for the place, which is the place itself if it has a copy, else from another.
+    def _offer_downstreams(self, run: Run, name: StageId) -> None:
+        """What only awaited that a stage is given out may go ahead now."""
+        job = run.job
+        for arc in job.downstreams[name]:
+            downstream = arc.downstream
+            if job.stages[downstream].status is StageStatus.PENDING and verdict(job, downstream) is Verdict.AHEAD:
+                self._ahead.put(run, downstream)
 
-        Where the place could not reach any of them, from the job store, once it is there.
-        """
-        member = choice.candidate.member
-        known = holders.get(item.port)
-        if not known:
-            return Input(port=item.port, ref=item.ref, consumed=item.consumed)
-        best, *others = nearest(known, member)
-        consumed = item.consumed
-        if best is not member and relayed(
-            run, consumed.upstream, consumed.token, member.name, [holder.name for holder in known]
-        ):
-            at_store = msgspec.structs.replace(item.ref, holder=JOB_STORE)
-            return Input(port=item.port, ref=at_store, consumed=consumed, others=_sources([best, *others]))
-        ref = item.ref if item.ref.holder == best.name else msgspec.structs.replace(item.ref, holder=best.name)
-        return Input(port=item.port, ref=ref, consumed=consumed, address=best.profile.address, others=_sources(others))
+
+def input_of(run: Run, item: Fed, holders: Holders, member: Member) -> Input:
+    """Fetched from the holder that is best for the place, which is the place itself if it has a copy, else from another.
+
+    Where the place could not reach any of them, from the job store, once it is there.
+    """
+    known = holders.get(item.port)
+    if not known:
+        return Input(port=item.port, ref=item.ref, consumed=item.consumed)
+    best, *others = nearest(known, member)
+    consumed = item.consumed
+    if best is not member and relayed(
+        run, consumed.upstream, consumed.token, member.name, [holder.name for holder in known]
+    ):
+        at_store = msgspec.structs.replace(item.ref, holder=JOB_STORE)
+        return Input(port=item.port, ref=at_store, consumed=consumed, others=_sources([best, *others]))
+    ref = item.ref if item.ref.holder == best.name else msgspec.structs.replace(item.ref, holder=best.name)
+    return Input(port=item.port, ref=ref, consumed=consumed, address=best.profile.address, others=_sources(others))
 
 
 def _has_slot(member: Member) -> bool:
-    return member.open and len(member.assigned) < member.slots
+    return member.open and member.in_hand < member.slots
 
 
 def _sources(members: Sequence[Member]) -> tuple[Source, ...]:
     return tuple(Source(agent=member.name, address=member.profile.address) for member in members)
 
 
-def _any_online(holders: Sequence[Member]) -> bool:
+def any_online(holders: Sequence[Member]) -> bool:
     return any(holder.state is AgentState.ONLINE for holder in holders)
 
 
-def _moves(fed: Sequence[Fed], holders: Holders) -> list[Move]:
+def moves_of(fed: Sequence[Fed], holders: Holders) -> list[Move]:
     found = []
     for item in fed:
         known = holders.get(item.port)

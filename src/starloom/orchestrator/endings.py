@@ -100,13 +100,15 @@ class Endings:
         job = run.job
         self._ledger.record(fact)
         for name, stage in job.stages.items():
-            if stage.status in ACTIVE:
+            if stage.status in ACTIVE and name not in run.early:
                 self.cancel_attempts(job, name)
-            elif stage.status is StageStatus.PENDING:
+            elif stage.status is StageStatus.PENDING or name in run.early:
+                # Of what was reported to have ended nothing runs any more.
                 self._ledger.record(StageCancelled(job=job.id, stage=name))
         self._lanes.drop(run)
         run.waits.clear()
         run.clocks.clear()
+        run.early.clear()
         self.check(run)
 
     def cancel_attempts(self, job: JobState, stage: StageId, but: FencingToken | None = None) -> None:

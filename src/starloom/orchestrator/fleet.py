@@ -27,10 +27,14 @@ class AgentState(StrEnum):
 
 
 class Work(NamedTuple):
-    """One attempt that an agent was given: the seconds it is expected to take, and whose values it has to fetch."""
+    """One attempt that an agent was given: the seconds it is expected to take, and whose values it has to fetch.
+
+    `ends` is when it is expected to end, in monotonic nanoseconds.
+    """
 
     seconds: float = 0.0
     fetches: Mapping[StageId, FencingToken] = {}
+    ends: int = 0
 
 
 class Member:
@@ -45,6 +49,8 @@ class Member:
         "blocked",
         "capacity",
         "deadline",
+        "delegated",
+        "delegated_seconds",
         "heard",
         "incarnation",
         "kinds",
@@ -69,10 +75,12 @@ class Member:
         self.kinds: tuple[KindSpec, ...] = ()
         self.offers: dict[str, KindSpec] = {}
         self.assigned: dict[TaskToken, Work] = {}
+        #: those of them that await upstreams: they take no room from what could run now
+        self.delegated: dict[TaskToken, None] = {}
         #: kinds that ran in this process: their models are loaded
         self.resident: set[str] = set()
-        #: expected seconds of all that is assigned
-        self.seconds = 0.0
+        #: expected seconds of all that is assigned, of what could run now and of what is delegated
+        self.seconds = self.delegated_seconds = 0.0
         self.load = Load()
         #: when it was last heard of, when its state changes for the worse, when it was lost, and until when it
         #: gets nothing: monotonic nanoseconds
@@ -94,8 +102,19 @@ class Member:
 
     @property
     def open(self) -> bool:
-        """Whether it may be given one more attempt."""
-        return self.state is AgentState.ONLINE and len(self.assigned) < self.capacity and not self.rests_until
+        """Whether it may be given one more attempt that could run now."""
+        return self.state is AgentState.ONLINE and self.in_hand < self.capacity and not self.rests_until
+
+    @property
+    def open_ahead(self) -> bool:
+        """Whether it may be given one more attempt that awaits upstreams."""
+        few = len(self.delegated) < limits.DELEGATED_STAGES_PER_AGENT_MAX
+        return self.state is AgentState.ONLINE and few and not self.rests_until
+
+    @property
+    def in_hand(self) -> int:
+        """How many attempts it has that could run now, or do."""
+        return len(self.assigned) - len(self.delegated)
 
     def holds(self, incarnation: str) -> bool:
         """Whether what that incarnation made may still be there."""
@@ -112,6 +131,8 @@ class Fleet:
         self.version = 0
         #: agents that may have room again since the ready stages were last looked at
         self.opened: dict[AgentId, Member] = {}
+        #: whether some agent may have room again for what awaits upstreams
+        self.opened_ahead = False
         self._offering: dict[str, int] = {}
         #: lost agents, the one that was lost first at the front
         self._lost: dict[AgentId, None] = {}
@@ -129,6 +150,7 @@ class Fleet:
         member.state = AgentState.ONLINE
         self._offer(member, fact.kinds)
         self.opened[member.name] = member
+        self.opened_ahead = True
         self.version += 1
 
     def lost(self, fact: AgentLost) -> None:
@@ -159,28 +181,52 @@ class Fleet:
         if idle is not None:
             del self._lost[idle], self.members[idle]
 
-    def place(self, agent: AgentId, task: TaskToken) -> None:
-        """An attempt was given to an agent; one whose joining was trimmed from the journal counts as lost until it joins again."""
+    def place(self, agent: AgentId, task: TaskToken, *, delegated: bool = False) -> None:
+        """An attempt was given to an agent; `delegated`: it awaits upstreams.
+
+        An agent whose joining was trimmed from the journal counts as lost until it joins again.
+        """
         member = self.members.get(agent) or self.members.setdefault(agent, Member(agent))
         member.assigned[task] = Work()
+        if delegated:
+            member.delegated[task] = None
 
     def expect(self, agent: AgentId, task: TaskToken, work: Work) -> None:
         """What placement expects of an attempt that was just given."""
         member = self.members[agent]
         member.assigned[task] = work
+        if task in member.delegated:
+            member.delegated_seconds += work.seconds
+        else:
+            member.seconds += work.seconds
+
+    def due(self, agent: AgentId, task: TaskToken) -> None:
+        """An attempt awaits nothing any more."""
+        member = self.members[agent]
+        work = member.assigned[task]
+        self._undelegate(member, task, work)
         member.seconds += work.seconds
 
     def free(self, agent: AgentId, task: TaskToken) -> None:
         """An attempt is over, or no longer wanted."""
         member = self.members[agent]
-        member.seconds -= member.assigned.pop(task).seconds
-        if not member.assigned:
+        work = member.assigned.pop(task)
+        if task in member.delegated:
+            self._undelegate(member, task, work)
+        else:
+            member.seconds -= work.seconds
+        if not member.in_hand:
             # sums of floats drift
             member.seconds = 0.0
-            if not member.incarnation:
-                del self.members[agent]
+        if not member.assigned and not member.incarnation:
+            del self.members[agent]
         if member.blocked:
             self.opened[agent] = member
+
+    def _undelegate(self, member: Member, task: TaskToken, work: Work) -> None:
+        del member.delegated[task]
+        member.delegated_seconds = member.delegated_seconds - work.seconds if member.delegated else 0.0
+        self.opened_ahead = True
 
     def _offer(self, member: Member, kinds: tuple[KindSpec, ...]) -> None:
         """Two signatures under one name cannot serve side by side: the one that is there stays until nobody offers it."""

@@ -15,7 +15,7 @@ from starloom.dag.draft import difference_of
 from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.facts import Growth, StageCommitted
 from starloom.dag.growth import digest_of, resolved
-from starloom.dag.ids import Revision, StageId, TaskToken
+from starloom.dag.ids import AgentId, Revision, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.patch import Difference, Patch, between
 from starloom.dag.patchtext import in_short
@@ -110,10 +110,15 @@ class Growing:
         job, name = run.job, stage.spec.id
         if stage.former is None:
             touched = {each: why for each, why in touched_by(job, difference, run.publish).items() if each != name}
+            active: dict[TaskToken, AgentId] = {}
             for each, why in touched.items():
-                if job.stages[each].status not in _OPEN:
-                    problems.append(Problem(f"stages.{each}", f"{state_of(job.stages[each])}, and the growth {why}"))
-            return Plan(difference, tuple(touched))
+                there = job.stages[each]
+                if there.awaits and not there.started:
+                    # It was given out ahead of others, and waits: nothing keeps it from being another one.
+                    active |= {TaskToken(job.id, each, token): agent for token, agent in there.live.items()}
+                elif there.status not in _OPEN:
+                    problems.append(Problem(f"stages.{each}", f"{state_of(there)}, and the growth {why}"))
+            return Plan(difference, tuple(touched), active)
         plan, _ = plan_of(job, difference, run.publish, restart=True)
         gone = {change.stage for change in difference.stages if change.after is None}
         lost = [each for each in job.came_of(name) if each in job.growths and each not in gone]

@@ -4,8 +4,9 @@ from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
+from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
-from starloom.dag.constellation import Comparison, Dependency, Join, On
+from starloom.dag.constellation import Comparison, Dependency, Join, On, OnFailure
 from starloom.dag.facts import Consumed
 from starloom.dag.ids import StageId
 from starloom.dag.job import JobState
@@ -14,9 +15,10 @@ from starloom.dag.values import ValueRef
 
 
 class Verdict(Enum):
-    """What a stage's upstreams let it do."""
+    """What a stage's upstreams let it do. AHEAD: it waits, and may be given out ahead of those that have no result yet."""
 
     WAIT = "wait"
+    AHEAD = "ahead"
     RUN = "run"
     SKIP = "skip"
 
@@ -40,7 +42,10 @@ def satisfied(arc: Dependency, upstream: Outcome | StageState) -> bool:
 
 
 def verdict(job: JobState, stage: StageId) -> Verdict:
-    """Whether a stage may run, is to be skipped, or waits. Takes time in the number of its upstreams."""
+    """Whether a stage may run, is to be skipped, or waits. Takes time in the number of its upstreams.
+
+    One with many that have not ended is not looked at: it only waits.
+    """
     arcs = job.upstreams[stage]
     undecided = job.undecided[stage]
     spec = job.stages[stage].spec
@@ -51,8 +56,31 @@ def verdict(job: JobState, stage: StageId) -> Verdict:
             return Verdict.RUN
         return Verdict.WAIT if undecided else Verdict.SKIP
     if undecided:
-        return Verdict.WAIT
+        return Verdict.AHEAD if _may_go_ahead(job, stage, undecided) else Verdict.WAIT
     return Verdict.RUN if all(satisfied(arc, job.stages[arc.upstream]) for arc in arcs) else Verdict.SKIP
+
+
+def _may_go_ahead(job: JobState, stage: StageId, undecided: int) -> bool:
+    """Whether nothing but the success of attempts that are under way keeps a stage from running.
+
+    Only of first attempts: what has failed or died before may do so again, and what goes ahead is not to blame for that.
+    """
+    if undecided > limits.DELEGATED_UPSTREAMS_MAX or job.options.max_parallel or job.stages[stage].deaths:
+        return False
+    for arc in job.upstreams[stage]:
+        upstream = job.stages[arc.upstream]
+        if upstream.status in ENDED:
+            if not satisfied(arc, upstream):
+                return False
+        elif (
+            len(upstream.live) != 1
+            or arc.on is On.COMPLETION
+            or upstream.spec.policy.on_failure is not OnFailure.FAIL
+            or upstream.failures
+            or upstream.deaths
+        ):
+            return False
+    return True
 
 
 def _ended(job: JobState, arcs: list[Dependency]) -> Iterator[tuple[Dependency, StageState]]:

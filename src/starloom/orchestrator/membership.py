@@ -13,6 +13,7 @@ from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.inputs import AgentGoodbye, AgentHeartbeat, AgentHello, AgentReports
+from starloom.orchestrator.resolving import Resolving
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
@@ -27,12 +28,21 @@ _FLAP_REST_NANOS: Final = round(limits.AGENT_FLAP_REST_SECONDS * NANOS)
 class Membership:
     """Keeps the fleet's leases."""
 
-    def __init__(self, state: State, ledger: Ledger, waits: Waits, endings: Endings, settler: Settler) -> None:
+    def __init__(
+        self,
+        state: State,
+        ledger: Ledger,
+        waits: Waits,
+        endings: Endings,
+        settler: Settler,
+        resolving: Resolving,
+    ) -> None:
         self._fleet: Fleet = state.fleet
         self._ledger = ledger
         self._waits = waits
         self._endings = endings
         self._settler = settler
+        self._resolving = resolving
         #: when to look at which agent; its deadline may have moved on since, and only the entry in _watched counts
         self._deadlines: list[tuple[int, AgentId]] = []
         self._watched: dict[AgentId, int] = {}
@@ -172,7 +182,10 @@ class Membership:
             # If the node is to blame, another one is not; if the stage is, it shows sooner.
             run.avoid.setdefault(task.stage, set()).add(member.name)
             why = f"{member.name} was lost: {reason}"
-            self._give_up(run, task, why, death=True)
+            # What awaited others was not at work there.
+            death = not run.job.stages[task.stage].awaits
+            self._give_up(run, task, why, death=death)
+        self._resolving.lost(member.name)
         self._decide_waiting(member)
 
     def _give_up(self, run: Run, task: TaskToken, why: str, *, death: bool = False) -> None:
@@ -197,10 +210,10 @@ class Membership:
             if task not in member.assigned:
                 continue
             run = self._endings.runs[task.job]
-            if run.job.status is JobStatus.CANCELLING or task not in held:
+            if run.job.status is JobStatus.CANCELLING or (task not in held and task.stage not in run.early):
                 # For one that never arrived, the tombstone catches the assignment if it is still on its way.
                 self._ledger.send(member.name, Cancel(task=task))
-            if task in held:
+            if task in held or task.stage in run.early:
                 continue
             why = f"its assignment did not reach {member.name}"
             self._give_up(run, task, why)

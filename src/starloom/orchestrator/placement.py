@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Final, NamedTuple, Protocol
 
+from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.facts import Timing
 from starloom.dag.ids import AgentId, JobId, StageId
@@ -31,27 +32,33 @@ class Move(NamedTuple):
 
 
 class Want(NamedTuple):
-    """One ready stage, as placement sees it. `avoid`: nodes that could not reach its inputs, or were lost with it."""
+    """One stage, as placement sees it. `avoid`: nodes that could not reach its inputs, or were lost with it.
+
+    `ahead`: the seconds after which its upstreams are expected to have ended, for one that is placed ahead of them;
+    None for one that is ready.
+    """
 
     job: JobId
     stage: StageId
     kind: KindSpec
     moves: Sequence[Move] = ()
     avoid: Collection[AgentId] = ()
+    ahead: float | None = None
 
 
 class Choice(NamedTuple):
-    """Where the stage goes, and the seconds that it is expected to keep a slot there."""
+    """Where the stage goes, the seconds that it is expected to keep a slot there, and those until it has ended."""
 
     candidate: Candidate
     seconds: float
+    finish: float = 0.0
 
 
 class Planner(Protocol):
     """Chooses places. Asked for one stage at a time, the most urgent first."""
 
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
-        """A place among the candidates, ordered by name, that are open; None if no one is."""
+        """A place among the candidates, ordered by name, that are open, or open ahead; None if no one is."""
         ...
 
     def expected_seconds(self, kind: KindSpec, node: AgentId, target: str) -> float:
@@ -87,6 +94,10 @@ class Costs:
             found = self.run_anywhere.get((kind.name, target), kind.cost.run_seconds)
         return found
 
+    def known(self, kind: KindSpec, target: str) -> bool:
+        """Whether the kind ran on that target, on whichever node."""
+        return (kind.name, target) in self.run_anywhere
+
     def load_seconds(self, kind: KindSpec) -> float:
         """Seconds to load what the kind needs, where it did not run yet."""
         return self.load.get(kind.name, kind.cost.load_seconds)
@@ -116,26 +127,38 @@ class EarliestFinish:
 
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
         """The open candidate that ends the stage soonest; None if no one is open."""
-        costs, kind = self.costs, want.kind
+        costs, kind, ahead = self.costs, want.kind, want.ahead
         best: Candidate | None = None
         best_key, best_seconds = (0, 0.0, 0), 0.0
         for candidate in candidates:
             member, target, preferred = candidate
-            if not member.open:
+            if not (member.open if ahead is None else member.open_ahead):
                 continue
             seconds = costs.run_seconds(kind, member.name, target)
             if kind.name not in member.resident:
                 seconds += costs.load_seconds(kind)
-            finish = seconds
-            if len(member.assigned) >= member.slots:
-                finish += member.seconds / member.slots
+            if ahead is None:
+                finish = seconds
+                if member.in_hand >= member.slots:
+                    finish += member.seconds / member.slots
+            else:
+                if not costs.known(kind, target):
+                    seconds = max(seconds, limits.DELEGATED_UNKNOWN_SECONDS)
+                finish = seconds + max(ahead, _busy_seconds(member))
             if want.moves:
                 finish += transfer_seconds(want.moves, member)
             rank = 2 * (member.name in want.avoid) + (not preferred)
-            key = (rank, finish, len(member.assigned))
+            key = (rank, finish, member.in_hand)
             if best is None or key < best_key:
                 best, best_key, best_seconds = candidate, key, seconds
-        return Choice(best, best_seconds) if best else None
+        return Choice(best, best_seconds, best_key[1]) if best else None
+
+
+def _busy_seconds(member: Member) -> float:
+    """Seconds until a slot is free for what comes behind all that it has, delegated work included."""
+    if len(member.assigned) < member.slots:
+        return 0.0
+    return (member.seconds + member.delegated_seconds) / member.slots
 
 
 def transfer_seconds(moves: Sequence[Move], sink: Member) -> float:

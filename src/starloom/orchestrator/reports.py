@@ -1,11 +1,18 @@
-"""Takes in what agents report of their attempts. Idempotent: a report may come again, late, or of a token long dead."""
+"""Takes in what agents report of their attempts. Idempotent: a report may come again, late, or of a token long dead.
 
+Reports of different agents overtake each other: how an attempt ended that was given out ahead of others is judged
+once these have their results. Until then its report is kept, in memory only: it is acknowledged, and where the
+orchestrator dies meanwhile the attempt is not held by anybody any more, and runs again.
+"""
+
+from collections import deque
 from math import isfinite
 
 import msgspec
 
 from starloom.agents.messages import (
     NOT_OF_ATTEMPTS,
+    AwaitUnreachable,
     Cancel,
     Failed,
     Finished,
@@ -32,7 +39,8 @@ from starloom.orchestrator.inputs import AgentReports
 from starloom.orchestrator.lineage import comparisons_of, lineage_fault
 from starloom.orchestrator.relays import Relays
 from starloom.orchestrator.replicas import Replicas
-from starloom.orchestrator.runs import Run
+from starloom.orchestrator.resolving import Resolving
+from starloom.orchestrator.runs import Early, Run
 from starloom.orchestrator.settle import Settler, unreachable_seconds
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.stragglers import Stragglers
@@ -50,6 +58,7 @@ class Reports:
         growing: Growing,
         stragglers: Stragglers,
         replicas: Replicas,
+        resolving: Resolving,
         relays: Relays,
     ) -> None:
         self._state = state
@@ -60,19 +69,27 @@ class Reports:
         self._stragglers = stragglers
         self._replicas = replicas
         self._relays = relays
+        self._resolving = resolving
+        #: kept reports whose attempts await nothing any more
+        self._due: deque[Early] = deque()
         self.stale_refused = 0
 
     def handle(self, given: AgentReports) -> None:
         """Takes in reports of one agent, in their order."""
         for report in given.reports:
-            try:
-                self._one(given.agent, given.incarnation, report)
-            except Exception as error:
-                task = report.task
-                what = f"{given.agent}'s report {type(report).__name__} of {task.stage}, token {task.token}"
-                self._endings.contain(task.job, what, error)
-            # The next one may take away, or run again, what this one has consequences for.
-            self._settler.drain()
+            self._carefully(given.agent, given.incarnation, report)
+            while self._due:
+                self._carefully(*self._due.popleft())
+
+    def _carefully(self, agent: AgentId, incarnation: str, report: Report) -> None:
+        try:
+            self._one(agent, incarnation, report)
+        except Exception as error:
+            task = report.task
+            what = f"{agent}'s report {type(report).__name__} of {task.stage}, token {task.token}"
+            self._endings.contain(task.job, what, error)
+        # The next one may take away, or run again, what this one has consequences for.
+        self._settler.drain()
 
     def _one(self, agent: AgentId, incarnation: str, report: Report) -> None:
         task = report.task
@@ -91,12 +108,19 @@ class Reports:
             return
         stage = run.job.stages.get(task.stage)
         if stage is None or stage.live.get(task.token) != agent:
-            known = isinstance(report, WasCancelled | Revoked) or (stage is not None and stage.committed == task.token)
+            known = isinstance(report, WasCancelled | Revoked | AwaitUnreachable) or (
+                stage is not None and stage.committed == task.token
+            )
             self.stale_refused += not known
+            return
+        if stage.awaits and isinstance(report, Finished | Failed | InputLost):
+            self._early(run, stage, Early(agent, incarnation, report))
             return
         match report:
             case Started():
                 self._started(run, stage, report)
+            case AwaitUnreachable():
+                self._resolving.asked(run, report)
             case Finished():
                 self._finished(run, stage, report, agent)
             case Failed():
@@ -114,9 +138,27 @@ class Reports:
                 if self._settler.supersede(run, task.stage, task.token, f"{agent} gave it back, for a patch"):
                     self._settler.decide(run, task.stage)
 
+    def _early(self, run: Run, stage: StageState, early: Early) -> None:
+        """An attempt has ended before those that it awaits have results, as far as is known here."""
+        task = early.report.task
+        if run.job.status is JobStatus.CANCELLING:
+            self._settler.stopped(run, task.stage, task.token, "the job is being stopped")
+        elif task.stage in run.early or len(run.early) < limits.DELEGATED_REPORTS_KEPT_MAX:
+            run.early[task.stage] = early
+        elif self._settler.supersede(run, task.stage, task.token, "too many reports wait for those they rest on"):
+            self._settler.decide(run, task.stage)
+
+    def _awaited(self, run: Run, name: StageId) -> None:
+        """A stage has its result: what was reported before that, and rests on it, is due."""
+        for arc in run.job.downstreams.get(name, ()) if run.early else ():
+            early = run.early.get(arc.downstream)
+            if early is not None and not run.job.stages[arc.downstream].awaits:
+                del run.early[arc.downstream]
+                self._due.append(early)
+
     def _of_ended_job(self, agent: AgentId, report: Report) -> None:
         """The agent's release crossed with the report, or never came: it is told again what to forget."""
-        if isinstance(report, WasCancelled | Revoked):
+        if isinstance(report, WasCancelled | Revoked | AwaitUnreachable):
             return
         self.stale_refused += not isinstance(report, NOT_OF_ATTEMPTS)
         if isinstance(report, Started):
@@ -183,6 +225,8 @@ class Reports:
             self._settler.stopped(run, task.stage, task.token, "the job is being stopped")
         else:
             self._growing.commit(run, fact, grown)
+        self._resolving.ended(run, task.stage)
+        self._awaited(run, task.stage)
 
     def _output_fault(self, run: Run, stage: StageState, report: Finished) -> str:
         """What is wrong with a result's outputs; empty if they are those of the kind, and declared ones are durable."""

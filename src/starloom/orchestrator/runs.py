@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from starloom.agents.messages import Failed, Finished, InputLost
 from starloom.dag.errors import StarloomError
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.job import JobState
@@ -59,6 +60,14 @@ class Copying:
     failures: int = 0
 
 
+class Early(NamedTuple):
+    """A report that cannot be judged before another stage has its result: who sent it, and the process."""
+
+    agent: AgentId
+    incarnation: str
+    report: Finished | Failed | InputLost
+
+
 class Run:
     """An open job, as it is being worked on."""
 
@@ -76,6 +85,12 @@ class Run:
         self.closed = False
         #: stages in a lane
         self.queued: set[StageId] = set()
+        #: stages that may be given out ahead of their upstreams, and wait for room
+        self.ahead: set[StageId] = set()
+        #: reports of how attempts ended that await upstreams: they count once those have results
+        self.early: dict[StageId, Early] = {}
+        #: upstreams, by stages, whose attempts' agents cannot be asked by those that await them
+        self.unasked: dict[StageId, dict[StageId, None]] = {}
         #: pending stages whose upstreams let them run, and which wait for a time or for nodes that hold inputs
         self.waits: dict[StageId, BackOff | Silence] = {}
         #: what is left of the deadlines of stages whose dependencies hold, and of the job's own, without a name

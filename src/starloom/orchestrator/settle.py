@@ -21,6 +21,7 @@ from starloom.dag.facts import (
 from starloom.dag.ids import FencingToken, JobId, StageId, TaskToken
 from starloom.dag.stagestate import Outcome, StageState, StageStatus
 from starloom.dag.values import ValueRef
+from starloom.orchestrator.ahead import Ahead
 from starloom.orchestrator.clocks import NANOS, Clocks
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.lanes import ReadyLanes
@@ -44,11 +45,19 @@ class Settler:
     """
 
     def __init__(
-        self, state: State, ledger: Ledger, lanes: ReadyLanes, waits: Waits, clocks: Clocks, endings: Endings
+        self,
+        state: State,
+        ledger: Ledger,
+        lanes: ReadyLanes,
+        ahead: Ahead,
+        waits: Waits,
+        clocks: Clocks,
+        endings: Endings,
     ) -> None:
         self._state = state
         self._ledger = ledger
         self._lanes = lanes
+        self._ahead = ahead
         self._waits = waits
         self._clocks = clocks
         self._endings = endings
@@ -56,9 +65,11 @@ class Settler:
         #: stages that ended, as long as their dependents are not judged by that
         self._unjudged: set[tuple[JobId, StageId]] = set()
         self._touched: dict[str, Run] = {}
+        #: reports that came before those of the attempts they rest on, and whose tokens have died since
+        self.refused = 0
 
     def decide(self, run: Run, name: StageId) -> None:
-        """A pending stage becomes ready, is skipped, or goes on waiting, as its upstreams have it."""
+        """A pending stage becomes ready, is skipped, or goes on waiting, perhaps ahead, as its upstreams have it."""
         if name in run.held:
             return
         match verdict(run.job, name):
@@ -66,6 +77,8 @@ class Settler:
                 self._clocks.stage(run, name, self._ledger.now)
                 if name not in run.waits:
                     self._lanes.push(run, name)
+            case Verdict.AHEAD:
+                self._ahead.put(run, name)
             case Verdict.SKIP:
                 self._skip(run, name, skip_reason(run.job, name))
 
@@ -96,8 +109,14 @@ class Settler:
             return
         if len(stage.live) > 1:
             self._endings.cancel_attempts(run.job, fact.stage, but=fact.token)
+        stages = run.job.stages
+        awaiting = [a.downstream for a in run.job.downstreams[fact.stage] if fact.stage in stages[a.downstream].awaits]
         self._ledger.record(fact)
         self._settled(run, fact.stage)
+        if awaiting:
+            self.take_back(run, fact.stage)
+            for name in dict.fromkeys(awaiting):
+                self._awaited(run, fact.stage, name)
 
     def fail(self, run: Run, name: StageId, token: FencingToken, error: ErrorInfo) -> None:
         """An attempt failed: another follows if its policy allows, else the stage has failed for good."""
@@ -114,8 +133,9 @@ class Settler:
         if error.transient and stage.failures < policy.retry.times:
             seconds = back_off(policy.retry, stage.failures)
         self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
-        self._stop_clock(run, name)
+        self._gone(run, name)
         if seconds is not None:
+            self.take_back(run, name)
             self.wait(run, name, seconds, error.message)
             return
         run.waits.pop(name, None)
@@ -127,6 +147,7 @@ class Settler:
                 self._skip(run, name, f"failed: {error.message}")
             case OnFailure.DEFAULT:
                 self._default(run, name)
+        self.take_back(run, name)
 
     def expire(self, run: Run, name: StageId, error: ErrorInfo) -> None:
         """The stage has had its time: its attempts are stopped, and it has failed for good."""
@@ -159,7 +180,8 @@ class Settler:
         self._ledger.record(
             StageSuperseded(job=run.job.id, stage=name, token=token, reason=reason, death=death, input_lost=input_lost)
         )
-        self._stop_clock(run, name)
+        self._gone(run, name)
+        self.take_back(run, name)
         if stage.live:
             return False
         limit = ""
@@ -205,6 +227,52 @@ class Settler:
         """A pending stage is not placed before so many seconds have passed."""
         self._waits.until(run, name, self._ledger.now + round(seconds * NANOS), why)
 
+    def take_back(self, run: Run, name: StageId) -> None:
+        """What was given out ahead lives no longer than the tokens it awaits: called whenever one of a stage is over.
+
+        It is given up, and decided anew; so is what awaits that. This is no failure of it, no death and no loss of inputs.
+        """
+        job = run.job
+        if job.status is not JobStatus.RUNNING:
+            return
+        over, taken = deque([name]), []
+        while over:
+            upstream = over.popleft()
+            live = job.stages[upstream].live
+            for arc in job.downstreams[upstream]:
+                downstream = job.stages[arc.downstream]
+                token = downstream.awaits.get(upstream)
+                if token is None or token in live:
+                    continue
+                self._give_up(run, arc.downstream, f"it awaited {upstream}'s attempt {token}, which is over")
+                over.append(arc.downstream)
+                taken.append(arc.downstream)
+        for each in taken:
+            self.decide(run, each)
+
+    def _awaited(self, run: Run, upstream: StageId, name: StageId) -> None:
+        """A stage was given out ahead of one that has its result now: its time begins, or it is not let run after all."""
+        job = run.job
+        stage = job.stages[name]
+        if job.status is not JobStatus.RUNNING or not stage.live or upstream in stage.awaits:
+            # It was taken back with another that it awaited, or will be, for the result is another attempt's.
+            return
+        if not all(satisfied(arc, job.stages[upstream]) for arc in job.upstreams[name] if arc.upstream == upstream):
+            self._give_up(run, name, f"{upstream}'s result does not let it run")
+            self.take_back(run, name)
+            self.decide(run, name)
+        elif not stage.awaits:
+            self._clocks.stage(run, name, self._ledger.now)
+
+    def _give_up(self, run: Run, name: StageId, reason: str) -> None:
+        """An attempt that awaits upstreams is told to stop, and counts for nothing."""
+        stage = run.job.stages[name]
+        (token,) = stage.live
+        if name not in run.early:
+            self._endings.cancel_attempts(run.job, name)
+        self._ledger.record(StageSuperseded(job=run.job.id, stage=name, token=token, reason=reason))
+        self._gone(run, name)
+
     def _skip(self, run: Run, name: StageId, reason: str) -> None:
         stage = run.job.stages[name]
         run.waits.pop(name, None)
@@ -231,14 +299,19 @@ class Settler:
         self._ledger.record(StageDefaulted(job=run.job.id, stage=name, token=token, outputs=outputs, holds=held))
         self._settled(run, name)
 
-    def _stop_clock(self, run: Run, name: StageId) -> None:
-        """An attempt of the stage has ended."""
+    def _gone(self, run: Run, name: StageId) -> None:
+        """A token of the stage is live no more, and gave no result."""
+        if not run.job.stages[name].live:
+            self.refused += run.early.pop(name, None) is not None
+            run.unasked.pop(name, None)
         clock = run.clocks.get(name)
         if clock is not None and not run.job.stages[name].started:
             clock.stopped(self._ledger.now)
 
     def _settled(self, run: Run, name: StageId) -> None:
         run.clocks.pop(name, None)
+        run.early.pop(name, None)
+        run.unasked.pop(name, None)
         run.unreachable.pop(name, None)
         run.avoid.pop(name, None)
         self._ended.append((run, name))
@@ -268,7 +341,9 @@ class Settler:
     ) -> None:
         """Strict consistency: what read or rests on the old outcome is run again on the new one."""
         reason = f"{arc.upstream} was run again and came out differently"
-        for token, agent in tuple(downstream.live.items()):
+        # What was given out ahead of this very attempt rests on the new one.
+        old = downstream.ahead_of.get(arc.upstream) != upstream.committed
+        for token, agent in tuple(downstream.live.items()) if old else ():
             self._ledger.send(agent, Cancel(task=TaskToken(run.job.id, arc.downstream, token)))
             self.supersede(run, arc.downstream, token, reason)
         if downstream.committed is not None and not still_stands(arc, former, upstream, downstream):

@@ -20,7 +20,7 @@ from starloom.dag.facts import (
     StageFact,
     StagePlaced,
 )
-from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, TaskToken
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.stagestate import StageState
 from starloom.orchestrator.effects import Answer, Decision, Result
@@ -73,15 +73,20 @@ class State:
         job = self.jobs[fact.job]
         stage = job.stages.get(fact.stage)
         before = dict(stage.live) if stage is not None and stage.live else None
+        awaiting = _awaiting(job, fact) if type(fact) is StageCommitted else ()
         job.apply(fact)
         if before and stage is not None:
             for token, agent in before.items():
                 if token not in stage.live:
                     self.fleet.free(agent, TaskToken(fact.job, fact.stage, token))
         if isinstance(fact, StagePlaced):
-            self.fleet.place(fact.agent, TaskToken(fact.job, fact.stage, fact.token))
+            self.fleet.place(fact.agent, TaskToken(fact.job, fact.stage, fact.token), delegated=bool(fact.awaits))
         elif isinstance(fact, StageCommitted):
             self._learn(job.stages[fact.stage])
+            for downstream in awaiting:
+                if not downstream.awaits:
+                    ((token, agent),) = downstream.live.items()
+                    self.fleet.due(agent, TaskToken(fact.job, downstream.spec.id, token))
 
     def _learn(self, stage: StageState) -> None:
         kind = stage.spec.kind
@@ -100,6 +105,16 @@ class State:
             oldest = self.jobs.pop(self._ended.popleft())
             self._ended_stages -= len(oldest.stages)
             self.keys.pop(oldest.key, None)
+
+
+def _awaiting(job: JobState, fact: StageCommitted) -> list[StageState]:
+    """The stages with attempts that await the one that has a result."""
+    found: dict[StageId, StageState] = {}
+    for arc in job.downstreams.get(fact.stage, ()):
+        stage = job.stages[arc.downstream]
+        if fact.stage in stage.awaits:
+            found[arc.downstream] = stage
+    return list(found.values())
 
 
 class Ledger:

@@ -87,6 +87,9 @@ def copy_waits(run: Run) -> str:
 
 def _for_agent(stage: StageState, fleet: Fleet) -> str:
     agents = sorted(stage.live.values())
+    if stage.awaits:
+        begun = ", where it has started" if stage.started else ""
+        return f"its upstreams: {_names(list(stage.awaits))}; it was sent ahead to {_names(agents)}{begun}"
     if stage.elder is not None:
         silent = [f"{agent} is not heard of" for agent in agents if fleet.members[agent].state is AgentState.SUSPECT]
         also = f"; {_names(silent)}" if silent else ""

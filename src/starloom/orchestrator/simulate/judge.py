@@ -51,6 +51,9 @@ class StageView:
     status: StageStatus = StageStatus.PENDING
     live: dict[FencingToken, AgentId] = field(default_factory=dict)
     started: set[FencingToken] = field(default_factory=set)
+    #: what its attempt was given out ahead of, and what of that has no result yet
+    ahead_of: dict[StageId, FencingToken] = field(default_factory=dict)
+    awaits: dict[StageId, FencingToken] = field(default_factory=dict)
     over: set[FencingToken] = field(default_factory=set)
     #: the process that each attempt was given to
     process: dict[FencingToken, str] = field(default_factory=dict)
@@ -207,6 +210,8 @@ class Judge:
         self.made: dict[TaskToken, Finished] = {}
         #: attempts that are journaled, with what each was given out with
         self.placed: dict[TaskToken, Given] = {}
+        #: those of them that were given out ahead of others, with these
+        self.ahead: dict[TaskToken, dict[StageId, FencingToken]] = {}
         #: the patches that clients drew, by what names them
         self.patches: dict[str, Drawn] = {}
         #: the last time that something was journaled, and facts of no job, for stories
@@ -237,6 +242,8 @@ class Judge:
             for ask in asked:
                 ask(fact, job, stage)
             self._apply(fact, job, stage, offset, line)
+        for written in self._of("written"):
+            written()
 
     def decided(self, orchestrator: "Orchestrator", decision: Decision) -> None:
         """A coordinator has decided."""
@@ -301,6 +308,16 @@ class Judge:
         if isinstance(report, Finished):
             self.made[report.task] = report
 
+    def waiting_on(self, agent: AgentId) -> int:
+        """How many attempts an agent has that await others. Takes time in the number of all open stages."""
+        return sum(
+            agent in stage.live.values()
+            for job in self.jobs.values()
+            if not job.ended
+            for stage in job.stages.values()
+            if stage.awaits
+        )
+
     def end(self) -> None:
         """The run is over."""
         for ask in self._of("end"):
@@ -361,8 +378,13 @@ class Judge:
             job.patch(fact)
         elif stage is not None:
             before = dict(stage.live)
+            if isinstance(fact, f.StageCommitted):
+                _end_waits(job, fact)
             if isinstance(fact, f.StagePlaced):
-                self.placed[TaskToken(fact.job, fact.stage, fact.token)] = job.given(fact.stage)
+                task = TaskToken(fact.job, fact.stage, fact.token)
+                self.placed[task] = job.given(fact.stage)
+                if fact.awaits:
+                    self.ahead[task] = fact.awaits
             self._apply_to_stage(fact, stage)
             if isinstance(fact, f.StageCommitted) and job.status is JobStatus.CANCELLING:
                 job.unfollowed.add(fact.stage)
@@ -371,6 +393,7 @@ class Judge:
                 job.grow(fact.stage, fact.growth, made.growth if made is not None else None)
             for token, agent in before.items():
                 if token not in stage.live:
+                    stage.awaits = stage.ahead_of = {}
                     stage.over.add(token)
                     self.agent_live[agent] -= 1
             job.live += len(stage.live) - len(before)
@@ -387,6 +410,7 @@ class Judge:
             case f.StagePlaced():
                 stage.live[fact.token] = fact.agent
                 stage.process[fact.token] = fact.incarnation
+                stage.ahead_of, stage.awaits = dict(fact.awaits), dict(fact.awaits)
                 stage.status = StageStatus.RUNNING if stage.started else StageStatus.PLACED
                 self.agent_live[fact.agent] = self.agent_live.get(fact.agent, 0) + 1
             case f.StageStarted():
@@ -418,6 +442,14 @@ class Judge:
                 stage.holders[fact.agent] = fact.incarnation
             case f.OutputsGone():
                 stage.holders.pop(fact.agent, None)
+
+
+def _end_waits(job: JobView, fact: f.StageCommitted) -> None:
+    """A result is there: what awaited that attempt goes on, and what has started on another one as well."""
+    for arc in job.downstreams[fact.stage]:
+        stage = job.stages[arc.downstream]
+        if stage.awaits.get(fact.stage) == fact.token or stage.started:
+            stage.awaits.pop(fact.stage, None)
 
 
 def _kept(fact: f.StageCommitted) -> bool:

@@ -3,6 +3,7 @@
 A property has those of these methods that it needs:
 
     fact(fact, job, stage)      a fact is durable; the views are as they were before it
+    written()                   all facts of a decision, or of several together, are
     decided(orchestrator, decision)         a coordinator has decided
     replayed(orchestrator)                  a coordinator has read the journal back
     asked(orchestrator, given), answered(orchestrator, answer), accepted(client, answer)
@@ -24,6 +25,7 @@ from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.growths import GROWTH, REFUSED
 from starloom.orchestrator.simulate.intime import CopiesAreFew, DeadlinesAreKept, out_of_time
+from starloom.orchestrator.simulate.inturn import CommitsInTurn, DiesWithWhatItAwaits, StartsInTurn
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.model import in_order, whole_params
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
@@ -78,7 +80,7 @@ class ConditionsHold(Property):
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
         if job is None or stage is None:
             return
-        if isinstance(fact, f.StagePlaced) and not may(job, fact.stage, stage, run=True):
+        if isinstance(fact, f.StagePlaced) and not may(job, fact.stage, stage, run=True, awaits=fact.awaits):
             self.broken(f"{fact.token} is placed against its conditions", fact.job, fact.stage)
         if (
             isinstance(fact, f.StageSkipped)
@@ -139,9 +141,12 @@ class Budgets(Property):
         if 0 < bound <= job.live:
             self.broken(f"{job.live + 1} attempts of the job, and max_parallel is {bound}", fact.job, fact.stage)
         slots = self.world.slots[fact.agent]
-        live = self.judge.agent_live.get(fact.agent, 0)
-        if live >= slots + limits.AGENT_BACKLOG_STAGES:
-            self.broken(f"{fact.agent} with {slots} slots was given {live + 1} attempts", fact.job, fact.stage)
+        live, waiting = self.judge.agent_live.get(fact.agent, 0), self.judge.waiting_on(fact.agent)
+        if not fact.awaits and live - waiting >= slots + limits.AGENT_BACKLOG_STAGES:
+            what = f"{fact.agent} with {slots} slots was given {live - waiting + 1} attempts that could run"
+            self.broken(what, fact.job, fact.stage)
+        if fact.awaits and waiting >= limits.DELEGATED_STAGES_PER_AGENT_MAX:
+            self.broken(f"{fact.agent} was given {waiting + 1} attempts that await others", fact.job, fact.stage)
 
     def _failed(self, fact: f.StageFailed, job: JobView, stage: StageView) -> None:
         times = stage.spec.policy.retry.times
@@ -318,6 +323,9 @@ PROPERTIES: tuple[type[Property], ...] = (
     CopiesAreFew,
     ReplicasAreUsed,
     ReplicasAreThere,
+    StartsInTurn,
+    CommitsInTurn,
+    DiesWithWhatItAwaits,
     WholeOrNot,
     StaysRevoked,
     SettlesInTime,

@@ -1,15 +1,20 @@
 """What all properties share."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
 from starloom.dag import facts as f
 from starloom.dag.conditions import comparison_key
 from starloom.dag.constellation import Dependency, Join, On
 from starloom.dag.facts import Fact
-from starloom.dag.ids import StageId
+from starloom.dag.ids import FencingToken, StageId
 from starloom.dag.patch import Difference
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 
 DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)
+_NOTHING: Final[Mapping[StageId, FencingToken]] = MappingProxyType({})
 LARGE_JOB_STAGES = 300
 """What takes time in a whole job's size is asked less often of larger ones."""
 
@@ -46,11 +51,21 @@ def _lets(arc: Dependency, upstream: StageView) -> bool | None:
     return arc.comparison is None or upstream.holds.get(comparison_key(arc.comparison), False)
 
 
-def may(job: JobView, name: StageId, stage: StageView, run: bool) -> bool:
-    """Whether a stage may run, or may be skipped, by what is journaled of its upstreams."""
+def may(
+    job: JobView, name: StageId, stage: StageView, run: bool, awaits: Mapping[StageId, FencingToken] = _NOTHING
+) -> bool:
+    """Whether a stage may run, or may be skipped, by what is journaled of its upstreams.
+
+    `awaits`: as if these of them had succeeded, each by the given attempt, which has to be under way.
+    """
     if stage.spec.cancelled:
         return not run
     lets = [_lets(arc, job.stages[arc.upstream]) for arc in job.upstreams[name]]
+    if awaits:
+        if any(token not in job.stages[upstream].live for upstream, token in awaits.items()):
+            return False
+        ways = zip(job.upstreams[name], lets, strict=True)
+        lets = [arc.on is not On.COMPLETION if arc.upstream in awaits else way for arc, way in ways]
     if stage.spec.join is Join.ANY and lets:
         return True in lets if run else all(one is False for one in lets)
     return all(lets) if run else None not in lets and False in lets

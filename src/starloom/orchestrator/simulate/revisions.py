@@ -176,6 +176,7 @@ def _fault(given: Given, assign: Assign) -> str:
     sources = {(arc.input, arc.upstream) for arc in given.arcs if arc.output}
     sources |= {(binding.input, StageId("")) for binding in given.bindings}
     fed = {(item.port, item.consumed.upstream) for item in assign.inputs}
+    fed |= {(port, awaited.upstream) for awaited in assign.awaits for port in awaited.feeds}
     if not fed <= sources:
         return f"reads {sorted(fed - sources)}"
     needed = {(arc.input, arc.upstream) for arc in given.arcs if arc.output and arc.on is not On.COMPLETION}

@@ -121,6 +121,24 @@ def hurried(chance: Chance, given: Work) -> Work:
     return Work(constellation, given.inputs, options)
 
 
+def plain(chance: Chance, given: Work) -> Work:
+    """The same, or in half of all jobs one in which most stages go on only if what is before them succeeds: such go ahead."""
+    if chance.happens(0.5):
+        return given
+    constellation = given.constellation
+    stages = dict(constellation.stages)
+    for name, spec in stages.items():
+        if chance.happens(0.8):
+            policy = msgspec.structs.replace(spec.policy, on_failure=OnFailure.FAIL, defaults={})
+            stages[name] = msgspec.structs.replace(spec, policy=policy, params={**spec.params, "fails": False})
+    arcs = tuple(
+        msgspec.structs.replace(arc, on=On.SUCCESS) if arc.on is On.COMPLETION and chance.happens(0.7) else arc
+        for arc in constellation.dependencies
+    )
+    constellation = msgspec.structs.replace(constellation, stages=stages, dependencies=arcs)
+    return Work(constellation, given.inputs, msgspec.structs.replace(given.options, max_parallel=0))
+
+
 class Style:
     """How one job's stages are: drawn once, so that jobs differ. `tiers`: where they may be bound to."""
 

@@ -104,9 +104,9 @@ class World:
         self.tiers = {profile.name: profile.tier for profile in profiles}
         self.slots = {profile.name: profile.slots for profile in profiles}
         tiers = min(len(workload.TIERS), setup.nodes)
-        late = self.chances.of("deadlines")
+        late, even = self.chances.of("deadlines"), self.chances.of("plain jobs")
         self.clients = [
-            Client(self, f"c{index}", workload.hurried(late, work), tiers)
+            Client(self, f"c{index}", workload.hurried(late, workload.plain(even, work)), tiers)
             for index, work in enumerate(
                 workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)
             )
