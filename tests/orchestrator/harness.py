@@ -64,6 +64,7 @@ from starloom.orchestrator.lineage import Verdict, verdict
 
 SECOND = 1_000_000_000
 JSON, BYTES, TEXT = Port(PortType.JSON), Port(PortType.BYTES), Port(PortType.TEXT)
+TICKS = Port(PortType.JSON, stream=True)
 
 KINDS = KindCatalog(
     [
@@ -106,6 +107,9 @@ KINDS = KindCatalog(
             },
             grows=True,
         ),
+        KindSpec(name="t.ticks", variadic_input=JSON, outputs={"ticks": TICKS, "count": JSON}),
+        KindSpec(name="t.twice", inputs={"ticks": TICKS}, variadic_input=JSON, outputs={"ticks": TICKS}),
+        KindSpec(name="t.sum", variadic_input=TICKS, outputs={"value": JSON}),
         KindSpec(name="t.stream", inputs={"sound": Port(PortType.AUDIO, stream=True)}, outputs={"value": JSON}),
     ]
 )
@@ -207,7 +211,7 @@ class FakeAgent:
         return Finished(
             task=assign.task,
             outputs=outputs,
-            consumed={item.port: item.consumed for item in assign.inputs},
+            consumed={item.port: item.consumed for item in assign.inputs} | _streamed(assign),
             timing=Timing(**timing),
             target=assign.target,
             published=assign.publish,
@@ -217,8 +221,13 @@ class FakeAgent:
 
     def _output(self, assign: Assign, name: str, port: Port, salt: str) -> ValueRef:
         read = sorted((item.port, item.ref.digest) for item in assign.inputs)
+        read += sorted((port, each.upstream) for each in assign.awaits for port in each.streams)
         content = f"{assign.kind} {sorted(assign.params.items())} {read} {name} {salt}"
-        if port.type is not PortType.BYTES:
+        if port.stream:
+            meta = {"stream": True, "chunks": 3}
+            ref = ValueRef(type=port.type, bytes=9, digest=digest(content.encode()), meta=meta)
+            self.held.add((assign.task.job, ref.digest))
+        elif port.type is not PortType.BYTES:
             data, meta = encode(port.type, content)
             ref = ValueRef(type=port.type, bytes=len(data), digest=digest(data), meta=meta, inline=data)
         else:
@@ -227,12 +236,20 @@ class FakeAgent:
         return msgspec.structs.replace(ref, holder=self.name)
 
 
+def _streamed(assign: Assign) -> dict[str, Consumed]:
+    """The lineage of streams that were read in part."""
+    token = {each.upstream: each.token if each.upstream else None for each in assign.awaits}
+    return {port: Consumed(each.upstream, token[each.upstream], "") for each in assign.awaits for port in each.streams}
+
+
 class World:
     """A coordinator, its journal and its fleet, at a virtual time."""
 
     def __init__(self, *nodes: NodeProfile, delegate: bool = False) -> None:
         self.now = 100 * SECOND
         self.delegate = delegate
+        #: whether who reads a stream reads it to its end; else in part, and may end before its producer
+        self.reads_all = False
         #: every assignment that was sent, and what attempts gave, which agents tell each other
         self.sent: dict[TaskToken, Assign] = {}
         self.made: dict[TaskToken, Finished] = {}
@@ -281,7 +298,8 @@ class World:
         for run in self.coordinator._endings.runs.values():
             for stage in run.queued:
                 assert run.job.stages[stage].status is StageStatus.PENDING
-                assert verdict(run.job, stage) is Verdict.RUN, f"{stage} is queued, but may not run"
+                said = run.streams.verdict if stage in run.streams.groups else verdict
+                assert said(run.job, stage) is Verdict.RUN, f"{stage} is queued, but may not run"
         self.watch(decision)
 
     def advance(self, seconds: float, beat: bool = True) -> None:
@@ -480,6 +498,8 @@ class World:
     def may_start(self, assign: Assign) -> bool:
         """Whether all that an attempt awaits has succeeded, and the comparisons hold."""
         for awaited in assign.awaits:
+            if awaited.streams and not (self.reads_all and awaited.upstream):
+                continue
             task = TaskToken(assign.task.job, awaited.upstream, awaited.token)
             if task not in self.made:
                 return False
@@ -493,11 +513,14 @@ class World:
         assert self.may_start(assign), f"{assign.task} waits"
         inputs = list(assign.inputs)
         for awaited in assign.awaits:
+            if awaited.streams and not (self.reads_all and awaited.upstream):
+                continue
             made = self.made[TaskToken(assign.task.job, awaited.upstream, awaited.token)]
-            for port, output in awaited.feeds.items():
+            for port, output in (*awaited.feeds.items(), *awaited.streams.items()):
                 consumed = Consumed(awaited.upstream, awaited.token, made.outputs[output].digest)
                 inputs.append(Input(port=port, ref=made.outputs[output], consumed=consumed, address=awaited.address))
-        return msgspec.structs.replace(assign, inputs=tuple(inputs), awaits=())
+        streams = tuple(a for a in assign.awaits if a.streams and not (self.reads_all and a.upstream))
+        return msgspec.structs.replace(assign, inputs=tuple(inputs), awaits=streams)
 
     def fail(self, stage: str, message: str = "broken", *, transient: bool = False) -> None:
         """An attempt of the stage fails."""

@@ -213,7 +213,7 @@ class TestGone:
         job = w.submit(graph.build(KINDS), {"audio": stored()})
         w.lose_input("a", "", gone=True)
         assert w.status(job) == "failed"
-        assert "an input of the job is not in the job store" in w.job(job).error
+        assert "an input of the job is not there any more" in w.job(job).error
 
     def test_names_that_are_no_upstreams_are_harmless(self, world: Any) -> None:
         w = world(node("edge-1"))

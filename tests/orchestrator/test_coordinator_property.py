@@ -321,7 +321,9 @@ class Chaos:
                     self.complete(agent, task)
             for agent in self.world.agents.values():
                 for task in tuple(agent.unsent):
-                    self.report(agent, agent.unsent.pop(task))
+                    # One report may end the job of others, which are forgotten with it.
+                    if task in agent.unsent:
+                        self.report(agent, agent.unsent.pop(task))
             if not self.world.coordinator._state.open:
                 return
             self.world.advance(0.5)

@@ -20,9 +20,9 @@ from starloom.dag.errors import (
     StarloomError,
     Unavailable,
 )
-from starloom.dag.facts import JobSubmitted
+from starloom.dag.facts import JobSubmitted, StreamOptions
 from starloom.dag.ids import StageId
-from starloom.dag.values import PortType
+from starloom.dag.values import Full, PortType
 from starloom.orchestrator.effects import Submitted
 
 
@@ -175,14 +175,38 @@ class TestRefused:
         error = refused(w, InvalidConstellation, one())
         assert places(error) == ["stages.a.kind"]
 
-    def test_streams_are_refused_clearly(self, world: Any) -> None:
+    def test_what_does_not_fit_streams_is_refused_clearly(self, world: Any) -> None:
         w = world(node("edge-1"))
         graph = Graph("streaming")
         sound = graph.input("sound", PortType.AUDIO, stream=True)
         graph.stage("a", "t.stream", sound=sound)
-        error = refused(w, InvalidConstellation, graph.build(KINDS))
-        assert places(error) == ["inputs.sound", "stages.a.kind"]
-        assert "one-shot" in str(error)
+        made = graph.build(KINDS)
+        streams = {
+            "sound": StreamOptions(full=Full.LATEST, spool=True),
+            "light": StreamOptions(),
+        }
+        error = refused(w, InvalidInput, made, {"sound": inline(1)}, streams=streams)
+        assert [str(problem) for problem in error.problems] == [
+            "inputs.sound: is a stream, which takes no value; feed it once the job is accepted",
+            "streams.sound: is spooled, where nothing is dropped, but what is too much is to be dropped (latest); say one of both",
+            "streams.light: the job has no such input stream; it has sound",
+        ]
+        assert w.submit(made)
+
+    def test_input_streams_are_as_many_as_memory_is_for(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(limits, "OPEN_INPUT_STREAMS_MAX", 2)
+        w = world(node("edge-1", slots=9))
+        graph = Graph("streaming")
+        graph.stage("a", "t.stream", sound=graph.input("sound", PortType.AUDIO, stream=True))
+        made = graph.build(KINDS)
+        first = w.submit(made)
+        w.submit(made)
+        error = refused(w, Overloaded, made)
+        assert "2 input streams are open, and 1 more are over OPEN_INPUT_STREAMS_MAX = 2" in str(error)
+        w.submit(one())
+        w.cancel(first)
+        w.acknowledge_cancels()
+        w.submit(made)
 
     def test_a_requirement_that_no_node_meets_says_why_for_each(self, world: Any) -> None:
         w = world(node("cloud-1", Tier.CLOUD), node("edge-1", labels={"site": "south"}))

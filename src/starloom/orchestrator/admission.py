@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 from starloom.dag import limits
 from starloom.dag.checks import number_fault
-from starloom.dag.constellation import StageSpec
+from starloom.dag.constellation import OutputBinding, StageSpec
 from starloom.dag.errors import (
     Conflict,
     Infeasible,
@@ -19,9 +19,11 @@ from starloom.dag.errors import (
 from starloom.dag.facts import JobSubmitted
 from starloom.dag.ids import StageId
 from starloom.dag.job import JobState
+from starloom.dag.patch import Difference
+from starloom.dag.streams import has_streams, input_streams, open_inputs
 from starloom.dag.validate import problems
 from starloom.dag.validate_stage import a_port, label_problems
-from starloom.dag.values import ValueRef
+from starloom.dag.values import Full, ValueRef
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.effects import Submitted
 from starloom.orchestrator.endings import Endings
@@ -107,10 +109,10 @@ class Admission:
         """Raises the error for a job that cannot be accepted."""
         if not self._fleet.members:
             raise Unavailable("no agent has joined yet, so nothing could run; start one and try again")
-        self.check_load(1, len(given.constellation.stages))
+        fed = open_inputs(given.constellation, given.options.streams)
+        self.check_load(1, len(given.constellation.stages), len(fed))
         stages = given.constellation.stages
-        wrong = [*problems(given.constellation, self._fleet.kinds), *self._input_streams(given)]
-        wrong += self.stream_problems(stages)
+        wrong = problems(given.constellation, self._fleet.kinds)
         unfit = [*_input_problems(given), *_option_problems(given)]
         if wrong:
             # A stage that is wrong in itself is judged first; what it requires would be told by a guess.
@@ -123,11 +125,19 @@ class Admission:
         if infeasible:
             raise Infeasible(infeasible, "no node meets the requirements of these stages")
 
-    def check_load(self, more_jobs: int, more: int) -> None:
-        """Raises Overloaded if so many more jobs, and so many more stages, are too many."""
+    def check_load(self, more_jobs: int, more: int, more_streams: int = 0) -> None:
+        """Raises Overloaded if so many more jobs, stages, or input streams that clients feed, are too many."""
         jobs = len(self._state.open)
         stages = sum(job.open_stages for job in self._state.open.values())
-        if jobs + more_jobs > limits.OPEN_JOBS_MAX:
+        fed = (
+            sum(len(open_inputs(job.submitted, job.options.streams)) for job in self._state.open.values())
+            if more_streams
+            else 0
+        )
+        if more_streams and fed + more_streams > limits.OPEN_INPUT_STREAMS_MAX:
+            limit = f"OPEN_INPUT_STREAMS_MAX = {limits.OPEN_INPUT_STREAMS_MAX}"
+            what = f"{fed} input streams are open, and {more_streams} more are over {limit}"
+        elif jobs + more_jobs > limits.OPEN_JOBS_MAX:
             what = f"{jobs} jobs are open, and OPEN_JOBS_MAX = {limits.OPEN_JOBS_MAX}"
         elif stages + more > limits.OPEN_STAGES_MAX:
             what = f"{stages} stages are open, and {more} more are over OPEN_STAGES_MAX = {limits.OPEN_STAGES_MAX}"
@@ -135,23 +145,24 @@ class Admission:
             return
         raise Overloaded(f"{what}; try again once some have ended", limits.OVERLOADED_RETRY_SECONDS)
 
-    def _input_streams(self, given: Submit) -> Iterator[Problem]:
-        for name, port in given.constellation.inputs.items():
-            if port.stream:
-                yield Problem(f"inputs.{name}", "is a stream; this version runs one-shot ports only")
+    def stream_problems(self, job: Mapping[StageId, StageSpec], difference: Difference) -> Iterator[Problem]:
+        """What streams is with agents as a whole: a job that runs is not changed there, so far."""
+        changed = {change.stage: change.after or change.before for change in difference.stages}
+        outputs = [change.after for change in difference.outputs.values() if change.after is not None]
+        declared = {each.upstream for each in outputs if self._is_stream(changed, job, each)}
+        for name in dict.fromkeys((*difference.touched, *declared)):
+            stage = changed.get(name) or job.get(name)
+            if stage is not None and has_streams(self._fleet.kinds.get(stage.kind)):
+                what = f"{stage.kind} has stream ports, and stages that stream are not changed while their job runs, so far"
+                yield Problem(f"stages.{name}", f"{what}; submit another job")
 
-    def stream_problems(self, stages: Mapping[StageId, StageSpec]) -> Iterator[Problem]:
-        """Streams are part of the language, but this version runs one-shot ports only."""
-        streaming = {
-            kind.name
-            for kind in self._fleet.kinds.values()
-            if any(port.stream for port in (*kind.inputs.values(), *kind.outputs.values()))
-            or (kind.variadic_input is not None and kind.variadic_input.stream)
-        }
-        for name, stage in stages.items() if streaming else ():
-            if stage.kind in streaming:
-                what = f"{stage.kind} has stream ports; this version runs one-shot ports only"
-                yield Problem(f"stages.{name}.kind", what)
+    def _is_stream(
+        self, changed: Mapping[StageId, StageSpec | None], job: Mapping[StageId, StageSpec], output: OutputBinding
+    ) -> bool:
+        stage = changed.get(output.upstream) or job.get(output.upstream)
+        kind = self._fleet.kinds.get(stage.kind) if stage is not None else None
+        port = kind.outputs.get(output.output) if kind is not None else None
+        return port is not None and port.stream
 
     def infeasible(self, stages: Mapping[StageId, StageSpec]) -> Iterator[Problem]:
         """The stages that no node may run, each with the reason for every node."""
@@ -194,9 +205,11 @@ def _input_problems(given: Submit) -> Iterator[Problem]:
     declared = given.constellation.inputs
     for name, port in declared.items():
         ref = given.inputs.get(name)
-        if ref is None:
-            # A stream is refused for what it is, with or without a value.
-            if not port.optional and not port.stream:
+        if port.stream:
+            if ref is not None:
+                yield Problem(f"inputs.{name}", "is a stream, which takes no value; feed it once the job is accepted")
+        elif ref is None:
+            if not port.optional:
                 yield Problem(f"inputs.{name}", f"the job needs {a_port(port)} here; give a value")
         elif ref.type is not port.type:
             yield Problem(f"inputs.{name}", f"is {ref.type}, but the job takes {a_port(port)}")
@@ -221,3 +234,11 @@ def _option_problems(given: Submit) -> Iterator[Problem]:
     if fault := number_fault(given.options.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound"):
         yield Problem("options.deadline", fault)
     yield from label_problems("options.labels", given.options.labels)
+    streams = input_streams(given.constellation)
+    for name, options in given.options.streams.items():
+        if name not in streams:
+            known = ", ".join(streams) or "none"
+            yield Problem(f"streams.{name}", f"the job has no such input stream; it has {known}")
+        elif options.spool and options.full not in (None, Full.BLOCK):
+            what = f"is spooled, where nothing is dropped, but what is too much is to be dropped ({options.full})"
+            yield Problem(f"streams.{name}", f"{what}; say one of both")

@@ -15,6 +15,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     growing      what results add to their jobs       endings    how jobs end
     deadlines    the ends of what has had its time    stragglers copies of what runs too long
     replicas     results on other nodes as well       watchdog   the ends of what cannot go on
+    streaming    stages that stream into each other
 """
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence
@@ -59,6 +60,7 @@ from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.stragglers import Stragglers
+from starloom.orchestrator.streaming import Streaming
 from starloom.orchestrator.views import NodeView, copy_waits, node_view, waits_for
 from starloom.orchestrator.watchdog import Watchdog
 
@@ -77,8 +79,11 @@ class Coordinator:
         self._waits = Waits()
         self._clocks = Clocks()
         self._endings = Endings(self._state, self._ledger, self._lanes, self._clocks)
+        self._streaming = Streaming(self._state.fleet, self._lanes)
         ahead = Ahead(self._state.fleet, self._lanes, limits.DELEGATED_CANDIDATES_MAX if delegate else 0)
-        self._settler = Settler(self._state, self._ledger, self._lanes, ahead, self._waits, self._clocks, self._endings)
+        self._settler = Settler(
+            self._state, self._ledger, self._lanes, ahead, self._streaming, self._waits, self._clocks, self._endings
+        )
         self._deadlines = Deadlines(self._state, self._ledger, self._lanes, self._clocks, self._endings, self._settler)
         self._dispatcher = Dispatcher(
             self._state, self._ledger, self._lanes, ahead, self._waits, self._endings, self._settler
@@ -236,7 +241,10 @@ class Coordinator:
         self._deadlines.check()
         self._settler.drain()
         self._patching.settle()
+        self._streaming.renew()
         self._dispatcher.run()
+        while self._streaming.run(self._dispatcher.follow):
+            self._dispatcher.run()
         self._delegation.run()
         self._stragglers.look()
         self._watchdog.look()

@@ -21,6 +21,7 @@ from starloom.orchestrator.replicas import nearest
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
+from starloom.orchestrator.streams import pending
 
 Holders = dict[str, list[Member]]
 """Who has each value that only agents have, by input port."""
@@ -95,15 +96,26 @@ class Dispatcher:
             if item.ref.inline is None and item.ref.holder != JOB_STORE and item.upstream is not None
         }
 
-    def _place(self, lane: Lane, run: Run, name: StageId) -> bool:
-        """Places a stage, or finds what else it waits for; False if no candidate has room."""
+    def follow(self, lane: Lane, run: Run, name: StageId) -> bool:
+        """Places a stage that streams with others which are under way, wherever a node is there; False if none is."""
+        try:
+            return self._place(lane, run, name, anyway=True)
+        except Exception as error:
+            self._endings.contain(run.job.id, f"the placement of {name}", error)
+            return True
+
+    def _place(self, lane: Lane, run: Run, name: StageId, *, anyway: bool = False) -> bool:
+        """Places a stage, or finds what else it waits for; False if no candidate has room, or, `anyway`, is there."""
         job = run.job
         candidates = lane.candidates(self._fleet)
         # Before its inputs are looked at: there may be many, and none is made again for a stage without a place.
-        if not any(candidate.member.open for candidate in candidates):
+        if name in run.streams.groups and run.streams.verdict(job, name) not in (Verdict.RUN, Verdict.AHEAD):
+            return True
+        if not any(candidate.member.there if anyway else candidate.member.open for candidate in candidates):
             return False
         fed: Sequence[Fed] = inputs_of(job, name) if job.upstreams[name] or job.bindings[name] else ()
-        if lane.required and not self._has_inputs(lane, run, name, fed):
+        streamed: set[str] = run.streams.ports(name) if name in run.streams.groups else set()
+        if lane.required and not self._has_inputs(lane, run, name, {*streamed, *(item.port for item in fed)}):
             return True
         moves: Sequence[Move] = ()
         holders: Holders = {}
@@ -113,16 +125,22 @@ class Dispatcher:
                 return True
             holders = found
             moves = moves_of(fed, holders)
-        choice = self._planner.choose(Want(job.id, name, lane.spec, moves, run.avoid.get(name, ())), candidates)
+        if anyway:
+            producers = run.streams.producers(job, name)
+            moves = [*moves, *(Move(0, self._fleet.members[agent]) for agent in producers)]
+        avoid = run.avoid.get(name, ())
+        choice = self._planner.choose(Want(job.id, name, lane.spec, moves, avoid, anyway=anyway), candidates)
         if choice is None:
             return False
-        inputs = [input_of(run, item, holders, choice.candidate.member) for item in fed]
-        self.assign(lane, run, name, inputs, choice)
+        member = choice.candidate.member
+        inputs = [input_of(run, item, holders, member) for item in fed if item.port not in streamed]
+        awaits = run.streams.awaits(job, name, holders, self._fleet) if streamed else ()
+        self.assign(lane, run, name, inputs, choice, awaits=awaits)
         return True
 
-    def _has_inputs(self, lane: Lane, run: Run, name: StageId, fed: Sequence[Fed]) -> bool:
-        """Whether each input that the kind needs has a value; the stage fails if not, for no other place would help."""
-        missing = set(lane.required).difference(item.port for item in fed)
+    def _has_inputs(self, lane: Lane, run: Run, name: StageId, there: set[str]) -> bool:
+        """Whether each input that the kind needs is there; the stage fails if not, for no other place would help."""
+        missing = set(lane.required) - there
         if not missing:
             return True
         stage = run.job.stages[name]
@@ -174,7 +192,7 @@ class Dispatcher:
         """Gives a new attempt of a stage to the chosen node; what only awaited that may go ahead of it then."""
         job = run.job
         stage = job.stages[name]
-        tokens = {awaited.upstream: awaited.token for awaited in awaits}
+        tokens = {awaited.upstream: awaited.token for awaited in awaits if awaited.upstream}
         candidate = choice.candidate
         member = candidate.member
         token = self._ledger.next_token(stage)
@@ -188,7 +206,7 @@ class Dispatcher:
                 incarnation=member.incarnation,
                 target=candidate.target,
                 copy=copy,
-                awaits=tokens,
+                awaits={upstream: each for upstream, each in tokens.items() if each in job.stages[upstream].live},
             )
         )
         ends = self._ledger.now + round(choice.finish * NANOS)
@@ -207,8 +225,12 @@ class Dispatcher:
                 priority=job.options.priority,
                 publish=run.to_publish(name),
                 comparisons=comparisons_of(job, name),
+                readers=run.streams.readers(name),
             ),
         )
+        if name in run.streams.groups:
+            for each in pending(job, run.streams.groups[name]):
+                self._settler.decide(run, each)
         if not copy and not lane.spec.grows:
             self._offer_downstreams(run, name)
 
@@ -217,6 +239,8 @@ class Dispatcher:
         job = run.job
         for arc in job.downstreams[name]:
             downstream = arc.downstream
+            if downstream in run.streams.groups:
+                continue
             if job.stages[downstream].status is StageStatus.PENDING and verdict(job, downstream) is Verdict.AHEAD:
                 self._ahead.put(run, downstream)
 

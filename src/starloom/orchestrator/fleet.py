@@ -101,15 +101,19 @@ class Member:
         self.capacity = self.slots + limits.AGENT_BACKLOG_STAGES
 
     @property
+    def there(self) -> bool:
+        """Whether it may be given anything at all."""
+        return self.state is AgentState.ONLINE and not self.rests_until
+
+    @property
     def open(self) -> bool:
         """Whether it may be given one more attempt that could run now."""
-        return self.state is AgentState.ONLINE and self.in_hand < self.capacity and not self.rests_until
+        return self.there and self.in_hand < self.capacity
 
     @property
     def open_ahead(self) -> bool:
         """Whether it may be given one more attempt that awaits upstreams."""
-        few = len(self.delegated) < limits.DELEGATED_STAGES_PER_AGENT_MAX
-        return self.state is AgentState.ONLINE and few and not self.rests_until
+        return self.there and len(self.delegated) < limits.DELEGATED_STAGES_PER_AGENT_MAX
 
     @property
     def in_hand(self) -> int:

@@ -100,7 +100,7 @@ class Growing:
             return Difference(), []
         difference, problems = difference_of(base, asked, self._state.fleet.kinds, may_be_empty=True)
         placeable = {change.stage: change.after for change in difference.stages if change.after is not None}
-        problems += self._admission.stream_problems(placeable)
+        problems += self._admission.stream_problems(base.specs, difference)
         if not problems:
             problems += self._admission.infeasible(placeable)
         return difference, problems

@@ -183,7 +183,7 @@ class Membership:
             run.avoid.setdefault(task.stage, set()).add(member.name)
             why = f"{member.name} was lost: {reason}"
             # What awaited others was not at work there.
-            death = not run.job.stages[task.stage].awaits
+            death = not run.job.stages[task.stage].awaits or run.streams.reads(task.stage)
             self._give_up(run, task, why, death=death)
         self._resolving.lost(member.name)
         self._decide_waiting(member)

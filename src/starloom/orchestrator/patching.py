@@ -191,7 +191,7 @@ class Patching:
         difference, wrong = difference_of(job.shape, patch, kinds)
         problems += wrong
         placeable = {change.stage: change.after for change in difference.stages if change.after is not None}
-        problems += self._admission.stream_problems(placeable)
+        problems += self._admission.stream_problems(job.shape.specs, difference)
         if not problems:
             problems += self._admission.infeasible(placeable)
         plan, started = plan_of(job, difference, run.publish, restart=patch.restart)

@@ -34,7 +34,7 @@ class Move(NamedTuple):
 class Want(NamedTuple):
     """One stage, as placement sees it. `avoid`: nodes that could not reach its inputs, or were lost with it.
 
-    `ahead`: the seconds after which its upstreams are expected to have ended, for one that is placed ahead of them;
+    `anyway`: it goes to a node that is there, whatever that has. `ahead`: the seconds after which its upstreams are expected to have ended, for one that is placed ahead of them;
     None for one that is ready.
     """
 
@@ -44,6 +44,7 @@ class Want(NamedTuple):
     moves: Sequence[Move] = ()
     avoid: Collection[AgentId] = ()
     ahead: float | None = None
+    anyway: bool = False
 
 
 class Choice(NamedTuple):
@@ -132,7 +133,7 @@ class EarliestFinish:
         best_key, best_seconds = (0, 0.0, 0), 0.0
         for candidate in candidates:
             member, target, preferred = candidate
-            if not (member.open if ahead is None else member.open_ahead):
+            if not (member.there if want.anyway else member.open if ahead is None else member.open_ahead):
                 continue
             seconds = costs.run_seconds(kind, member.name, target)
             if kind.name not in member.resident:

@@ -113,7 +113,9 @@ class Reports:
             )
             self.stale_refused += not known
             return
-        if stage.awaits and isinstance(report, Finished | Failed | InputLost):
+        # One that reads streams is at work while those that it reads are: only its success rests on theirs.
+        ends = Finished if run.streams.reads(task.stage) else Finished | Failed | InputLost
+        if stage.awaits and isinstance(report, ends):
             self._early(run, stage, Early(agent, incarnation, report))
             return
         match report:
@@ -253,7 +255,7 @@ class Reports:
             return
         name = task.stage
         if report.gone and "" in report.upstreams:
-            message = f"an input of the job is not in the job store: {report.reason}"
+            message = f"an input of the job is not there any more: {report.reason}"
             self._settler.fail(run, name, task.token, ErrorInfo(message=message, cause="InputUnavailable", node=agent))
             return
         if not report.gone:
@@ -273,6 +275,8 @@ class Reports:
         arcs = {arc.upstream for arc in run.job.upstreams[name]}
         for upstream in dict.fromkeys(report.upstreams):
             stage = run.job.stages[upstream] if upstream in arcs else None
+            if stage is not None and work.fetches.get(upstream) in stage.live:
+                self._produce_again(run, upstream, report)
             if stage is None or stage.committed is None:
                 continue
             if work.fetches.get(upstream, stage.committed) != stage.committed:
@@ -282,6 +286,14 @@ class Reports:
                 continue
             lost = report.gone and not self._state.fleet.having(stage.holders)
             self._settler.reopen(run, upstream, f"its output is gone: {report.reason}", lost=lost)
+
+    def _produce_again(self, run: Run, name: StageId, report: InputLost) -> None:
+        """A reader lacks chunks of a stream whose producer is under way: that begins again, and so do all who read from it."""
+        reason = f"a reader of its stream has to begin again, and lacks chunks: {report.reason}"
+        self._endings.cancel_attempts(run.job, name)
+        for token in tuple(run.job.stages[name].live):
+            if self._settler.supersede(run, name, token, reason):
+                self._settler.decide(run, name)
 
 
 def _plain(timing: Timing) -> Timing:

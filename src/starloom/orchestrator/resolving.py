@@ -73,7 +73,8 @@ class Resolving:
     def _tell(self, run: Run, name: StageId, upstreams: tuple[StageId, ...]) -> None:
         """Tells what has results of some upstreams that an attempt went ahead of, unless it has started."""
         stage = run.job.stages[name]
-        for upstream in upstreams:
+        # What reads streams was told where they are, and nothing is told of them from here.
+        for upstream in () if run.streams.reads(name) else upstreams:
             if stage.status is not StageStatus.PLACED or run.job.status is not JobStatus.RUNNING:
                 return
             token = stage.ahead_of.get(upstream)

@@ -12,6 +12,7 @@ from starloom.dag.job import JobState
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
 from starloom.orchestrator.agenda import Agenda
+from starloom.orchestrator.streams import Streams
 
 if TYPE_CHECKING:
     from starloom.orchestrator.clocks import Clock
@@ -80,6 +81,8 @@ class Run:
         #: ports of each stage that are outputs of the job
         self.publish: dict[StageId, tuple[str, ...]] = {}
         self._declare()
+        #: what of it streams
+        self.streams = Streams(job, kinds)
         #: this job's turn among those of its priority
         self.tag = 0
         self.closed = False
@@ -150,6 +153,7 @@ class Run:
                 kept.pop(stage, None)
         for stage in difference.touched:
             self.clocks.pop(stage, None)
+        self.streams = Streams(self.job, kinds)
         if difference.outputs:
             self.publish.clear()
             self._declare()

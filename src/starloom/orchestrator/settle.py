@@ -36,6 +36,8 @@ from starloom.orchestrator.lineage import (
 )
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.state import Ledger, State
+from starloom.orchestrator.streaming import Streaming
+from starloom.orchestrator.streams import pending
 
 
 class Settler:
@@ -50,6 +52,7 @@ class Settler:
         ledger: Ledger,
         lanes: ReadyLanes,
         ahead: Ahead,
+        streaming: Streaming,
         waits: Waits,
         clocks: Clocks,
         endings: Endings,
@@ -58,6 +61,7 @@ class Settler:
         self._ledger = ledger
         self._lanes = lanes
         self._ahead = ahead
+        self._streaming = streaming
         self._waits = waits
         self._clocks = clocks
         self._endings = endings
@@ -72,7 +76,12 @@ class Settler:
         """A pending stage becomes ready, is skipped, or goes on waiting, perhaps ahead, as its upstreams have it."""
         if name in run.held:
             return
-        match verdict(run.job, name):
+        streaming = name in run.streams.groups
+        match run.streams.verdict(run.job, name) if streaming else verdict(run.job, name):
+            case Verdict.RUN | Verdict.AHEAD if streaming:
+                self._clocks.stage(run, name, self._ledger.now)
+                if name not in run.waits:
+                    self._streaming.put(run, name)
             case Verdict.RUN:
                 self._clocks.stage(run, name, self._ledger.now)
                 if name not in run.waits:
@@ -215,9 +224,10 @@ class Settler:
         )
         self.decide(run, name)
         for arc in run.job.downstreams[name]:
-            if arc.downstream in run.queued:
-                run.queued.discard(arc.downstream)
-                self.decide(run, arc.downstream)
+            for each in run.streams.groups.get(arc.downstream, (arc.downstream,)):
+                if each in run.queued:
+                    run.queued.discard(each)
+                    self.decide(run, each)
 
     def touch(self, run: Run) -> None:
         """The job may have nothing left to do; `drain` looks."""
@@ -331,7 +341,14 @@ class Settler:
                 self._arc_decided(run, arc, stage, downstream)
 
     def _arc_decided(self, run: Run, arc: Dependency, upstream: StageState, downstream: StageState) -> None:
-        """The last upstream of ALL decides; of ANY, the first that is satisfied or the last: each arc is looked at twice."""
+        """The last upstream of ALL decides; of ANY, the first that is satisfied or the last: each arc is looked at twice.
+
+        What streams connect starts together, so that what one of them waited for was perhaps the last for all.
+        """
+        if arc.downstream in run.streams.groups:
+            for each in pending(run.job, run.streams.groups[arc.downstream]):
+                self.decide(run, each)
+            return
         first = downstream.spec.join is Join.ANY and satisfied(arc, upstream)
         if first or run.job.undecided[arc.downstream] == 0:
             self.decide(run, arc.downstream)

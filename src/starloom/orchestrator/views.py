@@ -59,12 +59,14 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
     if name in run.held:
         return "a patch of the job to be settled"
     if stage.live:
-        return _for_agent(stage, fleet)
+        return _for_agent(stage, fleet, run.streams.reads(name))
     if job.undecided[name]:
         open_ones = dict.fromkeys(a.upstream for a in job.upstreams[name] if job.stages[a.upstream].status not in ENDED)
         if name not in run.queued and name not in run.waits:
             which = "one of " if stage.spec.join is Join.ANY else ""
             return f"{which}its upstreams: {_names(list(open_ones))}"
+    if name in run.streams.groups and (others := dict.fromkeys(run.streams.waits_for(job, name))):
+        return f"the upstreams of those that it streams with: {_names(list(others))}"
     match run.waits.get(name):
         case BackOff(until=until, why=why):
             return f"the next attempt, in {max(0, until - now) / NANOS:.1f} s, after: {why}"
@@ -85,9 +87,9 @@ def copy_waits(run: Run) -> str:
     return f"it runs too long, and its copy waits for {full if run.full else 'a free slot on another node'}"
 
 
-def _for_agent(stage: StageState, fleet: Fleet) -> str:
+def _for_agent(stage: StageState, fleet: Fleet, streams: bool) -> str:
     agents = sorted(stage.live.values())
-    if stage.awaits:
+    if stage.awaits and not streams:
         begun = ", where it has started" if stage.started else ""
         return f"its upstreams: {_names(list(stage.awaits))}; it was sent ahead to {_names(agents)}{begun}"
     if stage.elder is not None:
