@@ -383,6 +383,9 @@ class NoModels:
     def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
         return make()
 
+    def close(self, kind: str = "") -> None:
+        return
+
 
 def no_models(cancel: CancelToken, target: str) -> NoModels:
     return NoModels()

@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from tests.agents.fakes import assign, given, task
 
-from starloom.agents.core import AgentCore, Drop, Fetch, Forget, Instruction, Phase, Start, Stop, Tell
+from starloom.agents.core import (
+    AgentCore,
+    Drop,
+    Fetch,
+    Forget,
+    Instruction,
+    Phase,
+    Preload,
+    Start,
+    Stop,
+    StopPreload,
+    Tell,
+)
 from starloom.agents.messages import (
     Assign,
     Await,
@@ -369,7 +381,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = AgentCore(AgentId("a"), 2)
+        self.core = AgentCore(AgentId("a"), 2, loading=frozenset({"slow"}))
         self.now = 0
         self.accepted: set[TaskToken] = set()
         self.cancelled: set[TaskToken] = set()
@@ -380,6 +392,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.handed: list[TaskToken] = []
         self.running: list[TaskToken] = []
         self.publishing: list[TaskToken] = []
+        self.loading = False
         #: released while active: no report is due
         self.forgotten: set[TaskToken] = set()
 
@@ -402,6 +415,14 @@ class AnyOrder(RuleBasedStateMachine):
                     if not isinstance(report, Started):
                         self.finals[report.task] = report
                         assert isinstance(report, WasCancelled) == (report.task in self.cancelled)
+                case Preload(kind):
+                    assert not self.loading, "two loads at once"
+                    assert kind == "slow"
+                    phases = {active: self.core.phase(active) for active in self.core.active}
+                    assert not any(phase is Phase.READY and active.stage in "def" for active, phase in phases.items())
+                    self.loading = True
+                case StopPreload():
+                    assert self.loading
                 case Drop() | Forget():
                     pass
 
@@ -454,6 +475,12 @@ class AnyOrder(RuleBasedStateMachine):
                 self.core.ended(done, self.failure(done), self.now) if lost else self.core.fetched(done, self.now)
             )
             self.settle(done)
+
+    @rule()
+    def load_ends(self) -> None:
+        if self.loading:
+            self.loading = False
+            self.carry_out(self.core.preloaded(self.now))
 
     @rule()
     def begin(self) -> None:

@@ -145,25 +145,91 @@ def test_two_threads_load_one_session_once(pool: SessionPool, monkeypatch: pytes
     assert found[0] is found[1]
 
 
-def test_session_unused_for_longest_goes_first(store: ModelStore) -> None:
-    pool = SessionPool(store, limit=2)
+class Clock:
+    """Seconds that only a test lets pass; loading a file takes as many as it says."""
+
+    def __init__(self, pool: SessionPool, monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
+        self.now = 0.0
+        real: Callable[[SessionKey], Any] = pool._load
+
+        def load(key: SessionKey) -> Any:
+            loaded = real(key)
+            loaded.seconds = seconds.get(key.file.partition(".")[0], 1.0)
+            return loaded
+
+        monkeypatch.setattr(pool, "_load", load)
+        monkeypatch.setattr(pool, "_clock", lambda: self.now)
+
+
+def ask(pool: SessionPool, clock: Clock, file: str) -> None:
+    """A call that begins, uses one session, and ends, a second after the one before."""
+    clock.now += 1.0
     models = pool.for_call(CancelToken())
-    plain, int8, endless_one = "model.onnx", "model.int8.onnx", "endless.onnx"
-    kept = models.session("tiny", plain)
-    pool.for_call(CancelToken()).session("tiny", int8)
-    pool.for_call(CancelToken()).session("tiny", plain)
-    pool.for_call(CancelToken()).session("tiny", endless_one)
-    assert [key.file for key in pool.resident()] == [plain, endless_one]
-    pool.for_call(CancelToken()).session("tiny", int8)
-    assert [key.file for key in pool.resident()] == [endless_one, int8]
+    models.session("tiny", file)
+    models.close()
+
+
+def test_session_that_was_cheap_to_load_goes_first(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SessionPool(store, limit=2)
+    clock = Clock(pool, monkeypatch, model=1.0, endless=60.0)
+    ask(pool, clock, "endless.onnx")
+    ask(pool, clock, "model.onnx")
+    ask(pool, clock, "model.int8.onnx")
+    assert [key.file for key in pool.resident()] == ["endless.onnx", "model.int8.onnx"]
+
+
+def test_session_in_use_stays_until_its_call_ends(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SessionPool(store, limit=1)
+    clock = Clock(pool, monkeypatch)
+    running = pool.for_call(CancelToken())
+    kept = running.session("tiny", "model.onnx")
+    ask(pool, clock, "model.int8.onnx")
+    ask(pool, clock, "endless.onnx")
+    assert [key.file for key in pool.resident()] == ["model.onnx", "endless.onnx"]
     assert kept.run({"x": X})[0].tolist() == [2.0, 4.0]
+    running.close()
+    assert [key.file for key in pool.resident()] == ["endless.onnx"]
 
 
-def test_pool_is_bounded_by_bytes_but_holds_one(store: ModelStore) -> None:
-    pool = SessionPool(store, limit=4, limit_bytes=1)
+def test_call_that_is_forgotten_without_its_end_keeps_nothing(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = SessionPool(store, limit=1)
+    clock = Clock(pool, monkeypatch)
     pool.for_call(CancelToken()).session("tiny", "model.onnx")
-    pool.for_call(CancelToken()).session("tiny", "model.int8.onnx")
+    ask(pool, clock, "endless.onnx")
+    assert [key.file for key in pool.resident()] == ["endless.onnx"]
+
+
+def test_pool_is_bounded_by_bytes_but_holds_one(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = SessionPool(store, limit=4, limit_bytes=1)
+    clock = Clock(pool, monkeypatch)
+    ask(pool, clock, "model.onnx")
+    ask(pool, clock, "model.int8.onnx")
     assert [key.file for key in pool.resident()] == ["model.int8.onnx"]
+
+
+def test_kind_is_resident_while_all_sessions_are_that_its_calls_used(
+    store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = SessionPool(store, limit=2)
+    clock = Clock(pool, monkeypatch, endless=60.0)
+    assert pool.resident_kinds() == ()
+    failed = pool.for_call(CancelToken())
+    failed.session("tiny", "model.onnx")
+    failed.close()
+    assert pool.resident_kinds() == (), "it may not have come to all that it needs"
+    for kind, files in {"t.one": ["model.onnx"], "t.two": ["model.onnx", "model.int8.onnx"]}.items():
+        models = pool.for_call(CancelToken())
+        for file in files:
+            clock.now += 1.0
+            models.session("tiny", file)
+        models.close(kind)
+    pool.for_call(CancelToken()).close("t.none")
+    assert pool.resident_kinds() == ("t.one", "t.two")
+    ask(pool, clock, "model.onnx")
+    ask(pool, clock, "endless.onnx")
+    assert pool.resident_kinds() == ("t.one",)
 
 
 def test_limits_must_be_positive(store: ModelStore) -> None:

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 from tests.orchestrator.harness import KINDS, SECOND, World, node, stored
 
+from starloom.agents.messages import Load
 from starloom.dag import limits
 from starloom.dag.builder import Graph
 from starloom.dag.constellation import Requirements, Tier
@@ -195,6 +196,22 @@ class TestInTheCoordinator:
         assert member.resident == {"t.work"}
         w.join(node("edge-1"))
         assert member.resident == set()
+
+    def test_what_a_heartbeat_says_is_loaded_is_believed_of_kinds_that_name_models(self, world: Any) -> None:
+        w: World = world(node("edge-1"))
+        member = w.coordinator._state.fleet.members[AgentId("edge-1")]
+        named, unnamed = KindSpec(name="t.named", models=("m",)), KindSpec(name="t.unnamed")
+        member.ran("t.named")
+        member.ran("t.unnamed")
+        member.beat(Load())
+        assert all(map(member.is_resident, (named, unnamed))), "it does not say, so what ran is there"
+        member.beat(Load(resident=()))
+        assert not member.is_resident(named), "its models are gone"
+        assert member.is_resident(unnamed), "of which nothing can be told"
+        member.ran("t.named")
+        assert member.is_resident(named), "it has run since"
+        w.join(node("edge-1"))
+        assert not member.is_resident(named)
 
     def test_requirements_overrule_the_kinds_own_tier(self, world: Any) -> None:
         w: World = world(node("a", Tier.CLOUD), node("b", Tier.EDGE))

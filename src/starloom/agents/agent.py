@@ -46,7 +46,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     `threads` those of one ONNX Runtime session. `models_root` is the model store, empty for the user's.
     `kinds` names what it offers, empty for all that can run here. `host` is where its data service listens.
     `arena_bytes` bounds its shared memory, 0 for none. `verify_shared`: whether what is read in others' is hashed again.
-    `faults_allowed`: whoever has the token may make things go wrong in it.
+    `load_ahead`: whether models are loaded while attempts that need them wait. `faults_allowed`: whoever has the token may make things go wrong in it.
     """
 
     name: str
@@ -62,6 +62,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[str, ...] = ()
     arena_bytes: int = limits.AGENT_ARENA_BYTES_MAX
     verify_shared: bool = False
+    load_ahead: bool = True
     faults_allowed: bool = False
 
 
@@ -84,6 +85,10 @@ class ModelPool:
                 self._pool = SessionPool(ModelStore(self._root), limits.AGENT_SESSIONS_MAX, self._threads)
         return self._pool.for_call(cancel, target)
 
+    def resident(self) -> tuple[str, ...]:
+        """The kinds whose models are loaded, by name."""
+        return self._pool.resident_kinds() if self._pool is not None else ()
+
 
 class Agent:
     """One agent. `start` makes it ready, `run` lasts until `stop`; it dials the orchestrator for as long.
@@ -104,6 +109,7 @@ class Agent:
         self._peers = Peers(config.token, faults)
         self._data: DataServer | None = None
         self._runtime: Runtime | None = None
+        self._models: ModelPool | None = None
         self._meter = LoadMeter()
         self._dialing: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
@@ -135,7 +141,7 @@ class Agent:
         arena = self._holder.arena = await asyncio.to_thread(open_arena, config.arena_bytes)
         if self._faults is not None:
             stages = DisturbedStages(stages, self._faults)
-        models = ModelPool(config.models_root, config.threads)
+        models = self._models = ModelPool(config.models_root, config.threads)
         streams = Streams(AgentId(config.name), stages, models, self._transfer, config.orchestrator)
         data = self._data = DataServer(
             self._holder,
@@ -162,7 +168,7 @@ class Agent:
             await self._end_data()
             raise
         self._runtime = Runtime(
-            AgentCore(self._profile.name, self._profile.slots, streams.kinds),
+            AgentCore(self._profile.name, self._profile.slots, streams.kinds, self._loading()),
             stages,
             models,
             self._holder,
@@ -244,7 +250,12 @@ class Agent:
     def load(self) -> Load:
         """For the link: what a heartbeat tells."""
         core = self.runtime.core
-        return self._meter.measure(core.queued, core.running, self._holder.held_bytes, core.stale_refused)
+        load = self._meter.measure(core.queued, core.running, self._holder.held_bytes, core.stale_refused)
+        return msgspec.structs.replace(load, resident=self._models.resident() if self._models is not None else ())
+
+    def _loading(self) -> frozenset[str]:
+        """The kinds whose models are loaded ahead."""
+        return frozenset(kind.name for kind in self._kinds if kind.models and self.config.load_ahead)
 
     def _find_kinds(self) -> tuple[StageLookup, tuple[KindSpec, ...]]:
         """The stages, and the kinds of them that are offered."""

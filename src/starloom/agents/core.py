@@ -24,8 +24,10 @@ from starloom.agents.instructions import Fetch as Fetch
 from starloom.agents.instructions import Forget as Forget
 from starloom.agents.instructions import Instruction as Instruction
 from starloom.agents.instructions import Keep as Keep
+from starloom.agents.instructions import Preload as Preload
 from starloom.agents.instructions import Start as Start
 from starloom.agents.instructions import Stop as Stop
+from starloom.agents.instructions import StopPreload as StopPreload
 from starloom.agents.instructions import Tell as Tell
 from starloom.agents.instructions import Unask as Unask
 from starloom.agents.messages import (
@@ -46,6 +48,7 @@ from starloom.agents.messages import (
     Started,
     WasCancelled,
 )
+from starloom.agents.preloads import Preloads
 from starloom.agents.replicas import ReplicaQueue
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
@@ -60,9 +63,12 @@ class AgentCore:
     A kind whose last run was shorter than AGENT_CHEAP_NANOS is handed to the workers up to AGENT_AHEAD_STAGES
     beyond the slots, so that a worker finds its next run without the event loop's help. Kinds of `streaming` take no
     slot, and start as soon as their inputs are there: whoever runs them has a slot taken for each computation.
+    Models of `loading` kinds are loaded while their attempts wait, unless others wait for a slot.
     """
 
-    def __init__(self, agent: AgentId, slots: int, streaming: Container[str] = ()) -> None:
+    def __init__(
+        self, agent: AgentId, slots: int, streaming: Container[str] = (), loading: Container[str] = ()
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; an agent needs at least 1")
         self.agent = agent
@@ -84,6 +90,7 @@ class AgentCore:
         self._cheap: set[str] = set()
         self._replicas = ReplicaQueue()
         self._awaiting = Awaiting(agent)
+        self._preloads = Preloads(loading)
 
     @property
     def jobs(self) -> tuple[JobId, ...]:
@@ -237,6 +244,11 @@ class AgentCore:
         found: list[Instruction] = [Tell(report)] if self._replicas.ended(report.task) else []
         return self._replicate(found)
 
+    def preloaded(self, now: int) -> list[Instruction]:
+        """What was being loaded ahead is there, or could not be loaded."""
+        self._preloads.ended()
+        return self._advance([], now)
+
     def published(self, report: Published) -> list[Instruction]:
         """What became of values that the job store was to get."""
         return [Tell(report)]
@@ -255,6 +267,7 @@ class AgentCore:
         known.add(assign.task)
         self._order += 1
         self._attempts[assign.task] = Attempt(assign, now, self._order)
+        self._preloads.want(assign)
         if (complete := self._awaiting.accept(assign, found)) is not None:
             self._complete([complete], now)
 
@@ -325,6 +338,8 @@ class AgentCore:
             self._awaiting.remove(report.task, found)
         if attempt.phase in (Phase.HANDED, Phase.RUNNING):
             self._handed -= attempt.assign.kind not in self._streaming
+        if self._preloads.dropped(attempt.assign):
+            found.append(StopPreload())
         del self._attempts[report.task]
         if not attempt.released:
             found.append(Tell(report))
@@ -349,11 +364,14 @@ class AgentCore:
             self._ahead(queued, True)
             queued.phase, queued.since = Phase.FETCHING, now
             found.append(Fetch(queued.assign))
+        if wish := self._preloads.begin(ready.assign if ready else None):
+            found.append(Preload(*wish))
         return self._replicate(found)
 
     def _hand(self, attempt: Attempt) -> Start:
         self._ahead(attempt, False)
         attempt.phase = Phase.HANDED
+        self._preloads.started(attempt.assign)
         return Start(attempt.assign, attempt.accepted, attempt.fetching)
 
     def _replicate(self, found: list[Instruction]) -> list[Instruction]:

@@ -45,6 +45,10 @@ class CountedModels(Models, Protocol):
     @property
     def emulated(self) -> bool: ...
 
+    def close(self, kind: str = "") -> None:
+        """The call is over, and its sessions may go; `kind` is what it was of, if all went well."""
+        ...
+
 
 ModelsFactory = Callable[[CancelToken, str], CountedModels]
 """Makes the models of one call, for its target. Raises StageError for an unknown target."""
@@ -73,6 +77,11 @@ class DeferredModels:
 
     def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
         return self._real().cached(model, name, make)
+
+    def close(self, kind: str = "") -> None:
+        """As `CountedModels.close`."""
+        if self._made is not None:
+            self._made.close(kind)
 
     def _real(self) -> CountedModels:
         if self._made is None:
@@ -174,9 +183,13 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         cancel=run.cancel,
         figure=told.__setitem__,
     )
-    result = stage.run(call)
-    run.cancel.raise_if_cancelled()
-    return made_of(run, spec, result, node, began, deferred, told)
+    try:
+        result = stage.run(call)
+        run.cancel.raise_if_cancelled()
+        deferred.close(spec.name)
+        return made_of(run, spec, result, node, began, deferred, told)
+    finally:
+        deferred.close()
 
 
 def made_of(

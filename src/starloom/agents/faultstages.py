@@ -8,7 +8,7 @@ import msgspec
 
 from starloom.agents.execution import StageLookup
 from starloom.agents.faultlayer import FaultLayer
-from starloom.agents.stage import Grown, Outputs, Stage, StageCall, StreamStage
+from starloom.agents.stage import Grown, Models, Outputs, Stage, StageCall, StreamStage
 from starloom.dag.errors import StageError
 from starloom.dag.kinds import KindCatalog
 from starloom.devices.faults import FaultKind
@@ -47,6 +47,9 @@ class _Disturbed(Stage):
         self.spec = stage.spec  # type: ignore[misc]
         self._stage = stage
         self._layer = layer
+
+    def load(self, models: Models, target: str) -> None:
+        self._stage.load(models, target)
 
     def run(self, call: StageCall) -> Outputs | Grown:
         kind = self.spec.name

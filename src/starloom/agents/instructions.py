@@ -77,4 +77,15 @@ class Answer(NamedTuple):
     outcome: Outcome
 
 
-Instruction = Fetch | Start | Stop | Drop | Forget | Keep | Bring | Tell | Ask | Unask | Answer
+class Preload(NamedTuple):
+    """Load what the kind needs on the target, beside what runs; then `preloaded`, whatever became of it."""
+
+    kind: str
+    target: str
+
+
+class StopPreload(NamedTuple):
+    """Stop what is being loaded, if it can be stopped: nobody wants it any more."""
+
+
+Instruction = Fetch | Start | Stop | Drop | Forget | Keep | Bring | Tell | Ask | Unask | Answer | Preload | StopPreload

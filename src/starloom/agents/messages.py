@@ -250,7 +250,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What a heartbeat carries: measured load of the agent's process and queues."""
+    """What a heartbeat carries: measured load of the agent's process and queues.
+
+    `resident` are the kinds whose models are loaded, None where the agent does not say.
+    """
 
     queued: int = 0
     running: int = 0
@@ -259,6 +262,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int = 0
     file_handles: int = 0
     stale_refused: int = 0
+    resident: tuple[str, ...] | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):

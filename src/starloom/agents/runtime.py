@@ -26,8 +26,10 @@ from starloom.agents.core import (
     Forget,
     Instruction,
     Keep,
+    Preload,
     Start,
     Stop,
+    StopPreload,
     Tell,
     Unask,
 )
@@ -48,6 +50,8 @@ from starloom.agents.messages import (
 )
 from starloom.agents.neighbours import Neighbours
 from starloom.agents.peers import Peers
+from starloom.agents.preloader import Preloader
+from starloom.agents.preloads import Wish
 from starloom.agents.relaying import Relay
 from starloom.agents.replicator import Replicator
 from starloom.agents.stage import CancelToken
@@ -123,6 +127,7 @@ class Runtime:
         self._due: BriefRuns[Execution] = BriefRuns(partial(self._carry_out, ()))
         self._threaded = 0
         self._workers: Workers[TaskToken] = Workers(core.slots, self._worked, f"{core.agent}-stage")
+        self._preloader = Preloader(stages, models, self._preloaded, f"{core.agent}-loading")
         self._leaving = False
         self._idle = asyncio.Event()
 
@@ -169,6 +174,8 @@ class Runtime:
             _log.error("a stream stage does not react to its cancel; its thread is left behind")
         if not await self._workers.stop(max(0.0, deadline - time.monotonic())):
             _log.error("a stage does not react to its cancel; its thread is left behind")
+        if not await self._preloader.stop(max(0.0, deadline - time.monotonic())):
+            _log.error("a model is still being loaded; its thread is left behind")
 
     def _carry_out(self, instructions: Iterable[Instruction]) -> None:
         todo = deque(instructions)
@@ -207,6 +214,10 @@ class Runtime:
                     self._relay.begin(command)
             case Ask() | Unask() | Answer() as of_peers:
                 self._to_peers(of_peers)
+            case Preload(kind, target):
+                self._preloader.begin(Wish(kind, target))
+            case StopPreload():
+                self._preloader.cancel()
             case Forget(job):
                 self._forget(job)
         return ()
@@ -337,6 +348,9 @@ class Runtime:
         else:
             work.fetched = fetching.result()
             self._carry_out(self.core.fetched(task, time.monotonic_ns()))
+
+    def _preloaded(self) -> None:
+        self._carry_out(self.core.preloaded(time.monotonic_ns()))
 
     def _replicated(self, report: Report) -> None:
         self._carry_out(self.core.replicated(report))

@@ -5,17 +5,19 @@ The processor is a machine's scarcest thing, and several agents may run on one: 
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Any, Final, NamedTuple
+from weakref import WeakSet
 
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from starloom.agents.modelstore import DEFAULT_FILE, KeyedLocks, ModelStore
+from starloom.agents.residency import Resident, victims
 from starloom.agents.stage import CancelToken, TensorPort
 from starloom.dag import limits
 from starloom.dag.errors import Cancelled, StageError
@@ -45,16 +47,23 @@ class SessionKey(NamedTuple):
     target: str
 
 
-class _Loaded(NamedTuple):
+@dataclass(slots=True)
+class _Loaded:
+    """A session, the bytes of its file, the seconds that it took to make, and when it was asked for last."""
+
     session: Any
     bytes: int
+    seconds: float
+    used: float = 0.0
+    #: calls that have not ended; one that is forgotten without its end counts no more either
+    users: "WeakSet[CallModels]" = field(default_factory=WeakSet)
 
 
 class SessionPool:
-    """Sessions by (model, file, target), each made once; the one unused for longest goes first.
+    """Sessions by (model, file, target), each made once; `agents.residency` says which goes when there are too many.
 
-    `limit` bounds the number of sessions, `limit_bytes` the sum of their files' sizes. A call keeps
-    what it has until it ends, so while calls run there may be more. Safe for threads.
+    `limit` bounds the number of sessions, `limit_bytes` the sum of their files' sizes. What a call uses stays until
+    the call ends, so while calls run there may be more. Safe for threads.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class SessionPool:
         threads: int = 1,
         *,
         limit_bytes: int = limits.MODEL_SESSIONS_BYTES_MAX,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if limit < 1 or threads < 1:
             raise ValueError(f"limit {limit} and threads {threads} must be at least 1")
@@ -71,10 +81,13 @@ class SessionPool:
         self._limit = limit
         self._limit_bytes = limit_bytes
         self._threads = threads
+        self._clock = clock
         self._guard = Lock()
         self._making = KeyedLocks()
-        self._sessions: OrderedDict[SessionKey, _Loaded] = OrderedDict()
+        self._sessions: dict[SessionKey, _Loaded] = {}
         self._objects: dict[tuple[str, str], Any] = {}
+        #: the sessions that calls of a kind have used so far, by kind and target
+        self._kinds: dict[tuple[str, str], frozenset[SessionKey]] = {}
 
     def for_call(self, cancel: CancelToken, target: str = "cpu") -> "CallModels":
         """The models of one call, which computes on `target` unless it says otherwise. Raises StageError."""
@@ -84,24 +97,41 @@ class SessionPool:
     def resident(self) -> list[SessionKey]:
         """The sessions that are loaded, the one used last at the end."""
         with self._guard:
-            return list(self._sessions)
+            return sorted(self._sessions, key=lambda key: self._sessions[key].used)
 
-    def session(self, key: SessionKey) -> Any:
+    def resident_kinds(self) -> tuple[str, ...]:
+        """The kinds with all sessions loaded that their calls on some target have used so far, by name."""
+        with self._guard:
+            found = {kind for (kind, _), keys in self._kinds.items() if keys <= self._sessions.keys()}
+        return tuple(sorted(found))
+
+    def session(self, key: SessionKey, user: "CallModels | None" = None) -> Any:
         """The `onnxruntime.InferenceSession` for the key, made if need be; one thread makes it, others wait.
 
-        Raises NotFound, ModelMissing or DigestMismatch as `ModelStore.file` does, and StageError for
-        an unknown target or a file that is no model.
+        It stays while `user` has not ended. Raises NotFound, ModelMissing or DigestMismatch as `ModelStore.file` does,
+        and StageError for an unknown target or a file that is no model.
         """
-        if (found := self._known(key)) is not None:
+        if (found := self._known(key, user)) is not None:
             return found
         with self._making.of(key):
-            if (found := self._known(key)) is not None:
+            if (found := self._known(key, user)) is not None:
                 return found
             loaded = self._load(key)
             with self._guard:
                 self._sessions[key] = loaded
+                self._use(loaded, user)
                 self._shrink()
             return loaded.session
+
+    def ended(self, user: "CallModels", kind: str, target: str, keys: Iterable[SessionKey]) -> None:
+        """A call uses these no more; with a `kind`, they are what a call of that kind needs."""
+        used = frozenset(keys)
+        with self._guard:
+            for key in used & self._sessions.keys():
+                self._sessions[key].users.discard(user)
+            if kind:
+                self._kinds[kind, target] = self._kinds.get((kind, target), frozenset()) | used
+            self._shrink()
 
     def cached(self, model: str, name: str, make: Callable[[], Any]) -> Any:
         """What `make` returned for (model, name), made once; a failed `make` is tried again by the next call."""
@@ -111,28 +141,40 @@ class SessionPool:
                 self._objects[key] = make()
             return self._objects[key]
 
-    def _known(self, key: SessionKey) -> Any:
+    def _known(self, key: SessionKey, user: "CallModels | None") -> Any:
         with self._guard:
-            if key not in self._sessions:
+            if (loaded := self._sessions.get(key)) is None:
                 return None
-            self._sessions.move_to_end(key)
-            return self._sessions[key].session
+            self._use(loaded, user)
+            return loaded.session
+
+    def _use(self, loaded: _Loaded, user: "CallModels | None") -> None:
+        loaded.used = self._clock()
+        if user is not None:
+            loaded.users.add(user)
 
     def _shrink(self) -> None:
-        while len(self._sessions) > 1 and (
-            len(self._sessions) > self._limit
-            or sum(loaded.bytes for loaded in self._sessions.values()) > self._limit_bytes
-        ):
-            self._sessions.popitem(last=False)
+        if len(self._sessions) <= self._limit and self._bytes() <= self._limit_bytes:
+            return
+        kept = {
+            key: Resident(loaded.seconds, loaded.bytes, loaded.used, bool(loaded.users))
+            for key, loaded in self._sessions.items()
+        }
+        for key in victims(kept, self._clock(), self._limit, self._limit_bytes):
+            del self._sessions[key]
+
+    def _bytes(self) -> int:
+        return sum(loaded.bytes for loaded in self._sessions.values())
 
     def _load(self, key: SessionKey) -> _Loaded:
+        began = self._clock()
         path = self.store.file(key.model, key.file)
         try:
             session = ort.InferenceSession(str(path), self._session_options(), providers=[backend(key.target).provider])
         # ONNX Runtime's errors have no common class below Exception.
         except Exception as error:
             raise StageError(f"{key.model}/{key.file} is no model that ONNX Runtime can load: {error}") from error
-        return _Loaded(session, path.stat().st_size)
+        return _Loaded(session, path.stat().st_size, self._clock() - began)
 
     def _session_options(self) -> Any:
         options = ort.SessionOptions()
@@ -242,7 +284,7 @@ class CallModels:
         key = SessionKey(model, file, self._target if target is None else target)
         if key not in self._sessions:
             with self._loading():
-                self._sessions[key] = OnnxModel(self._pool.session(key), key, self._cancel)
+                self._sessions[key] = OnnxModel(self._pool.session(key, self), key, self._cancel)
             self._note(model, file)
             if key.target not in self.targets:
                 self.targets.append(key.target)
@@ -261,6 +303,10 @@ class CallModels:
             found = self._pool.cached(model, name, make)
         self._note(model, None)
         return found
+
+    def close(self, kind: str = "") -> None:
+        """The call has ended, and uses its sessions no more; `kind` is what it was of, if all went well."""
+        self._pool.ended(self, kind if self.models else "", self._target, self._sessions)
 
     @contextmanager
     def _loading(self) -> Iterator[None]:

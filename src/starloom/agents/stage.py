@@ -214,7 +214,7 @@ class Stage(ABC):
     spec: ClassVar[KindSpec]
 
     def load(self, models: Models, target: str) -> None:
-        """Loads what `run` will need, ahead of the first call. Optional."""
+        """Loads what `run` will need, while an attempt waits to start. Optional; for kinds whose spec names models."""
         return
 
     @abstractmethod
@@ -238,6 +238,10 @@ class StreamStage(ABC):
     """
 
     spec: ClassVar[KindSpec]
+
+    def load(self, models: Models, target: str) -> None:
+        """As `Stage.load`; in a worker thread."""
+        return
 
     @abstractmethod
     def stream(self, call: StageCall) -> AsyncGenerator[Chunk, None]:

@@ -55,6 +55,7 @@ class Member:
         "incarnation",
         "kinds",
         "load",
+        "loaded",
         "losses",
         "lost_at",
         "name",
@@ -77,8 +78,10 @@ class Member:
         self.assigned: dict[TaskToken, Work] = {}
         #: those of them that await upstreams: they take no room from what could run now
         self.delegated: dict[TaskToken, None] = {}
-        #: kinds that ran in this process: their models are loaded
+        #: kinds that ran in this process, by the facts
         self.resident: set[str] = set()
+        #: kinds whose models are loaded: by its last heartbeat, and those that ran since; None where it did not say
+        self.loaded: set[str] | None = None
         #: expected seconds of all that is assigned, of what could run now and of what is delegated
         self.seconds = self.delegated_seconds = 0.0
         self.load = Load()
@@ -99,6 +102,22 @@ class Member:
         self.profile = profile
         self.slots = max(1, profile.slots)
         self.capacity = self.slots + limits.AGENT_BACKLOG_STAGES
+
+    def beat(self, load: Load) -> None:
+        """Takes over what a heartbeat told."""
+        self.load = load
+        self.loaded = None if load.resident is None else set(load.resident)
+
+    def ran(self, kind: str) -> None:
+        """A run of the kind succeeded in this process."""
+        self.resident.add(kind)
+        if self.loaded is not None:
+            self.loaded.add(kind)
+
+    def is_resident(self, kind: KindSpec) -> bool:
+        """Whether what the kind needs is loaded there; of kinds that name no models, agents cannot tell."""
+        known = self.loaded if self.loaded is not None and kind.models else self.resident
+        return kind.name in known
 
     @property
     def there(self) -> bool:
@@ -147,6 +166,7 @@ class Fleet:
         self._withdraw(member)
         if member.incarnation != fact.incarnation:
             member.resident.clear()
+            member.loaded = None
         member.incarnation = fact.incarnation
         self._lost.pop(fact.agent, None)
         member.describe(msgspec.convert(fact.profile, NodeProfile))

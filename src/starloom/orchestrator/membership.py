@@ -84,7 +84,7 @@ class Membership:
         """Renews a lease."""
         member = self._known(given)
         if member is not None:
-            member.load = given.load
+            member.beat(given.load)
             self._heard(member)
 
     def reported(self, given: AgentReports) -> None:

@@ -136,7 +136,7 @@ class EarliestFinish:
             if not (member.there if want.anyway else member.open if ahead is None else member.open_ahead):
                 continue
             seconds = costs.run_seconds(kind, member.name, target)
-            if kind.name not in member.resident:
+            if not member.is_resident(kind):
                 seconds += costs.load_seconds(kind)
             if ahead is None:
                 finish = seconds

@@ -93,7 +93,7 @@ class State:
         self.planner.learn(kind, stage.agent, stage.target, stage.timing)
         member = self.fleet.members.get(stage.agent)
         if member is not None:
-            member.resident.add(kind)
+            member.ran(kind)
 
     def _retire(self, job: JobState) -> None:
         """Ended jobs are kept for their answers, within bounds; the oldest go first."""

@@ -153,6 +153,7 @@ class StreamRun:
             self._finish(how, found.message if isinstance(found, ErrorInfo) else str(found))
             return found
         finally:
+            self._models.close()
             for inlet in self.inlets.values():
                 inlet.stop()
 
@@ -205,6 +206,7 @@ class StreamRun:
             if inlet.broken is not None:
                 raise inlet.broken
         self._count()
+        self._models.close(spec.name)
         made = await asyncio.to_thread(made_of, execution, spec, result, self._agent, began, self._models, self._told)
         return replace(made, outputs={**made.outputs, **self._refs(spec, self._finish(How.FINISHED))})
 
