@@ -1,7 +1,8 @@
 """The harness that measures side by side, the works, and one small run of each benchmark."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from starloom.orchestrator import demo
 from starloom.orchestrator.bench import daskpeer, harness, overhead, replay, report, tiers, transfer
 from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.ours import OURS, constellation
-from starloom.orchestrator.bench.peerhost import Ask
+from starloom.orchestrator.bench.peerhost import Ask, paced
 from starloom.orchestrator.bench.peers import PEERS, Host, open_peers
 from starloom.orchestrator.bench.plane import open_plane
-from starloom.orchestrator.bench.shapes import LAYER_STAGES, LAYER_UPSTREAMS, Form, Work, shape
+from starloom.orchestrator.bench.shapes import LAYER_STAGES, LAYER_UPSTREAMS, Form, Pace, Shape, Work, shape
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.clusterfile import DEFAULT
 
@@ -98,6 +99,62 @@ def test_each_form_has_the_dependencies_that_it_says() -> None:
         assert {upstream // LAYER_STAGES for upstream in upstreams} <= {layer - 1}
 
 
+def test_a_layered_graph_is_drawn_and_the_same_every_time() -> None:
+    work = Work(form=Form.LAYERED, size=4 * LAYER_STAGES)
+    assert shape(work) == shape(work)
+    layers = [shape(work).upstreams[number * LAYER_STAGES : (number + 1) * LAYER_STAGES] for number in (1, 2, 3)]
+    before = [[{upstream % LAYER_STAGES for upstream in upstreams} for upstreams in layer] for layer in layers]
+    assert before[0] != before[1] != before[2]
+
+
+def test_a_slope_of_one_is_twice_as_long_for_twice_as_much() -> None:
+    assert harness.slope([(100, 0.2), (1_000, 2.0), (10_000, 20.0)]) == pytest.approx(1.0)
+    assert harness.slope([(1, 1.0), (10, 100.0)]) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("percent", "found"), [(1, 1.0), (50, 50.0), (95, 95.0), (99, 99.0), (100, 100.0)])
+def test_a_percentile_is_a_figure_that_so_many_are_at_most(percent: int, found: float) -> None:
+    assert harness.percentile([float(number) for number in range(100, 0, -1)], percent) == found
+
+
+def test_latency_counts_from_when_a_job_was_due() -> None:
+    pace = Pace(per_second=1_000.0, seconds=0.005)
+    ends: list[Callable[[], None]] = []
+
+    class Late:
+        """Ends all jobs when the last one was handed in."""
+
+        def run(self, graph: Shape) -> None:
+            raise NotImplementedError
+
+        def start(self, graph: Shape, done: Callable[[], None]) -> None:
+            ends.append(done)
+            if len(ends) == pace.jobs:
+                for end in ends:
+                    end()
+
+    found = paced(Late(), pace)
+    assert len(found) == pace.jobs == 5
+    assert found[0] - found[-1] == pytest.approx(pace.due(4), abs=0.05)
+    assert all(earlier > later for earlier, later in pairwise(found))
+
+
+def test_the_largest_graph_is_several_jobs() -> None:
+    plan = overhead.make_plan(1.0)
+    assert [(work.size * work.jobs, work.jobs) for work in plan.growth] == [
+        *((100, 1), (1_000, 1), (10_000, 1), (20_000, 1), (100_000, 5)),
+    ]
+    assert max(work.size for work in plan.growth) == limits.STAGES_PER_JOB_MAX
+    told = overhead.growth(plan.growth, Told(OURS, []), 1, lambda _: None)  # type: ignore[arg-type]
+    assert list(told["seconds"]) == ["100", "1000", "10000", "20000", "100000"]
+
+
+def test_only_the_rows_that_were_asked_for_are_measured() -> None:
+    plan = overhead.make_plan(1.0, ["hop-same-agent", "wide-1000"])
+    assert plan.works == [plan.wide, plan.same, plan.short_same]
+    assert overhead.make_plan(1.0, ["growth"]).works == []
+
+
 def test_dask_gets_at_once_what_does_not_wait_for_each_other() -> None:
     assert daskpeer.batches(shape(Work(form=Form.WIDE, size=3))) == [[0, 1, 2]]
     assert daskpeer.batches(shape(Work(form=Form.CHAIN, size=3, workers=1))) == [[0], [1], [2]]
@@ -117,15 +174,23 @@ def test_starloom_is_given_the_same_graph(form: Form) -> None:
 
 def test_the_rows_of_overhead_have_the_names_that_are_followed() -> None:
     plan = overhead.make_plan(1.0)
-    seconds = dict.fromkeys(plan.works, 1.0) | {plan.short_same: 0.1, plan.short_two: 0.1}
+    seconds = dict.fromkeys([*plan.works, plan.large], 1.0) | {plan.short_same: 0.1, plan.short_two: 0.1}
     samples = {(name, work): [took] for name in (OURS, "floor") for work, took in seconds.items()}
     rows = {row.what: row for row in overhead.rows(plan, samples, ["floor", "dask"])}
     assert set(rows) == {
-        *("wide-1000", "layered-1000", "chain-100-same-agent", "chain-100-two-agents"),
-        *("hop-same-agent", "hop-two-agents", "jobs-100-per-second"),
+        *("wide-1000", "wide-10000", "layered-1000", "chain-100-same-agent", "chain-100-two-agents"),
+        *("hop-same-agent", "hop-two-agents", "jobs-at-once"),
     }
     assert rows["hop-two-agents"].ours == pytest.approx(10.0)
-    assert rows["jobs-100-per-second"].ours == pytest.approx(plan.jobs.size)
+    assert rows["jobs-at-once"].ours == pytest.approx(plan.jobs.size)
+    late = overhead.pace_rows({OURS: [0.010, 0.020, 0.030], "dask": [0.040]}, ["dask", "floor"])
+    assert [(row.what, row.peer_name, row.unit) for row in late] == [
+        ("jobs-100-per-second", "dask", "ms"),
+        ("jobs-100-per-second-p95", "dask", "ms"),
+        ("jobs-100-per-second-p99", "dask", "ms"),
+    ]
+    assert [row.ours for row in late] == pytest.approx([20.0, 30.0, 30.0])
+    assert set(overhead.ROWS) <= {*rows, *(row.what for row in late), "growth"}
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), 1e9])
@@ -169,7 +234,12 @@ def test_a_peer_that_fails_says_how_and_one_that_ends_shows_its_log(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
-    [(["--repeat", "0"], "--repeat"), (["--scale", "-1"], "--scale"), (["--peers", "nobody"], "nobody")],
+    [
+        (["--repeat", "0"], "--repeat"),
+        (["--scale", "-1"], "--scale"),
+        (["--peers", "nobody"], "nobody"),
+        (["--rows", "none"], "none"),
+    ],
 )
 def test_bad_arguments_are_refused_before_anything_starts(
     arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]
@@ -228,9 +298,14 @@ def test_a_small_run_of_overhead_gives_well_formed_rows(capsys: pytest.CaptureFi
     found = json.loads(capsys.readouterr().out)
     assert found["bench"] == "overhead"
     assert {row["peer_name"] for row in found["rows"]} == set(PEERS)
-    assert {"wide-20", "layered-20", "chain-4-same-agent", "chain-4-two-agents", "jobs-100-per-second"} <= {
-        row["what"] for row in found["rows"]
+    # A hop is a difference, and may come out below zero where chains are as short.
+    assert {row["what"] for row in found["rows"]} - {"hop-same-agent", "hop-two-agents"} == {
+        *("wide-20", "wide-200", "layered-20", "chain-4-same-agent", "chain-4-two-agents", "jobs-at-once"),
+        *("jobs-100-per-second", "jobs-100-per-second-p95", "jobs-100-per-second-p99"),
     }
+    assert found["figures"]["memory"]["jobs"] == 120
+    assert list(found["figures"]["growth"]["seconds"]) == ["2", "20", "200", "400", "2000"]
+    assert found["figures"]["growth"]["slope"] > 0
     for row in found["rows"]:
         assert row.keys() >= ROW_KEYS
         less_is_better = row["unit"] != "jobs/s"

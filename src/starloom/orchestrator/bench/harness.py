@@ -1,5 +1,6 @@
 """How things are measured side by side: warmed up, in alternation, and told with their number and spread."""
 
+import math
 import statistics
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Final, Generic, Protocol, TypeVar
@@ -81,6 +82,16 @@ def alternate(
                     if repetition >= 0:
                         samples.setdefault((contender.name, work), []).append(seconds)
     return samples
+
+
+def slope(points: Sequence[tuple[float, float]]) -> float:
+    """How steeply y grows with x, both as logarithms, by least squares: 1 where twice as much takes twice as long."""
+    return statistics.linear_regression(*zip(*((math.log(x), math.log(y)) for x, y in points), strict=True)).slope
+
+
+def percentile(figures: Sequence[float], percent: int) -> float:
+    """The figure that `percent` of all figures are at most, of 1 to 100."""
+    return sorted(figures)[math.ceil(len(figures) * percent / 100) - 1]
 
 
 def summary(figures: Sequence[float]) -> Summary:

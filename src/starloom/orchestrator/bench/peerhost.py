@@ -10,13 +10,16 @@ with Starloom, and none of them outlives the benchmark.
 import importlib
 import os
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import BinaryIO, Protocol
+from functools import partial
+from typing import BinaryIO, Protocol, runtime_checkable
 
 import msgspec
 
-from starloom.orchestrator.bench.shapes import Shape, Work, shape
+from starloom.orchestrator.bench.shapes import Pace, Shape, Work, shape
 
 
 class Runner(Protocol):
@@ -27,17 +30,27 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class Paced(Runner, Protocol):
+    """A peer that takes more work while other work is under way."""
+
+    def start(self, graph: Shape, done: Callable[[], None]) -> None:
+        """Hands a graph in, and returns at once; `done` is called, from any thread, when all its stages have ended."""
+        ...
+
+
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer is asked to do."""
+    """What a peer is asked to do: a piece of work, or many small ones at a pace."""
 
     peer: str
-    work: Work
+    work: Work | None = None
+    pace: Pace | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """What a peer answers: the seconds, or why it could not."""
+    """What a peer answers: the seconds that it took, of each job where there was a pace, or why it could not."""
 
-    seconds: float = 0.0
+    seconds: tuple[float, ...] = ()
     error: str = ""
 
 
@@ -55,6 +68,31 @@ def timed(runner: Runner, work: Work) -> float:
     return time.perf_counter() - began
 
 
+def paced(runner: Paced, pace: Pace) -> tuple[float, ...]:
+    """The seconds from when each job was due until it had ended, in order."""
+    graph, ended, left = pace.graph, [0.0] * pace.jobs, threading.Semaphore(0)
+
+    def end(job: int) -> None:
+        ended[job] = time.perf_counter()
+        left.release()
+
+    began = time.perf_counter()
+    for job in range(pace.jobs):
+        time.sleep(max(0.0, began + pace.due(job) - time.perf_counter()))
+        runner.start(graph, partial(end, job))
+    for _ in ended:
+        left.acquire()
+    return tuple(end - began - pace.due(job) for job, end in enumerate(ended))
+
+
+def _answer(runner: Runner, ask: Ask) -> tuple[float, ...]:
+    if ask.work is not None:
+        return (timed(runner, ask.work),)
+    assert ask.pace is not None, "one of both is asked for"
+    assert isinstance(runner, Paced), "only those are asked that take work at a pace"
+    return paced(runner, ask.pace)
+
+
 def serve(module: str, asks: BinaryIO, replies: BinaryIO) -> None:
     """Serves until the asking ends."""
     with open_peers(module) as runners:
@@ -62,7 +100,7 @@ def serve(module: str, asks: BinaryIO, replies: BinaryIO) -> None:
         for line in asks:
             try:
                 ask = msgspec.json.decode(line, type=Ask)
-                reply = Reply(seconds=timed(runners[ask.peer], ask.work))
+                reply = Reply(seconds=_answer(runners[ask.peer], ask))
             # A peer may raise anything; the benchmark says what it was.
             except Exception as error:
                 reply = Reply(error=f"{type(error).__name__}: {error}")

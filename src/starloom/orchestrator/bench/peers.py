@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -12,7 +12,7 @@ import msgspec
 from starloom.dag import limits
 from starloom.dag.errors import StarloomError
 from starloom.orchestrator.bench.peerhost import Ask, Reply
-from starloom.orchestrator.bench.shapes import Form, Work
+from starloom.orchestrator.bench.shapes import Form, Pace, Work
 
 
 class Peer(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,26 +23,45 @@ class Peer(msgspec.Struct, frozen=True, kw_only=True):
     forms: frozenset[Form] = frozenset(Form)
     pins: frozenset[int] = frozenset({0, 1, 2})
     """Over how many pinned workers it can spread a graph; 0: over those that it chooses."""
+    paced: bool = False
+    """Whether it takes jobs at a pace."""
 
 
 PEERS: Final[Mapping[str, Peer]] = {
     "dask": Peer(
         module="daskpeer",
-        about="dask.distributed, four worker processes of one thread; futures, but one graph for jobs, which was faster",
+        about="dask.distributed, four worker processes of one thread; futures, but one graph for jobs at once, which was faster; "
+        "results are in the workers' memory, and made again if a worker dies; nothing outlives the scheduler",
+        paced=True,
     ),
     "ray-tasks": Peer(
         module="raypeer",
-        about="Ray tasks on four CPUs, by reference; Ray chooses the processes",
+        about="Ray tasks on four CPUs, by reference; Ray chooses the processes; a task of a worker that dies runs again; "
+        "nothing outlives the driver",
         pins=frozenset({0, 1}),
+        paced=True,
     ),
-    "ray-actors": Peer(module="raypeer", about="four Ray actors, by reference"),
+    "ray-actors": Peer(
+        module="raypeer",
+        about="four Ray actors, by reference; calls to one that dies fail; nothing outlives the driver",
+        paced=True,
+    ),
+    "ray-compiled": Peer(
+        module="raypeer",
+        about="Ray compiled graphs of the chains, on actors of their own; compiled before, which takes seconds and is not "
+        "counted; the graph is fixed, and one actor's death ends it",
+        forms=frozenset({Form.CHAIN}),
+        pins=frozenset({1, 2}),
+    ),
     "grpc-stream": Peer(
         module="streampeer",
-        about="a message a stage, to and fro on one bidirectional gRPC stream between two processes; neither graph nor state",
+        about="a message a stage, to and fro on one bidirectional gRPC stream between two processes; neither graph nor state nor promise",
         forms=frozenset({Form.CHAIN}),
         pins=frozenset({2}),
     ),
-    "floor": Peer(module="floorpeer", about="asyncio tasks in one process; no state", pins=frozenset({0, 1})),
+    "floor": Peer(
+        module="floorpeer", about="asyncio tasks in one process; neither state nor promise", pins=frozenset({0, 1})
+    ),
 }
 """The peers, by the names that rows have."""
 
@@ -61,7 +80,16 @@ class PeerContender:
 
     def seconds(self, work: Work) -> float:
         """Does the work once, as the peer times it. Raises StarloomError if the peer fails."""
-        return self._host.ask(Ask(peer=self.name, work=work))
+        return self._host.ask(Ask(peer=self.name, work=work))[0]
+
+    @property
+    def paced(self) -> bool:
+        """Whether it takes jobs at a pace."""
+        return PEERS[self.name].paced
+
+    def latencies(self, pace: Pace) -> Sequence[float]:
+        """The seconds from when each job was due until the peer knew that it had ended."""
+        return self._host.ask(Ask(peer=self.name, pace=pace))
 
 
 class Host:
@@ -88,8 +116,8 @@ class Host:
         """Waits until the peers are up."""
         self._reply()
 
-    def ask(self, ask: Ask) -> float:
-        """The seconds that a piece of work took."""
+    def ask(self, ask: Ask) -> tuple[float, ...]:
+        """The seconds that a piece of work took, or of each job."""
         try:
             self._asks.write(msgspec.json.encode(ask) + b"\n")
             self._asks.flush()

@@ -1,7 +1,7 @@
 """Ray tasks and Ray actors on one local cluster, set up as Starloom's own."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -38,10 +38,17 @@ class TaskRunner:
         """See `peerhost.Runner`."""
         import ray
 
+        ray.get(self._results(graph))
+
+    def start(self, graph: Shape, done: Callable[[], None]) -> None:
+        """See `peerhost.Paced`; of a graph with one sink."""
+        _call_back(self._results(graph), done)
+
+    def _results(self, graph: Shape) -> list[Any]:
         results: list[Any] = []
         for upstreams in graph.upstreams:
             results.append(self._task.remote(*(results[upstream] for upstream in upstreams)))
-        ray.get([results[sink] for sink in graph.sinks])
+        return [results[sink] for sink in graph.sinks]
 
 
 class ActorRunner:
@@ -58,6 +65,13 @@ class ActorRunner:
         """See `peerhost.Runner`."""
         import ray
 
+        ray.get(self._results(graph))
+
+    def start(self, graph: Shape, done: Callable[[], None]) -> None:
+        """See `peerhost.Paced`; of a graph with one sink."""
+        _call_back(self._results(graph), done)
+
+    def _results(self, graph: Shape) -> list[Any]:
         results: list[Any] = []
         for index, (upstreams, pin) in enumerate(zip(graph.upstreams, graph.workers, strict=True)):
             actor = self._actors[index % WORKERS if pin is None else pin]
@@ -68,11 +82,39 @@ class ActorRunner:
                 results[:-1] = [None] * index
             else:
                 results.append(actor.first.remote(*inputs))
-        ray.get([results[sink] for sink in graph.sinks])
+        return [results[sink] for sink in graph.sinks]
+
+
+class CompiledRunner:
+    """A chain is a compiled graph, on actors that it has for itself. Compiled when it is first run."""
+
+    def __init__(self) -> None:
+        self._graphs: dict[Shape, Any] = {}
+
+    def run(self, graph: Shape) -> None:
+        """See `peerhost.Runner`."""
+        import ray
+
+        compiled = self._graphs.get(graph)
+        if compiled is None:
+            compiled = self._graphs[graph] = self._compile(graph)
+        ray.get(compiled.execute(None))
+
+    def _compile(self, graph: Shape) -> Any:
+        import ray
+        from ray.dag import InputNode
+
+        actor: Any = ray.remote(_Actor)
+        actors = {pin: actor.remote() for pin in graph.workers}
+        node: Any
+        with InputNode() as node:
+            for pin in graph.workers:
+                node = actors[pin].first.bind(node)
+        return node.experimental_compile()
 
 
 @contextmanager
-def open_peers() -> Iterator[dict[str, TaskRunner | ActorRunner]]:
+def open_peers() -> Iterator[dict[str, TaskRunner | ActorRunner | CompiledRunner]]:
     """Starts Ray and the actors."""
     with tempfile.TemporaryDirectory(prefix="starloom-bench-") as logs:
         cluster = RayCluster(
@@ -80,6 +122,11 @@ def open_peers() -> Iterator[dict[str, TaskRunner | ActorRunner]]:
         )
         cluster.start()
         try:
-            yield {"ray-tasks": TaskRunner(), "ray-actors": ActorRunner()}
+            yield {"ray-tasks": TaskRunner(), "ray-actors": ActorRunner(), "ray-compiled": CompiledRunner()}
         finally:
             cluster.stop()
+
+
+def _call_back(results: Sequence[Any], done: Callable[[], None]) -> None:
+    [last] = results
+    last.future().add_done_callback(lambda _: done())

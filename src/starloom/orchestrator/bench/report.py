@@ -35,6 +35,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     notes: Sequence[str]
     machine: Machine
     versions: dict[str, str] = {}
+    figures: dict[str, Any] = {}
+    """What was measured that nobody is beside of."""
 
 
 def machine() -> Machine:

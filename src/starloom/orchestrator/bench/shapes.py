@@ -1,11 +1,13 @@
 """The work that is measured, as graphs of stages that do nothing: the same for Starloom and for every peer."""
 
+import random
 from enum import StrEnum
 
 import msgspec
 
 LAYER_STAGES = 50
 LAYER_UPSTREAMS = 3
+LAYER_SEED = 1
 JOB_STAGES = 3
 
 
@@ -13,7 +15,7 @@ class Form(StrEnum):
     """The form of a graph.
 
     WIDE: no dependencies. CHAIN: each stage takes the value of the one before. LAYERED: layers of
-    LAYER_STAGES, where each stage takes LAYER_UPSTREAMS values of the layer before. JOBS: many jobs,
+    LAYER_STAGES, where each stage takes LAYER_UPSTREAMS values of the layer before, drawn with LAYER_SEED. JOBS: many jobs,
     each a chain of JOB_STAGES.
     """
 
@@ -27,12 +29,35 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """One piece of work: `size` stages (of JOBS: jobs), on the first `workers` workers; 0: wherever they are placed.
 
     `value_bytes`: each stage reads the tensor of the one before and makes another of this size; 0: stages do nothing.
+    `jobs`: as many such graphs at once, for whoever knows jobs.
     """
 
     form: Form
     size: int
     workers: int = 0
     value_bytes: int = 0
+    jobs: int = 1
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """Small jobs, chains of JOB_STAGES, at a steady pace: one is due every 1 / `per_second` s, for `seconds`."""
+
+    per_second: float
+    seconds: float
+
+    @property
+    def jobs(self) -> int:
+        """How many jobs that makes."""
+        return max(1, round(self.per_second * self.seconds))
+
+    def due(self, job: int) -> float:
+        """When a job is due, in seconds from the first one."""
+        return job / self.per_second
+
+    @property
+    def graph(self) -> "Shape":
+        """The graph of each job."""
+        return shape(Work(form=Form.CHAIN, size=JOB_STAGES))
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +84,7 @@ def shape(work: Work) -> Shape:
         case Form.CHAIN:
             upstreams = [_before(index, work.size) for index in range(work.size)]
         case Form.LAYERED:
-            upstreams = [_layered(index) for index in range(work.size)]
+            upstreams = _layered(work.size)
         case Form.JOBS:
             upstreams = [_before(index, JOB_STAGES) for index in range(work.size * JOB_STAGES)]
     workers = [index % work.workers if work.workers else None for index in range(len(upstreams))]
@@ -70,8 +95,7 @@ def _before(index: int, length: int) -> tuple[int, ...]:
     return (index - 1,) if index % length else ()
 
 
-def _layered(index: int) -> tuple[int, ...]:
-    layer, place = divmod(index, LAYER_STAGES)
-    first = (layer - 1) * LAYER_STAGES
-    # Steps without a common factor with LAYER_STAGES spread the upstreams over the whole layer.
-    return tuple(first + (place + 17 * step) % LAYER_STAGES for step in range(LAYER_UPSTREAMS)) if layer else ()
+def _layered(size: int) -> list[tuple[int, ...]]:
+    drawn = random.Random(LAYER_SEED)
+    layers = (range(index - LAYER_STAGES - index % LAYER_STAGES, index - index % LAYER_STAGES) for index in range(size))
+    return [tuple(drawn.sample(before, LAYER_UPSTREAMS)) if before.start >= 0 else () for before in layers]

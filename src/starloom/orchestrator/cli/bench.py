@@ -27,6 +27,9 @@ class Bench(NamedTuple):
 def _overhead(parser: Parser) -> None:
     parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="multiplies all sizes (default: 1)")
     parser.add_argument("--peers", default="", metavar="NAMES", help="beside whom, with commas; all unless given")
+    parser.add_argument(
+        "--rows", default="", metavar="NAMES", help="such as wide-1000,hop-two-agents; all unless given"
+    )
 
 
 def _transfer(parser: Parser) -> None:
