@@ -1,5 +1,6 @@
 """Streams on disk: read from any offset, whole after a crash, and the same for the same chunks written again."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -200,6 +201,42 @@ def test_a_full_disk_takes_no_segment_and_loses_nothing(folder: Path, monkeypatc
     spool.write(chunks(7, spool.wanted))
     assert read(spool) == chunks(spool.next)
     assert read(Spool(folder)) == chunks(spool.next)
+
+
+def test_what_is_durable_is_so_with_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    really = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")))
+        really(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    deep = folder / "job" / "in" / "mic"
+    spool = Spool(deep)
+    assert synced == [folder.parent, folder, folder / "job", folder / "job" / "in"]
+    synced.clear()
+    spool.write(chunks(3), sync=True)
+    assert synced == [deep, deep / "00000001.seg"]
+    synced.clear()
+    spool.write(chunks(3, 3), sync=True)
+    last = sorted(deep.iterdir())[-1]
+    assert synced[-1] == last
+    assert (deep in synced) == (last.name != "00000001.seg")
+    synced.clear()
+    spool.write(chunks(1, 6))
+    assert deep / "00000001.seg" not in synced, "what can be given again is not waited for"
+
+
+def test_a_stream_that_is_forgotten_while_it_is_read_says_so(tmp_path: Path) -> None:
+    spools, job = Spools(tmp_path / "streams"), JobId("job-a")
+    spool = spools.open(job, "in", "mic")
+    spool.write(chunks(20))
+    cursor = Cursor(spool, 0)
+    spool.read(cursor, Bound(1, 1))
+    spools.drop([job])
+    with pytest.raises(StreamGone, match="its job was forgotten"):
+        spool.read(cursor, MUCH)
 
 
 def test_streams_of_jobs_that_are_not_kept_go(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
-from io import FileIO
+from io import BufferedReader, FileIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final, NamedTuple
@@ -105,7 +105,7 @@ class Spool:
         #: who writes, and the next offset wanted of it: below `next` while it repeats what another wrote
         self.writer = NOBODY
         self.wanted = 0
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make(folder)
         self._recover()
 
     def __repr__(self) -> str:
@@ -155,7 +155,6 @@ class Spool:
                 self._append(_END, self.next, 0, {**meta, "message": end.message}, b"")
                 self.end = end
             self._sync()
-            sync_folder(self.folder)
             return self.end
 
     def read(self, cursor: Cursor, most: Bound) -> tuple[StreamChunk, ...]:
@@ -254,6 +253,8 @@ class Spool:
         number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
         segment = _Segment(self.folder / f"{number:08d}{_SEGMENT}", self.next)
         self._file = segment.path.open("xb", buffering=0)
+        # What is in a file is no more durable than its name.
+        sync_folder(self.folder)
         self._segments.append(segment)
         return segment
 
@@ -307,7 +308,7 @@ class Spool:
 
     def _records(self, segment: _Segment, position: int) -> Iterator[_Record]:
         """The records of a segment from a position on, up to the first that is not whole."""
-        with segment.path.open("rb") as file:
+        with self._opened(segment) as file:
             file.seek(position)
             while head := file.read(_HEAD.size + _SUM.size):
                 if len(head) < _HEAD.size + _SUM.size:
@@ -319,6 +320,12 @@ class Spool:
                     return
                 meta = msgspec.json.decode(about) if about else {}
                 yield _Record(kind, offset, generation, meta, data, len(head) + about_size + size)
+
+    def _opened(self, segment: _Segment) -> BufferedReader:
+        try:
+            return segment.path.open("rb")
+        except FileNotFoundError as error:
+            raise StreamGone("the stream is not kept any more: its job was forgotten") from error
 
     def _recover(self) -> None:
         for path in sorted(self.folder.glob(f"*{_SEGMENT}")):
@@ -344,6 +351,14 @@ class Spool:
             case _:
                 self.writer = FencingToken(Epoch(record.meta["epoch"]), Attempt(record.meta["attempt"]))
                 self.wanted = record.offset
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder, durably."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in reversed(missing):
+        sync_folder(path.parent)
 
 
 class Spools:
