@@ -40,6 +40,7 @@ class StreamOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How a job is run: a greater `priority` first; at most `max_parallel` stages at once, 0 for no bound.
 
+    Stages that stream into each other are not parted by that: where one of them may start, the others follow.
     `deadline_seconds` bounds the job from its acceptance on, in place of the constellation's; 0 leaves that.
     `streams` says of input streams how they are taken in; one that is optional is there only if it is named.
     """

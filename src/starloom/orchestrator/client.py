@@ -94,7 +94,8 @@ class AsyncClient:
         for a BYTES input also a `pathlib.Path`, whose file is read. `key` is the caller's own name for the
         job: the same key and content again give the same job. Without one the client makes one up, so that
         a repeat after a lost answer cannot make a second job. A greater `priority` goes first;
-        `max_parallel` bounds the stages that run at once, 0 is no bound. A job that has not ended after
+        `max_parallel` bounds the stages that run at once, 0 is no bound; stages that stream into each other start
+        together, once one of them may. A job that has not ended after
         `deadline_seconds`, in place of the constellation's deadline, fails; 0 leaves that.
 
         Input streams take no value here: they are fed by `AsyncJob.send`. `streams` says of some how they are taken in,
