@@ -294,21 +294,34 @@ async def test_long_work_leaves_the_loop() -> None:
     assert values.digest(b"") == named(b"").digest
 
 
-@given(chunk=st.binary(max_size=300), times=st.sampled_from([1, 1_000]))
-def test_chunks_are_framed_as_protobuf_does_it(chunk: bytes, times: int) -> None:
+@given(chunk=st.binary(max_size=300), times=st.sampled_from([1, 1_000]), packed=st.booleans())
+def test_chunks_are_framed_as_protobuf_does_it(chunk: bytes, times: int, packed: bool) -> None:
     chunk *= times
-    message = chunkwire.frame(chunk)
-    assert data_pb2.FetchResponse.FromString(message).chunk == chunk
-    assert chunkwire.unframe(message) == chunk
-    assert chunkwire.unframe(data_pb2.FetchResponse(chunk=chunk).SerializeToString()) == chunk
+    wanted = data_pb2.FetchResponse(packed=chunk) if packed else data_pb2.FetchResponse(chunk=chunk)
+    message = chunkwire.frame(chunkwire.Packed(chunk) if packed else chunk)
+    assert data_pb2.FetchResponse.FromString(message) == wanted
+    assert unframed(message) == unframed(wanted.SerializeToString()) == (packed and bool(chunk), chunk)
 
 
 @given(message=st.binary(max_size=40))
 def test_any_message_is_read_as_protobuf_reads_it(message: bytes) -> None:
     try:
-        wanted = data_pb2.FetchResponse.FromString(message).chunk
+        wanted = data_pb2.FetchResponse.FromString(message)
     except DecodeError:
+        wanted = None
+    if wanted is None or (wanted.chunk and wanted.packed):
         with pytest.raises(InvalidInput):
             chunkwire.unframe(message)
     else:
-        assert chunkwire.unframe(message) == wanted
+        assert unframed(message) == (bool(wanted.packed), wanted.packed or wanted.chunk)
+
+
+def test_message_has_one_chunk() -> None:
+    with pytest.raises(InvalidInput, match="one of them"):
+        chunkwire.unframe(data_pb2.FetchResponse(chunk=b"a", packed=b"b").SerializeToString())
+
+
+def unframed(message: bytes) -> tuple[bool, bytes]:
+    """Whether the chunk of a message is packed, and its bytes."""
+    found = chunkwire.unframe(message)
+    return (True, bytes(found.data)) if isinstance(found, chunkwire.Packed) else (False, bytes(found))

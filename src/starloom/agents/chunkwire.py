@@ -4,43 +4,56 @@ protobuf copies a chunk when a message is made, when it is serialised, when it i
 it is copied once on its way out, behind its tag and length, and not at all on its way in.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.v1 import data_pb2
 
-_TAG: Final = 0x0A
+_PLAIN_TAG: Final = 0x0A
+_PACKED_TAG: Final = 0x12
 _SEVEN_BITS: Final = 0x7F
 _MORE: Final = 0x80
 _LENGTH_BYTES_MAX: Final = 5
 
 
-def frame(chunk: bytes | memoryview) -> bytes:
+class Packed(NamedTuple):
+    """A chunk that is packed, as `FetchResponse.packed` has it."""
+
+    data: bytes | memoryview
+
+
+def frame(chunk: bytes | memoryview | Packed) -> bytes:
     """A FetchResponse with this chunk, serialised."""
-    head = bytearray([_TAG])
-    size = len(chunk)
+    tag, data = (_PACKED_TAG, chunk.data) if isinstance(chunk, Packed) else (_PLAIN_TAG, chunk)
+    head = bytearray([tag])
+    size = len(data)
     while size > _SEVEN_BITS:
         head.append(size & _SEVEN_BITS | _MORE)
         size >>= 7
     head.append(size)
-    return b"".join((head, chunk))
+    return b"".join((head, data))
 
 
-def unframe(message: bytes) -> memoryview:
+def unframe(message: bytes) -> memoryview | Packed:
     """The chunk of a serialised FetchResponse, as a view of it. Raises InvalidInput."""
-    if message[:1] == bytes([_TAG]):
+    tag = message[0] if message else 0
+    if tag in (_PLAIN_TAG, _PACKED_TAG):
         size, at = 0, 1
         for place, byte in enumerate(message[1 : 1 + _LENGTH_BYTES_MAX]):
             size |= (byte & _SEVEN_BITS) << 7 * place
             at += 1
             if not byte & _MORE:
                 if at + size == len(message):
-                    return memoryview(message)[at:]
+                    view = memoryview(message)[at:]
+                    return view if tag == _PLAIN_TAG or not size else Packed(view)
                 break
     # Another way to say the same, or fields that are not known here.
     try:
-        return memoryview(data_pb2.FetchResponse.FromString(message).chunk)
+        found = data_pb2.FetchResponse.FromString(message)
     except DecodeError as error:
         raise InvalidInput([Problem("chunk", f"is in no FetchResponse: {error}")]) from error
+    if found.chunk and found.packed:
+        raise InvalidInput([Problem("packed", "came beside `chunk`; a message has one of them")])
+    return Packed(found.packed) if found.packed else memoryview(found.chunk)

@@ -7,10 +7,11 @@ import grpc
 from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from starloom.agents import chunkwire, faultservice, status, streamframes, wire, wirestreams
+from starloom.agents import chunkwire, faultservice, packing, status, streamframes, wire, wirestreams
 from starloom.agents.faultlayer import FaultLayer, HeldBack
 from starloom.agents.sharedmemory import Arena, boot_id
 from starloom.agents.streams.records import Credit, ReadOpen, StreamBatch, WriteOpen
+from starloom.agents.values import Data
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem, StarloomError, Unavailable
 from starloom.dag.ids import JobId
@@ -94,13 +95,14 @@ class DataService(data_pb2_grpc.DataServiceServicer):
 
     async def Fetch(  # noqa: N802
         self, request: data_pb2.FetchRequest, context: aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[bytes | memoryview]:
+    ) -> AsyncIterator[Data | chunkwire.Packed]:
         """Yields chunks; to be served by `add_data_service`, which frames them."""
         async with status.reporting(context):
             if not request.job_id:
                 raise InvalidInput([Problem("job_id", "is empty; name the job that the value belongs to")])
             digest = wire.digest_from_wire(request.digest)
-            async for chunk in self._source.read(JobId(request.job_id), digest, request.offset):
+            chunks = self._source.read(JobId(request.job_id), digest, request.offset)
+            async for chunk in packing.packed(chunks, request.codings, request.bytes_per_second):
                 yield chunk
 
     async def Arena(  # noqa: N802

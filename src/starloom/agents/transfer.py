@@ -1,6 +1,7 @@
 """The client's side of the Data service: fetching values from whoever holds them, and putting them into the job store."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -11,7 +12,9 @@ import numpy as np
 from blake3 import blake3
 from grpc import aio
 
-from starloom.agents import chunkwire, status, wire
+from starloom.agents import chunkwire, packing, status, wire
+from starloom.agents.chunkwire import Packed
+from starloom.agents.compression import LinkSpeeds
 from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.values import Data, Room, check, verify
 from starloom.dag import limits
@@ -40,10 +43,14 @@ async def off_loop(
 
 
 class Transfer:
-    """Fetches and puts values by one channel for each address, made when first needed. Close it in the end."""
+    """Fetches and puts values by one channel for each address, made when first needed. Close it in the end.
 
-    def __init__(self, token: str, faults: FaultLayer | None = None) -> None:
+    `speeds` says what may come packed.
+    """
+
+    def __init__(self, token: str, faults: FaultLayer | None = None, speeds: LinkSpeeds | None = None) -> None:
         self._faults = faults
+        self._speeds = LinkSpeeds() if speeds is None else speeds
         #: what every call carries, to be let in
         self.metadata = status.auth_metadata(token)
         self._channels: dict[str, aio.Channel] = {}
@@ -125,7 +132,12 @@ class Transfer:
             raise _at(address, status.from_rpc(error)) from error
 
     async def _chunks(self, address: str, job: JobId, ref: ValueRef, offset: int) -> AsyncIterator[memoryview]:
+        speed = self._speeds.wish(address, ref.type, time.monotonic_ns())
         request = data_pb2.FetchRequest(job_id=job, digest=ref.digest, offset=offset)
+        if speed and packing.CODINGS:
+            request.codings.extend(packing.CODINGS)
+            request.bytes_per_second = speed
+        coming = _Coming(address, self._speeds)
         call = self._fetch(address)(request, metadata=self.metadata)
         try:
             # One read beyond the last byte: the holder may send more than it should, or end with an error.
@@ -135,8 +147,12 @@ class Transfer:
                     stall.reschedule(loop.time() + limits.TRANSFER_STALL_SECONDS)
                     message = await call.read()
                     if message is aio.EOF:  # type: ignore[attr-defined]
+                        coming.ended()
                         break
                     chunk = chunkwire.unframe(message)
+                    coming.came(chunk)
+                    if isinstance(chunk, Packed):
+                        chunk = packing.unpack(chunk, ref.bytes - offset)
                     offset += len(chunk)
                     if offset > ref.bytes:
                         what = f"value {ref.digest[:12]} at {address} has more than its {ref.bytes} bytes"
@@ -180,6 +196,34 @@ class Transfer:
         if channel is None:
             channel = self._channels[address] = aio.insecure_channel(address, options=status.channel_options(address))
         return channel
+
+
+class _Coming:
+    """How fast the chunks of one call come, from the first to the last, if all of them come plain."""
+
+    def __init__(self, address: str, speeds: LinkSpeeds) -> None:
+        self._address = address
+        self._speeds = speeds
+        self._first: int | None = None
+        self._last = 0
+        self._bytes = 0
+        self._plain = True
+
+    def came(self, chunk: memoryview | Packed) -> None:
+        """A chunk has come."""
+        self._last = time.monotonic_ns()
+        if isinstance(chunk, Packed):
+            self._plain = False
+        elif self._first is None:
+            # How long the first took tells of the latency and the holder as much as of the link.
+            self._first = self._last
+        else:
+            self._bytes += len(chunk)
+
+    def ended(self) -> None:
+        """All have come."""
+        if self._plain and self._first is not None:
+            self._speeds.came(self._address, self._bytes, self._last - self._first, self._last)
 
 
 class _Receiving:

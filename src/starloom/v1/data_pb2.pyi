@@ -139,20 +139,26 @@ class ArenaResponse(_message.Message):
     def __init__(self, boot_id: _Optional[str] = ..., name: _Optional[str] = ..., nonce: _Optional[bytes] = ...) -> None: ...
 
 class FetchRequest(_message.Message):
-    __slots__ = ("job_id", "digest", "offset")
+    __slots__ = ("job_id", "digest", "offset", "codings", "bytes_per_second")
     JOB_ID_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    CODINGS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     digest: str
     offset: int
-    def __init__(self, job_id: _Optional[str] = ..., digest: _Optional[str] = ..., offset: _Optional[int] = ...) -> None: ...
+    codings: _containers.RepeatedScalarFieldContainer[str]
+    bytes_per_second: int
+    def __init__(self, job_id: _Optional[str] = ..., digest: _Optional[str] = ..., offset: _Optional[int] = ..., codings: _Optional[_Iterable[str]] = ..., bytes_per_second: _Optional[int] = ...) -> None: ...
 
 class FetchResponse(_message.Message):
-    __slots__ = ("chunk",)
+    __slots__ = ("chunk", "packed")
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     chunk: bytes
-    def __init__(self, chunk: _Optional[bytes] = ...) -> None: ...
+    packed: bytes
+    def __init__(self, chunk: _Optional[bytes] = ..., packed: _Optional[bytes] = ...) -> None: ...
 
 class PutRequest(_message.Message):
     __slots__ = ("ref", "chunk")
