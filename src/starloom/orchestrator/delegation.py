@@ -1,5 +1,6 @@
 """Gives out stages ahead of their upstreams, behind all that is ready: agents start them when they have what they await."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -60,7 +61,8 @@ class Delegation:
         if name in run.held or name in run.waits:
             return None
         awaited = self._awaited(run, name)
-        if not awaited:
+        if not awaited or _peers(awaited) > limits.DELEGATED_PEERS_MAX:
+            # Each of several would tell it by a message of its own, where the orchestrator does by one.
             return None
         after = max(each.maker.assigned[TaskToken(job.id, each.upstream, each.token)].ends for each in awaited) - now
         if after > _AHEAD_NANOS:
@@ -80,7 +82,6 @@ class Delegation:
         place = choice.candidate.member
         peers = [each.maker for each in awaited if each.maker is not place]
         if len(peers) > limits.DELEGATED_PEERS_MAX or any((place.name, peer.name) in run.apart for peer in peers):
-            # Each of several would tell it by a message of its own, where the orchestrator does by one.
             return None
         if choice.finish > limits.DELEGATED_SECONDS:
             return now + max(1, round((choice.finish - limits.DELEGATED_SECONDS) * NANOS))
@@ -124,6 +125,11 @@ class Delegation:
             if not fills.issuperset(lane.required):
                 return False
         return not any(map(_has_copies_to_come, fed))
+
+
+def _peers(awaited: Sequence[_Awaited]) -> int:
+    """How many attempts are with other agents than its own, wherever a stage is placed: at least so many."""
+    return len(awaited) - max(Counter(each.maker.name for each in awaited).values()) if len(awaited) > 1 else 0
 
 
 def _told(awaited: _Awaited) -> Await:
