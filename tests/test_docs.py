@@ -9,7 +9,7 @@ from starloom.dag import limits
 from starloom.orchestrator.cli.main import main
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")])
 
 
 def in_documents(pattern: str) -> set[str]:

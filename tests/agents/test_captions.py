@@ -163,6 +163,7 @@ def words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("rate", [RATE_HZ, 8_000])
+@pytest.mark.models
 async def test_speech_is_found_in_frames_of_any_size_and_rate(models: Models, rate: int) -> None:
     samples, found_rate = read_sound((CLIPS / "austen-0880.flac").read_bytes())
     assert found_rate == RATE_HZ
@@ -177,6 +178,7 @@ async def test_speech_is_found_in_frames_of_any_size_and_rate(models: Models, ra
     assert abs(sum(map(len, pieces)) - len(expected)) <= 2 * FRAME_SAMPLES
 
 
+@pytest.mark.models
 async def test_captions_end_with_the_words_of_the_whole_recording(models: Models) -> None:
     samples, rate = read_sound((CLIPS / "austen-0870.flac").read_bytes())
 
@@ -202,6 +204,7 @@ async def test_captions_end_with_the_words_of_the_whole_recording(models: Models
     )
 
 
+@pytest.mark.models
 async def test_an_utterance_longer_than_the_models_window_is_cut(models: Models) -> None:
     samples, _ = read_sound((CLIPS / "austen-0890.flac").read_bytes())
     times = -(-31 * RATE_HZ // len(samples))
@@ -214,6 +217,7 @@ async def test_an_utterance_longer_than_the_models_window_is_cut(models: Models)
     assert captions[1]["end_seconds"] == pytest.approx(len(long) / RATE_HZ)
 
 
+@pytest.mark.models
 async def test_a_stream_that_breaks_leaves_no_task_behind(models: Models) -> None:
     async def breaks() -> AsyncIterator[Heard]:
         samples, rate = read_sound((CLIPS / "austen-0890.flac").read_bytes())

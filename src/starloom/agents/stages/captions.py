@@ -1,6 +1,7 @@
 """Live captions: sound as a stream of frames, its speech cut into utterances, each written down while it is spoken."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 
 from starloom.agents.stage import Chunk, Compute, Model, Models, StageCall, StreamStage
 from starloom.agents.stages import transcribe, voice
-from starloom.agents.stages.utterances import Utterances, frames_of
+from starloom.agents.stages.figures import tell_times
+from starloom.agents.stages.utterances import Piece, Utterances, frames_of
 from starloom.agents.stages.voice import FRAME_SAMPLES, RATE_HZ, FrameScorer
 from starloom.agents.values import Audio
 from starloom.dag import limits
@@ -90,15 +92,28 @@ class Listen(StreamStage):
         utterances = _utterances(call.params)
         scorer = FrameScorer(await call.compute(call.models.session, voice.MODEL))
         frames = _Frames()
-        async for received in call.inputs["audio"]:
-            for frame in frames.push(received.value):
-                for piece in utterances.push(frame, await call.compute(scorer.score, frame)):
-                    yield Chunk("speech", Audio(piece.samples, RATE_HZ), at=piece.start / RATE_HZ)
-        for frame in frames.flush():
-            for piece in utterances.push(frame, await call.compute(scorer.score, frame)):
-                yield Chunk("speech", Audio(piece.samples, RATE_HZ), at=piece.start / RATE_HZ)
+        seconds: list[float] = []
+        async for frame in _cut(call.inputs["audio"], frames):
+            began = time.monotonic()
+            probability = await call.compute(scorer.score, frame)
+            seconds.append(time.monotonic() - began)
+            for piece in utterances.push(frame, probability):
+                yield _chunk(piece)
         for piece in utterances.flush(frames.samples):
-            yield Chunk("speech", Audio(piece.samples, RATE_HZ), at=piece.start / RATE_HZ)
+            yield _chunk(piece)
+        tell_times(call, "frame", seconds)
+
+
+async def _cut(chunks: AsyncIterator[Any], frames: "_Frames") -> AsyncGenerator[NDArray[np.float32], None]:
+    async for received in chunks:
+        for frame in frames.push(received.value):
+            yield frame
+    for frame in frames.flush():
+        yield frame
+
+
+def _chunk(piece: Piece) -> Chunk:
+    return Chunk("speech", Audio(piece.samples, RATE_HZ), at=piece.start / RATE_HZ)
 
 
 def _utterances(params: Any) -> Utterances:

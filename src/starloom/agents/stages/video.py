@@ -3,14 +3,14 @@
 import asyncio
 import tempfile
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import cv2
-import numpy as np
 
 from starloom.agents.stage import Chunk, Models, StageCall, StreamStage
 from starloom.agents.stages.faces import FILES, MODEL, find_faces
+from starloom.agents.stages.figures import tell_times
 from starloom.agents.stages.image import Image, shrink
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
@@ -133,13 +133,5 @@ class WatchFaces(StreamStage):
             found = await call.compute(find_faces, call, received.value)
             seconds.append(time.monotonic() - began)
             yield Chunk("faces", {"frame": received.offset, "faces": found}, at=received.at)
-        times = dict(_percentiles(seconds))
-        for name, value in {"frames_seen": len(seconds), "frames_dropped": frames.dropped, **times}.items():
-            call.figure(name, float(value))
+        times = tell_times(call, "frame", seconds)
         yield Chunk("summary", {"seen": len(seconds), "dropped": frames.dropped, **times})
-
-
-def _percentiles(seconds: list[float]) -> Iterator[tuple[str, float]]:
-    if seconds:
-        for name, share in (("frame_seconds_median", 50), ("frame_seconds_p95", 95), ("frame_seconds_most", 100)):
-            yield name, float(np.percentile(seconds, share))
