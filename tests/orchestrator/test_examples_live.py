@@ -37,7 +37,9 @@ async def test_speech_is_written_down_while_it_is_spoken(embedded: EmbeddedClust
     async with AsyncClient(embedded.address, embedded.token) as client:
         whole = (await (await client.submit(live.offline(), {"audio": audio})).result())["text"]
         captions = await live.caption(client, audio)
-    assert live.words(captions.text) == live.words(whole) == ["which", "pixels", "does", "this", "page", "call", "markers"]
+    assert (
+        live.words(captions.text) == live.words(whole) == ["which", "pixels", "does", "this", "page", "call", "markers"]
+    )
     *partial, last = captions.arrivals
     assert partial, "nothing was written down before the end"
     assert [one.caption["final"] for one in captions.arrivals] == [*(False for _ in partial), True]
