@@ -19,9 +19,11 @@ from starloom.agents.core import (
     Phase,
     Preload,
     Start,
+    StartTogether,
     Stop,
     StopPreload,
     Tell,
+    Wake,
 )
 from starloom.agents.messages import (
     Assign,
@@ -40,6 +42,7 @@ from starloom.agents.messages import (
 from starloom.dag import limits
 from starloom.dag.facts import ErrorInfo, Timing
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
+from starloom.dag.kinds import Batch
 from starloom.dag.values import PortType
 
 EPOCH = Epoch(1)
@@ -381,7 +384,8 @@ class AnyOrder(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.core = AgentCore(AgentId("a"), 2, loading=frozenset({"slow"}))
+        batch = Batch(max=2, wait_seconds=1e-6)
+        self.core = AgentCore(AgentId("a"), 2, loading=frozenset({"slow"}), batching={"shared": batch})
         self.now = 0
         self.accepted: set[TaskToken] = set()
         self.cancelled: set[TaskToken] = set()
@@ -393,6 +397,9 @@ class AnyOrder(RuleBasedStateMachine):
         self.running: list[TaskToken] = []
         self.publishing: list[TaskToken] = []
         self.loading = False
+        #: those that share a slot, as they were started
+        self.together: list[set[TaskToken]] = []
+        self.wakes: list[int] = []
         #: released while active: no report is due
         self.forgotten: set[TaskToken] = set()
 
@@ -403,10 +410,20 @@ class AnyOrder(RuleBasedStateMachine):
                     assert order.task not in self.fetching
                     self.fetching.append(order.task)
                 case Start(order):
-                    assert order.task not in self.started, "started twice"
-                    assert order.task not in self.cancelled, "started after its cancel"
-                    self.started.add(order.task)
-                    self.handed.append(order.task)
+                    assert order.kind != "shared"
+                    self.start(order)
+                case StartTogether(starts):
+                    assert 1 <= len(starts) <= 2
+                    for start in starts:
+                        assert start.assign.kind == "shared"
+                        self.start(start.assign)
+                    # A released job's token may come again.
+                    for known in self.together:
+                        known -= {start.assign.task for start in starts}
+                    self.together.append({start.assign.task for start in starts})
+                case Wake(at):
+                    assert at >= self.now
+                    self.wakes.append(at)
                 case Stop(stopped):
                     assert stopped in [*self.fetching, *self.handed, *self.running, *self.publishing]
                 case Tell(report):
@@ -419,20 +436,26 @@ class AnyOrder(RuleBasedStateMachine):
                     assert not self.loading, "two loads at once"
                     assert kind == "slow"
                     phases = {active: self.core.phase(active) for active in self.core.active}
-                    assert not any(phase is Phase.READY and active.stage in "def" for active, phase in phases.items())
+                    assert not any(phase is Phase.READY and active.stage in "de" for active, phase in phases.items())
                     self.loading = True
                 case StopPreload():
                     assert self.loading
                 case Drop() | Forget():
                     pass
 
+    def start(self, order: Assign) -> None:
+        assert order.task not in self.started, "started twice"
+        assert order.task not in self.cancelled, "started after its cancel"
+        self.started.add(order.task)
+        self.handed.append(order.task)
+
     def command(self, command: Command) -> None:
         self.now += 1
         self.carry_out(self.core.commands([command], EPOCH, self.now))
 
-    @rule(stage=st.sampled_from("abcdef"), job=st.sampled_from("jk"), far=st.booleans(), priority=st.integers(0, 2))
+    @rule(stage=st.sampled_from("abcdefgh"), job=st.sampled_from("jk"), far=st.booleans(), priority=st.integers(0, 2))
     def assign(self, stage: str, job: str, far: bool, priority: int) -> None:
-        kind = "slow" if stage in "abc" else "quick"
+        kind = {"f": "shared", "g": "shared", "h": "shared"}.get(stage, "slow" if stage in "abc" else "quick")
         order = (remote if far else assign)(stage, kind, job=job, priority=priority)
         if order.task in self.forgotten:
             return
@@ -444,7 +467,7 @@ class AnyOrder(RuleBasedStateMachine):
         if self.core.active:
             self.cancel(data.draw(st.sampled_from(self.core.active)))
 
-    @rule(stage=st.sampled_from("abcdef"), job=st.sampled_from("jk"))
+    @rule(stage=st.sampled_from("abcdefgh"), job=st.sampled_from("jk"))
     def cancel_any(self, stage: str, job: str) -> None:
         self.cancel(task(stage, job=job))
 
@@ -475,6 +498,12 @@ class AnyOrder(RuleBasedStateMachine):
                 self.core.ended(done, self.failure(done), self.now) if lost else self.core.fetched(done, self.now)
             )
             self.settle(done)
+
+    @rule()
+    def wake(self) -> None:
+        if self.wakes:
+            self.now = max(self.now, self.wakes.pop(0))
+            self.carry_out(self.core.woken(self.now))
 
     @rule()
     def load_ends(self) -> None:
@@ -529,6 +558,8 @@ class AnyOrder(RuleBasedStateMachine):
                 self.fetching.remove(done)
                 self.carry_out(self.core.fetched(done, self.now))
                 self.settle(done)
+            while self.wakes:
+                self.wake()
             while self.handed:
                 self.carry_out(self.core.began(self.handed[0], self.now))
                 self.running.append(self.handed.pop(0))
@@ -543,7 +574,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     @invariant()
     def slots_hold(self) -> None:
-        assert sum(busy.stage in "abc" for busy in [*self.handed, *self.running]) <= 2
+        busy = {*self.handed, *self.running}
+        calls = sum(bool(together & busy) for together in self.together)
+        assert sum(one.stage in "abc" for one in busy) + calls <= 2
         assert len(self.fetching) <= 2 + limits.AGENT_FETCHES_AHEAD
 
     @invariant()

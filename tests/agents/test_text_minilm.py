@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from starloom.agents.convert import minilm
 from starloom.agents.modelstore import ModelStore
 from starloom.agents.sessions import SessionPool
-from starloom.agents.stage import CancelToken
-from starloom.agents.stages.embed import embed
+from starloom.agents.stage import CancelToken, StageCall
+from starloom.agents.stages.embed import EmbedTogether, embed, embed_together
 from starloom.dag.errors import InvalidInput
 
 WIDTH, INNER, WORDS, PLACES, LAYERS = 96, 160, 50, 24, 2
@@ -190,3 +190,27 @@ def test_the_stored_model_is_near_the_float_model(model_store: ModelStore) -> No
         ]
     sys.stdout.write(f"least cosine with float32: {min(cosines):.4f}\n")
     assert min(cosines) >= 0.98
+
+
+@pytest.mark.models
+def test_texts_that_share_runs_are_near_the_float_model_whatever_their_neighbours(model_store: ModelStore) -> None:
+    models = SessionPool(model_store, limit=1).for_call(CancelToken())
+    with np.load(REFERENCE) as reference:
+        texts, rows = [str(text) for text in reference["texts"]], reference["embeddings"]
+    there = embed_together(models, [*texts, " "])
+    back = embed_together(models, texts[::-1])[::-1]
+    cosines = [float(a @ row) for a, row in zip((*there[:-1], *back), (*rows, *rows), strict=True)]
+    sys.stdout.write(f"least cosine with float32: {min(cosines):.4f}\n")
+    assert min(cosines) >= 0.95
+    assert not there[-1].any(), "blank text has no direction"
+
+
+@pytest.mark.models
+def test_calls_of_several_jobs_give_each_its_own_embedding(model_store: ModelStore) -> None:
+    models = SessionPool(model_store, limit=1).for_call(CancelToken())
+    texts = ("Where is the nearest harbour?", "How do bees find flowers?", "Which metal is liquid at room temperature?")
+    calls = [StageCall({"text": text}, {}, models) for text in texts]
+    found = [outputs["embedding"] for outputs in EmbedTogether().run_batch(calls) if not isinstance(outputs, Exception)]
+    alone = [EmbedTogether().run(call)["embedding"] for call in calls]
+    assert [max(range(3), key=lambda n: float(one @ alone[n])) for one in found] == [0, 1, 2]
+    assert all(np.array_equal(one, embed(models, text)) for one, text in zip(alone, texts, strict=True))

@@ -30,7 +30,7 @@ from starloom.agents.transfer import Transfer
 from starloom.dag import limits
 from starloom.dag.errors import Fenced, InvalidInput, Problem
 from starloom.dag.ids import AgentId, Epoch
-from starloom.dag.kinds import KindSpec
+from starloom.dag.kinds import Batch, KindSpec
 from starloom.devices.node import NodeProfile
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     `threads` those of one ONNX Runtime session. `models_root` is the model store, empty for the user's.
     `kinds` names what it offers, empty for all that can run here. `host` is where its data service listens.
     `arena_bytes` bounds its shared memory, 0 for none. `verify_shared`: whether what is read in others' is hashed again.
-    `load_ahead`: whether models are loaded while attempts that need them wait. `faults_allowed`: whoever has the token may make things go wrong in it.
+    `load_ahead`: whether models are loaded while attempts that need them wait,
+    `batches`: whether attempts of kinds that say so share a call. `faults_allowed`: whoever has the token may make things go wrong in it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     arena_bytes: int = limits.AGENT_ARENA_BYTES_MAX
     verify_shared: bool = False
     load_ahead: bool = True
+    batches: bool = True
     faults_allowed: bool = False
 
 
@@ -168,7 +170,7 @@ class Agent:
             await self._end_data()
             raise
         self._runtime = Runtime(
-            AgentCore(self._profile.name, self._profile.slots, streams.kinds, self._loading()),
+            AgentCore(self._profile.name, self._profile.slots, streams.kinds, self._loading(), self._batching()),
             stages,
             models,
             self._holder,
@@ -256,6 +258,10 @@ class Agent:
     def _loading(self) -> frozenset[str]:
         """The kinds whose models are loaded ahead."""
         return frozenset(kind.name for kind in self._kinds if kind.models and self.config.load_ahead)
+
+    def _batching(self) -> dict[str, Batch]:
+        """The kinds whose attempts share a call."""
+        return {kind.name: kind.batch for kind in self._kinds if kind.batch is not None and self.config.batches}
 
     def _find_kinds(self) -> tuple[StageLookup, tuple[KindSpec, ...]]:
         """The stages, and the kinds of them that are offered."""

@@ -3,6 +3,7 @@
 from enum import Enum, auto
 
 from starloom.agents.messages import Assign, Report, Revoked, WasCancelled
+from starloom.dag.ids import TaskToken
 
 
 class Phase(Enum):
@@ -31,6 +32,7 @@ class Attempt:
         "released",
         "revoked",
         "since",
+        "together",
     )
 
     def __init__(self, assign: Assign, accepted: int, order: int) -> None:
@@ -49,6 +51,8 @@ class Attempt:
         self.revoked = False
         #: its job was released, or its end was told before it came: nobody waits for a report
         self.released = False
+        #: those that share its slot and have not ended, itself among them; None where it has one for itself
+        self.together: set[TaskToken] | None = None
 
     @property
     def stopped(self) -> Report:

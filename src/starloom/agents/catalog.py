@@ -56,6 +56,7 @@ SHIPPED: Final[Mapping[str, str]] = {
     "text.read": f"{_STAGES}.regions:ReadText",
     "text.merge": f"{_STAGES}.textlines:MergeText",
     "text.embed": f"{_STAGES}.embed:Embed",
+    "text.embed_together": f"{_STAGES}.embed:EmbedTogether",
     "text.retrieve": f"{_STAGES}.retrieve:Retrieve",
     "text.answer": f"{_STAGES}.answer:Answer",
     "language.answer": f"{_STAGES}.reader:ReadAndAnswer",

@@ -11,11 +11,13 @@ others when the shell says that nothing of them runs any more.
 """
 
 import heapq
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
 
 from starloom.agents.attempts import Attempt
 from starloom.agents.attempts import Phase as Phase
 from starloom.agents.awaiting import Awaiting
+from starloom.agents.batching import Batches
 from starloom.agents.instructions import Answer as Answer
 from starloom.agents.instructions import Ask as Ask
 from starloom.agents.instructions import Bring as Bring
@@ -26,10 +28,12 @@ from starloom.agents.instructions import Instruction as Instruction
 from starloom.agents.instructions import Keep as Keep
 from starloom.agents.instructions import Preload as Preload
 from starloom.agents.instructions import Start as Start
+from starloom.agents.instructions import StartTogether as StartTogether
 from starloom.agents.instructions import Stop as Stop
 from starloom.agents.instructions import StopPreload as StopPreload
 from starloom.agents.instructions import Tell as Tell
 from starloom.agents.instructions import Unask as Unask
+from starloom.agents.instructions import Wake as Wake
 from starloom.agents.messages import (
     NOT_ENDS,
     Assign,
@@ -53,6 +57,7 @@ from starloom.agents.replicas import ReplicaQueue
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
 from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
+from starloom.dag.kinds import Batch
 
 _Queue = list[tuple[tuple[int, int], TaskToken]]
 
@@ -63,11 +68,17 @@ class AgentCore:
     A kind whose last run was shorter than AGENT_CHEAP_NANOS is handed to the workers up to AGENT_AHEAD_STAGES
     beyond the slots, so that a worker finds its next run without the event loop's help. Kinds of `streaming` take no
     slot, and start as soon as their inputs are there: whoever runs them has a slot taken for each computation.
-    Models of `loading` kinds are loaded while their attempts wait, unless others wait for a slot.
+    Models of `loading` kinds are loaded while their attempts wait, unless others wait for a slot. Attempts of
+    `batching` kinds share a slot and a call.
     """
 
     def __init__(
-        self, agent: AgentId, slots: int, streaming: Container[str] = (), loading: Container[str] = ()
+        self,
+        agent: AgentId,
+        slots: int,
+        streaming: Container[str] = (),
+        loading: Container[str] = (),
+        batching: Mapping[str, Batch] = MappingProxyType({}),
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; an agent needs at least 1")
@@ -91,6 +102,7 @@ class AgentCore:
         self._replicas = ReplicaQueue()
         self._awaiting = Awaiting(agent)
         self._preloads = Preloads(loading)
+        self._batches = Batches(batching)
 
     @property
     def jobs(self) -> tuple[JobId, ...]:
@@ -152,7 +164,7 @@ class AgentCore:
                 case Assign():
                     self._accept(command, found, now)
                 case Resolve():
-                    self._complete(self._awaiting.resolve(command, found), now)
+                    self._complete(self._awaiting.resolve(command, found), found, now)
                 case Cancel(task=task):
                     self._cancel(task, found)
                 case Revoke(task=task):
@@ -174,7 +186,7 @@ class AgentCore:
             self._end(attempt, attempt.stopped, found)
             found.append(Drop(task))
         else:
-            self._make_ready(attempt)
+            self._make_ready(attempt, found, now)
         return self._advance(found, now)
 
     def began(self, task: TaskToken, now: int) -> list[Instruction]:
@@ -187,7 +199,7 @@ class AgentCore:
         """The stage is done, and its outputs are on their way into the job store: its slot is free."""
         attempt = self._attempts[task]
         self._learn(attempt, now)
-        self._handed -= attempt.assign.kind not in self._streaming
+        self._free_slot(attempt)
         attempt.phase = Phase.PUBLISHING
         return self._advance([], now)
 
@@ -204,7 +216,7 @@ class AgentCore:
             answers = zip(attempt.assign.comparisons, report.holds, strict=False)
             holds = tuple(comparison_key(comparison) for comparison, held in answers if held)
             outcome = Outcome(task=task, outputs=report.outputs, holds=holds)
-            self._complete(self._awaiting.remember(outcome, found), now)
+            self._complete(self._awaiting.remember(outcome, found), found, now)
         self._end(attempt, report, found)
         return self._advance(found, now)
 
@@ -222,7 +234,7 @@ class AgentCore:
     def answered(self, outcome: Outcome, now: int) -> list[Instruction]:
         """Another agent's attempt succeeded; one that nobody awaits here any more changes nothing."""
         found: list[Instruction] = []
-        self._complete(self._awaiting.answered(outcome, found), now)
+        self._complete(self._awaiting.answered(outcome, found), found, now)
         return self._advance(found, now)
 
     def unreachable(self, task: TaskToken, reason: str) -> list[Instruction]:
@@ -249,6 +261,10 @@ class AgentCore:
         self._preloads.ended()
         return self._advance([], now)
 
+    def woken(self, now: int) -> list[Instruction]:
+        """The time is there that was asked for."""
+        return self._advance([], now)
+
     def published(self, report: Published) -> list[Instruction]:
         """What became of values that the job store was to get."""
         return [Tell(report)]
@@ -269,9 +285,9 @@ class AgentCore:
         self._attempts[assign.task] = Attempt(assign, now, self._order)
         self._preloads.want(assign)
         if (complete := self._awaiting.accept(assign, found)) is not None:
-            self._complete([complete], now)
+            self._complete([complete], found, now)
 
-    def _complete(self, assigns: Iterable[Assign], now: int) -> None:
+    def _complete(self, assigns: Iterable[Assign], found: list[Instruction], now: int) -> None:
         """Nothing is awaited any more: from now on these are accepted as others are."""
         for assign in assigns:
             attempt = self._attempts[assign.task]
@@ -280,7 +296,7 @@ class AgentCore:
             if any(item.ref.inline is None and item.ref.holder != self.agent for item in assign.inputs):
                 heapq.heappush(self._to_fetch, (attempt.rank, assign.task))
             else:
-                self._make_ready(attempt)
+                self._make_ready(attempt, found, now)
 
     def _cancel(self, task: TaskToken, found: list[Instruction]) -> None:
         attempt = self._attempts.get(task)
@@ -325,10 +341,13 @@ class AgentCore:
         self._awaiting.release(job)
         found.append(Forget(job))
 
-    def _make_ready(self, attempt: Attempt) -> None:
+    def _make_ready(self, attempt: Attempt, found: list[Instruction], now: int) -> None:
         attempt.phase = Phase.READY
         if attempt.assign.kind in self._streaming:
             self._flowing.append(attempt)
+        elif self._batches.takes(attempt.assign.kind):
+            if (at := self._batches.add(attempt, now)) is not None:
+                found.append(Wake(at))
         else:
             heapq.heappush(self._ready, (attempt.rank, attempt.assign.task))
 
@@ -337,7 +356,9 @@ class AgentCore:
         if attempt.phase is Phase.WAITING:
             self._awaiting.remove(report.task, found)
         if attempt.phase in (Phase.HANDED, Phase.RUNNING):
-            self._handed -= attempt.assign.kind not in self._streaming
+            self._free_slot(attempt)
+        if attempt.phase is Phase.READY:
+            self._batches.remove(attempt)
         if self._preloads.dropped(attempt.assign):
             found.append(StopPreload())
         del self._attempts[report.task]
@@ -349,13 +370,7 @@ class AgentCore:
         flowing, self._flowing = self._flowing, []
         there = (attempt for attempt in flowing if self._attempts.get(attempt.assign.task) is attempt)
         found += [self._hand(attempt) for attempt in there if attempt.phase is Phase.READY]
-        while ready := self._head(self._ready, Phase.READY):
-            room = self.slots + (limits.AGENT_AHEAD_STAGES if ready.assign.kind in self._cheap else 0)
-            if self._handed >= room:
-                break
-            heapq.heappop(self._ready)
-            self._handed += 1
-            found.append(self._hand(ready))
+        waiting = self._start_ready(found, now)
         while self._fetched_ahead < self.slots + limits.AGENT_FETCHES_AHEAD:
             queued = self._head(self._to_fetch, Phase.QUEUED)
             if queued is None:
@@ -364,9 +379,36 @@ class AgentCore:
             self._ahead(queued, True)
             queued.phase, queued.since = Phase.FETCHING, now
             found.append(Fetch(queued.assign))
-        if wish := self._preloads.begin(ready.assign if ready else None):
+        if wish := self._preloads.begin(waiting.assign if waiting else None):
             found.append(Preload(*wish))
         return self._replicate(found)
+
+    def _start_ready(self, found: list[Instruction], now: int) -> Attempt | None:
+        """Starts what has a slot, the most urgent first; the first that is left without one."""
+        while True:
+            ready, due = self._head(self._ready, Phase.READY), self._batches.first(now)
+            if due is not None and (ready is None or due.rank < ready.rank):
+                if self._handed >= self.slots:
+                    return due
+                taken = self._batches.take(due)
+                together = {attempt.assign.task for attempt in taken}
+                for attempt in taken:
+                    attempt.together = together
+                found.append(StartTogether(tuple(map(self._hand, taken))))
+            elif ready is not None:
+                if self._handed >= self.slots + limits.AGENT_AHEAD_STAGES * (ready.assign.kind in self._cheap):
+                    return ready
+                heapq.heappop(self._ready)
+                found.append(self._hand(ready))
+            else:
+                return None
+            self._handed += 1
+
+    def _free_slot(self, attempt: Attempt) -> None:
+        """It computes no more; of those that share a slot, the last one frees it."""
+        if attempt.together is not None:
+            attempt.together.discard(attempt.assign.task)
+        self._handed -= not attempt.together and attempt.assign.kind not in self._streaming
 
     def _hand(self, attempt: Attempt) -> Start:
         self._ahead(attempt, False)

@@ -20,6 +20,18 @@ class Start(NamedTuple):
     fetching: int
 
 
+class StartTogether(NamedTuple):
+    """Run several of one kind on one target in one call; then `began` and `ended` for each."""
+
+    starts: tuple[Start, ...]
+
+
+class Wake(NamedTuple):
+    """Call `woken` when the clock is at `at`."""
+
+    at: int
+
+
 class Stop(NamedTuple):
     """Stop fetching or running it; then `ended`, once nothing of it runs any more."""
 
@@ -88,4 +100,20 @@ class StopPreload(NamedTuple):
     """Stop what is being loaded, if it can be stopped: nobody wants it any more."""
 
 
-Instruction = Fetch | Start | Stop | Drop | Forget | Keep | Bring | Tell | Ask | Unask | Answer | Preload | StopPreload
+Instruction = (
+    Fetch
+    | Start
+    | StartTogether
+    | Wake
+    | Stop
+    | Drop
+    | Forget
+    | Keep
+    | Bring
+    | Tell
+    | Ask
+    | Unask
+    | Answer
+    | Preload
+    | StopPreload
+)

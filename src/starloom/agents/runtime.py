@@ -28,10 +28,12 @@ from starloom.agents.core import (
     Keep,
     Preload,
     Start,
+    StartTogether,
     Stop,
     StopPreload,
     Tell,
     Unask,
+    Wake,
 )
 from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, execute, failure
@@ -56,6 +58,7 @@ from starloom.agents.relaying import Relay
 from starloom.agents.replicator import Replicator
 from starloom.agents.stage import CancelToken
 from starloom.agents.streams.runner import Streams
+from starloom.agents.together import execute_together
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Data
 from starloom.agents.workers import Began, Ended, Workers
@@ -197,6 +200,10 @@ class Runtime:
                     self._tell(report)
             case Start() as start:
                 return self._start(start)
+            case StartTogether(starts):
+                return self._start_together(starts)
+            case Wake(at):
+                asyncio.get_running_loop().call_later((at - time.monotonic_ns()) / _NANOS, self._wake)
             case Fetch(assign):
                 work = self._works[assign.task] = _Work(assign)
                 fetching = asyncio.create_task(self._inputs.remote(assign))
@@ -251,6 +258,24 @@ class Runtime:
         return self.core.ended(task, report, time.monotonic_ns())
 
     def _start(self, start: Start) -> list[Instruction]:
+        found: list[Instruction] = []
+        if (run := self._ready(start, found)) is not None:
+            self._run(run)
+        return found
+
+    def _start_together(self, starts: Iterable[Start]) -> list[Instruction]:
+        """One whose inputs have gone runs by itself, once they were fetched again."""
+        found: list[Instruction] = []
+        runs = [run for start in starts if (run := self._ready(start, found)) is not None]
+        if runs:
+            self._count_thread(runs[0].assign.task)
+            tasks = [run.assign.task for run in runs]
+            work = partial(execute_together, runs, self._stages, self._models, self.core.agent)
+            self._workers.submit_together(tasks, work)
+        return found
+
+    def _ready(self, start: Start, found: list[Instruction]) -> Execution | None:
+        """What is to run; None where the inputs are fetched again, or where the attempt has ended without them."""
         assign = start.assign
         work = self._works.get(assign.task)
         if work is None:
@@ -260,13 +285,17 @@ class Runtime:
             inputs = self._inputs.local(assign) | work.fetched
         except InputsLost as lost:
             if not self._inputs.elsewhere(assign):
-                return self._end(assign.task, _lost(assign.task, lost))
+                found += self._end(assign.task, _lost(assign.task, lost))
+                return None
             fetching = asyncio.create_task(self._inputs.replaced(assign))
             fetching.add_done_callback(partial(self._replaced, work))
             work.task = fetching
-            return []
-        self._run(work, inputs)
-        return []
+            return None
+        return self._execution(work, inputs)
+
+    def _wake(self) -> None:
+        if not self._leaving:
+            self._carry_out(self.core.woken(time.monotonic_ns()))
 
     def _replaced(self, work: _Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
         """What was gone here came from others; the attempt has kept its slot meanwhile."""
@@ -274,11 +303,14 @@ class Runtime:
         if (unable := self._unable(task, fetching)) is not None:
             self._carry_out(self._end(task, unable))
         else:
-            self._run(work, fetching.result() | work.fetched)
+            self._run(self._execution(work, fetching.result() | work.fetched))
 
-    def _run(self, work: _Work, inputs: dict[str, Data]) -> None:
-        assign, work.fetched = work.assign, {}
-        run = Execution(assign, inputs, work.cancel, self._holder.arena)
+    def _execution(self, work: _Work, inputs: dict[str, Data]) -> Execution:
+        work.fetched = {}
+        return Execution(work.assign, inputs, work.cancel, self._holder.arena)
+
+    def _run(self, run: Execution) -> None:
+        assign = run.assign
         if self._streams is not None and assign.kind in self._streams.kinds:
             self._streams.begin(run, self._workers.compute, self._worked)
         elif self._threaded < self.core.slots and self._brief.takes(assign):
@@ -288,9 +320,12 @@ class Runtime:
 
     def _run_there(self, run: Execution) -> None:
         task = run.assign.task
+        self._count_thread(task)
+        self._workers.submit(task, partial(execute, run, self._stages, self._models, self.core.agent))
+
+    def _count_thread(self, task: TaskToken) -> None:
         self._works[task].threaded = True
         self._threaded += 1
-        self._workers.submit(task, partial(execute, run, self._stages, self._models, self.core.agent))
 
     def _run_here(self, run: Execution) -> list[Instruction]:
         """Runs an attempt on this loop, as a worker would. One that overran its timeout has failed, as it has there."""

@@ -13,7 +13,7 @@ no state of a call on `self`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -223,6 +223,13 @@ class Stage(ABC):
 
         Long pure-Python work asks `call.cancel.raise_if_cancelled()` from time to time; model runs do so themselves.
         """
+
+    def run_batch(self, calls: Sequence[StageCall]) -> Sequence[Outputs | Exception]:
+        """As `run`, for several attempts at once: for kinds whose spec says `batch`. What each gives, or its failure.
+
+        The calls share `models`, which stop once all of them are cancelled. Where this raises, each runs by itself.
+        """
+        raise NotImplementedError(f"{self.spec.name} says that it runs several attempts in one call, and cannot")
 
 
 class StreamStage(ABC):

@@ -4,7 +4,8 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -50,6 +51,10 @@ class Workers(Generic[Key]):
         """Queues work."""
         self._queue.put((key, work))
 
+    def submit_together(self, keys: Sequence[Key], work: Callable[[], Sequence[Any]]) -> None:
+        """Queues work that returns a result for each key, in their order."""
+        self.compute(partial(self._work_together, keys, work))
+
     def compute(self, work: Callable[[], Any]) -> None:
         """Queues work that tells of itself what became of it. From any thread."""
         self._queue.put((None, work))
@@ -76,6 +81,12 @@ class Workers(Generic[Key]):
                 self._emit(Ended(key, time.monotonic_ns(), result))
             # An idle worker keeps nothing of the last run alive.
             del item, key, work, result
+
+    def _work_together(self, keys: Sequence[Key], work: Callable[[], Sequence[Any]]) -> None:
+        for key in keys:
+            self._emit(Began(key, time.monotonic_ns()))
+        for key, result in zip(keys, work(), strict=True):
+            self._emit(Ended(key, time.monotonic_ns(), result))
 
     def _emit(self, event: Began[Key] | Ended[Key]) -> None:
         self._events.append(event)

@@ -39,13 +39,27 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     memory_bytes: int = 0
 
 
+class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Attempts that may run in one call: at most `max`, the first of which waits at most `wait_seconds` for others."""
+
+    max: int = 16
+    wait_seconds: float = 0.005
+
+    def __post_init__(self) -> None:
+        if self.max < 1 or not 0 <= self.wait_seconds <= 1:
+            raise ValueError(
+                f"a batch of max {self.max} and wait_seconds {self.wait_seconds}: at least 1, and 0 to 1 s"
+            )
+
+
 class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A kind's signature: ports, parameters, targets, and what the runtime may rely on.
 
     `deterministic`: equal inputs and parameters give equal bytes. `grows`: its result may add
     stages to the job. `checkpoints`: it can resume from a saved state. `effects`: it acts on the
     outside world and takes an idempotency key. `brief`: a run takes well under a millisecond and never waits, so that an
-    agent may run it on its event loop. `variadic_input`: accepts any further input ports
+    agent may run it on its event loop. `batch`: attempts of several jobs may share a call; a kind whose outputs depend on
+    who shares it is not deterministic. `variadic_input`: accepts any further input ports
     of this type. `tier` is where the kind usually runs; a stage's requirements overrule it.
     """
 
@@ -63,6 +77,7 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     checkpoints: bool = False
     effects: bool = False
     brief: bool = False
+    batch: Batch | None = None
     cost: Cost = Cost()
 
     def input_port(self, name: str) -> Port | None:
