@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from starloom.dag import limits
@@ -156,6 +156,13 @@ class TestOperations:
         document, _ = done(f"{text}- rewire: {{stage: speak, wait: [{{stage: words, on: completion}}], free: [faces]}}")
         assert document["stages"]["speak"]["after"] == [{"stage": "words", "on": "completion"}]
         assert document["stages"]["speak"]["join"] == "any"
+
+    def test_what_is_waited_for_already_is_waited_for_once(self) -> None:
+        document, lines = done(
+            "- rewire: {stage: speak, wait: [faces, words, words]}\n- rewire: {stage: speak, wait: [words]}"
+        )
+        assert document["stages"]["speak"]["after"] == ["faces", "words"]
+        assert len(lines) == 1
 
     def test_redirect_all_that_reads_an_output(self) -> None:
         document, lines = done(
@@ -536,6 +543,11 @@ def test_random_patches_keep_what_holds_and_can_be_undone(base: Constellation, s
     assert constellation_at(base, history) == shape.constellation
 
 
+WAIT = Rewire(stage=StageId("s1"), waits=(Dependency(upstream=StageId("s0"), downstream=StageId("s1")),))
+TWO = Constellation(name="random", stages={name: StageSpec(id=name, kind="join") for name in NAMES[:2]})
+
+
+@example(TWO, [WAIT, WAIT])
 @given(graphs(), st.lists(operations(), min_size=1, max_size=4))
 def test_what_is_refused_would_not_be_valid(base: Constellation, step: list[AnyOperation]) -> None:
     """The check of what a patch touches says what the check of the whole would say."""

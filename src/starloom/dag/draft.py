@@ -239,12 +239,10 @@ class _Draft:
         frees = {arc_key(arc) for arc in rewire.frees}
         for key in frees.difference(map(arc_key, arcs)):
             self._problem(f"{place}.after", f"{rewire.stage} does not wait for {key.upstream} like that")
-        arcs[:] = [
-            *(arc for arc in arcs if self._stays(arc, ports, frees, rewire.after is None)),
-            *rewire.dependencies,
-            *(rewire.after or ()),
-            *rewire.waits,
-        ]
+        stay = (arc for arc in arcs if self._stays(arc, ports, frees, rewire.after is None))
+        arcs[:] = [*stay, *rewire.dependencies, *(rewire.after or ())]
+        there = set(map(arc_key, arcs))
+        arcs += {key: arc for arc in rewire.waits if (key := arc_key(arc)) not in there}.values()
         bindings[:] = [*(binding for binding in bindings if binding.input not in ports), *rewire.bindings]
 
     def _redirect(self, place: str, redirect: Redirect) -> None:

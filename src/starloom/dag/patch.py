@@ -60,7 +60,7 @@ class Rewire(Operation, frozen=True, tag="rewire"):
     """Other sources for input ports of a stage; ports that are not named keep theirs.
 
     `unfed` ports are left without one. Of dependencies without data, `after`, if given, takes the place of all;
-    `waits` are added, and `frees` go.
+    `waits` are added where they are not there yet, and `frees` go.
     """
 
     stage: StageId
