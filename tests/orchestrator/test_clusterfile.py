@@ -45,6 +45,7 @@ def test_all_problems_are_reported_with_their_place() -> None:
         "  - {name: -x, tier: edge, targets: 3}\n"
         "  - {tier: cloud, labels: [x]}\n"
         "  - just text\n"
+        "  - {name: orchestrator, tier: edge}\n"
         "size: 3\n"
     )
     assert found["nodes.0.tier"] == "is 'devise'; give one of device, edge, cloud"
@@ -56,6 +57,7 @@ def test_all_problems_are_reported_with_their_place() -> None:
     assert "list targets" in found["nodes.2.targets"]
     assert "nothing" in found["nodes.3.name"]
     assert found["nodes.3.labels"] == "is a list, not a mapping"
+    assert "take another" in found["nodes.5.name"]
     assert found["nodes.4"] == "is text, not a mapping"
     assert found["nodes"] == "the name 'a' is given 2 times; give each node its own"
     assert found["size"].startswith("is no known key")

@@ -116,6 +116,7 @@ def test_without_a_cluster_faults_are_listed_and_nothing_can_be_injected(
         (["inject", "delay", "--node", "a"], "--delay: say by how much"),
         (["inject", "disk-full", "--node", "a"], "happens to the orchestrator"),
         (["inject", "partition", "--node", "orchestrator"], "happens to nodes"),
+        (["inject", "partition", "--node", "a", "--peer", "a"], "--peer: is a, the node itself"),
         (["inject", "stage-fails", "--chance", "2"], "--chance: is 2.0"),
         (["heal"], "say which fault to heal"),
         (["heal", "x", "--all"], "say which fault to heal"),

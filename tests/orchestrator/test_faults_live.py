@@ -2,10 +2,14 @@
 
 import asyncio
 import logging
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tests.agents.fakes import no_models
 from tests.orchestrator.rig import SECONDS, TOKEN, Gate, Rig, Stages, until
@@ -17,14 +21,14 @@ from starloom.agents.faultservice import FaultClient
 from starloom.agents.stage import CancelToken, StageCall
 from starloom.agents.stages.basic import MakeBytes
 from starloom.dag.constellation import Constellation, Policy, Requirements, Retry
-from starloom.dag.errors import Conflict, InvalidInput, JobFailed, Overloaded, Unauthenticated
+from starloom.dag.errors import Conflict, InvalidInput, JobFailed, NotFound, Overloaded, Unauthenticated, Unavailable
 from starloom.dag.facts import JobStatus
 from starloom.devices.faultdoc import read_plan
 from starloom.devices.faults import AT_ONCE, LIVE, OF_ORCHESTRATOR, ORCHESTRATOR, FaultKind
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.clientjob import AsyncJob
 from starloom.orchestrator.server import Orchestrator
-from starloom.orchestrator.trials.injector import Injector, Place
+from starloom.orchestrator.trials.injector import Injector, Place, hangs, wake
 from starloom.orchestrator.trials.planning import Planned
 from starloom.orchestrator.trials.survival import Survival
 from starloom.orchestrator.trials.underplan import UnderPlan
@@ -308,6 +312,65 @@ async def test_a_fault_that_is_not_healed_breaks_the_verdict(
     assert any(why in each for each in found.what)
     for node in ("a", "b"):
         assert await rig.faults.armed(rig.place(node)) == [], "what a run has begun it leaves to nobody"
+
+
+async def test_faults_of_one_kind_meet_at_one_moment_of_a_stage(rig: FaultyRig, client: AsyncClient) -> None:
+    slow = "{what: agent-slow, node: b, at_seconds: 0, add_seconds: 1, lasts_seconds: 9}"
+    links = (f"{{what: link-slow, stage: make, node: {node}, delay_seconds: 0.01, lasts_seconds: 9}}" for node in "ab")
+    found = await under(rig, client, f"faults: [{', '.join((slow, *links))}]")
+    assert (found.verdict, found.planned, found.injected) == ("held", 3, 3)
+
+
+@pytest.fixture
+async def nobody() -> Place:
+    """A node that does not answer any more."""
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+    return Place(name="gone", address=f"127.0.0.1:{port}", pid=0)
+
+
+async def test_a_fault_that_cannot_begin_at_one_of_its_nodes_begins_at_none(rig: FaultyRig, nobody: Place) -> None:
+    places = [Place(name="a", address=rig.place("a"), pid=0), nobody]
+    for fault in (
+        Planned(id="f", what=FaultKind.FETCH_FAILS, node="", nodes=("a", "gone"), lasts_seconds=None),
+        Planned(id="f", what=FaultKind.PARTITION, node="a", peer="gone", lasts_seconds=None),
+    ):
+        with pytest.raises(Unavailable, match="gone: "):
+            await Injector(TOKEN).begin(fault, places)
+        assert await rig.faults.armed(rig.place("a")) == []
+
+
+async def test_a_node_is_cut_off_whoever_of_the_others_is_gone(rig: FaultyRig, nobody: Place) -> None:
+    injector = Injector(TOKEN)
+    places = [*(Place(name=node, address=rig.place(node), pid=0) for node in "ab"), nobody]
+    fault = Planned(id="f", what=FaultKind.PARTITION, node="a", lasts_seconds=None)
+    await injector.begin(fault, places)
+    assert [(each.node, each.peer) for each in await injector.standing(places)] == [("a", ""), ("b", "a")]
+    await injector.end(fault, places)
+    assert await injector.standing(places) == []
+
+
+async def test_a_link_needs_two_ends(rig: FaultyRig) -> None:
+    fault = Planned(id="f", what=FaultKind.PARTITION, node="a", peer="a")
+    with pytest.raises(InvalidInput, match="the node itself"):
+        await Injector(TOKEN).begin(fault, [Place(name="a", address=rig.place("a"), pid=0)])
+
+
+async def test_only_the_process_that_listens_where_a_node_is_gets_signals(nobody: Place) -> None:
+    """An agent of another machine tells an id that a process has here as well."""
+    bystander = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE)
+    place = Place(name="gone", address=nobody.address, pid=bystander.pid)
+    for what in (FaultKind.AGENT_CRASH, FaultKind.AGENT_HANG):
+        with pytest.raises(NotFound, match="on another machine"):
+            await Injector(TOKEN).begin(Planned(id="f", what=what, node="gone"), [place])
+    bystander.send_signal(signal.SIGSTOP)
+    await asyncio.to_thread(os.waitid, os.P_PID, bystander.pid, os.WSTOPPED | os.WNOWAIT)
+    assert not hangs(place)
+    wake(place)
+    assert psutil.Process(bystander.pid).status() == psutil.STATUS_STOPPED
+    bystander.send_signal(signal.SIGCONT)
+    await bystander.communicate(b"\n")
+    assert bystander.returncode == 0
 
 
 async def test_each_process_has_the_faults_that_are_its_own(rig: FaultyRig) -> None:

@@ -120,6 +120,15 @@ def test_what_waits_for_a_stage_has_the_node_that_has_it_then_and_comes_as_often
     ]
 
 
+def test_only_the_faults_of_one_entry_take_turns_at_a_stage() -> None:
+    plan = read_plan(
+        "faults:\n"
+        "  - {what: link-slow, stage: s, node: a, peer: b, most: 2}\n"
+        "  - {what: link-slow, stage: s, node: a, peer: c}\n"
+    )
+    assert [(each.peer, each.entry) for each in plan_faults(plan, 1, NODES)] == [("b", 0), ("b", 0), ("c", 1)]
+
+
 def test_what_happens_at_opportunities_is_armed_everywhere_for_its_time() -> None:
     plan = read_plan(
         "quiet_after_seconds: 9\n"

@@ -283,6 +283,8 @@ def _whom_problems(place: str, fault: Fault) -> Iterator[Problem]:
         yield Problem(place, f"names a node, but {what} happens to the orchestrator")
     if fault.peer and what not in WITH_PEER:
         yield Problem(f"{place}.peer", f"{what} has no other end; leave it out")
+    elif fault.peer and fault.peer == fault.node:
+        yield Problem(f"{place}.peer", f"is {fault.peer}, the node itself; name another")
     if fault.kind and what not in OF_KINDS:
         yield Problem(f"{place}.kind", f"{what} happens to no stages; leave it out")
     if not fault.heals and what in AT_ONCE:

@@ -20,6 +20,7 @@ from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidConstellation, InvalidInput, Problem
 from starloom.dag.validate_stage import label_problems
 from starloom.dag.yamltext import read_yaml
+from starloom.devices.faults import ORCHESTRATOR
 from starloom.orchestrator.filebytes import read_at_most
 
 TARGETS: Final = ("cpu", "gpu", "npu", "fpga")
@@ -161,7 +162,8 @@ class _Reader:
 
 
 def _name_fault(value: Any) -> str:
-    return name_fault(value, dotted=True)
+    taken = f"{value!r} is what faults call the orchestrator; take another" if value == ORCHESTRATOR else ""
+    return taken or name_fault(value, dotted=True)
 
 
 def _tier_fault(value: Any) -> str:

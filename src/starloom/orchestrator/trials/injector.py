@@ -4,9 +4,9 @@ Signals reach the processes of this machine alone.
 """
 
 import asyncio
-import os
 import signal
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 from zlib import crc32
 
@@ -59,19 +59,16 @@ class Injector:
     async def begin(self, fault: Planned, places: Sequence[Place]) -> None:
         """A fault begins at its node, or where it has several at all of them; a link's with a peer at both ends.
 
-        Raises NotFound for a process that is gone, Unavailable for one that does not answer, Conflict where faults are
-        not allowed.
+        Raises NotFound for a process that is gone or on another machine, Unavailable for one that does not answer, Conflict
+        where faults are not allowed; then it has begun nowhere. Who would ask a node for values, and does not answer, is
+        passed over.
         """
         if fault.what in KILLS:
             _signal(_place(fault.node, places), signal.SIGKILL)
         elif fault.what in HANGS:
             _signal(_place(fault.node, places), signal.SIGSTOP)
         else:
-            calls = [
-                self._client.arm(place.address, _armed(fault, place, peer), fault.lasts_seconds)
-                for place, peer in _ends(fault, places)
-            ]
-            await asyncio.gather(*calls)
+            await self._arm(fault, places)
 
     async def end(self, fault: Planned, places: Sequence[Place]) -> int:
         """A fault ends, if it has not by itself; returns how often it has changed something.
@@ -83,7 +80,8 @@ class Injector:
             return 1
         if fault.what in AT_ONCE:
             return 1
-        calls = [self._client.heal(place.address, [fault.id]) for place, _ in _ends(fault, places)]
+        ends = (*_ends(fault, places), *_asking(fault, places))
+        calls = [self._client.heal(place.address, [fault.id]) for place, _ in ends]
         answers = await asyncio.gather(*calls, return_exceptions=True)
         told = [answer for answer in answers if isinstance(answer, list)]
         for answer in answers:
@@ -91,6 +89,25 @@ class Injector:
             if isinstance(answer, BaseException) and not (told and isinstance(answer, StarloomError)):
                 raise answer
         return sum(info.met for healed in told for info in healed)
+
+    async def _arm(self, fault: Planned, places: Sequence[Place]) -> None:
+        ends, asking = _ends(fault, places), _asking(fault, places)
+        if not ends:
+            raise InvalidInput(
+                [Problem("peer", f"is {fault.peer}, the node itself; name another")], "the fault has one end"
+            )
+        if hanging := [place.name for place, _ in ends if hangs(place)]:
+            raise Unavailable(f"{hanging[0]} hangs and answers nothing; `starloom faults heal --all` wakes it")
+        ends += [(place, peer) for place, peer in asking if not hangs(place)]
+        calls = [
+            self._client.arm(place.address, _armed(fault, place, peer), fault.lasts_seconds) for place, peer in ends
+        ]
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        for (place, peer), answer in zip(ends, answers, strict=True):
+            if isinstance(answer, BaseException) and not ((place, peer) in asking and _silent(answer)):
+                heals = (self._client.heal(place.address, [fault.id]) for place, _ in ends)
+                await asyncio.gather(*heals, return_exceptions=True)
+                raise Unavailable(f"{place.name}: {answer}") if _silent(answer) else answer
 
     async def heal(self, ids: Sequence[str], places: Sequence[Place]) -> list[Standing]:
         """Faults end wherever they are, all without ids; returns those that stood. Passes over who does not answer."""
@@ -120,18 +137,17 @@ def hang_id(place: Place) -> str:
 
 def hangs(place: Place) -> bool:
     """Whether a process was stopped by SIGSTOP, or something like it."""
-    try:
-        return bool(psutil.Process(place.pid).status() == psutil.STATUS_STOPPED)
-    except psutil.Error:
-        return False
+    process = _process(place)
+    with suppress(psutil.Error):
+        return process is not None and bool(process.status() == psutil.STATUS_STOPPED)
+    return False
 
 
 def wake(place: Place) -> None:
     """A process that hangs goes on; one that is gone needs nothing."""
-    try:
-        os.kill(place.pid, signal.SIGCONT)
-    except ProcessLookupError:
-        return
+    if (process := _process(place)) is not None:
+        with suppress(psutil.Error):
+            process.send_signal(signal.SIGCONT)
 
 
 def _hanging(place: Place) -> Standing:
@@ -154,22 +170,39 @@ def _told(places: Sequence[Place], answers: Sequence[list[ArmedInfo] | BaseExcep
                 )
                 for info in answer
             ]
-        elif not isinstance(answer, Unavailable) and not _late(answer):
+        elif not _silent(answer):
             raise answer
     return found
 
 
-def _late(error: BaseException) -> bool:
-    return isinstance(error, StarloomError) and error.status == "DEADLINE_EXCEEDED"
+def _silent(error: BaseException) -> bool:
+    """Whether nobody answered."""
+    late = isinstance(error, StarloomError) and error.status == "DEADLINE_EXCEEDED"
+    return late or isinstance(error, Unavailable)
 
 
 def _signal(place: Place, number: signal.Signals) -> None:
-    if place.pid <= 0:
-        raise NotFound(f"the process of {place.name} is not known")
+    process = _process(place)
     try:
-        os.kill(place.pid, number)
-    except ProcessLookupError as error:
+        if process is None:
+            raise psutil.NoSuchProcess(place.pid)
+        process.send_signal(number)
+    except psutil.Error as error:
         raise NotFound(f"process {place.pid} of {place.name} is gone already, or on another machine") from error
+
+
+def _process(place: Place) -> psutil.Process | None:
+    """The process of a place, if it is on this machine.
+
+    An agent says its own id, and on this machine another process may have that: only who listens at the agent's address is it.
+    """
+    port = place.address.rpartition(":")[2]
+    try:
+        process = psutil.Process(place.pid)
+        listening = [each.laddr.port for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN]
+    except (psutil.Error, ValueError):
+        return None
+    return process if port.isdecimal() and int(port) in listening else None
 
 
 def _place(name: str, places: Sequence[Place]) -> Place:
@@ -186,16 +219,21 @@ def _ends(fault: Planned, places: Sequence[Place]) -> list[tuple[Place, Place | 
         ends = [_place(fault.node, places)]
     else:
         ends = [place for place in places if place.name in fault.nodes]
-    if not fault.peer and fault.what in WITH_PEER:
-        # The others ask the node for values as well, and that is the same path.
-        asking = [other for other in places if other not in ends and other.name != ORCHESTRATOR]
-        return [*((place, None) for place in ends), *((other, place) for place in ends for other in asking)]
     if not fault.peer:
         return [(place, None) for place in ends]
     peer = _place(fault.peer, places)
     both: list[tuple[Place, Place | None]] = [(place, peer) for place in ends if place != peer]
     # Values are asked for by who needs them, so both ends have to be kept from asking; a session by its agent alone.
     return both if peer.name == ORCHESTRATOR else [*both, *((peer, place) for place in ends if place != peer)]
+
+
+def _asking(fault: Planned, places: Sequence[Place]) -> list[tuple[Place, Place | None]]:
+    """Where the fault of all links of a node is armed beside the node: the others ask it for values, by the same path."""
+    if fault.peer or fault.what not in WITH_PEER:
+        return []
+    ends = [place for place, _ in _ends(fault, places)]
+    others = [place for place in places if place not in ends and place.name != ORCHESTRATOR]
+    return [(other, place) for place in ends for other in others]
 
 
 def _armed(fault: Planned, place: Place, peer: Place | None) -> Armed:

@@ -40,8 +40,8 @@ class NodeFacts(NamedTuple):
 class Planned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One fault that is to happen: `at_seconds` from the job's submission on, or at the `on` of an attempt of `stage`.
 
-    `node`: a node's name, ORCHESTRATOR, or empty for the node that has the stage then. `nodes`: of an opportunity without
-    a node, all. `lasts_seconds`: None until somebody heals it. The other fields are as `devices.faults.Fault` has them.
+    `entry`: the fault's index in its plan; those of one entry come at one attempt of the stage each. `node`: a node's name,
+    ORCHESTRATOR, or empty for the node that has the stage then. `nodes`: of an opportunity without a node, all. `lasts_seconds`: None until somebody heals it. The other fields are as `devices.faults.Fault` has them.
     """
 
     id: str
@@ -50,6 +50,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     at_seconds: float | None = None
     stage: str = ""
     on: Moment = Moment.START
+    entry: int = 0
     peer: str = ""
     kind: str = ""
     nodes: tuple[str, ...] = ()
@@ -78,7 +79,7 @@ def plan_faults(plan: FaultPlan, seed: int, nodes: Sequence[NodeFacts]) -> tuple
     armed = [(index, fault) for index, fault in enumerate(plan.faults) if arming.happens(fault.armed)]
     there = sorted(nodes)
     drawn = [
-        planned
+        msgspec.structs.replace(planned, entry=index)
         for index, fault in armed
         for planned in _of_fault(fault, chances.of(f"{index}/{fault.what}"), there, horizon(plan))
     ]

@@ -159,7 +159,7 @@ class UnderPlan:
         if fault.at_seconds is not None:
             await asyncio.sleep(fault.at_seconds)
             return
-        alike = [each.planned for each in self._injections.values() if _same_moment(each.planned, fault)]
+        alike = [each.planned for each in self._injections.values() if each.planned.entry == fault.entry]
         number = alike.index(fault)
         seen: set[FencingToken] = set()
 
@@ -298,10 +298,6 @@ def _longer(fault: Planned) -> Planned:
     if fault.lasts_seconds is None or fault.what in AT_ONCE:
         return fault
     return msgspec.structs.replace(fault, lasts_seconds=fault.lasts_seconds + ALONE_SECONDS)
-
-
-def _same_moment(one: Planned, other: Planned) -> bool:
-    return (one.what, one.stage, one.on, one.at_seconds) == (other.what, other.stage, other.on, other.at_seconds)
 
 
 def describe(fault: Planned) -> str:
