@@ -182,6 +182,7 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         attempt=assign.task.token.attempt,
         cancel=run.cancel,
         figure=told.__setitem__,
+        empty=values.empty_in(run.room),
     )
     try:
         result = stage.run(call)

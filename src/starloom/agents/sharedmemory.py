@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,22 @@ class Arena:
         weakref.finalize(block, self._returns.add, start).atexit = False
         self._returns.settle()
         return block
+
+    def whole(self, array: NDArray[Any]) -> memoryview | None:
+        """The bytes of `array`, if it is all of what `room` gave; then neither can be written to any more."""
+        arrays: list[NDArray[Any]] = []
+        base: object = array
+        while isinstance(base, np.ndarray) and not isinstance(base, Block):
+            arrays.append(base)
+            base = base.base
+        block = base.obj if isinstance(base, memoryview) else base
+        if not isinstance(block, Block) or block.owner is not self:
+            return None
+        if array.nbytes != block.nbytes or not array.flags.c_contiguous or array.ctypes.data != block.ctypes.data:
+            return None
+        for each in (*arrays, block):
+            each.flags.writeable = False
+        return block.data
 
     def add(self, job: JobId, digest: str, data: Data) -> None:
         """Lets neighbours find a value, if it lies here and the index has room for it."""

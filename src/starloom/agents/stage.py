@@ -17,7 +17,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
-from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from starloom.dag.errors import Cancelled
 from starloom.dag.kinds import KindSpec
@@ -160,6 +161,12 @@ async def _no_compute(function: Callable[..., Any], /, *args: Any) -> Any:
     return function(*args)
 
 
+class Empty(Protocol):
+    """Makes an array with nothing in particular in it, as `numpy.empty`."""
+
+    def __call__(self, shape: int | Sequence[int], dtype: DTypeLike = ..., /) -> NDArray[Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class StageCall:
     """One attempt, as the stage sees it.
@@ -172,6 +179,8 @@ class StageCall:
     `checkpoint`: the state that an earlier attempt saved, or None; `save` keeps a new one. `figure` puts
     a number under a name into the report, for people: a name that tells its unit, such as
     `first_token_seconds`; at most FIGURES_PER_STAGE_MAX, all finite.
+    `empty(shape, dtype)` makes an array to compute a large output into: returned whole, it is passed on without a copy.
+    From then on it must not be written to, nor what was made of it: others read it where it is.
     """
 
     inputs: Mapping[str, Any]
@@ -186,6 +195,7 @@ class StageCall:
     progress: Callable[[float], None] = lambda _: None
     figure: Callable[[str, float], None] = lambda _name, _value: None
     compute: Compute = _no_compute
+    empty: Empty = np.empty
 
 
 class Chunk(NamedTuple):

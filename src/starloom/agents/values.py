@@ -12,7 +12,7 @@
 JSON takes numpy's numbers and arrays for its own. What it has not, as a tuple, a set, bytes or a time, is refused.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any, Protocol, TypeVar
@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import numpy as np
 from blake3 import blake3
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Problem
@@ -57,6 +57,10 @@ class Room(Protocol):
 
     def room(self, size: int) -> NDArray[np.uint8] | None: ...
 
+    def whole(self, array: NDArray[Any]) -> memoryview | None:
+        """The bytes of `array`, read-only, if it is all of what `room` gave once, and so is where it would be copied to."""
+        ...
+
 
 def digest(data: bytes | memoryview) -> str:
     """BLAKE3 of the bytes, in hex."""
@@ -75,18 +79,38 @@ def encode(port_type: PortType, value: Any, place: str = "value") -> tuple[bytes
 
 
 def encode_into(room: Room | None, port_type: PortType, value: Any, place: str) -> tuple[Data, dict[str, Any]]:
-    """As `encode`; a value of AGENT_ARENA_VALUE_BYTES_MIN or more is written to `room` by one copy, if it has room."""
+    """As `encode`; a value of AGENT_ARENA_VALUE_BYTES_MIN or more is written to `room` by one copy, if it has room.
+
+    One that is there already, by `empty_in`, is not copied.
+    """
     found, meta = _form(port_type, value, place)
     size = len(found) if isinstance(found, bytes) else found.nbytes
     if room is None or size < limits.AGENT_ARENA_VALUE_BYTES_MIN:
         return found if isinstance(found, bytes) else found.tobytes(), meta
     array = np.frombuffer(found, np.uint8) if isinstance(found, bytes) else found
+    if (there := room.whole(array)) is not None:
+        return there, meta
     target = room.room(size)
     if target is None:
         return found if isinstance(found, bytes) else found.tobytes(), meta
     np.copyto(target.view(np.ndarray).view(array.dtype).reshape(array.shape), array)
     target.flags.writeable = False
     return target.data, meta
+
+
+def empty_in(room: Room | None) -> Callable[..., NDArray[Any]]:
+    """As `numpy.empty`; arrays of AGENT_ARENA_VALUE_BYTES_MIN or more lie in `room`, if it has room."""
+
+    def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float64) -> NDArray[Any]:
+        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+        found = np.dtype(dtype)
+        size = prod(sizes) * found.itemsize
+        fits = limits.AGENT_ARENA_VALUE_BYTES_MIN <= size <= limits.VALUE_BYTES_MAX and not found.hasobject
+        block = room.room(size) if room is not None and fits else None
+        # By its buffer, and no view: an array's base would be the whole room, and nothing would keep the block.
+        return np.empty(sizes, found) if block is None else np.frombuffer(block.data, found).reshape(sizes)
+
+    return empty
 
 
 def decode(port_type: PortType, data: Data, meta: dict[str, Any], place: str = "value") -> Any:

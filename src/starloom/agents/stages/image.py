@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from starloom.agents.stage import Outputs, Stage, StageCall
+from starloom.agents.stage import Empty, Outputs, Stage, StageCall
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
@@ -63,13 +63,13 @@ class DecodeImage(Stage):
         max_side = call.params["max_side"]
         if max_side < 0:
             raise StageError(f"image.decode: max_side is {max_side}; give pixels above 0, or 0 to keep the size")
-        return {"image": decode_image(bytes(call.inputs["data"]), max_side)}
+        return {"image": decode_image(bytes(call.inputs["data"]), max_side, call.empty)}
 
 
-def decode_image(data: bytes, max_side: int = 0) -> Image:
+def decode_image(data: bytes, max_side: int = 0, empty: Empty = np.empty) -> Image:
     """The pixels of a JPEG or PNG file: uint8 [height, width, 3], RGB.
 
-    `max_side`, in pixels, bounds the longer side; 0 leaves the size. The size that the header
+    `max_side`, in pixels, bounds the longer side; 0 leaves the size. What is scaled down is written to what `empty` makes. The size that the header
     states is checked before any pixel is decoded. Raises StageError for an empty, foreign, damaged
     or oversized file.
     """
@@ -82,25 +82,27 @@ def decode_image(data: bytes, max_side: int = 0) -> Image:
         )
     if pixels == 0:
         raise StageError(f"the image is {header.width} x {header.height} pixels: the file is damaged; send it again")
-    return shrink(_on_white(data, header) if header.alpha else _opaque(data, header, max_side), max_side)
+    return shrink(_on_white(data, header) if header.alpha else _opaque(data, header, max_side), max_side, empty)
 
 
-def resize(image: Image, width: int, height: int) -> Image:
+def resize(image: Image, width: int, height: int, empty: Empty = np.empty) -> Image:
     """`image` at another size: area averages on the way down, as they keep thin strokes, linear on the way up."""
     if (height, width) == image.shape[:2]:
         return image
     smaller = width * height < image.shape[0] * image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
-    return cast(Image, resized)
+    resized = empty((height, width, *image.shape[2:]), image.dtype)
+    cv2.resize(image, (width, height), resized, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+    return resized
 
 
-def shrink(image: Image, max_side: int) -> Image:
+def shrink(image: Image, max_side: int, empty: Empty = np.empty) -> Image:
     """`image` with its longer side at most `max_side` pixels; 0 keeps it."""
     height, width = image.shape[:2]
     longest = max(height, width)
     if max_side == 0 or longest <= max_side:
         return image
-    return resize(image, max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest)))
+    wanted_width, wanted_height = (max(1, round(side * max_side / longest)) for side in (width, height))
+    return resize(image, wanted_width, wanted_height, empty)
 
 
 def _opaque(data: bytes, header: _Header, max_side: int) -> Image:

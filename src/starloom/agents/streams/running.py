@@ -194,6 +194,7 @@ class StreamRun:
             cancel=execution.cancel,
             figure=self._told.__setitem__,
             compute=self.computing,
+            empty=values.empty_in(execution.room),
         )
         try:
             if isinstance(stage, StreamStage):
