@@ -47,10 +47,10 @@ def test_a_kind_is_brief_until_too_many_of_its_runs_are_late() -> None:
     kinds = BriefKinds([SPEC])
     for _ in range(100):
         assert not kinds.ran("t.brief", LATE, LATE)
-        for _ in range(16):
+        for _ in range(8):
             assert not kinds.ran("t.brief", LATE - 1, 10 * LATE - 1)
     assert kinds.takes(assign(kind="t.brief"))
-    assert [kinds.ran("t.brief", 0, 10 * LATE) for _ in range(3)] == [False, False, True]
+    assert [kinds.ran("t.brief", 0, 10 * LATE) for _ in range(8)] == [*[False] * 7, True]
     assert not kinds.takes(assign(kind="t.brief"))
 
 

@@ -184,6 +184,7 @@ class TestOrder:
 
     def test_an_agent_is_given_its_slots_and_a_backlog(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(limits, "AGENT_BACKLOG_STAGES", 3)
+        monkeypatch.setattr(limits, "AGENT_BACKLOG_SECONDS", 0.0)
         w = world(node("edge-1"))
         job = w.submit(wide(10))
         assert len(w.active()) == 5
@@ -192,6 +193,18 @@ class TestOrder:
         assert len(w.active()) == 5
         w.finish_all()
         assert w.status(job) == "succeeded"
+
+    def test_of_short_stages_an_agent_has_more_in_hand_within_bounds(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "AGENT_BACKLOG_STAGES", 1)
+        w = world(node("edge-1", slots=1))
+        w.submit(wide(20))
+        run_seconds = KINDS["t.work"].cost.run_seconds
+        assert len(w.active()) == round(limits.AGENT_BACKLOG_SECONDS / run_seconds)
+        monkeypatch.setattr(limits, "AGENT_BACKLOG_SECONDS", 1.0)
+        w.finish("wide0")
+        assert len(w.active()) == limits.AGENT_BACKLOG_FACTOR
 
     def test_the_greater_priority_goes_first(self, world: Any) -> None:
         w = world(node("edge-1", slots=1))

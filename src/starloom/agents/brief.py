@@ -9,8 +9,8 @@ from starloom.agents.messages import Assign
 from starloom.dag import limits
 from starloom.dag.kinds import KindSpec
 
-_LATE_COUNTS: Final = 16
-_LATE_MAX: Final = 3 * _LATE_COUNTS
+_LATE_COUNTS: Final = 8
+_LATE_MAX: Final = 8 * _LATE_COUNTS
 _LASTS: Final = 10
 
 Run = TypeVar("Run")
@@ -20,8 +20,8 @@ class BriefKinds:
     """The kinds that say of themselves that they are brief, until they show that they are not. Pure.
 
     A run is late that computes for AGENT_CHEAP_NANOS or lasts ten times as long: on a busy machine others have the core
-    meanwhile. One that is late counts for 16 that are not: a kind is for the workers from then on where more than one in
-    17 is late, or three in a row, or where one lasts AGENT_BRIEF_NANOS_MAX.
+    meanwhile. One that is late counts for eight that are not: a kind is for the workers from then on where more than one in
+    nine is late, or eight in a row, or where one lasts AGENT_BRIEF_NANOS_MAX.
     """
 
     def __init__(self, kinds: Iterable[KindSpec]) -> None:

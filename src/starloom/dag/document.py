@@ -68,6 +68,9 @@ from starloom.dag.yamltext import read_yaml, write_yaml
 
 __all__ = ["canonical", "dump", "from_json", "load", "to_json"]
 
+_NOTHING_REQUIRED = Requirements()
+_USUAL_POLICY = Policy()
+
 
 def load(text: str | bytes, *, place: str = "") -> Constellation:
     """Reads a constellation from YAML or JSON. `place` names the source, such as a file, in the error.
@@ -259,7 +262,7 @@ def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> 
         {
             "kind": stage.kind,
             "in": feeds,
-            "params": msgspec.to_builtins(stage.params),
+            "params": msgspec.to_builtins(stage.params) if stage.params else {},
             "require": requirements_to_json(stage.requires),
             **policy_to_json(stage.policy),
             "join": str(stage.join) if stage.join != Join.ALL else None,
@@ -272,6 +275,8 @@ def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> 
 
 def policy_to_json(policy: Policy) -> dict[str, Any]:
     """A policy's keys, which stand beside a stage's others."""
+    if policy == _USUAL_POLICY:
+        return {}
     return _without_empty(
         {
             "retry": _retry(policy.retry),
@@ -288,6 +293,8 @@ def policy_to_json(policy: Policy) -> dict[str, Any]:
 
 def requirements_to_json(requires: Requirements) -> dict[str, Any]:
     """What stands under `require`."""
+    if requires == _NOTHING_REQUIRED:
+        return {}
     tiers = [str(tier) for tier in requires.tiers]
     return _without_empty(
         {

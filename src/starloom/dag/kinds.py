@@ -105,6 +105,10 @@ class KindCatalog(Mapping[str, KindSpec]):
                 ]
             )
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a mapping's, which would raise and catch for each name that is not there."""
+        return self._kinds.get(name, default)
+
     def __getitem__(self, name: str) -> KindSpec:
         return self._kinds[name]
 

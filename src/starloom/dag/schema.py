@@ -200,13 +200,14 @@ class Reader:
     ) -> StageSpec:
         place = f"stages.{name}"
         part = self._mapping(place, value, _STAGE_KEYS, needed=("kind",))
-        for port, source in self._mapping(f"{place}.in", part.get("in", {})).items():
+        for port, source in self._mapping(f"{place}.in", part["in"]).items() if "in" in part else ():
             self._feed(place, name, port, source, bindings, dependencies)
-        dependencies.extend(self._orders(name, f"{place}.after", part.get("after", [])))
+        if "after" in part:
+            dependencies.extend(self._orders(name, f"{place}.after", part["after"]))
         return StageSpec(
             id=name,
             kind=self._text(f"{place}.kind", part.get("kind", "")),
-            params=self._plain(f"{place}.params", part.get("params", {})),
+            params=self._plain(f"{place}.params", part["params"]) if "params" in part else {},
             requires=self._requirements(f"{place}.require", part["require"])
             if "require" in part
             else _NOTHING_REQUIRED,

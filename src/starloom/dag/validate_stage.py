@@ -16,6 +16,7 @@ from starloom.dag.values import Port, PortType
 PLAIN_TYPES = (PortType.TEXT, PortType.JSON)
 """The port types whose values a document can hold, as defaults and in comparisons."""
 
+_NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
 _MEMORY_BYTES_MAX = 2**63 - 1
 
@@ -37,10 +38,10 @@ def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -
 
 
 def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | None) -> Iterator[Problem]:
-    fault = plain_fault(dict(params))
+    fault = plain_fault(dict(params)) if params else ""
     if fault:
         yield Problem(place, fault)
-    elif (size := len(msgspec.json.encode(params))) > limits.PARAMS_BYTES_MAX:
+    elif params and (size := len(msgspec.json.encode(params))) > limits.PARAMS_BYTES_MAX:
         yield Problem(
             place, f"{size} bytes as JSON are over PARAMS_BYTES_MAX = {limits.PARAMS_BYTES_MAX}; use an input"
         )
@@ -71,6 +72,8 @@ def param_fault(param: Param, value: Any) -> str:
 
 
 def _requirement_problems(place: str, requires: Requirements, kind: KindSpec | None) -> Iterator[Problem]:
+    if requires == _NOTHING_REQUIRED:
+        return
     if kind is not None and requires.target and requires.target not in kind.targets:
         can = ", ".join(kind.targets)
         yield Problem(f"{place}.target", f"{kind.name} cannot compute on {requires.target!r}; it can on {can}")

@@ -126,8 +126,15 @@ class Member:
 
     @property
     def open(self) -> bool:
-        """Whether it may be given one more attempt that could run now."""
-        return self.there and self.in_hand < self.capacity
+        """Whether it may be given one more attempt that could run now: of short ones it has more in hand."""
+        in_hand = len(self.assigned) - len(self.delegated)
+        return self.there and (
+            in_hand < self.capacity
+            or (
+                in_hand < limits.AGENT_BACKLOG_FACTOR * limits.AGENT_BACKLOG_STAGES
+                and self.seconds < limits.AGENT_BACKLOG_SECONDS * self.slots
+            )
+        )
 
     @property
     def open_ahead(self) -> bool:

@@ -142,7 +142,7 @@ class Budgets(Property):
             self.broken(f"{job.live + 1} attempts of the job, and max_parallel is {bound}", fact.job, fact.stage)
         slots = self.world.slots[fact.agent]
         live, waiting = self.judge.agent_live.get(fact.agent, 0), self.judge.waiting_on(fact.agent)
-        if not fact.awaits and live - waiting >= slots + limits.AGENT_BACKLOG_STAGES:
+        if not fact.awaits and live - waiting >= slots + limits.AGENT_BACKLOG_FACTOR * limits.AGENT_BACKLOG_STAGES:
             what = f"{fact.agent} with {slots} slots was given {live - waiting + 1} attempts that could run"
             self.broken(what, fact.job, fact.stage)
         if fact.awaits and waiting >= limits.DELEGATED_STAGES_PER_AGENT_MAX:
