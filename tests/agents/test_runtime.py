@@ -308,7 +308,7 @@ async def test_cancel_while_running_is_told_when_the_stage_is_back() -> None:
 
 
 async def test_failure_of_what_a_stage_does_on_its_cancel_stays_with_it(caplog: pytest.LogCaptureFixture) -> None:
-    stopped = threading.Event()
+    stopped, listening = threading.Event(), threading.Event()
 
     def fail() -> None:
         raise ZeroDivisionError
@@ -316,13 +316,14 @@ async def test_failure_of_what_a_stage_does_on_its_cancel_stays_with_it(caplog: 
     def function(call: StageCall) -> Outputs:
         call.cancel.on_cancel(stopped.set)
         call.cancel.on_cancel(fail)
+        listening.set()
         assert stopped.wait(WAIT_SECONDS)
         call.cancel.raise_if_cancelled()
         return {}
 
     async with rigged(made(KindSpec(name="t.clumsy"), function)) as rig:
         rig.send(assign("s", "t.clumsy"))
-        await rig.told.started(task("s"))
+        assert await asyncio.to_thread(listening.wait, WAIT_SECONDS)
         rig.send(Cancel(task=task("s")), assign("next"))
         assert isinstance(await rig.told.final(task("s")), WasCancelled)
         assert isinstance(await rig.told.final(task("next")), Finished)
