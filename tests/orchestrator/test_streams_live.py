@@ -81,6 +81,30 @@ async def test_each_chunk_is_there_before_the_next_is_sent(client: AsyncClient) 
     assert outputs == {"answer": [[4 * number] for number in range(20)], "total": 4 * sum(range(20))}
 
 
+async def test_a_reader_that_is_behind_when_its_stream_ends_gets_the_rest_by_the_same_call(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, calls = client._link.data, list[Any]()
+
+    def counted_data() -> Any:
+        calls.append(data())
+        return calls[-1]
+
+    job = await client.submit(fed())
+    await feed_all(job, range(1))
+    monkeypatch.setattr(client._link, "data", counted_data)
+    async with aclosing(job.stream("answer")) as answer:
+        assert await take(answer, 1) == [[0]]
+        assert len(calls) == 1
+        await feed_all(job, range(1, 4))
+        await job.close("mic")
+        # The end has come by the same connection before this does, and the reader has not said that it has the first chunk.
+        assert (await job.result(SECONDS))["total"] == 4 * sum(range(4))
+        del calls[1:]
+        assert await rest(answer) == [[4], [8], [12]]
+    assert len(calls) == 1
+
+
 async def test_what_goes_with_a_chunk_comes_through(client: AsyncClient) -> None:
     job = await client.submit(fed(total=False))
     await job.send("mic", [1], at=12.5)

@@ -1,5 +1,6 @@
 """The server's side of the Data service: an agent's held values, or the orchestrator's job store."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any, Protocol
 
@@ -150,6 +151,9 @@ class DataService(data_pb2_grpc.DataServiceServicer):
             await context.send_initial_metadata(())
             async for batch in self._streams.read(wish, _told(messages)):
                 yield batch
+                if batch.end is not None:
+                    # A reader that says how far it is in a call that is over loses what it has not read. So it ends the call.
+                    await asyncio.sleep(limits.STREAM_END_SECONDS)
 
     async def Write(  # noqa: N802
         self, request_iterator: AsyncIterator[data_pb2.WriteRequest], context: aio.ServicerContext[Any, Any]

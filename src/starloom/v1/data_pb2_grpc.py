@@ -91,7 +91,8 @@ class DataServiceServicer:
         """The chunks of a stream, as far as the reader's credit goes, and then its end. Up: an open, then credits, and a
         close from a reader that wants no more chunks, and is still told the end; a call that breaks off without one is gone on with by another, at the
         offset that the reader wants next. A stream that is not there yet is waited for. OUT_OF_RANGE where chunks that
-        the reader needs are not kept any more.
+        the reader needs are not kept any more. Once it has the end, the reader ends the call: what it has not read of a call that
+        the server has ended, it loses by its next credit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
