@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup models demo test sim faults check format proto clean
+.PHONY: setup models demo test sim faults soak check format proto clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -33,6 +33,9 @@ faults: models  ## kill -9 of everybody at every stage, and at every crash point
 	$(BIN)/starloom faults run kills
 	$(BIN)/starloom faults run kills --orchestrator actor --victim orchestrator
 	$(BIN)/starloom faults run crashes
+
+soak: $(STAMP)  ## ten minutes of a steady load: fails where memory, handles, disk or latency grow
+	$(BIN)/starloom bench soak
 
 check: $(STAMP)  ## format, lint, types, floors, generated code
 	$(BIN)/ruff format --check .

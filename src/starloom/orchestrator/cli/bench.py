@@ -1,7 +1,7 @@
 """`starloom bench`: Starloom beside others, in one run.
 
 A benchmark is a line in BENCHES, and a module of that name in `orchestrator.bench` with `run(args, note)`,
-which returns a `Report`.
+which returns a `Report`. The soak has no peer, and is in `cli.soak`.
 """
 
 import argparse
@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Final, NamedTuple
 
 from starloom.dag.errors import InvalidInput, Problem, StarloomError
-from starloom.orchestrator.cli import demo
+from starloom.orchestrator.cli import demo, soak
 from starloom.orchestrator.cli.output import Commands, Exit, Output, Parser, add_command, add_family
 
 
@@ -85,6 +85,7 @@ def add_parsers(commands: Commands) -> None:
         )
         parser.set_defaults(bench=name)
         bench.arguments(parser)
+    soak.add_parser(family)
 
 
 def run_bench(args: argparse.Namespace, out: Output) -> int:
