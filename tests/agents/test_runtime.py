@@ -483,6 +483,18 @@ async def test_damaged_value_is_fetched_once_more_and_then_gone() -> None:
         assert len(there.reads) == 2
 
 
+async def test_what_comes_damaged_from_the_job_store_is_not_gone() -> None:
+    async with rigged() as rig:
+        item = given("data", PortType.BYTES, BIG, inline=False)
+        rig.store.values[item.ref.digest] = b"x" + BIG[1:]
+        order = assign("s", "basic.echo", inputs=(item,))
+        rig.send(order)
+        report = await rig.told.final(order.task)
+        assert isinstance(report, InputLost)
+        assert not report.gone, "another fetch of it may be whole, and it cannot be made again"
+        assert len(rig.store.reads) == 2
+
+
 async def test_job_store_that_is_away_is_waited_for() -> None:
     async with rigged() as rig:
         rig.store.add(BIG)

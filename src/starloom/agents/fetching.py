@@ -238,7 +238,9 @@ class InputFetcher:
                     missing += [source.agent] if source.agent else []
                     left.popleft()
                     if not left:
-                        raise Unfetched(str(error), tuple(missing), gone=True) from error
+                        # What the job store gave twice with damage may be whole there, and nobody else has it.
+                        gone = source.address != self._store_address or not isinstance(error, DigestMismatch)
+                        raise Unfetched(str(error), tuple(missing), gone) from error
             if asked >= len(left):
                 asked = 0
                 await asyncio.sleep(wait)

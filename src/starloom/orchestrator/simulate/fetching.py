@@ -78,7 +78,7 @@ class FetchOne:
             self.missing += [source.agent] if source.agent else []
             self._left.popleft()
             if not self._left:
-                self._end(gone=True)
+                self._end(gone=bool(source.address) or not damaged)
                 return
         self._next()
 
