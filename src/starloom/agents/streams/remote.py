@@ -160,7 +160,6 @@ class _ReadCalls:
         made = self._transfer.reading(self._address)
         end = status.CallEnd(made)
         call = self._transfer.disturbed(made, self._address)
-        call = self._transfer.disturbed(call, self._address)
         writing: asyncio.Task[None] | None = None
         try:
             with suppress(*status.CALL_OVER):
@@ -239,7 +238,6 @@ class Carrier:
         made = self._transfer.stub(self._address).Write(metadata=self._transfer.metadata)
         end = status.CallEnd(made)
         call = self._transfer.disturbed(made, self._address)
-        call = self._transfer.disturbed(call, self._address)
         tasks: tuple[asyncio.Task[None], ...] = ()
         try:
             with suppress(*status.CALL_OVER):
