@@ -338,6 +338,18 @@ class TestOnDisk:
         assert await write(stream, batch(0, 1), batch(2, end=True), wish=wishes[1]) == [0, 2, 3]
         assert (await read(stream))[0] == [0, 1, 2]
 
+    async def test_a_reader_with_a_full_window_is_told_that_what_it_read_was_replaced(
+        self, job: Job, tmp_path: Path
+    ) -> None:
+        first, second = (FencingToken(Epoch(1), Attempt(number)) for number in (1, 2))
+        stream = spooled(job, tmp_path, durable=False, live={first, second})
+        await write(stream, batch(0, 1), wish=WriteOpen(MIC._replace(token=first), PortType.TEXT))
+        batches, _ = reading(stream, window=Bound(2, 1 << 20))
+        assert [each.offset for each in (await soon(anext(batches))).chunks] == [0, 1]
+        await write(stream, batch(0, end=True), wish=WriteOpen(MIC._replace(token=second), PortType.TEXT))
+        with pytest.raises(StreamGone, match="differently from chunk 1 on"):
+            await soon(anext(batches))
+
     async def test_an_attempt_that_fails_ends_no_output(self, job: Job, tmp_path: Path) -> None:
         token = FencingToken(Epoch(1), Attempt(1))
         stream = spooled(job, tmp_path, durable=False, live={token})

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from starloom.agents.streams.records import Bound, How, RunningDigest, StreamChunk, StreamEnd
 from starloom.dag import limits
-from starloom.dag.errors import InvalidInput, Overloaded, StreamGone
+from starloom.dag.errors import Conflict, InvalidInput, Overloaded, StreamGone
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId
 from starloom.orchestrator import jobstore
 from starloom.orchestrator.spool import Cursor, Spool, Spools
@@ -168,6 +168,75 @@ def test_a_rerun_that_ends_earlier_cuts_what_is_beyond(folder: Path) -> None:
     assert spool.finish(end) == end
     again = Spool(folder)
     assert (read(again), again.end) == (chunks(8), end)
+
+
+def test_a_rerun_that_goes_on_beyond_the_end_has_another_end(folder: Path) -> None:
+    spool = Spool(folder)
+    spool.adopt(FIRST)
+    spool.write(chunks(5))
+    spool.finish(end_of(chunks(5)))
+    cursor = Cursor(spool, 0)
+    spool.read(cursor, MUCH)
+    spool.adopt(SECOND)
+    assert spool.write(chunks(6)) == 6
+    assert spool.end is None
+    assert spool.read(cursor, MUCH) == tuple(chunks(1, 5)), "whoever has read all of the former one goes on"
+    assert spool.finish(end_of(chunks(6))) == end_of(chunks(6))
+    with pytest.raises(InvalidInput, match="comes after the end"):
+        spool.write(chunks(1, 6))
+    again = Spool(folder)
+    assert (read(again), again.end, again.writer) == (chunks(6), end_of(chunks(6)), SECOND)
+
+
+def test_a_whole_repetition_outlives_a_crash(folder: Path) -> None:
+    spool = Spool(folder)
+    spool.adopt(FIRST)
+    spool.write(chunks(10))
+    spool.adopt(SECOND)
+    assert spool.write(chunks(10)) == 10
+    again = Spool(folder)
+    assert again.adopt(SECOND) == 10, "its writer was told that it may forget them"
+
+
+def test_of_two_writers_the_earlier_one_changes_nothing_once_the_other_has_begun(folder: Path) -> None:
+    spool = Spool(folder)
+    spool.adopt(FIRST)
+    spool.write(chunks(5), writer=FIRST)
+    spool.adopt(SECOND)
+    for late in (lambda: spool.write(chunks(1, 5), writer=FIRST), lambda: spool.finish(end_of([]), writer=FIRST)):
+        with pytest.raises(Conflict, match="another one writes"):
+            late()
+    assert (spool.wanted, spool.cuts, read(spool)) == (0, [], chunks(5))
+
+
+def test_a_disk_that_is_full_lets_no_other_writer_begin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool = Spool(folder)
+    spool.adopt(FIRST)
+    spool.write(chunks(10))
+    with monkeypatch.context() as patched:
+        patched.setattr(jobstore, "_FREE_BYTES_MIN", 1 << 60)
+        patched.setattr(limits, "STREAM_SEGMENT_BYTES", 1)
+        with pytest.raises(Overloaded, match="bytes left"):
+            spool.adopt(SECOND)
+    assert (spool.writer, spool.wanted) == (FIRST, 10)
+    assert spool.adopt(SECOND) == 0
+    assert Spool(folder).writer == SECOND
+
+
+def test_a_reader_of_more_than_there_is_now_is_given_no_end(folder: Path) -> None:
+    spool = Spool(folder)
+    spool.adopt(FIRST)
+    spool.write(chunks(9))
+    cursor = Cursor(spool, 0)
+    spool.read(cursor, MUCH)
+    assert spool.end_for(cursor) is None
+    spool.adopt(SECOND)
+    spool.write(chunks(4))
+    spool.finish(end_of(chunks(4)))
+    with pytest.raises(StreamGone, match="differently from chunk 4 on"):
+        spool.end_for(cursor)
+    assert spool.end_for(Cursor(spool, 3)) is None
+    assert spool.end_for(Cursor(spool, 4)) == end_of(chunks(4))
 
 
 def test_chunks_that_come_twice_are_kept_once(folder: Path) -> None:

@@ -195,27 +195,32 @@ class SpooledStream:
                 if not call.closed and (chunks := window.take(waiting)):
                     yield StreamBatch(chunks, generation=self.spool.generation)
                     continue
-                read = call.closed or (not waiting and cursor.offset >= self.spool.next)
-                enough = ENOUGH if call.closed and self._durable else None
-                if read and (end := enough or self.spool.end or self._over()):
+                if (end := self._end(call, cursor)) is not None and (call.closed or not waiting):
                     yield StreamBatch(generation=self.spool.generation, end=end)
                     return
                 await call.wait()
+
+    def _end(self, call: _Call, cursor: Cursor) -> StreamEnd | None:
+        """What a reader that has read up to its cursor, or wants no more, is told as the end. Raises StreamGone."""
+        if call.closed:
+            return (ENOUGH if self._durable else None) or self.spool.end or self._over()
+        return self.spool.end_for(cursor) or (self._over() if cursor.offset >= self.spool.next else None)
 
     async def write(self, wish: WriteOpen, parts: Parts) -> AsyncIterator[Credit]:
         """From the offset on that is wanted of the writer. Only an end that is finished is one: another attempt may follow."""
         with self._calls.enter(_WRITER) as call:
             self._check(wish)
-            yield Credit(await asyncio.to_thread(self.spool.adopt, wish.stream.token))
+            writer = wish.stream.token
+            yield Credit(await asyncio.to_thread(self.spool.adopt, writer))
             async for part in parts:
                 if call.over:
                     raise Conflict("another one writes the stream now")
                 self._check(wish)
-                wanted = await asyncio.to_thread(self.spool.write, part.chunks, sync=self._durable)
+                wanted = await asyncio.to_thread(self.spool.write, part.chunks, writer=writer, sync=self._durable)
                 if part.end is not None and part.end.how is How.FINISHED:
                     # Clients do not know what other clients fed.
                     end = self.spool.totals() if self._durable else part.end
-                    await asyncio.to_thread(self.spool.finish, end)
+                    await asyncio.to_thread(self.spool.finish, end, writer=writer)
                     self.spool.close()
                 self.ring()
                 yield Credit(wanted)

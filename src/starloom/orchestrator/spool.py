@@ -13,51 +13,24 @@ chunks replace the old ones, and whoever has read further is told.
 
 import os
 import shutil
-import struct
-import zlib
 from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
-from io import BufferedReader, FileIO
+from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple
-
-import msgspec
+from typing import Any, Final
 
 from starloom.agents.streams.records import Bound, How, RunningDigest, StreamChunk, StreamEnd
 from starloom.dag import limits
-from starloom.dag.errors import InvalidInput, Problem, StreamGone
+from starloom.dag.errors import Conflict, InvalidInput, Problem, StreamGone
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId
 from starloom.orchestrator.jobstore import check_room, no_room, sync_folder
+from starloom.orchestrator.spoolrecords import CHUNK, END, WRITER, Record, Segment, packed, records_of
 
-_HEAD: Final = struct.Struct("<BIIQQ")
-_SUM: Final = struct.Struct("<I")
-_CHUNK, _END, _WRITER = 0, 1, 2
 _SEGMENT: Final = ".seg"
 _ONE: Final = Bound(1, 0)
 NOBODY: Final = FencingToken(Epoch(0), Attempt(0))
 """The writer of a job's input stream: its clients, which have no token."""
-
-
-class _Record(NamedTuple):
-    kind: int
-    offset: int
-    generation: int
-    meta: dict[str, Any]
-    data: bytes
-    #: bytes of the record
-    size: int
-
-
-class _Segment:
-    """One file: its first chunk's offset, or that of the chunk that will be its first, and its size in bytes."""
-
-    __slots__ = ("first", "path", "size")
-
-    def __init__(self, path: Path, first: int, size: int = 0) -> None:
-        self.path = path
-        self.first = first
-        self.size = size
 
 
 class Cursor:
@@ -68,7 +41,7 @@ class Cursor:
     def __init__(self, spool: "Spool", offset: int) -> None:
         self.offset = offset
         self._cuts = len(spool.cuts)
-        self._segment: _Segment | None = None
+        self._segment: Segment | None = None
         self._position = 0
 
     def _follow(self, cuts: Sequence[int]) -> None:
@@ -91,7 +64,7 @@ class Spool:
         self.folder = folder
         self._bytes_max = bytes_max
         self._lock = Lock()
-        self._segments: list[_Segment] = []
+        self._segments: list[Segment] = []
         self._file: FileIO | None = None
         self._digest = RunningDigest()
         #: where the writer is that repeats what another wrote
@@ -100,6 +73,8 @@ class Spool:
         self.next = 0
         self.generation = 0
         self.end: StreamEnd | None = None
+        #: whose end that is, as far as is known
+        self._ended_by = NOBODY
         #: the offsets from which chunks were replaced, since it was opened
         self.cuts: list[int] = []
         #: who writes, and the next offset wanted of it: below `next` while it repeats what another wrote
@@ -120,40 +95,47 @@ class Spool:
         """Another attempt writes, or the same again; returns the next offset that is wanted of it."""
         with self._lock:
             if writer != self.writer:
+                self._note(writer, 0)
                 self.writer, self.wanted = writer, 0
-                self._note_writer()
             return self.wanted
 
-    def write(self, chunks: Iterable[StreamChunk], *, sync: bool = False) -> int:
+    def write(self, chunks: Iterable[StreamChunk], *, writer: FencingToken | None = None, sync: bool = False) -> int:
         """Takes the writer's next chunks in; returns the next offset that is wanted. `sync`: they are durable then.
 
-        Raises InvalidInput for a chunk after the end, or where the stream gets larger than it may, StreamGone where
-        chunks before it are missing, and Overloaded where the disk has no room.
+        Raises Conflict where a `writer` is given and another one has taken over, InvalidInput for a chunk after the
+        writer's own end, or where the stream gets larger than it may, and Overloaded where the disk has no room.
         """
         with self._lock:
+            self._refuse_former(writer)
             repeated = False
             for chunk in chunks:
                 if chunk.offset < self.wanted:
                     continue
                 if self.wanted < self.next:
-                    repeated = self._repeat(chunk) or repeated
+                    repeated = self._repeat(chunk)
                 if self.wanted >= self.next and chunk.offset >= self.next:
                     self._append_chunk(chunk)
-            if repeated and self.wanted < self.next:
-                self._note_writer()
+                    repeated = False
+            if repeated:
+                self._note(self.writer, self.wanted)
             if sync:
                 self._sync()
             return self.wanted
 
-    def finish(self, end: StreamEnd) -> StreamEnd:
-        """The writer has ended: durable when it returns. Chunks beyond its end were another's, and are cut off."""
+    def finish(self, end: StreamEnd, *, writer: FencingToken | None = None) -> StreamEnd:
+        """The writer has ended: durable when it returns. Chunks beyond its end were another's, and are cut off.
+
+        Raises Conflict as `write` does, and Overloaded.
+        """
         with self._lock:
+            self._refuse_former(writer)
             if self.wanted < self.next:
                 self._cut(self.wanted)
             if self.end is None:
                 meta = {"how": end.how, "chunks": end.chunks, "bytes": end.bytes, "digest": end.digest}
-                self._append(_END, self.next, 0, {**meta, "message": end.message}, b"")
+                self._append(END, self.next, 0, {**meta, "message": end.message}, b"")
                 self.end = end
+            self._ended_by = self.writer
             self._sync()
             return self.end
 
@@ -163,6 +145,13 @@ class Spool:
             cursor._follow(self.cuts)
             return self._chunks_at(cursor, most)
 
+    def end_for(self, cursor: Cursor) -> StreamEnd | None:
+        """The end, for who has read all that comes before it. Raises StreamGone as `read` does; waits for nobody."""
+        # An end that another attempt has given comes after the word of what it replaced.
+        end = self.end if cursor.offset >= self.next else None
+        cursor._follow(self.cuts)
+        return end
+
     def totals(self, how: How = How.FINISHED, message: str = "") -> StreamEnd:
         """An end for what is there."""
         return StreamEnd(how, self._digest.chunks, self._digest.bytes, self._digest.hex(), message)
@@ -171,6 +160,10 @@ class Spool:
         """Lets its file go; it may be written again."""
         with self._lock:
             self._let_go()
+
+    def _refuse_former(self, writer: FencingToken | None) -> None:
+        if writer is not None and writer != self.writer:
+            raise Conflict(f"another one writes the stream now: {self.writer}")
 
     def _repeat(self, chunk: StreamChunk) -> bool:
         """A chunk that another attempt wrote before: the same, or the first of others. Whether it was the same."""
@@ -189,7 +182,7 @@ class Spool:
         size = 0
         while cursor.offset < self.next and len(found) < most.chunks:
             for record in self._records_at(cursor):
-                if record.kind == _CHUNK and record.offset >= cursor.offset:
+                if record.kind == CHUNK and record.offset >= cursor.offset:
                     if found and size + len(record.data) > most.bytes:
                         return tuple(found)
                     found.append(StreamChunk(record.offset, record.generation, record.data, record.meta))
@@ -201,6 +194,8 @@ class Spool:
         return tuple(found)
 
     def _append_chunk(self, chunk: StreamChunk) -> None:
+        if self.end is not None and self._ended_by != self.writer:
+            self._cut(self.next)
         if self.end is not None:
             raise InvalidInput([Problem(f"chunk {chunk.offset}", f"comes after the end, {self.end.how}")])
         if len(chunk.data) > limits.STREAM_CHUNK_BYTES_MAX:
@@ -213,7 +208,7 @@ class Spool:
             raise InvalidInput(
                 [Problem(f"chunk {chunk.offset}", f"{over}: what is kept of a stream has to be shorter")]
             )
-        self._append(_CHUNK, chunk.offset, chunk.generation, chunk.meta, bytes(chunk.data))
+        self._append(CHUNK, chunk.offset, chunk.generation, chunk.meta, bytes(chunk.data))
         self._count(chunk.offset, chunk.generation, bytes(chunk.data))
         self.wanted = self.next
 
@@ -222,16 +217,12 @@ class Spool:
         self.next = offset + 1
         self.generation = max(self.generation, generation)
 
-    def _note_writer(self) -> None:
-        token = {"epoch": self.writer.epoch, "attempt": self.writer.attempt}
-        self._append(_WRITER, self.wanted, 0, token, b"")
+    def _note(self, writer: FencingToken, wanted: int) -> None:
+        self._append(WRITER, wanted, 0, {"epoch": writer.epoch, "attempt": writer.attempt}, b"")
 
     def _append(self, kind: int, offset: int, generation: int, meta: dict[str, Any], data: bytes) -> None:
-        about = msgspec.json.encode(meta) if meta else b""
-        head = _HEAD.pack(kind, len(about), len(data), offset, generation)
-        checked = zlib.crc32(data, zlib.crc32(about, zlib.crc32(head)))
         last = self._segments[-1] if self._segments else None
-        line = b"".join((head, _SUM.pack(checked), about, data))
+        line = packed(kind, offset, generation, meta, data)
         try:
             if last is None or last.size >= limits.STREAM_SEGMENT_BYTES:
                 last = self._begin_segment()
@@ -246,12 +237,12 @@ class Spool:
             raise no_room(self.folder, error) from error
         last.size += len(line)
 
-    def _begin_segment(self) -> _Segment:
+    def _begin_segment(self) -> Segment:
         check_room(self.folder, limits.STREAM_SEGMENT_BYTES)
         self._sync()
         self._let_go()
         number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
-        segment = _Segment(self.folder / f"{number:08d}{_SEGMENT}", self.next)
+        segment = Segment(self.folder / f"{number:08d}{_SEGMENT}", self.next)
         self._file = segment.path.open("xb", buffering=0)
         # What is in a file is no more durable than its name.
         sync_folder(self.folder)
@@ -279,12 +270,12 @@ class Spool:
         self.next = self.generation = 0
         for number, segment in enumerate(self._segments):
             position = 0
-            for record in self._records(segment, 0):
-                if record.kind == _END or (record.kind == _CHUNK and record.offset >= offset):
+            for record in records_of(segment, 0):
+                if record.kind == END or (record.kind == CHUNK and record.offset >= offset):
                     self._truncate(number, position)
-                    self._note_writer()
+                    self._note(self.writer, self.wanted)
                     return
-                if record.kind == _CHUNK:
+                if record.kind == CHUNK:
                     self._count(record.offset, record.generation, record.data)
                 position += record.size
 
@@ -299,48 +290,27 @@ class Spool:
         os.truncate(segment.path, position)
         segment.size = position
 
-    def _records_at(self, cursor: Cursor) -> Iterator[_Record]:
+    def _records_at(self, cursor: Cursor) -> Iterator[Record]:
         """The records from a cursor on, of one segment."""
         if cursor._segment is None or cursor._position >= cursor._segment.size:
             index = bisect_right(self._segments, cursor.offset, key=lambda segment: segment.first) - 1
             cursor._segment, cursor._position = self._segments[max(index, 0)], 0
-        return self._records(cursor._segment, cursor._position)
-
-    def _records(self, segment: _Segment, position: int) -> Iterator[_Record]:
-        """The records of a segment from a position on, up to the first that is not whole."""
-        with self._opened(segment) as file:
-            file.seek(position)
-            while head := file.read(_HEAD.size + _SUM.size):
-                if len(head) < _HEAD.size + _SUM.size:
-                    return
-                kind, about_size, size, offset, generation = _HEAD.unpack_from(head)
-                about, data = file.read(about_size), file.read(size)
-                checked = zlib.crc32(data, zlib.crc32(about, zlib.crc32(head[: _HEAD.size])))
-                if len(about) < about_size or len(data) < size or _SUM.unpack_from(head, _HEAD.size)[0] != checked:
-                    return
-                meta = msgspec.json.decode(about) if about else {}
-                yield _Record(kind, offset, generation, meta, data, len(head) + about_size + size)
-
-    def _opened(self, segment: _Segment) -> BufferedReader:
-        try:
-            return segment.path.open("rb")
-        except FileNotFoundError as error:
-            raise StreamGone("the stream is not kept any more: its job was forgotten") from error
+        return records_of(cursor._segment, cursor._position)
 
     def _recover(self) -> None:
         for path in sorted(self.folder.glob(f"*{_SEGMENT}")):
-            self._segments.append(_Segment(path, 0, path.stat().st_size))
+            self._segments.append(Segment(path, 0, path.stat().st_size))
         for number, segment in enumerate(self._segments):
             segment.first = self.next
             position = 0
-            for record in self._records(segment, 0):
+            for record in records_of(segment, 0):
                 self._take(record)
                 position += record.size
             if position < segment.size:
                 self._truncate(number, position)
                 return
 
-    def _take(self, record: _Record) -> None:
+    def _take(self, record: Record) -> None:
         match record.kind:
             case 0:
                 self._count(record.offset, record.generation, record.data)
@@ -348,6 +318,7 @@ class Spool:
             case 1:
                 meta = record.meta
                 self.end = StreamEnd(How(meta["how"]), meta["chunks"], meta["bytes"], meta["digest"], meta["message"])
+                self._ended_by = self.writer
             case _:
                 self.writer = FencingToken(Epoch(record.meta["epoch"]), Attempt(record.meta["attempt"]))
                 self.wanted = record.offset
