@@ -10,7 +10,7 @@ from grpc import aio
 from tests.agents.fakes import TOKEN, WAIT_SECONDS, Stages, Told, assign, no_models, task
 
 from starloom.agents import status, wire
-from starloom.agents.core import AgentCore, Ask
+from starloom.agents.core import AgentCore, Ask, Phase
 from starloom.agents.dataservice import DataServer
 from starloom.agents.holder import Holder
 from starloom.agents.messages import (
@@ -100,7 +100,10 @@ class FakePeer(data_pb2_grpc.DataServiceServicer):
 
     async def answer(self, *outcomes: Outcome) -> None:
         for message in wire.outcomes_to_wire(outcomes):
-            await self._contexts[-1].write(message)
+            await self.write(message)
+
+    async def write(self, message: data_pb2.AwaitResponse) -> None:
+        await self._contexts[-1].write(message)
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(WAIT_SECONDS):
@@ -207,6 +210,30 @@ async def test_what_was_taken_back_is_told_to_the_peer_and_not_asked_for_again()
         await peer.start()
         await peer.until(lambda: len(peer.asked) == 3)
         assert peer.asked[2] == task("y")
+
+
+async def test_a_peer_is_believed_only_of_what_it_was_asked_for() -> None:
+    async with fake_peer() as holder, fake_peer() as liar, node("a") as a:
+        a.send(waiting(holder.address, "one", "x"), waiting(liar.address, "two", "y"))
+        await holder.until(lambda: holder.asked)
+        await liar.until(lambda: liar.asked)
+        await liar.answer(Outcome(task=task("x")), Outcome(task=task("y")))
+        await a.finished(task("two"))
+        assert a.runtime.core.phase(task("one")) is Phase.WAITING
+        await holder.answer(Outcome(task=task("x")))
+        await a.finished(task("one"))
+
+
+async def test_a_peer_whose_answer_cannot_be_read_is_reported_at_once() -> None:
+    async with fake_peer() as peer, node("a") as a:
+        order = waiting(peer.address)
+        a.send(order)
+        await peer.until(lambda: peer.asked)
+        await peer.write(data_pb2.AwaitResponse(outcomes=[data_pb2.Outcome()]))
+        await a.told.until(lambda: a.reports(AwaitUnreachable))
+        assert "outcomes.0" in a.reports(AwaitUnreachable)[0].reason
+        a.send(Resolve(task=order.task, upstream=StageId("far"), token=task("far").token))
+        await a.finished(order.task)
 
 
 async def test_a_peer_that_nobody_reaches_is_reported_and_the_orchestrators_word_is_enough(
@@ -337,6 +364,8 @@ def test_asks_are_reported_once_an_outage() -> None:
     assert asks.open == (task("x"),)
     assert asks.failed(9 * patience) == []
     assert asks.failed(10 * patience) == [task("x")]
+    asks.connected()
+    assert asks.failed(11 * patience, at_once=True) == [task("x")]
 
 
 def test_an_ask_has_the_address_that_its_await_names() -> None:

@@ -24,6 +24,10 @@ class PeerAsks:
         """What has to be asked for on a new stream."""
         return tuple(self._open)
 
+    def is_open(self, task: TaskToken) -> bool:
+        """Whether an answer is waited for."""
+        return task in self._open
+
     def ask(self, task: TaskToken) -> None:
         """An attempt is awaited."""
         self._open[task] = None
@@ -43,11 +47,14 @@ class PeerAsks:
         if self._down_since is None:
             self._down_since = now
 
-    def failed(self, now: int) -> list[TaskToken]:
-        """A dial failed, or a stream broke; those that are to be reported as unreachable now."""
+    def failed(self, now: int, *, at_once: bool = False) -> list[TaskToken]:
+        """A dial failed, or a stream broke; those that are to be reported as unreachable now.
+
+        `at_once`: what the peer said cannot be read, which another stream does not mend.
+        """
         self.dialing(now)
         assert self._down_since is not None
-        if now - self._down_since < limits.INPUT_PATIENCE_SECONDS * _NANOS:
+        if not at_once and now - self._down_since < limits.INPUT_PATIENCE_SECONDS * _NANOS:
             return []
         found = [task for task in self._open if task not in self._reported]
         self._reported.update(found)

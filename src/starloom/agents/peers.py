@@ -21,7 +21,7 @@ from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.messages import Outcome
 from starloom.agents.peerasks import PeerAsks
 from starloom.dag import limits
-from starloom.dag.errors import StarloomError, Unavailable
+from starloom.dag.errors import InvalidInput, StarloomError, Unavailable
 from starloom.dag.ids import TaskToken
 from starloom.v1 import data_pb2, data_pb2_grpc
 
@@ -88,17 +88,19 @@ class _Peer:
         wait = limits.RECONNECT_FIRST_SECONDS
         while self._asks.open:
             began = time.monotonic()
+            unreadable = False
             self._asks.dialing(time.monotonic_ns())
             try:
                 await self._connect()
                 reason = f"{self._address} has ended the stream"
             except StarloomError as error:
+                unreadable = isinstance(error, InvalidInput)
                 reason = f"{self._address}: {error}"
             except Exception as error:
                 _log.exception("the stream to %s failed unexpectedly", self._address)
                 reason = f"{self._address}: {type(error).__name__}"
             _log.info("attempts of other agents: %s", reason)
-            for task in self._asks.failed(time.monotonic_ns()):
+            for task in self._asks.failed(time.monotonic_ns(), at_once=unreadable):
                 self._unreachable(task, reason)
             if time.monotonic() - began > limits.RECONNECT_LAST_SECONDS:
                 wait = limits.RECONNECT_FIRST_SECONDS
@@ -137,7 +139,10 @@ class _Peer:
     async def _read(self, call: Any) -> None:
         while (message := await call.read()) is not aio.EOF:  # type: ignore[attr-defined]
             for number, each in enumerate(message.outcomes):
-                self._answered(wire.outcome_from_wire(each, f"outcomes.{number}"))
+                outcome = wire.outcome_from_wire(each, f"outcomes.{number}")
+                # Of the attempts of others it knows nothing, and what is asked for no more changes nothing.
+                if self._asks.is_open(outcome.task):
+                    self._answered(outcome)
 
     async def _write(self, call: Any) -> None:
         with suppress(*status.CALL_OVER):
@@ -235,8 +240,8 @@ class Peers:
         """One call of Await, until its client ends it. Raises InvalidInput for a malformed request."""
         assert self._awaiter is not None, "bind comes first"
         number, subscriber = next(self._numbers), _Subscriber()
-        self._subscribers[number] = subscriber
         await context.write(data_pb2.AwaitResponse())
+        self._subscribers[number] = subscriber
         reader = asyncio.create_task(self._hear(self._awaiter, number, subscriber, requests))
         try:
             while not reader.done() or subscriber.outcomes:
