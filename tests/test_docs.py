@@ -45,6 +45,13 @@ def test_every_file_that_is_linked_exists() -> None:
             assert (path.parent / link).exists(), f"{path.name}: {link}"
 
 
+def test_every_decision_has_a_number_of_its_own() -> None:
+    records = sorted((ROOT / "docs" / "adr").glob("*.md"))
+    assert [path.name[:4] for path in records] == [f"{number:04}" for number in range(1, len(records) + 1)]
+    for number, path in enumerate(records, 1):
+        assert path.read_text("utf-8").startswith(f"# {number}. "), path.name
+
+
 SHOWN = in_documents(r"(?m)(?:^ *|`|; |bin/)starloom ((?:models |bench )?[a-z]+)")
 
 
