@@ -14,8 +14,17 @@ from tests.orchestrator.test_snapshots import NOOP, replayed, simulated, start, 
 
 from starloom.dag import limits
 from starloom.dag.errors import JournalDamaged
-from starloom.dag.facts import AgentJoined, AgentLost, EpochStarted, Fact, encode_fact
-from starloom.dag.ids import AgentId, Epoch, JobId
+from starloom.dag.facts import (
+    AgentJoined,
+    AgentLost,
+    EpochStarted,
+    Fact,
+    JobSubmitted,
+    StagePlaced,
+    StageSuperseded,
+    encode_fact,
+)
+from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId
 from starloom.orchestrator import snapshots
 from starloom.orchestrator.fsck import check
 from starloom.orchestrator.journal import Journal
@@ -108,6 +117,23 @@ def test_agents_that_were_forgotten_leave_no_trace(monkeypatch: pytest.MonkeyPat
     for until in (len(facts) - 3, len(facts)):
         found = replayed(trimmed(facts, until, known)).state
         assert same(found, expected) == ""
+
+
+def test_one_that_was_forgotten_with_what_it_had_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LOST_NODES_KEPT", 1)
+    job, stage, token = JobId("j"), StageId("a"), FencingToken(Epoch(1), 1)
+    facts = [
+        joined("gone", "g1"),
+        JobSubmitted(job=job, constellation=constellation(NOOP)),
+        StagePlaced(job=job, stage=stage, token=token, agent=AgentId("gone"), incarnation="g1"),
+        lost("gone", "g1"),
+        StageSuperseded(job=job, stage=stage, token=token, reason="its agent was lost", death=True),
+        *(fact for name in ("n1", "n2", "n3") for fact in (joined(name, "i"), lost(name, "i"))),
+    ]
+    expected = replayed(facts).state
+    for until in range(len(facts) + 1):
+        found = replayed(trimmed(facts, until, list(expected.fleet.members))).state
+        assert same(found, expected) == "", f"trimmed up to {until}"
 
 
 @pytest.fixture

@@ -187,7 +187,7 @@ class Fleet:
     def lost(self, fact: AgentLost) -> None:
         """A process is given up; its attempts are superseded by facts of their own."""
         member = self.members.get(fact.agent)
-        if member is None:
+        if member is None or member.state is AgentState.LOST:
             # Long forgotten, and its joining was trimmed from the journal.
             return
         self._withdraw(member)
