@@ -24,7 +24,7 @@ from starloom.dag.facts import (
     StageSuperseded,
     encode_fact,
 )
-from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId
+from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
 from starloom.orchestrator import snapshots
 from starloom.orchestrator.fsck import check
 from starloom.orchestrator.journal import Journal
@@ -121,7 +121,7 @@ def test_agents_that_were_forgotten_leave_no_trace(monkeypatch: pytest.MonkeyPat
 
 def test_one_that_was_forgotten_with_what_it_had_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "LOST_NODES_KEPT", 1)
-    job, stage, token = JobId("j"), StageId("a"), FencingToken(Epoch(1), 1)
+    job, stage, token = JobId("j"), StageId("a"), FencingToken(Epoch(1), Attempt(1))
     facts = [
         joined("gone", "g1"),
         JobSubmitted(job=job, constellation=constellation(NOOP)),
