@@ -43,8 +43,8 @@ class TestQueue:
     def test_they_go_when_the_first_has_waited_long_enough(self) -> None:
         queue = Batches({KIND: BATCH})
         first, second = attempt("a", 1), attempt("b", 2)
-        assert queue.add(first, 10) == 10 + WAIT
-        assert queue.add(second, 20) is None, "it goes with the first"
+        assert queue.add(first, 10, True) == 10 + WAIT
+        assert queue.add(second, 20, True) is None, "it goes with the first"
         assert queue.first(9 + WAIT) is None
         assert queue.first(10 + WAIT) is first
         assert queue.take(first) == [first, second]
@@ -54,7 +54,7 @@ class TestQueue:
         queue = Batches({KIND: BATCH})
         found = [attempt(name, order) for order, name in enumerate("abcd")]
         for each in found:
-            queue.add(each, 0)
+            queue.add(each, 0, True)
         assert queue.take(found[0]) == found[:3]
         assert queue.first(0) is None
         assert queue.first(WAIT) is found[3]
@@ -63,7 +63,7 @@ class TestQueue:
         queue = Batches({KIND: BATCH, "t.other": BATCH})
         early, npu, urgent = attempt("a", 1), attempt("b", 2, target="npu"), attempt("c", 3, "t.other", priority=1)
         for each in (early, npu, urgent):
-            queue.add(each, 0)
+            queue.add(each, 0, True)
         assert queue.first(WAIT) is urgent
         assert queue.take(urgent) == [urgent]
         assert queue.take(early) == [early]
@@ -72,13 +72,19 @@ class TestQueue:
     def test_one_that_is_taken_back_leaves_the_others_their_time(self) -> None:
         queue = Batches({KIND: BATCH})
         first, second = attempt("a", 1), attempt("b", 2)
-        queue.add(first, 0)
-        queue.add(second, 5)
+        queue.add(first, 0, True)
+        queue.add(second, 5, True)
         queue.remove(first)
         assert queue.first(WAIT) is second
         queue.remove(second)
         queue.remove(second)
-        assert queue.add(attempt("c", 3), 50) == 50 + WAIT, "they are gone, and the next one begins anew"
+        assert queue.add(attempt("c", 3), 50, True) == 50 + WAIT, "they are gone, and the next one begins anew"
+
+    def test_one_that_is_alone_goes_at_once(self) -> None:
+        queue = Batches({KIND: BATCH})
+        first = attempt("a")
+        assert queue.add(first, 10, False) is None
+        assert queue.first(10) is first
 
 
 class TestCore:
@@ -87,15 +93,16 @@ class TestCore:
         found.core = AgentCore(AGENT, slots, batching={KIND: BATCH})
         return found
 
-    def test_they_wait_for_others_and_share_one_slot(self) -> None:
-        w = self.driven()
-        assert w.tell(assign("a", KIND)) == [Wake(WAIT)]
-        assert together(w.tell(assign("b", KIND))) == []
+    def test_one_waits_for_others_if_there_are_any_and_they_share_one_slot(self) -> None:
+        w = self.driven(2)
+        assert together(w.tell(assign("a", KIND))) == [["a"]]
+        assert w.tell(assign("b", KIND)) == [Wake(WAIT)]
+        assert together(w.tell(assign("c", KIND))) == []
         w.now = WAIT
-        assert together(w.core.woken(w.now)) == [["a", "b"]]
+        assert together(w.core.woken(w.now)) == [["b", "c"]]
         assert starts(w.tell(assign("next"))) == []
-        assert starts(w.finish(task("a"))) == [], "b still computes in that slot"
-        assert starts(w.finish(task("b"))) == ["next"]
+        assert starts(w.finish(task("b"))) == [], "c still computes in that slot"
+        assert starts(w.finish(task("c"))) == ["next"]
 
     def test_as_many_as_a_call_takes_go_at_once(self) -> None:
         w = self.driven()
@@ -119,7 +126,8 @@ class TestCore:
         assert together(w.finish(task("urgent"))) == [["a"]]
 
     def test_a_cancel_while_they_gather_takes_one_out(self) -> None:
-        w = self.driven()
+        w = self.driven(2)
+        w.tell(assign("running", KIND))
         w.tell(assign("a", KIND), assign("b", KIND))
         w.tell(Cancel(task=task("a")))
         w.now = WAIT
@@ -166,7 +174,7 @@ class Known(NoModels):
 
 @asynccontextmanager
 async def rigged(stage: Shared) -> AsyncIterator[Rig]:
-    """A runtime with one slot, in which three attempts share a call at once, and fewer after a second."""
+    """A runtime with one slot, in which three attempts share a call."""
     told, holder, store = Told(), Holder(), MemoryStore()
     assert stage.spec.batch is not None
     core = AgentCore(AGENT, 1, batching={KIND: stage.spec.batch})
@@ -226,7 +234,7 @@ async def test_attempts_of_several_jobs_share_a_call_and_each_gets_its_own_resul
         assert all(Started(task=of(name)) in rig.told.reports for name in NAMES)
 
 
-async def test_fewer_go_when_the_first_has_waited_long_enough_and_one_runs_by_itself() -> None:
+async def test_one_that_is_alone_runs_by_itself() -> None:
     stage = Shared()
     async with rigged(stage) as rig:
         rig.send(orders()[0])

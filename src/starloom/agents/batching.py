@@ -1,7 +1,8 @@
 """Attempts of one kind that wait to run in one call: who goes with whom, and when they must go. Pure.
 
 Attempts gather by kind and target. They are due when there are as many as one call takes, or when the first of them has
-waited as long as the kind allows; those that find no free slot then go on gathering.
+waited as long as the kind allows; one for which there is nobody to wait is due at once. Those that find no free slot then
+go on gathering.
 """
 
 from collections.abc import Mapping
@@ -28,14 +29,14 @@ class Batches:
         """Whether attempts of that kind gather."""
         return kind in self._kinds
 
-    def add(self, attempt: Attempt, now: int) -> int | None:
-        """One more is ready to run. Returns when to look again, where it is the first of its place."""
+    def add(self, attempt: Attempt, now: int, others: bool) -> int | None:
+        """One more is ready to run; the first of its place waits if there are `others`. Returns when to look again, if so."""
         place = attempt.assign.kind, attempt.assign.target
         self._gathered.setdefault(place, {})[attempt.assign.task] = attempt
         if place in self._due:
             return None
-        self._due[place] = now + round(self._kinds[attempt.assign.kind].wait_seconds * _NANOS)
-        return self._due[place]
+        self._due[place] = now + others * round(self._kinds[attempt.assign.kind].wait_seconds * _NANOS)
+        return self._due[place] if others else None
 
     def remove(self, attempt: Attempt) -> None:
         """One was taken back; the others gather on."""

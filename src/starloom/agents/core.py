@@ -346,10 +346,15 @@ class AgentCore:
         if attempt.assign.kind in self._streaming:
             self._flowing.append(attempt)
         elif self._batches.takes(attempt.assign.kind):
-            if (at := self._batches.add(attempt, now)) is not None:
+            if (at := self._batches.add(attempt, now, self._has_others(attempt.assign))) is not None:
                 found.append(Wake(at))
         else:
             heapq.heappush(self._ready, (attempt.rank, attempt.assign.task))
+
+    def _has_others(self, assign: Assign) -> bool:
+        """Whether more of the same may come to be ready, now or when what runs has ended."""
+        found = (attempt.assign for attempt in self._attempts.values() if attempt.assign.task != assign.task)
+        return any((other.kind, other.target) == (assign.kind, assign.target) for other in found)
 
     def _end(self, attempt: Attempt, report: Report, found: list[Instruction]) -> None:
         self._ahead(attempt, False)

@@ -40,7 +40,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Attempts that may run in one call: at most `max`, the first of which waits at most `wait_seconds` for others."""
+    """Attempts that may run in one call: at most `max`, the first of which waits at most `wait_seconds`, if its agent has others."""
 
     max: int = 16
     wait_seconds: float = 0.005
