@@ -2,7 +2,7 @@
 
 Core, runtime and models of one agent with a slot for each core, in this process; nobody takes its reports over a network. So many
 clients have one attempt each under way, each of a job of its own, and give the next when it has ended. Prints medians of
-the runs: attempts a second, and milliseconds from an attempt's acceptance to its end.
+the runs: attempts a second, milliseconds of processor time an attempt, and milliseconds from its acceptance to its end.
 
     python tools/batching.py [clients] [repetitions]
 """
@@ -53,18 +53,18 @@ class Run:
         self._seconds: list[float] = []
         self._over = asyncio.Event()
 
-    async def measure(self) -> tuple[float, list[float]]:
-        """Attempts a second, and each one's seconds."""
+    async def measure(self) -> tuple[float, float, list[float]]:
+        """Attempts a second, seconds of processor time an attempt, and each one's seconds."""
         transfer = Transfer("token")
         self._runtime = Runtime(self._core, Catalog(points=()), self._models, Holder(), transfer, "", self._told)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         for _ in range(self._clients):
             self._next()
         await self._over.wait()
-        rate = ATTEMPTS / (time.perf_counter() - began)
+        rate, each = ATTEMPTS / (time.perf_counter() - began), (time.process_time() - busy) / ATTEMPTS
         await self._runtime.stop()
         await transfer.close()
-        return rate, self._seconds
+        return rate, each, self._seconds
 
     def _next(self) -> None:
         if self._given == ATTEMPTS:
@@ -102,20 +102,26 @@ async def main(clients: int, repetitions: int) -> None:
     texts = [question.question for question in quality.held_out()[:256]]
     models = ModelPool("", 1)
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
+    costs: dict[str, list[float]] = {way: [] for way in WAYS}
     seconds: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     for number in range(repetitions + 1):
         for way in WAYS if number % 2 else reversed(WAYS):
-            rate, each = await Run(texts, clients, way == "together", models).measure()
+            rate, busy, each = await Run(texts, clients, way == "together", models).measure()
             if number:
+                costs[way].append(busy)
                 rates[way].append(rate)
                 seconds[way].append(each)
     for way in WAYS:
         quantiles = [statistics.quantiles(each, n=100) for each in seconds[way]]
         middle, late, last = (1e3 * statistics.median(found[n] for found in quantiles) for n in (49, 94, 98))
         spread = f"{statistics.median(rates[way]):.0f} a second [{min(rates[way]):.0f} to {max(rates[way]):.0f}]"
-        sys.stdout.write(f"{way:<12} {spread}; p50 {middle:.1f} ms, p95 {late:.1f}, p99 {last:.1f}\n")
-    pairs = zip(*(rates[way] for way in WAYS), strict=True)
-    sys.stdout.write(f"together over one by one: {statistics.median(new / old for old, new in pairs):.2f}x\n")
+        cost = f"{1e3 * statistics.median(costs[way]):.2f} ms of processor time each"
+        sys.stdout.write(f"{way:<12} {spread}, {cost}; p50 {middle:.1f} ms, p95 {late:.1f}, p99 {last:.1f}\n")
+    faster = statistics.median(new / old for old, new in zip(*(rates[way] for way in WAYS), strict=True))
+    cheaper = statistics.median(old / new for old, new in zip(*(costs[way] for way in WAYS), strict=True))
+    sys.stdout.write(
+        f"together over one by one: {faster:.2f}x as many a second, {cheaper:.2f}x a second of processor time\n"
+    )
 
 
 if __name__ == "__main__":
