@@ -10,12 +10,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 
 from starloom.agents import crashpoints
-from starloom.agents.brief import BriefKinds, BriefRuns
 from starloom.agents.core import (
     AgentCore,
     Answer,
@@ -36,7 +34,7 @@ from starloom.agents.core import (
     Wake,
 )
 from starloom.agents.crashpoints import CrashPoint, reach
-from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, execute, failure
+from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, failure
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
 from starloom.agents.messages import (
@@ -44,7 +42,6 @@ from starloom.agents.messages import (
     Command,
     Failed,
     Finished,
-    InputLost,
     Outcome,
     Published,
     Report,
@@ -54,42 +51,23 @@ from starloom.agents.neighbours import Neighbours
 from starloom.agents.peers import Peers
 from starloom.agents.preloader import Preloader
 from starloom.agents.preloads import Wish
+from starloom.agents.publishing import Publisher
 from starloom.agents.relaying import Relay
 from starloom.agents.replicator import Replicator
-from starloom.agents.stage import CancelToken
+from starloom.agents.runs import Runs
 from starloom.agents.streams.runner import Streams
-from starloom.agents.together import execute_together
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Data
-from starloom.agents.workers import Began, Ended, Workers
+from starloom.agents.work import Work, lost_report, unable_report
+from starloom.agents.workers import Began, Ended
 from starloom.dag import limits
-from starloom.dag.errors import DeadlineExceeded, DigestMismatch, Overloaded, StarloomError, Unavailable
-from starloom.dag.facts import ErrorInfo, Timing
+from starloom.dag.errors import Overloaded
+from starloom.dag.facts import ErrorInfo
 from starloom.dag.ids import Epoch, JobId, TaskToken
-from starloom.dag.values import ValueRef
 
 _log = logging.getLogger(__name__)
 
 _NANOS = 1e9
-
-
-class _Work:
-    """What the shell keeps of one attempt that is fetched, run or published."""
-
-    __slots__ = ("accepted", "assign", "cancel", "fetched", "fetching", "task", "threaded", "timed_out", "timer")
-
-    def __init__(self, assign: Assign) -> None:
-        self.assign = assign
-        self.cancel = CancelToken()
-        self.fetched: dict[str, Data] = {}
-        self.accepted = 0
-        self.fetching = 0
-        #: its fetch or its publication
-        self.task: asyncio.Task[Any] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-        self.timed_out = False
-        #: it is with the workers
-        self.threaded = False
 
 
 class Runtime:
@@ -112,24 +90,18 @@ class Runtime:
         streams: Streams | None = None,
     ) -> None:
         self.core = core
-        self._stages = stages
-        self._models = models
         self._holder = holder
-        self._transfer = transfer
-        self._store_address = store_address
         self._inputs = InputFetcher(core.agent, holder, transfer, store_address, neighbours)
         self._replicator = Replicator(holder, self._inputs, self._replicated)
         self._relay = Relay(holder, transfer, store_address, self._brought)
+        self._publisher = Publisher(transfer, store_address)
         self._peers = peers
         if peers is not None:
             peers.bind(self)
         self._tell = tell
         self._streams = streams
-        self._works: dict[TaskToken, _Work] = {}
-        self._brief = BriefKinds(stages.kinds.values())
-        self._due: BriefRuns[Execution] = BriefRuns(partial(self._carry_out, ()))
-        self._threaded = 0
-        self._workers: Workers[TaskToken] = Workers(core.slots, self._worked, f"{core.agent}-stage")
+        self._works: dict[TaskToken, Work] = {}
+        self._runs = Runs(core.agent, core.slots, stages, models, streams, self)
         self._preloader = Preloader(stages, models, self._preloaded, f"{core.agent}-loading")
         self._leaving = False
         self._idle = asyncio.Event()
@@ -173,10 +145,7 @@ class Runtime:
                     await self._idle.wait()
         except TimeoutError:
             _log.error("%d attempts did not stop within %g s", len(self.core.active), seconds)
-        if self._streams is not None and not await self._streams.stop(max(0.0, deadline - time.monotonic())):
-            _log.error("a stream stage does not react to its cancel; its thread is left behind")
-        if not await self._workers.stop(max(0.0, deadline - time.monotonic())):
-            _log.error("a stage does not react to its cancel; its thread is left behind")
+        await self._runs.stop(deadline)
         if not await self._preloader.stop(max(0.0, deadline - time.monotonic())):
             _log.error("a model is still being loaded; its thread is left behind")
 
@@ -185,10 +154,10 @@ class Runtime:
         while True:
             while todo:
                 todo.extend(self._obey(todo.popleft()))
-            run = self._due.next()
-            if run is None:
+            here = self._runs.next_here()
+            if here is None:
                 break
-            todo.extend(self._run_here(run))
+            todo.extend(here)
         if self.core.idle:
             self._idle.set()
 
@@ -205,7 +174,7 @@ class Runtime:
             case Wake(at):
                 asyncio.get_running_loop().call_later((at - time.monotonic_ns()) / _NANOS, self._wake)
             case Fetch(assign):
-                work = self._works[assign.task] = _Work(assign)
+                work = self._works[assign.task] = Work(assign)
                 fetching = asyncio.create_task(self._inputs.remote(assign))
                 fetching.add_done_callback(partial(self._fetched, work))
                 work.task = fetching
@@ -248,7 +217,7 @@ class Runtime:
             case Answer(subscriber, outcome):
                 self._peers.answer(subscriber, outcome)
                 # The stream's task has been woken: it writes before more stages run on this loop.
-                self._due.pause()
+                self._runs.pause()
 
     def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
         """Nothing of the attempt runs any more."""
@@ -260,7 +229,7 @@ class Runtime:
     def _start(self, start: Start) -> list[Instruction]:
         found: list[Instruction] = []
         if (run := self._ready(start, found)) is not None:
-            self._run(run)
+            self._runs.begin(run)
         return found
 
     def _start_together(self, starts: Iterable[Start]) -> list[Instruction]:
@@ -268,10 +237,7 @@ class Runtime:
         found: list[Instruction] = []
         runs = [run for start in starts if (run := self._ready(start, found)) is not None]
         if runs:
-            self._count_thread(runs[0].assign.task)
-            tasks = [run.assign.task for run in runs]
-            work = partial(execute_together, runs, self._stages, self._models, self.core.agent)
-            self._workers.submit_together(tasks, work)
+            self._runs.begin_together(runs)
         return found
 
     def _ready(self, start: Start, found: list[Instruction]) -> Execution | None:
@@ -279,13 +245,13 @@ class Runtime:
         assign = start.assign
         work = self._works.get(assign.task)
         if work is None:
-            work = self._works[assign.task] = _Work(assign)
+            work = self._works[assign.task] = Work(assign)
         work.accepted, work.fetching, work.task = start.accepted, start.fetching, None
         try:
             inputs = self._inputs.local(assign) | work.fetched
         except InputsLost as lost:
             if not self._inputs.elsewhere(assign):
-                found += self._end(assign.task, _lost(assign.task, lost))
+                found += self._end(assign.task, lost_report(assign.task, lost))
                 return None
             fetching = asyncio.create_task(self._inputs.replaced(assign))
             fetching.add_done_callback(partial(self._replaced, work))
@@ -297,60 +263,17 @@ class Runtime:
         if not self._leaving:
             self._carry_out(self.core.woken(time.monotonic_ns()))
 
-    def _replaced(self, work: _Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
+    def _replaced(self, work: Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
         """What was gone here came from others; the attempt has kept its slot meanwhile."""
         task, work.task = work.assign.task, None
-        if (unable := self._unable(task, fetching)) is not None:
+        if (unable := unable_report(self.core, task, fetching)) is not None:
             self._carry_out(self._end(task, unable))
         else:
-            self._run(self._execution(work, fetching.result() | work.fetched))
+            self._runs.begin(self._execution(work, fetching.result() | work.fetched))
 
-    def _execution(self, work: _Work, inputs: dict[str, Data]) -> Execution:
+    def _execution(self, work: Work, inputs: dict[str, Data]) -> Execution:
         work.fetched = {}
         return Execution(work.assign, inputs, work.cancel, self._holder.arena)
-
-    def _run(self, run: Execution) -> None:
-        assign = run.assign
-        if self._streams is not None and assign.kind in self._streams.kinds:
-            self._streams.begin(run, self._workers.compute, self._worked)
-        elif self._threaded < self.core.slots and self._brief.takes(assign):
-            self._due.add(run)
-        else:
-            self._run_there(run)
-
-    def _run_there(self, run: Execution) -> None:
-        task = run.assign.task
-        self._count_thread(task)
-        self._workers.submit(task, partial(execute, run, self._stages, self._models, self.core.agent))
-
-    def _count_thread(self, task: TaskToken) -> None:
-        self._works[task].threaded = True
-        self._threaded += 1
-
-    def _run_here(self, run: Execution) -> list[Instruction]:
-        """Runs an attempt on this loop, as a worker would. One that overran its timeout has failed, as it has there."""
-        task, kind = run.assign.task, run.assign.kind
-        if not self._brief.takes(run.assign):
-            self._run_there(run)
-            return []
-        began = time.monotonic_ns()
-        found = self._began(Began(task, began))
-        before = time.thread_time_ns()
-        result: Any = execute(run, self._stages, self._models, self.core.agent)
-        computed, ended = time.thread_time_ns() - before, time.monotonic_ns()
-        if self._brief.ran(kind, computed, ended - began):
-            _log.warning(
-                "kind %s declares itself brief, and is not: a run took %.3g s. Its runs get a thread from now on",
-                kind,
-                (ended - began) / _NANOS,
-            )
-        if ended - began >= limits.AGENT_CHEAP_NANOS:
-            # Others have waited longer than they should.
-            self._due.pause()
-        timeout = run.assign.timeout_seconds
-        if timeout and ended - began >= timeout * _NANOS and not run.cancel.cancelled:
-            self._works[task].timed_out, result = True, None
-        return found + self._finished(Ended(task, ended, result))
 
     def _stop(self, task: TaskToken) -> None:
         work = self._works[task]
@@ -366,7 +289,7 @@ class Runtime:
         loop = asyncio.get_running_loop()
         work.timer = loop.call_later(limits.CANCEL_GRACE_SECONDS, self._complain, work)
 
-    def _complain(self, work: _Work) -> None:
+    def _complain(self, work: Work) -> None:
         _log.warning(
             "%s (%s) does not react to its cancel since CANCEL_GRACE_SECONDS = %g; it keeps its slot",
             work.assign.task,
@@ -377,11 +300,11 @@ class Runtime:
             late = f", and does not react to its cancel since CANCEL_GRACE_SECONDS = {limits.CANCEL_GRACE_SECONDS:g}"
             what = f"{late}; its thread still runs, and keeps its slot"
             task = work.assign.task
-            self._carry_out(self.core.overran(task, Failed(task=task, error=self._timeout(work, what))))
+            self._carry_out(self.core.overran(task, Failed(task=task, error=work.overran(self.core.agent, what))))
 
-    def _fetched(self, work: _Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
+    def _fetched(self, work: Work, fetching: asyncio.Task[dict[str, Data]]) -> None:
         task = work.assign.task
-        if (unable := self._unable(task, fetching)) is not None:
+        if (unable := unable_report(self.core, task, fetching)) is not None:
             self._carry_out(self._end(task, unable))
         else:
             work.fetched = fetching.result()
@@ -396,31 +319,24 @@ class Runtime:
     def _brought(self, report: Published) -> None:
         self._carry_out(self.core.published(report))
 
-    def _unable(self, task: TaskToken, done: asyncio.Task[Any]) -> Report | None:
-        """What to report of a fetch or a publication that did not succeed. Whatever went wrong is told.
+    def resume(self) -> None:
+        """`runs.Runner`: what waits to run on this loop may go on."""
+        self._carry_out(())
 
-        Asked in a task's callback, which runs even where a cancel came before the task's first step.
-        """
-        if done.cancelled():
-            if self.core.is_cancelled(task):
-                return WasCancelled(task=task)
-            error: BaseException | None = Unavailable("a transfer was broken off: the agent is stopping")
-        else:
-            error = done.exception()
-        if error is None:
-            return None
-        if isinstance(error, InputsLost):
-            return _lost(task, error)
-        return Failed(task=task, error=failure(error, self.core.agent))
-
-    def _worked(self, events: Sequence[Began[TaskToken] | Ended[TaskToken]]) -> None:
+    def worked(self, events: Sequence[Began[TaskToken] | Ended[TaskToken]]) -> None:
+        """`runs.Runner`: attempts have begun or ended elsewhere."""
         for event in events:
             if isinstance(event, Began):
-                self._carry_out(self._began(event))
+                self._carry_out(self.began(event))
             else:
-                self._carry_out(self._finished(event))
+                self._carry_out(self.ended(event))
 
-    def _began(self, event: Began[TaskToken]) -> list[Instruction]:
+    def late(self, task: TaskToken) -> None:
+        """`runs.Runner`: an attempt that ran on this loop has overrun its timeout."""
+        self._works[task].timed_out = True
+
+    def began(self, event: Began[TaskToken]) -> list[Instruction]:
+        """`runs.Runner`: an attempt begins."""
         work = self._works[event.key]
         reach(CrashPoint.STARTED)
         if work.assign.timeout_seconds and not work.cancel.cancelled:
@@ -428,31 +344,28 @@ class Runtime:
             work.timer = asyncio.get_running_loop().call_later(max(0.0, left), self._time_out, work)
         return self.core.began(event.key, event.at)
 
-    def _time_out(self, work: _Work) -> None:
+    def _time_out(self, work: Work) -> None:
         work.timed_out = True
         self._stop(work.assign.task)
 
-    def _finished(self, event: Ended[TaskToken]) -> list[Instruction]:
+    def ended(self, event: Ended[TaskToken]) -> list[Instruction]:
+        """`runs.Runner`: nothing of an attempt runs any more, and this is what came of it."""
         task, result = event.key, event.result
         work = self._works[task]
-        self._threaded -= work.threaded
+        self._runs.over(task)
         if work.timer is not None:
             work.timer.cancel()
         if isinstance(result, Made):
             return self._keep(work, result)
         if work.timed_out:
-            return self._end(task, Failed(task=task, error=self._timeout(work)))
+            return self._end(task, Failed(task=task, error=work.overran(self.core.agent)))
         if isinstance(result, InputsLost):
-            return self._end(task, _lost(task, result))
+            return self._end(task, lost_report(task, result))
         if isinstance(result, ErrorInfo):
             return self._end(task, Failed(task=task, error=result))
         return self._end(task, WasCancelled(task=task))
 
-    def _timeout(self, work: _Work, more: str = "") -> ErrorInfo:
-        what = f"{work.assign.kind} ran longer than its timeout of {work.assign.timeout_seconds:g} s{more}"
-        return ErrorInfo(message=what, cause=DeadlineExceeded.__name__, transient=True, node=self.core.agent)
-
-    def _keep(self, work: _Work, made: Made) -> list[Instruction]:
+    def _keep(self, work: Work, made: Made) -> list[Instruction]:
         """Holds the outputs that are not inline, and publishes those that the job store is to have."""
         task = work.assign.task
         if self.core.is_cancelled(task):
@@ -467,67 +380,19 @@ class Runtime:
         published = tuple(port for port in work.assign.publish if port in made.outputs)
         # Inline bytes travel in the report, and the journal keeps them.
         to_put = [port for port in published if port in made.data and made.outputs[port].inline is None]
-        report = _report(work, made, published)
+        report = work.finished(made, published)
         if not to_put:
             return self._end(task, report)
-        publishing = asyncio.create_task(self._publish(task, made, to_put))
+        publishing = asyncio.create_task(self._publisher.publish(task, made, to_put))
         publishing.add_done_callback(partial(self._published, report))
         work.task = publishing
         return self.core.computed(task, made.ended)
 
-    async def _publish(self, task: TaskToken, made: Made, ports: Sequence[str]) -> float:
-        """Puts outputs into the job store; the seconds that took."""
-        began = time.monotonic()
-        for port in ports:
-            await self._put(task, made.outputs[port], made.data[port])
-        return time.monotonic() - began
-
     def _published(self, report: Finished, publishing: asyncio.Task[float]) -> None:
         task = report.task
-        if (unable := self._unable(task, publishing)) is not None:
+        if (unable := unable_report(self.core, task, publishing)) is not None:
             self._carry_out(self._end(task, unable))
             return
         reach(CrashPoint.STORED)
         timing = msgspec.structs.replace(report.timing, transfer=report.timing.transfer + publishing.result())
         self._carry_out(self._end(task, msgspec.structs.replace(report, timing=timing)))
-
-    async def _put(self, task: TaskToken, ref: ValueRef, data: Data) -> None:
-        """Puts until it is there: an orchestrator that is away comes back. Raises what no repetition mends."""
-        wait = limits.BACKOFF_FIRST_SECONDS
-        while True:
-            try:
-                await self._transfer.put(self._store_address, ref, data)
-                return
-            except StarloomError as error:
-                if not error.retryable and not isinstance(error, DigestMismatch | DeadlineExceeded):
-                    raise
-                _log.warning("%s: publishing %s waits %g s: %s", task, ref.digest[:12], wait, error)
-            await asyncio.sleep(wait)
-            wait = min(wait * limits.BACKOFF_FACTOR, limits.RECONNECT_LAST_SECONDS)
-
-
-def _lost(task: TaskToken, lost: InputsLost) -> InputLost:
-    return InputLost(task=task, upstreams=lost.upstreams, reason=str(lost), gone=lost.gone, missing=dict(lost.missing))
-
-
-def _report(work: _Work, made: Made, published: tuple[str, ...]) -> Finished:
-    run = (made.ended - made.began) / _NANOS
-    timing = Timing(
-        queue=max(0, made.began - work.accepted - work.fetching) / _NANOS,
-        transfer=work.fetching / _NANOS,
-        load=made.load_seconds,
-        run=max(0.0, run - made.load_seconds),
-    )
-    return Finished(
-        task=work.assign.task,
-        outputs=dict(made.outputs),
-        consumed={item.port: item.consumed for item in work.assign.inputs} | dict(made.consumed),
-        timing=timing,
-        models=made.models,
-        target=made.target,
-        emulated=made.emulated,
-        published=published,
-        holds=made.holds,
-        figures=dict(made.figures),
-        growth=made.growth,
-    )
