@@ -10,14 +10,12 @@ from RUNNING. What an end completes starts in the same call. A cancel ends WAITI
 others when the shell says that nothing of them runs any more.
 """
 
-import heapq
 from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 
 from starloom.agents.attempts import Attempt
 from starloom.agents.attempts import Phase as Phase
 from starloom.agents.awaiting import Awaiting
-from starloom.agents.batching import Batches
 from starloom.agents.instructions import Answer as Answer
 from starloom.agents.instructions import Ask as Ask
 from starloom.agents.instructions import Bring as Bring
@@ -34,6 +32,7 @@ from starloom.agents.instructions import StopPreload as StopPreload
 from starloom.agents.instructions import Tell as Tell
 from starloom.agents.instructions import Unask as Unask
 from starloom.agents.instructions import Wake as Wake
+from starloom.agents.lines import Lines
 from starloom.agents.messages import (
     NOT_ENDS,
     Assign,
@@ -54,22 +53,17 @@ from starloom.agents.messages import (
 )
 from starloom.agents.preloads import Preloads
 from starloom.agents.replicas import ReplicaQueue
-from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
 from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
 from starloom.dag.kinds import Batch
-
-_Queue = list[tuple[tuple[int, int], TaskToken]]
 
 
 class AgentCore:
     """One agent's attempts. At most `slots` run at once.
 
-    A kind whose last run was shorter than AGENT_CHEAP_NANOS is handed to the workers up to AGENT_AHEAD_STAGES
-    beyond the slots, so that a worker finds its next run without the event loop's help. Kinds of `streaming` take no
-    slot, and start as soon as their inputs are there: whoever runs them has a slot taken for each computation.
-    Models of `loading` kinds are loaded while their attempts wait, unless others wait for a slot. Attempts of
-    `batching` kinds share a slot and a call.
+    Kinds of `streaming` take no slot, and start as soon as their inputs are there: whoever runs them has a slot taken
+    for each computation. Models of `loading` kinds are loaded while their attempts wait, unless others wait for a slot.
+    Attempts of `batching` kinds share a slot and a call.
     """
 
     def __init__(
@@ -90,19 +84,11 @@ class AgentCore:
         self._attempts: dict[TaskToken, Attempt] = {}
         #: every token accepted, and every tombstone, until the job is released
         self._known: dict[JobId, set[TaskToken]] = {}
-        self._to_fetch: _Queue = []
-        self._ready: _Queue = []
-        #: streaming ones that are ready
-        self._flowing: list[Attempt] = []
-        self._streaming = streaming
-        self._fetched_ahead = 0
-        self._handed = 0
         self._order = 0
-        self._cheap: set[str] = set()
         self._replicas = ReplicaQueue()
         self._awaiting = Awaiting(agent)
         self._preloads = Preloads(loading)
-        self._batches = Batches(batching)
+        self._lines = Lines(self._attempts, slots, streaming, batching, self._preloads)
 
     @property
     def jobs(self) -> tuple[JobId, ...]:
@@ -132,7 +118,7 @@ class AgentCore:
     @property
     def more_to_come(self) -> bool:
         """Whether other attempts may well end within moments: those with the workers, and those that await others."""
-        return self._handed > 0 or self._awaiting.any
+        return self._lines.handed > 0 or self._awaiting.any
 
     def phase(self, task: TaskToken) -> Phase | None:
         """How far an attempt is; None where it is not active."""
@@ -186,7 +172,7 @@ class AgentCore:
             self._end(attempt, attempt.stopped, found)
             found.append(Drop(task))
         else:
-            self._make_ready(attempt, found, now)
+            self._lines.make_ready(attempt, found, now)
         return self._advance(found, now)
 
     def began(self, task: TaskToken, now: int) -> list[Instruction]:
@@ -198,8 +184,8 @@ class AgentCore:
     def computed(self, task: TaskToken, now: int) -> list[Instruction]:
         """The stage is done, and its outputs are on their way into the job store: its slot is free."""
         attempt = self._attempts[task]
-        self._learn(attempt, now)
-        self._free_slot(attempt)
+        self._lines.learn(attempt, now)
+        self._lines.free_slot(attempt)
         attempt.phase = Phase.PUBLISHING
         return self._advance([], now)
 
@@ -207,7 +193,7 @@ class AgentCore:
         """Nothing of an attempt runs any more; `report` says how it ended, unless a cancel came first."""
         attempt = self._attempts[task]
         if attempt.phase is Phase.RUNNING:
-            self._learn(attempt, now)
+            self._lines.learn(attempt, now)
         if attempt.cancelled:
             report = attempt.stopped
         found: list[Instruction] = []
@@ -294,9 +280,9 @@ class AgentCore:
             attempt.assign, attempt.accepted = assign, now
             attempt.phase = Phase.QUEUED
             if any(item.ref.inline is None and item.ref.holder != self.agent for item in assign.inputs):
-                heapq.heappush(self._to_fetch, (attempt.rank, assign.task))
+                self._lines.fetch(attempt)
             else:
-                self._make_ready(attempt, found, now)
+                self._lines.make_ready(attempt, found, now)
 
     def _cancel(self, task: TaskToken, found: list[Instruction]) -> None:
         attempt = self._attempts.get(task)
@@ -341,29 +327,10 @@ class AgentCore:
         self._awaiting.release(job)
         found.append(Forget(job))
 
-    def _make_ready(self, attempt: Attempt, found: list[Instruction], now: int) -> None:
-        attempt.phase = Phase.READY
-        if attempt.assign.kind in self._streaming:
-            self._flowing.append(attempt)
-        elif self._batches.takes(attempt.assign.kind):
-            if (at := self._batches.add(attempt, now, self._has_others(attempt.assign))) is not None:
-                found.append(Wake(at))
-        else:
-            heapq.heappush(self._ready, (attempt.rank, attempt.assign.task))
-
-    def _has_others(self, assign: Assign) -> bool:
-        """Whether more of the same may come to be ready, now or when what runs has ended."""
-        found = (attempt.assign for attempt in self._attempts.values() if attempt.assign.task != assign.task)
-        return any((other.kind, other.target) == (assign.kind, assign.target) for other in found)
-
     def _end(self, attempt: Attempt, report: Report, found: list[Instruction]) -> None:
-        self._ahead(attempt, False)
+        self._lines.leave(attempt)
         if attempt.phase is Phase.WAITING:
             self._awaiting.remove(report.task, found)
-        if attempt.phase in (Phase.HANDED, Phase.RUNNING):
-            self._free_slot(attempt)
-        if attempt.phase is Phase.READY:
-            self._batches.remove(attempt)
         if self._preloads.dropped(attempt.assign):
             found.append(StopPreload())
         del self._attempts[report.task]
@@ -372,74 +339,9 @@ class AgentCore:
 
     def _advance(self, found: list[Instruction], now: int) -> list[Instruction]:
         """Starts what has a slot, and fetches for what comes next."""
-        flowing, self._flowing = self._flowing, []
-        there = (attempt for attempt in flowing if self._attempts.get(attempt.assign.task) is attempt)
-        found += [self._hand(attempt) for attempt in there if attempt.phase is Phase.READY]
-        waiting = self._start_ready(found, now)
-        while self._fetched_ahead < self.slots + limits.AGENT_FETCHES_AHEAD:
-            queued = self._head(self._to_fetch, Phase.QUEUED)
-            if queued is None:
-                break
-            heapq.heappop(self._to_fetch)
-            self._ahead(queued, True)
-            queued.phase, queued.since = Phase.FETCHING, now
-            found.append(Fetch(queued.assign))
-        if wish := self._preloads.begin(waiting.assign if waiting else None):
-            found.append(Preload(*wish))
+        self._lines.advance(found, now)
         return self._replicate(found)
-
-    def _start_ready(self, found: list[Instruction], now: int) -> Attempt | None:
-        """Starts what has a slot, the most urgent first; the first that is left without one."""
-        while True:
-            ready, due = self._head(self._ready, Phase.READY), self._batches.first(now)
-            if due is not None and (ready is None or due.rank < ready.rank):
-                if self._handed >= self.slots:
-                    return due
-                taken = self._batches.take(due)
-                together = {attempt.assign.task for attempt in taken}
-                for attempt in taken:
-                    attempt.together = together
-                found.append(StartTogether(tuple(map(self._hand, taken))))
-            elif ready is not None:
-                if self._handed >= self.slots + limits.AGENT_AHEAD_STAGES * (ready.assign.kind in self._cheap):
-                    return ready
-                heapq.heappop(self._ready)
-                found.append(self._hand(ready))
-            else:
-                return None
-            self._handed += 1
-
-    def _free_slot(self, attempt: Attempt) -> None:
-        """It computes no more; of those that share a slot, the last one frees it."""
-        if attempt.together is not None:
-            attempt.together.discard(attempt.assign.task)
-        self._handed -= not attempt.together and attempt.assign.kind not in self._streaming
-
-    def _hand(self, attempt: Attempt) -> Start:
-        self._ahead(attempt, False)
-        attempt.phase = Phase.HANDED
-        self._preloads.started(attempt.assign)
-        return Start(attempt.assign, attempt.accepted, attempt.fetching)
 
     def _replicate(self, found: list[Instruction]) -> list[Instruction]:
         found += map(Keep, self._replicas.begin())
         return found
-
-    def _ahead(self, attempt: Attempt, ahead: bool) -> None:
-        self._fetched_ahead += ahead - attempt.ahead
-        attempt.ahead = ahead
-
-    def _head(self, queue: _Queue, phase: Phase) -> Attempt | None:
-        """The first attempt of a queue that still belongs there."""
-        while queue:
-            attempt = self._attempts.get(queue[0][1])
-            if attempt is not None and attempt.phase is phase:
-                return attempt
-            heapq.heappop(queue)
-        return None
-
-    def _learn(self, attempt: Attempt, now: int) -> None:
-        if now - attempt.since < limits.AGENT_CHEAP_NANOS:
-            self._cheap.add(attempt.assign.kind)
-        else:
-            self._cheap.discard(attempt.assign.kind)
