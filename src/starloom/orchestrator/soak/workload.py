@@ -125,17 +125,22 @@ async def _windows(client: AsyncClient, numbers: AsyncGenerator[int, None]) -> N
     """One job that the numbers go through."""
     job = await client.submit(_WINDOWS)
 
-    async def feed() -> list[int]:
-        fed = []
+    async def feed() -> int:
+        fed = 0
         async for number in numbers:
-            fed.append(number)
+            fed += 1
             await job.send("numbers", number)
         await job.close("numbers")
         return fed
 
     feeding = asyncio.create_task(feed())
     try:
-        found = [number async for window in job.stream("windows") for number in window["values"]]
+        found = 0
+        first: int | None = None
+        async for window in job.stream("windows"):
+            first = window["values"][0] if first is None else first
+            _same(list(range(first + found, first + found + len(window["values"]))), window["values"])
+            found += len(window["values"])
         _same(await feeding, found)
         await job.result(JOB_SECONDS_MAX)
     finally:
