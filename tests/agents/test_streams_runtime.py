@@ -418,6 +418,19 @@ async def test_missing_stream_input_and_unknown_output_are_told() -> None:
         assert "stages.gather.in.in" in second.error.message
 
 
+@pytest.mark.parametrize("generation", [-1, 1 << 64, 0.5])
+async def test_generation_that_is_none_is_told_with_its_place(generation: Any) -> None:
+    async def wrong(call: StageCall) -> AsyncGenerator[Chunk, None]:
+        yield Chunk("out", 1, generation=generation)
+
+    async with cluster("a", stages=(streaming("t.wrong", wrong, outputs={"out": NUMBERS}),)) as agents:
+        agents["a"].send(assign("wrong", "t.wrong"))
+        failed = await agents["a"].told.final(task("wrong"))
+        assert isinstance(failed, Failed)
+        assert "stages.wrong.out.out" in failed.error.message
+        assert "generation" in failed.error.message
+
+
 async def test_stream_stage_that_takes_too_long_times_out() -> None:
     story: list[str] = []
 

@@ -227,6 +227,9 @@ async def test_names_and_values_that_do_not_fit_are_told(client: AsyncClient) ->
         await job.send("mike", [1])
     with pytest.raises(InvalidInput, match=r"inputs.mic\[0\]: is no json"):
         await job.send("mic", object())
+    with pytest.raises(InvalidInput, match=r"inputs.mic\[0\]: has the generation -1"):
+        await job.send("mic", [1], generation=-1)
+    assert await job.send("mic", [1]) == 0, "what was refused has taken no place"
     with pytest.raises(NotFound, match="no output 'answers'; its outputs: answer, total"):
         await anext(job.stream("answers"))
     with pytest.raises(NotFound, match="no stream among its outputs that is called 'total'"):

@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from starloom.agents.streams.records import How
+from starloom.agents.streams.records import How, generation_fault
 from starloom.agents.values import encode
 from starloom.dag.constellation import Constellation
-from starloom.dag.errors import JobFailed, NotFound
+from starloom.dag.errors import InvalidInput, JobFailed, NotFound, Problem
 from starloom.dag.ids import JobId
 from starloom.dag.values import PortType
 from starloom.orchestrator.clientstreams import Feed, Reading, value_of
@@ -75,6 +75,8 @@ class StreamingJob:
         """
         feed = await self._feed(port)
         place = f"inputs.{port}[{feed.next}]"
+        if wrong := generation_fault(generation):
+            raise InvalidInput([Problem(place, wrong)])
         data, meta = await asyncio.to_thread(encode, feed.type, value, place)
         return await feed.send(data, meta if at is None else {**meta, "at": at}, generation)
 

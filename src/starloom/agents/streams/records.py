@@ -99,6 +99,13 @@ class StreamBatch(NamedTuple):
     end: StreamEnd | None = None
 
 
+def generation_fault(generation: Any) -> str:
+    """Why this cannot be the generation of a chunk; empty if it can."""
+    if isinstance(generation, int) and 0 <= generation < 1 << 64:
+        return ""
+    return f"has the generation {generation!r}; use a whole number from 0 on, below 2**64"
+
+
 class RunningDigest:
     """BLAKE3 over each chunk's offset, generation and size, as little-endian 64 bits, and its data; and the totals."""
 

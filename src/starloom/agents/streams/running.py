@@ -30,7 +30,7 @@ from starloom.agents.fetching import InputsLost
 from starloom.agents.stage import Chunk, Grown, Outputs, Stage, StageCall, StreamStage
 from starloom.agents.streams.flow import Flow
 from starloom.agents.streams.inlet import Inlet
-from starloom.agents.streams.records import How, StreamEnd
+from starloom.agents.streams.records import How, StreamEnd, generation_fault
 from starloom.agents.streams.watchdog import RoomWait, Waits
 from starloom.agents.transfer import off_loop
 from starloom.dag import limits
@@ -241,6 +241,8 @@ class StreamRun:
         port = spec.outputs.get(chunk.port)
         if port is None:
             raise InvalidInput([Problem(place, f"{spec.name} declares no such output port")])
+        if wrong := generation_fault(chunk.generation):
+            raise InvalidInput([Problem(place, wrong)])
         if not port.stream:
             self._values[chunk.port] = chunk.value
             return
