@@ -6,6 +6,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from starloom.agents.streams.records import (
@@ -99,6 +100,11 @@ async def read(stream: JobStream, offset: int = 0, reader: str = "s.p") -> tuple
             if found.end is not None:
                 return got, found.end
     return got, None
+
+
+def opened(folder: Path) -> int:
+    """How many files below a folder this process has open."""
+    return sum(Path(each.path).is_relative_to(folder) for each in psutil.Process().open_files())
 
 
 class Job:
@@ -349,6 +355,29 @@ class TestOnDisk:
         await write(stream, batch(0, end=True), wish=WriteOpen(MIC._replace(token=second), PortType.TEXT))
         with pytest.raises(StreamGone, match="differently from chunk 1 on"):
             await soon(anext(batches))
+
+    @pytest.mark.parametrize("way", ["goes", "is cut off", "takes over"])
+    async def test_a_writer_that_has_gone_leaves_no_file_open(self, job: Job, tmp_path: Path, way: str) -> None:
+        stream = spooled(job, tmp_path)
+        answers, told = writing(stream)
+        await soon(anext(answers))
+        told.say(batch(0, 1))
+        await soon(anext(answers))
+        assert opened(tmp_path) == 1
+        if way == "goes":
+            told.end()
+            with pytest.raises(StopAsyncIteration):
+                await soon(anext(answers))
+        elif way == "is cut off":
+            await soon(answers.aclose())
+        else:
+            assert await write(stream, batch(2)) == [2, 3]
+            told.say(batch(2))
+            with pytest.raises(Conflict):
+                await soon(anext(answers))
+        assert opened(tmp_path) == 0
+        assert await write(stream, batch(3, end=True)) == [3 if way == "takes over" else 2, 4]
+        assert opened(tmp_path) == 0
 
     async def test_an_attempt_that_fails_ends_no_output(self, job: Job, tmp_path: Path) -> None:
         token = FencingToken(Epoch(1), Attempt(1))

@@ -10,8 +10,8 @@ live token is believed. Clients that read see one stream, whichever attempts wro
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Final, Protocol
 
 from starloom.agents.streams.buffer import StreamBuffer
@@ -28,6 +28,7 @@ from starloom.agents.streams.records import (
 )
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, StreamGone
+from starloom.dag.ids import FencingToken
 from starloom.dag.values import Full
 from starloom.orchestrator.spool import Cursor, Spool
 
@@ -210,22 +211,31 @@ class SpooledStream:
         """From the offset on that is wanted of the writer. Only an end that is finished is one: another attempt may follow."""
         with self._calls.enter(_WRITER) as call:
             self._check(wish)
-            writer = wish.stream.token
-            yield Credit(await asyncio.to_thread(self.spool.adopt, writer))
-            async for part in parts:
-                if call.over:
-                    raise Conflict("another one writes the stream now")
-                self._check(wish)
-                wanted = await asyncio.to_thread(self.spool.write, part.chunks, writer=writer, sync=self._durable)
-                if part.end is not None and part.end.how is How.FINISHED:
-                    # Clients do not know what other clients fed.
-                    end = self.spool.totals() if self._durable else part.end
-                    await asyncio.to_thread(self.spool.finish, end, writer=writer)
-                    self.spool.close()
-                self.ring()
-                yield Credit(wanted)
-                if part.end is not None:
-                    return
+            try:
+                async with aclosing(self._written(call, wish.stream.token, wish, parts)) as answers:
+                    async for credit in answers:
+                        yield credit
+            finally:
+                # Its job may have ended, and is kept for long; whoever goes on writing opens the file again.
+                await asyncio.to_thread(self.spool.close)
+
+    async def _written(
+        self, call: _Call, writer: FencingToken, wish: WriteOpen, parts: Parts
+    ) -> AsyncGenerator[Credit, None]:
+        yield Credit(await asyncio.to_thread(self.spool.adopt, writer))
+        async for part in parts:
+            if call.over:
+                raise Conflict("another one writes the stream now")
+            self._check(wish)
+            wanted = await asyncio.to_thread(self.spool.write, part.chunks, writer=writer, sync=self._durable)
+            if part.end is not None and part.end.how is How.FINISHED:
+                # Clients do not know what other clients fed.
+                end = self.spool.totals() if self._durable else part.end
+                await asyncio.to_thread(self.spool.finish, end, writer=writer)
+            self.ring()
+            yield Credit(wanted)
+            if part.end is not None:
+                return
 
 
 class FedStream:
