@@ -9,7 +9,7 @@ from tests.orchestrator.harness import KINDS, World, facts_of, node
 from starloom import Graph
 from starloom.agents.messages import Assign, Await, Cancel, Finished, Reader, Started
 from starloom.dag.constellation import Constellation, OnFailure, Policy, Requirements, Retry
-from starloom.dag.facts import Consumed, StageCommitted, StagePlaced, StageSuperseded, StreamOptions
+from starloom.dag.facts import Consumed, StageCommitted, StagePlaced, StageSkipped, StageSuperseded, StreamOptions
 from starloom.dag.ids import Attempt, Epoch, FencingToken, StageId
 from starloom.dag.values import Full, PortType
 
@@ -35,6 +35,15 @@ def meeting(*, gate: bool = False) -> Constellation:
     after = [graph.stage("gate", "t.work")] if gate else []
     total = graph.stage("sum", "t.sum", a=left, b=right, after=after)
     graph.output("sum", total["value"])
+    return graph.build(KINDS)
+
+
+def fan(**stage: Any) -> Constellation:
+    """One producer, whose stream two sums read."""
+    graph = Graph("fan")
+    ticks = graph.stage("tick", "t.ticks")["ticks"]
+    for name in ("one", "two"):
+        graph.stage(name, "t.sum", a=ticks, **stage)
     return graph.build(KINDS)
 
 
@@ -238,6 +247,44 @@ class TestTogether:
         assert w.assigned("twice-0").awaits[0].token == token(2)
         w.finish("tick", "twice-0", "sum")
         assert w.status(job) == "succeeded"
+
+    def test_a_producer_that_is_made_again_does_not_wait_for_readers_that_have_their_results(self, world: Any) -> None:
+        w = world(node("edge-1", slots=8))
+        job = w.submit(fan())
+        w.finish("tick", "one")
+        w.start("two")
+        w.lose_input("two", "tick", gone=True)
+        assert w.status(job, "tick", "one", "two") == ["placed", "succeeded", "placed"]
+        assert [reader.reader for reader in w.assigned("tick").readers] == ["two.a"]
+        w.finish("tick", "two")
+        assert w.status(job) == "succeeded"
+        assert w.stage(job, "one").attempt == 1, "it does not run again"
+
+    def test_a_producer_begins_again_without_a_reader_that_is_given_up(self, world: Any) -> None:
+        w = world(node("edge-1", slots=8))
+        job = w.submit(fan(policy=Policy(on_failure=OnFailure.SKIP)))
+        w.start("tick", "one", "two")
+        w.fail("one")
+        w.acknowledge_cancels()
+        assert w.status(job, "one") == ["skipped"]
+        assert attempts(w, "tick", "two") == [2, 2]
+        assert [reader.reader for reader in w.assigned("tick").readers] == ["two.a"]
+        w.finish("tick", "two")
+        assert w.status(job) == "succeeded"
+
+    def test_a_stage_that_is_skipped_early_names_the_upstream_that_does_not_let_it_start(self, world: Any) -> None:
+        w = world(node("edge-1", slots=8))
+        graph = Graph("meeting")
+        left = graph.stage("left", "t.ticks")["ticks"]
+        right = graph.stage("right", "t.ticks", policy=Policy(on_failure=OnFailure.SKIP))["ticks"]
+        graph.stage("sum", "t.sum", a=left, b=right)
+        job = w.submit(graph.build(KINDS))
+        w.start("left", "right", "sum")
+        w.fail("right")
+        w.acknowledge_cancels()
+        assert w.status(job, "left", "right", "sum") == ["placed", "skipped", "skipped"]
+        assert [fact.reason for fact in facts_of(w, StageSkipped, "sum")] == ["right was skipped"]
+        assert w.assigned("left").readers == ()
 
     def test_a_stream_that_is_spooled_is_read_from_there_when_its_agent_is_gone(self, world: Any) -> None:
         w = world(node("edge-1"), node("edge-2"))

@@ -1,6 +1,6 @@
 """Bugs for the simulator to find: the real parts, each with one thing wrong. Every property has one that it alone names."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -488,8 +488,8 @@ class NeverStartsAgain(AgentCore):
 class Overbooks(AgentCore):
     """More attempts are started than there are slots."""
 
-    def __init__(self, agent: AgentId, slots: int) -> None:
-        super().__init__(agent, slots + 3)
+    def __init__(self, agent: AgentId, slots: int, streaming: Container[str] = ()) -> None:
+        super().__init__(agent, slots + 3, streaming)
 
 
 class DropsFrames(Channel[Any, Any]):

@@ -3,10 +3,10 @@
 from typing import Any
 
 import pytest
-from tests.sim import planted, planted_growth
+from tests.sim import planted, planted_growth, planted_streams
 
 from starloom.dag import limits
-from starloom.devices.faults import ALL_FAULTS, Fault, FaultKind, FaultPlan
+from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, Fault, FaultKind, FaultPlan
 from starloom.orchestrator.effects import Answer
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.properties import PROPERTIES
@@ -45,6 +45,17 @@ GROWTH_LOST = FaultPlan(
     name="what has grown is lost, and grows otherwise",
     faults=(Fault(what=FaultKind.GROWTH_LOST, chance=0.5), Fault(what=FaultKind.LIE_GROWTH, chance=0.1)),
 )
+STREAMS_BREAK = FaultPlan(
+    name="links of streams break, and their agents die",
+    quiet_after_seconds=20,
+    faults=(
+        Fault(what=FaultKind.LINK_BREAK, per_minute=400),
+        Fault(what=FaultKind.AGENT_CRASH, per_minute=20, lasts_seconds=(0.5, 3.0)),
+        Fault(what=FaultKind.STAGE_FAILS, chance=0.2),
+    ),
+)
+NO_GAP = "a stream has no gap and no repeat"
+BOUNDED = "what a stream keeps is bounded"
 WHOLE = "a patch is visible entirely or not at all"
 REVOKED = "a revoked token is never sent again and never commits"
 GROWN = "a result and its growth are one"
@@ -134,7 +145,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         "outlives what it awaits",
         Parts(coordinator=planted.Outlives),
         "an attempt lives no longer than those that it awaits",
-        10,
+        30,
         ALL_FAULTS,
     ),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
@@ -191,6 +202,33 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         "growth is refused for a reason",
         10,
         ALL_FAULTS,
+    ),
+    ("skips one", Parts(buffer=planted_streams.SkipsOne), NO_GAP, 40, STREAMS_BREAK),
+    ("repeats one", Parts(buffer=planted_streams.RepeatsOne), NO_GAP, 40, STREAMS_BREAK),
+    ("keeps everything", Parts(buffer=planted_streams.KeepsEverything), BOUNDED, 20, NO_FAULTS),
+    ("gives without credit", Parts(buffer=planted_streams.GivesWithoutCredit), BOUNDED, 20, NO_FAULTS),
+    ("hears no credit", Parts(buffer=planted_streams.HearsNoCredit), "every job ends", 20, NO_FAULTS),
+    ("spoils chunks", Parts(buffer=planted_streams.Spoils), "outputs as undisturbed", 20, NO_FAULTS),
+    (
+        "commits readers first",
+        Parts(coordinator=planted.CommitsOutOfTurn),
+        "a reader commits after its producer",
+        80,
+        STREAMS_BREAK,
+    ),
+    (
+        "reads the first",
+        Parts(coordinator=planted_streams.ReadsTheFirst),
+        "no stream is read of an attempt that is over",
+        80,
+        STREAMS_BREAK,
+    ),
+    (
+        "changes what streams",
+        Parts(coordinator=planted_streams.ChangesWhatStreams),
+        "stages that stream are not changed",
+        80,
+        PATCHES,
     ),
     ("forgets what grew", Parts(coordinator=planted_growth.ForgetsWhatGrew), "every job ends", 60, ALL_FAULTS),
 ]

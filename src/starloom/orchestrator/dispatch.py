@@ -225,7 +225,7 @@ class Dispatcher:
                 priority=job.options.priority,
                 publish=run.to_publish(name),
                 comparisons=comparisons_of(job, name),
-                readers=run.streams.readers(name),
+                readers=run.streams.readers(job, name),
             ),
         )
         if name in run.streams.groups:

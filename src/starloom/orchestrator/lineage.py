@@ -96,7 +96,7 @@ def skip_reason(job: JobState, stage: StageId) -> str:
         return "it is cancelled in the constellation"
     for arc in job.upstreams[stage]:
         upstream = job.stages[arc.upstream]
-        if satisfied(arc, upstream):
+        if upstream.status not in ENDED or satisfied(arc, upstream):
             continue
         if upstream.status is StageStatus.SUCCEEDED and arc.comparison is not None:
             asked = arc.comparison

@@ -290,6 +290,7 @@ class Settler:
         token = self._ledger.next_token(stage)
         self._ledger.record(StageSkipped(job=run.job.id, stage=name, token=token, reason=reason))
         self._settled(run, name)
+        self._unread(run, name)
 
     def _default(self, run: Run, name: StageId) -> None:
         stage = run.job.stages[name]
@@ -308,6 +309,15 @@ class Settler:
         token = self._ledger.next_token(stage)
         self._ledger.record(StageDefaulted(job=run.job.id, stage=name, token=token, outputs=outputs, holds=held))
         self._settled(run, name)
+        self._unread(run, name)
+
+    def _unread(self, run: Run, name: StageId) -> None:
+        """A reader of streams is given up: its producers keep chunks for it, and begin again without it."""
+        for upstream in run.streams.held_up(run.job, name) if run.job.status is JobStatus.RUNNING else ():
+            self._endings.cancel_attempts(run.job, upstream)
+            for token in tuple(run.job.stages[upstream].live):
+                if self.supersede(run, upstream, token, f"{name} reads its stream no more, and it would wait for that"):
+                    self.decide(run, upstream)
 
     def _gone(self, run: Run, name: StageId) -> None:
         """A token of the stage is live no more, and gave no result."""

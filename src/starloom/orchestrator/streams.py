@@ -57,9 +57,16 @@ class Streams:
         for name in self.fed:
             self.groups.setdefault(name, (name,))
 
-    def readers(self, stage: StageId) -> tuple[Reader, ...]:
-        """Who reads from a stage."""
-        return self._readers.get(stage, ())
+    def readers(self, job: JobState, stage: StageId) -> tuple[Reader, ...]:
+        """Who will read from an attempt of a stage that is given out now: it would wait for ever for one that has ended."""
+        known = zip(self._readers.get(stage, ()), self.out_of.get(stage, ()), strict=True)
+        return tuple(reader for reader, arc in known if job.stages[arc.downstream].status not in ENDED)
+
+    def held_up(self, job: JobState, stage: StageId) -> list[StageId]:
+        """The producers under way that wait for a stage to read, which will not; not where a job's input would be read again."""
+        if any(each in self.fed for each in self.groups.get(stage, ())):
+            return []
+        return [arc.upstream for arc in self.into.get(stage, ()) if job.stages[arc.upstream].live]
 
     def ports(self, stage: StageId) -> set[str]:
         """The input ports of a stage that streams feed."""

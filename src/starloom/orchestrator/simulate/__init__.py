@@ -8,6 +8,8 @@
     trouble     faults                                    judge      the properties, told of all that happens
     world       all of these together                     runs       many seeds, and their sum
     snapshot    what a restart begins with now and then
+    streams     streams between agents: buffers, calls    streamrun  a stage that reads or gives one
+    streamwork  jobs that have them                       flowing    what must hold of them
     many        a planner for thousands of nodes          properties  what must hold; `property`, `outcomes`
 
 The same seed gives the same run, event by event, on any machine: everything is drawn from `loop.Chance`, and

@@ -11,8 +11,10 @@ from starloom.dag import limits
 from starloom.dag.ids import AgentId, Epoch
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.simulate.loop import SECOND, Process, Timer
+from starloom.orchestrator.simulate.model import STREAMING
 from starloom.orchestrator.simulate.peering import Peering
 from starloom.orchestrator.simulate.running import Runner
+from starloom.orchestrator.simulate.streams import Streams
 
 if TYPE_CHECKING:
     from starloom.orchestrator.simulate.network import Stream
@@ -32,7 +34,8 @@ class AgentProcess(Process):
         self.profile = profile
         self.name: AgentId = profile.name
         self.incarnation = incarnation
-        self.core: AgentCore = world.parts.core(profile.name, profile.slots)
+        self.core: AgentCore = world.parts.core(profile.name, profile.slots, STREAMING)
+        self.streams = Streams(self)
         self.runner = Runner(self)
         self.peering = Peering(self)
         self.channel: Channel[Report, Command] = world.parts.channel()

@@ -11,6 +11,7 @@ from starloom.dag.ids import StageId, TaskToken
 from starloom.dag.patch import Patch, between
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
+from starloom.orchestrator.simulate.flowing import touches_streams
 from starloom.orchestrator.simulate.growth import (
     asked_names,
     derived,
@@ -193,6 +194,7 @@ def _reasons(job: JobView, name: StageId, stage: StageView, asked: Patch | None)
         yield True
         return
     yield bool(over_bounds(job, name, after)) or bool(problems(after, KINDS))
+    yield touches_streams(job.constellation, after)
     touched = [each for each in between(job.constellation, after).touched if each in job.stages]
     yield not downstream_of(job.constellation, name).issuperset(each for each in touched if each in after.stages)
     yield not stage.again and any(job.stages[each].status not in _OPEN for each in touched)

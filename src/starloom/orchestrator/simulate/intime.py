@@ -13,6 +13,7 @@ from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
 from starloom.orchestrator.simulate.loop import SECOND
+from starloom.orchestrator.simulate.model import STREAM, gives
 from starloom.orchestrator.simulate.property import Property, difference_of
 
 LATE_SECONDS: Final = 15.0
@@ -114,13 +115,24 @@ class DeadlinesAreKept(Property):
             passed = (now - since) / SECOND
             if over and (not limit or passed < limit):
                 self.broken(f"it was given up after {passed:.3f} s, and its deadline is {limit:g} s", name, id_)
-            elif limit and passed > limit + LATE_SECONDS and stage.spec.join is Join.ALL:
+            elif limit and passed > limit + LATE_SECONDS and stage.spec.join is Join.ALL and self._held(name, job, id_):
                 self._late(f"it ends after {passed:.3f} s, and its deadline is {limit:g} s", name, id_)
+
+    def _held(self, name: JobId, job: JobView, id_: StageId) -> bool:
+        """Whether its upstreams have ended: the time of a stage that is stopped with its job may never have begun."""
+        return all((name, arc.upstream) in self._ended for arc in job.upstreams[id_])
 
     def _since(self, name: JobId, job: JobView, stage: StageView) -> int:
         """Not before this did its dependencies hold, unless something ran again."""
         accepted = self._accepted[name]
-        ended = [self._ended.get((name, arc.upstream), accepted) for arc in job.upstreams[stage.spec.id]]
+        ended = []
+        for arc in job.upstreams[stage.spec.id]:
+            upstream = job.stages[arc.upstream]
+            # A stream is read from its first chunk on: its reader begins with its producer.
+            streams = gives(upstream.spec.kind) is STREAM
+            ended.append(
+                self._since(name, job, upstream) if streams else self._ended.get((name, arc.upstream), accepted)
+            )
         if not ended:
             return accepted
         return max(ended) if stage.spec.join is Join.ALL else min(ended)

@@ -15,8 +15,9 @@ class StartsInTurn(Property):
     def began(self, process: AgentProcess, assign: Assign) -> None:
         task = assign.task
         placed = self.judge.ahead.get(task, {})
+        streams = {awaited.upstream for awaited in assign.awaits if awaited.streams and not awaited.feeds}
         for upstream, token in placed.items():
-            if TaskToken(task.job, upstream, token) not in self.judge.made:
+            if upstream not in streams and TaskToken(task.job, upstream, token) not in self.judge.made:
                 what = f"{process.name} runs {task.token}, and {upstream}'s attempt {token} has not succeeded"
                 self.broken(what, task.job, task.stage)
 

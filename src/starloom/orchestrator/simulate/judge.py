@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starloom.agents.core import Instruction
 from starloom.agents.messages import Assign, Command, Finished, Report
+from starloom.agents.streams.buffer import StreamBuffer
+from starloom.agents.streams.records import StreamChunk, StreamEnd
 from starloom.dag import facts as f
 from starloom.dag.constellation import Dependency, InputBinding, StageSpec
 from starloom.dag.facts import AnyFact, Fact, JobStatus, decode_fact
@@ -16,6 +18,7 @@ from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.effects import Answer, Decision, Submitted
 from starloom.orchestrator.inputs import Input
 from starloom.orchestrator.simulate.growth import Origin, Standing, taken_back
+from starloom.orchestrator.simulate.model import STREAMING
 from starloom.orchestrator.simulate.patched import differing
 from starloom.orchestrator.state import State
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from starloom.orchestrator.simulate.daemon import Orchestrator
     from starloom.orchestrator.simulate.editing import Drawn
     from starloom.orchestrator.simulate.property import Property
+    from starloom.orchestrator.simulate.streams import Inlet
     from starloom.orchestrator.simulate.world import World
 
 STORY_LINES = 40
@@ -203,6 +207,7 @@ class Judge:
         self.world = world
         self.violations: list[Violation] = []
         self.jobs: dict[JobId, JobView] = {}
+        #: how many attempts each agent has; those with streams take no slots, and do not count
         self.agent_live: dict[AgentId, int] = {}
         #: the agents' processes that are not lost
         self.there: dict[AgentId, str] = {}
@@ -303,19 +308,34 @@ class Judge:
         for ask in self._of("began"):
             ask(process, assign)
 
+    def kept(self, process: "AgentProcess", task: TaskToken, buffer: StreamBuffer) -> None:
+        """A stream has a chunk more."""
+        for ask in self._of("kept"):
+            ask(process, task, buffer)
+
+    def received(self, process: "AgentProcess", reader: TaskToken, inlet: "Inlet", chunk: StreamChunk) -> None:
+        """A stage takes a chunk."""
+        for ask in self._of("received"):
+            ask(process, reader, inlet, chunk)
+
+    def drained(self, process: "AgentProcess", reader: TaskToken, inlet: "Inlet", end: StreamEnd) -> None:
+        """A stage has read a stream to its end."""
+        for ask in self._of("drained"):
+            ask(process, reader, inlet, end)
+
     def ended(self, process: "AgentProcess", report: Report) -> None:
         """An attempt ended."""
         if isinstance(report, Finished):
             self.made[report.task] = report
 
     def waiting_on(self, agent: AgentId) -> int:
-        """How many attempts an agent has that await others. Takes time in the number of all open stages."""
+        """How many attempts an agent has that await others, streams apart. Takes time in the number of all open stages."""
         return sum(
             agent in stage.live.values()
             for job in self.jobs.values()
             if not job.ended
             for stage in job.stages.values()
-            if stage.awaits
+            if stage.awaits and stage.spec.kind not in STREAMING
         )
 
     def end(self) -> None:
@@ -395,7 +415,7 @@ class Judge:
                 if token not in stage.live:
                     stage.awaits = stage.ahead_of = {}
                     stage.over.add(token)
-                    self.agent_live[agent] -= 1
+                    self.agent_live[agent] -= stage.spec.kind not in STREAMING
             job.live += len(stage.live) - len(before)
 
     def _apply_to_stage(self, fact: AnyFact, stage: StageView) -> None:
@@ -412,7 +432,8 @@ class Judge:
                 stage.process[fact.token] = fact.incarnation
                 stage.ahead_of, stage.awaits = dict(fact.awaits), dict(fact.awaits)
                 stage.status = StageStatus.RUNNING if stage.started else StageStatus.PLACED
-                self.agent_live[fact.agent] = self.agent_live.get(fact.agent, 0) + 1
+                slots = stage.spec.kind not in STREAMING
+                self.agent_live[fact.agent] = self.agent_live.get(fact.agent, 0) + slots
             case f.StageStarted():
                 stage.status = StageStatus.RUNNING
                 stage.started.add(fact.token)

@@ -3,21 +3,25 @@
 A value's digest is a function of the kind, the parameters and the digests of the inputs; the bytes are nowhere.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from starloom.agents.messages import Assign
+from starloom.agents.streams.records import RunningDigest
 from starloom.agents.values import digest, encode
 from starloom.dag.conditions import comparison_key, holds
 from starloom.dag.constellation import Comparison, Constellation, Dependency, Join, On, OnFailure, StageSpec
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
 from starloom.dag.stagestate import StageStatus
+from starloom.dag.streams import has_streams
 from starloom.dag.values import Port, PortType, ValueRef
 
 JSON, BYTES = Port(PortType.JSON), Port(PortType.BYTES)
+STREAM = Port(PortType.BYTES, stream=True, chunks=4)
+"""Keeps less than most streams have in all, so that their producers wait, and what is over is made again."""
 _PARAMS = {
     "seed": Param(type="integer", default=0),
     "seconds": Param(type="number", default=0.05),
@@ -62,9 +66,20 @@ KINDS = KindCatalog(
         KindSpec(
             name="sim.loop", variadic_input=JSON, outputs={"value": JSON}, params=_GROWING, cost=_COST, grows=True
         ),
+        KindSpec(
+            name="sim.ticks",
+            variadic_input=JSON,
+            outputs={"data": STREAM},
+            params={**_PARAMS, "chunks": Param(type="integer", default=6)},
+            cost=_COST,
+        ),
+        KindSpec(name="sim.map", inputs={"data": STREAM}, outputs={"data": STREAM}, params=_PARAMS, cost=_COST),
+        KindSpec(name="sim.sum", variadic_input=STREAM, outputs={"value": JSON}, params=_PARAMS, cost=_COST),
     ]
 )
-"""`simulate.asking` says what the last three grow."""
+"""`simulate.asking` says what those that grow ask for."""
+STREAMING = frozenset(name for name, kind in KINDS.items() if has_streams(kind))
+NO_CHUNKS: Mapping[str, Sequence[bytes]] = {}
 _keys = msgspec.json.Encoder(order="sorted")
 
 
@@ -75,13 +90,63 @@ class Made(NamedTuple):
     values: dict[str, Any]
 
 
-def make(kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], holder: AgentId, salt: str = "") -> Made:
-    """The outputs of a run, by input digests; `salt` is what a stage that is not deterministic adds."""
-    content = digest(_keys.encode((kind, dict(params), dict(inputs), salt)))
+def content_of(kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], salt: str = "") -> str:
+    """What a run gives, as far as it rests on values; of a stage that gives a stream this is known before it reads one."""
+    given = {port: read for port, read in inputs.items() if kind != "sim.map"}
+    return digest(_keys.encode((kind, dict(params), given, salt)))
+
+
+def tick(content: str, offset: int) -> bytes:
+    """One chunk of a source."""
+    return f"{content[:16]}{offset}".encode()
+
+
+def mapped(content: str, chunk: bytes | memoryview) -> bytes:
+    """What becomes of a chunk in a stage that makes one of each."""
+    return digest(content.encode() + chunk)[:16].encode()
+
+
+def given_chunks(
+    kind: str, params: Mapping[str, Any], content: str, came: Mapping[str, Sequence[bytes]]
+) -> list[bytes]:
+    """All chunks of a stage that gives a stream."""
+    if kind == "sim.ticks":
+        return [tick(content, offset) for offset in range(params["chunks"])]
+    return [mapped(content, chunk) for chunk in came.get("data", ())]
+
+
+def stream_ref(chunks: int, size: int, running: str, holder: AgentId) -> ValueRef:
+    """The reference to a stream that is over, by its running digest."""
+    meta = {"stream": True, "chunks": chunks}
+    return ValueRef(type=STREAM.type, bytes=size, digest=running, meta=meta, holder=holder)
+
+
+def _whole_stream(chunks: Sequence[bytes], holder: AgentId) -> ValueRef:
+    running = RunningDigest()
+    for offset, data in enumerate(chunks):
+        running.add(offset, 0, data)
+    return stream_ref(running.chunks, running.bytes, running.hex(), holder)
+
+
+def make(
+    kind: str,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    holder: AgentId,
+    salt: str = "",
+    came: Mapping[str, Sequence[bytes]] = NO_CHUNKS,
+) -> Made:
+    """The outputs of a run, by input digests; `salt` is what a stage that is not deterministic adds.
+
+    `came` has the chunks of streams that a stage made others of.
+    """
+    content = content_of(kind, params, inputs, salt)
     outputs: dict[str, ValueRef] = {}
     values: dict[str, Any] = {}
     for name, port in KINDS[kind].outputs.items():
-        if port.type is PortType.JSON:
+        if port.stream:
+            outputs[name] = _whole_stream(given_chunks(kind, params, content, came), holder)
+        elif port.type is PortType.JSON:
             value = values[name] = {"score": params.get("score", 0), "of": content[:16]}
             data, meta = encode(PortType.JSON, value)
             outputs[name] = ValueRef(
@@ -116,13 +181,14 @@ def gives(kind: str) -> Port:
 class Expected(NamedTuple):
     """How a stage has to end: its status, the digests of its outputs, and which comparisons of them hold.
 
-    `ran`: what it has is its own, and no default.
+    `ran`: what it has is its own, and no default. `chunks` are those of a stream, by port.
     """
 
     status: StageStatus
     digests: Mapping[str, str] = {}
     holds: Mapping[str, bool] = {}
     ran: bool = False
+    chunks: Mapping[str, Sequence[bytes]] = NO_CHUNKS
 
 
 def expected(constellation: Constellation, inputs: Mapping[str, ValueRef]) -> dict[StageId, Expected | None]:
@@ -150,11 +216,13 @@ def expected(constellation: Constellation, inputs: Mapping[str, ValueRef]) -> di
             found[name] = None
         else:
             read = given[name]
+            came: dict[str, Sequence[bytes]] = {}
             for arc in arcs[name]:
                 upstream = found[arc.upstream]
                 if upstream is not None and arc.output in upstream.digests:
                     read[arc.input] = upstream.digests[arc.output]
-            found[name] = _run(spec, read, asked[name])
+                    came[arc.input] = upstream.chunks.get(arc.output, ())
+            found[name] = _run(spec, read, asked[name], came)
     return found
 
 
@@ -184,10 +252,13 @@ def _satisfied(arc: Dependency, upstream: Expected | None) -> bool | None:
     return arc.comparison is None or upstream.holds.get(comparison_key(arc.comparison), False)
 
 
-def _run(spec: StageSpec, read: Mapping[str, str], asked: list[Comparison]) -> Expected:
+def _run(
+    spec: StageSpec, read: Mapping[str, str], asked: list[Comparison], came: Mapping[str, Sequence[bytes]]
+) -> Expected:
     missing = KINDS[spec.kind].inputs.keys() - read.keys()
     params = whole_params(spec)
     fails = params["fails"] or missing
+    chunks = {}
     if fails:
         match spec.policy.on_failure:
             case OnFailure.FAIL:
@@ -199,12 +270,15 @@ def _run(spec: StageSpec, read: Mapping[str, str], asked: list[Comparison]) -> E
             port: digest(encode(KINDS[spec.kind].outputs[port].type, value)[0]) for port, value in values.items()
         }
     else:
-        made = make(spec.kind, params, read, AgentId(""))
+        made = make(spec.kind, params, read, AgentId(""), came=came)
         values = made.values
         digests = {port: ref.digest for port, ref in made.outputs.items()}
+        if gives(spec.kind) is STREAM:
+            chunks = {"data": given_chunks(spec.kind, params, content_of(spec.kind, params, read), came)}
     return Expected(
         StageStatus.SUCCEEDED,
         digests,
         {comparison_key(one): holds(one, values.get(one.output)) for one in asked},
         ran=not fails,
+        chunks=chunks,
     )

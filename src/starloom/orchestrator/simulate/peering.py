@@ -35,12 +35,11 @@ class PeerStream:
         """Puts a message on its way; it may arrive twice. Where nothing gets through, the stream breaks."""
         if not self.open:
             return
-        world = to.world
-        if not world.network.reaches(self.asking.name, self.asked.name):
+        if not self.reaches:
             self.cut()
             return
-        for _ in range(1 + world.trouble.fires(FaultKind.FRAME_TWICE)):
-            due = to.loop.now + round(world.network.latency(to.name) * 1e9)
+        for _ in range(self._times()):
+            due = to.loop.now + round(self._seconds(to) * 1e9)
             self._last[to.incarnation] = due = max(self._last.get(to.incarnation, 0) + 1, due)
             to.loop.at(due, partial(self._arrive, message), to)
 
@@ -50,8 +49,25 @@ class PeerStream:
             return
         self.open = False
         chance, loop = self.asking.chance, self.asking.loop
-        loop.after(chance.between(*NOTICED_SECONDS), partial(self.asking.peering.broke, self), self.asking)
-        loop.after(chance.between(*NOTICED_SECONDS), partial(self.asked.peering.left, self), self.asked)
+        loop.after(chance.between(*NOTICED_SECONDS), self._broke, self.asking)
+        loop.after(chance.between(*NOTICED_SECONDS), self._left, self.asked)
+
+    @property
+    def reaches(self) -> bool:
+        """Whether something gets through."""
+        return self.asking.world.network.reaches(self.asking.name, self.asked.name)
+
+    def _times(self) -> int:
+        return 1 + self.asking.world.trouble.fires(FaultKind.FRAME_TWICE)
+
+    def _seconds(self, to: "AgentProcess") -> float:
+        return to.world.network.latency(to.name)
+
+    def _broke(self) -> None:
+        self.asking.peering.broke(self)
+
+    def _left(self) -> None:
+        self.asked.peering.left(self)
 
     def _arrive(self, message: Call) -> None:
         if self.open:

@@ -23,11 +23,12 @@ from starloom.orchestrator.effects import Answer, Stopped, Submitted
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
+from starloom.orchestrator.simulate.flowing import STREAMS
 from starloom.orchestrator.simulate.growths import GROWTH, REFUSED
 from starloom.orchestrator.simulate.intime import CopiesAreFew, DeadlinesAreKept, out_of_time
 from starloom.orchestrator.simulate.inturn import CommitsInTurn, DiesWithWhatItAwaits, StartsInTurn
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
-from starloom.orchestrator.simulate.model import in_order, whole_params
+from starloom.orchestrator.simulate.model import STREAMING, in_order, whole_params
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
 from starloom.orchestrator.simulate.patched import differing
 from starloom.orchestrator.simulate.property import Property, difference_of, may
@@ -128,7 +129,7 @@ class Budgets(Property):
         if job is None or stage is None:
             return
         if isinstance(fact, f.StagePlaced):
-            self._placed(fact, job)
+            self._placed(fact, job, stage)
         elif isinstance(fact, f.StageFailed):
             self._failed(fact, job, stage)
 
@@ -136,10 +137,13 @@ class Budgets(Property):
         if process.runner.running > process.profile.slots:
             self.broken(f"{process.name} runs {process.runner.running} attempts in {process.profile.slots} slots")
 
-    def _placed(self, fact: f.StagePlaced, job: JobView) -> None:
+    def _placed(self, fact: f.StagePlaced, job: JobView, stage: StageView) -> None:
         bound = job.submitted.options.max_parallel
-        if 0 < bound <= job.live:
+        streams = stage.spec.kind in STREAMING
+        if 0 < bound <= job.live and not (streams and _streams_live(job)):
             self.broken(f"{job.live + 1} attempts of the job, and max_parallel is {bound}", fact.job, fact.stage)
+        if streams:
+            return
         slots = self.world.slots[fact.agent]
         live, waiting = self.judge.agent_live.get(fact.agent, 0), self.judge.waiting_on(fact.agent)
         if not fact.awaits and live - waiting >= slots + limits.AGENT_BACKLOG_FACTOR * limits.AGENT_BACKLOG_STAGES:
@@ -156,7 +160,12 @@ class Budgets(Property):
             return
         if fact.error.transient and stage.failures < times:
             self.broken(f"given up after {stage.failures + 1} failures, with {times} retries", fact.job, fact.stage)
-        if whole_params(stage.spec)["fails"] or fact.error.cause == "InputUnavailable":
+        if whole_params(stage.spec)["fails"]:
+            return
+        if fact.error.cause == "InputUnavailable":
+            # What came damaged twice from the only one who has it counts as gone, a job's input as well.
+            if fact.error.message.startswith("an input of the job"):
+                job.tainted.add(fact.stage)
             return
         if out_of_time(fact) or fact.error.cause == REFUSED:
             job.tainted.add(fact.stage)
@@ -170,6 +179,11 @@ class Budgets(Property):
         if not used_up:
             self.broken(f"failed for good without need: {fact.error.message}", fact.job, fact.stage)
         job.tainted.add(fact.stage)
+
+
+def _streams_live(job: JobView) -> bool:
+    """Whether stages with streams are with agents: what streams with them follows, whatever room there is."""
+    return any(stage.live and stage.spec.kind in STREAMING for stage in job.stages.values())
 
 
 class EveryJobEnds(Property):
@@ -326,6 +340,7 @@ PROPERTIES: tuple[type[Property], ...] = (
     StartsInTurn,
     CommitsInTurn,
     DiesWithWhatItAwaits,
+    *STREAMS,
     WholeOrNot,
     StaysRevoked,
     SettlesInTime,

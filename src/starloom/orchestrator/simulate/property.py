@@ -12,6 +12,7 @@ from starloom.dag.ids import FencingToken, StageId
 from starloom.dag.patch import Difference
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.model import STREAMING
 
 DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)
 _NOTHING: Final[Mapping[StageId, FencingToken]] = MappingProxyType({})
@@ -68,4 +69,6 @@ def may(
         lets = [arc.on is not On.COMPLETION if arc.upstream in awaits else way for arc, way in ways]
     if stage.spec.join is Join.ANY and lets:
         return True in lets if run else all(one is False for one in lets)
-    return all(lets) if run else None not in lets and False in lets
+    # Its producers would keep chunks for a stage that reads streams: it is skipped as soon as that is known.
+    early = stage.spec.kind in STREAMING
+    return all(lets) if run else (early or None not in lets) and False in lets

@@ -17,6 +17,7 @@ from starloom.orchestrator.effects import Answer, Decision, Patched
 from starloom.orchestrator.inputs import Input, PatchJob
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.daemon import Orchestrator
+from starloom.orchestrator.simulate.flowing import touches_streams
 from starloom.orchestrator.simulate.judge import Given, JobView, Judge, StageView
 from starloom.orchestrator.simulate.loop import SECOND
 from starloom.orchestrator.simulate.model import KINDS, whole_params
@@ -176,7 +177,7 @@ def _fault(given: Given, assign: Assign) -> str:
     sources = {(arc.input, arc.upstream) for arc in given.arcs if arc.output}
     sources |= {(binding.input, StageId("")) for binding in given.bindings}
     fed = {(item.port, item.consumed.upstream) for item in assign.inputs}
-    fed |= {(port, awaited.upstream) for awaited in assign.awaits for port in awaited.feeds}
+    fed |= {(port, awaited.upstream) for awaited in assign.awaits for port in (*awaited.feeds, *awaited.streams)}
     if not fed <= sources:
         return f"reads {sorted(fed - sources)}"
     needed = {(arc.input, arc.upstream) for arc in given.arcs if arc.output and arc.on is not On.COMPLETION}
@@ -303,7 +304,7 @@ class Reasons(_OfPatches):
             after = patched(job.constellation, patch)
         except LookupError:
             return
-        if same(after, job.constellation) or problems(after, KINDS):
+        if same(after, job.constellation) or problems(after, KINDS) or touches_streams(job.constellation, after):
             return
         wrong = [each for each in refusal.problems if not each.place.endswith(".require")]
         if wrong:

@@ -30,7 +30,8 @@ from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.devices.faults import FaultKind
 from starloom.orchestrator.simulate.fetching import FetchOne
 from starloom.orchestrator.simulate.loop import SECOND, Timer
-from starloom.orchestrator.simulate.model import KINDS, Made, answers, make
+from starloom.orchestrator.simulate.model import KINDS, STREAMING, Made, answers, make
+from starloom.orchestrator.simulate.streamrun import StreamRun
 
 if TYPE_CHECKING:
     from starloom.orchestrator.simulate.agent import AgentProcess
@@ -52,6 +53,7 @@ class Doing(Enum):
     WAIT = auto()
     RUN = auto()
     PUBLISH = auto()
+    STREAM = auto()
 
 
 class _Work:
@@ -68,6 +70,7 @@ class _Work:
         "left",
         "lost",
         "step",
+        "stream",
         "timed_out",
         "timer",
     )
@@ -84,6 +87,7 @@ class _Work:
         #: the present step's end, and the end of its patience
         self.step: Timer | None = None
         self.timer: Timer | None = None
+        self.stream: StreamRun | None = None
 
 
 class Runner:
@@ -116,7 +120,8 @@ class Runner:
     def keeps(self) -> tuple[JobId, ...]:
         """The jobs that anything is kept for, copies included."""
         others = (task.job for task in (*self._works, *self._replicas))
-        return tuple(dict.fromkeys([*self.held, *self._copies, *others, *self._process.peering.jobs]))
+        process = self._process
+        return tuple(dict.fromkeys([*self.held, *self._copies, *others, *process.peering.jobs, *process.streams.jobs]))
 
     def carry_out(self, instructions: Iterable[Instruction]) -> None:
         """Does what the core says."""
@@ -229,6 +234,7 @@ class Runner:
                 fetch.stop()
         self.held.pop(job, None)
         self._copies.pop(job, None)
+        self._process.streams.forget(job)
 
     # -- running
 
@@ -251,9 +257,34 @@ class Runner:
             report = _lost(task, lost)
             self._world.judge.ended(self._process, report)
             return self._process.core.ended(task, report, self._loop.now)
+        if assign.kind in STREAMING:
+            work.doing = Doing.STREAM
+            work.stream = StreamRun(self._process, assign, partial(self._streamed, work))
+            self._loop.after(self._chance.between(*EVENT_SECONDS), partial(self._flows, work), self._process)
+            return []
         self._queue.append(task)
         self._feed()
         return []
+
+    def _flows(self, work: _Work) -> None:
+        """A stage with streams begins, in no slot: as `agents.streams.runner` has it."""
+        task = work.assign.task
+        if work.stream is None or self._works.get(task) is not work:
+            return
+        work.began = self._loop.now
+        self._world.judge.began(self._process, work.assign)
+        self.carry_out(self._process.core.began(task, self._loop.now))
+        work.stream.begin()
+
+    def _streamed(self, work: _Work, made: Report | Made) -> None:
+        """A stage with streams is done: with what it made, or with how else it ended."""
+        assert work.stream is not None
+        if not isinstance(made, Made):
+            self._ended(work.assign.task, made)
+            return
+        report = self._report(work, made)
+        report = msgspec.structs.replace(report, consumed={**report.consumed, **work.stream.consumed})
+        self._ended(work.assign.task, self._world.lie(report))
 
     def _feed(self) -> None:
         while self._threads and self._queue:
@@ -302,6 +333,9 @@ class Runner:
             if work.step is not None:
                 work.step.cancel()
             work.step = self._loop.after(0, partial(self._ended, task, WasCancelled(task=task)), self._process)
+        elif work.stream is not None:
+            stubborn = self._chance.happens(0.2)
+            work.stream.stop(self._chance.between(*(STUBBORN_SECONDS if stubborn else STOP_SECONDS)))
         elif work.doing is Doing.RUN and work.step is not None:
             work.step.cancel()
             seconds = self._chance.between(*(STUBBORN_SECONDS if self._chance.happens(0.2) else STOP_SECONDS))

@@ -28,7 +28,7 @@ from starloom.dag.ids import AgentId, StageId
 from starloom.dag.values import Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.simulate.loop import Chance
-from starloom.orchestrator.simulate.model import BYTES, KINDS, gives, takes
+from starloom.orchestrator.simulate.model import BYTES, KINDS, STREAMING, gives, takes
 
 TIERS = (Tier.DEVICE, Tier.EDGE, Tier.CLOUD)
 LOOKS_BACK = 24
@@ -114,7 +114,8 @@ def hurried(chance: Chance, given: Work) -> Work:
     if chance.happens(0.4):
         straggler = Straggler(factor=chance.pick((1.0, 1.5, 3.0)), after_seconds=chance.pick((0.2, 1.0)))
         stages = dict(constellation.stages)
-        for name in chance.sample(list(stages), 1 + len(stages) // 2):
+        alone = [name for name, spec in stages.items() if spec.kind not in STREAMING]
+        for name in chance.sample(alone, 1 + len(stages) // 2):
             policy = msgspec.structs.replace(stages[name].policy, straggler=straggler)
             stages[name] = msgspec.structs.replace(stages[name], policy=policy)
         constellation = msgspec.structs.replace(constellation, stages=stages)

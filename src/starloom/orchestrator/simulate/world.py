@@ -1,6 +1,6 @@
 """One run: nodes, orchestrator, clients and faults, put together."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,11 +10,13 @@ import msgspec
 from starloom.agents.channel import Channel, Frame
 from starloom.agents.core import AgentCore
 from starloom.agents.messages import Assign, Finished, Hello, Load, Report
+from starloom.agents.streams.buffer import StreamBuffer
+from starloom.agents.streams.records import Bound
 from starloom.dag import limits
 from starloom.dag.facts import ErrorInfo, Fact
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
 from starloom.dag.patch import Patch
-from starloom.dag.values import PortType, ValueRef
+from starloom.dag.values import Full, PortType, ValueRef
 from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
@@ -33,6 +35,7 @@ from starloom.orchestrator.simulate.properties import PROPERTIES
 from starloom.orchestrator.simulate.property import Property
 from starloom.orchestrator.simulate.running import misread
 from starloom.orchestrator.simulate.snapshot import over_snapshot
+from starloom.orchestrator.simulate.streamwork import streamed
 from starloom.orchestrator.simulate.trouble import Trouble
 from starloom.orchestrator.state import State
 
@@ -72,10 +75,11 @@ class Parts:
     """The real objects that a run is made with; tests put others in, to see that they are found out."""
 
     coordinator: Callable[[Epoch], Coordinator] = Coordinator
-    core: Callable[[AgentId, int], AgentCore] = AgentCore
+    core: Callable[[AgentId, int, Container[str]], AgentCore] = AgentCore
     channel: Callable[[], Channel[Any, Any]] = Channel
     orchestrator: Callable[["World", Epoch], Orchestrator] = Orchestrator
     snapshot: Callable[[Sequence[Fact]], State] = over_snapshot
+    buffer: Callable[[Bound, Sequence[tuple[str, Full]]], StreamBuffer] = StreamBuffer
     properties: Sequence[type[Property]] = PROPERTIES
 
 
@@ -104,9 +108,9 @@ class World:
         self.tiers = {profile.name: profile.tier for profile in profiles}
         self.slots = {profile.name: profile.slots for profile in profiles}
         tiers = min(len(workload.TIERS), setup.nodes)
-        late, even = self.chances.of("deadlines"), self.chances.of("plain jobs")
+        late, even, flows = (self.chances.of(name) for name in ("deadlines", "plain jobs", "stream jobs"))
         self.clients = [
-            Client(self, f"c{index}", workload.hurried(late, workload.plain(even, work)), tiers)
+            Client(self, f"c{index}", workload.hurried(late, streamed(flows, workload.plain(even, work))), tiers)
             for index, work in enumerate(
                 workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)
             )
@@ -258,8 +262,8 @@ class World:
         if process is None:
             return
         process.alive = False
-        for peers in process.peering.streams:
-            peers.cut()
+        for link in (*process.peering.streams, *process.streams.links):
+            link.cut()
         for stream in tuple(self.network.streams.get(name, ())):
             stream.down.open = False
             if noticed:
@@ -278,8 +282,8 @@ class World:
     def break_stream(self, name: AgentId) -> None:
         """The streams of an agent break; each end learns of it in its own time."""
         process = self.processes.get(name)
-        for peers in process.peering.streams if process is not None else ():
-            peers.cut()
+        for link in (*process.peering.streams, *process.streams.links) if process is not None else ():
+            link.cut()
         for stream in tuple(self.network.streams.get(name, ())):
             server = self._streams.pop(stream, None)
             stream.cut()
