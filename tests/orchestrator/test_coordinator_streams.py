@@ -260,6 +260,21 @@ class TestTogether:
         assert w.status(job) == "succeeded"
         assert w.stage(job, "one").attempt == 1, "it does not run again"
 
+    def test_a_producer_that_is_made_again_does_not_wait_for_a_reader_that_had_read_it_before(self, world: Any) -> None:
+        w = world(node("edge-1", slots=8))
+        w.reads_all = True
+        job = w.submit(fan())
+        w.finish("tick")
+        w.start("one", "two")
+        w.lose_input("two", "tick", gone=True)
+        assert [reader.reader for reader in w.assigned("tick").readers] == ["one.a", "two.a"]
+        w.finish("one")
+        w.acknowledge_cancels()
+        assert w.status(job, "one") == ["succeeded"]
+        assert [reader.reader for reader in w.assigned("tick").readers] == ["two.a"]
+        w.finish("tick", "two")
+        assert w.status(job) == "succeeded"
+
     def test_a_producer_begins_again_without_a_reader_that_is_given_up(self, world: Any) -> None:
         w = world(node("edge-1", slots=8))
         job = w.submit(fan(policy=Policy(on_failure=OnFailure.SKIP)))

@@ -152,7 +152,7 @@ def test_growth_has_everything() -> None:
             Fault(what=FaultKind.ORCHESTRATOR_CRASH, per_minute=20),
         ),
     )
-    for seed in range(1, 41):
+    for seed in range(1, 81):
         world = World(seed, Setup(nodes=5, stages=15, jobs=3, plan=plan))
         world.run()
         assert world.judge.violations == [], f"seed {seed}"

@@ -73,14 +73,19 @@ class RayCluster:
         Raises Unavailable if Ray does not come up, or runs in this process already; nothing is left then.
         """
         others = {child.pid for child in psutil.Process().children()}
-        try:
-            self._init()
-        except Unavailable:
-            if self._ours:
-                self.stop()
-                # Ray forgets the processes of a start that failed.
-                _kill([child for child in psutil.Process().children() if child.pid not in others])
-            raise
+        for left in reversed(range(limits.RAY_STARTS_MAX)):
+            try:
+                self._init()
+                break
+            except Unavailable:
+                ours = self._ours
+                if ours:
+                    self.stop()
+                    # Ray forgets the processes of a start that failed.
+                    _kill([child for child in psutil.Process().children() if child.pid not in others])
+                # Seen on a quiet machine too, once in some ten runs of all tests: its processes do not find each other.
+                if not ours or not left:
+                    raise
         self._watched = {child.name(): child for child in psutil.Process().children() if child.name() in _PROCESSES}
 
     def _init(self) -> None:

@@ -122,6 +122,8 @@ class Settler:
         awaiting = [a.downstream for a in run.job.downstreams[fact.stage] if fact.stage in stages[a.downstream].awaits]
         self._ledger.record(fact)
         self._settled(run, fact.stage)
+        # A producer that is under way now was made again since the stage read from it.
+        self._unread(run, fact.stage)
         if awaiting:
             self.take_back(run, fact.stage)
             for name in dict.fromkeys(awaiting):
@@ -312,7 +314,7 @@ class Settler:
         self._unread(run, name)
 
     def _unread(self, run: Run, name: StageId) -> None:
-        """A reader of streams is given up: its producers keep chunks for it, and begin again without it."""
+        """A reader of streams reads no more: producers that are under way keep chunks for it, and begin again without it."""
         for upstream in run.streams.held_up(run.job, name) if run.job.status is JobStatus.RUNNING else ():
             self._endings.cancel_attempts(run.job, upstream)
             for token in tuple(run.job.stages[upstream].live):

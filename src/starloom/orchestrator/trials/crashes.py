@@ -64,8 +64,10 @@ def all_cases() -> list[CrashCase]:
         CrashPoint.PUBLISHED,
         CrashPoint.COMMANDED,
         *(point for point in CrashPoint if point.of_snapshot),
+        # Stages are sent ahead: amid the job there is nothing more to accept.
+        CrashPoint.ACCEPTED,
     ]
-    running = [point for point in CrashPoint if not point.of_snapshot]
+    running = [point for point in CrashPoint if not point.of_snapshot and point is not CrashPoint.ACCEPTED]
     return [_case(point, SUBMITTING) for point in submitting] + [_case(point, RUNNING) for point in running]
 
 
