@@ -24,7 +24,7 @@ demo: models  ## the main job on an embedded cluster: a spoken question about a 
 	$(BIN)/starloom demo
 
 test: models  ## every test that ends within minutes, in two parts side by side
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 --output-sync=line test-orchestrator test-others
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-orchestrator test-others
 
 # Whole clusters wait more than they compute: the other tests fit beside them.
 test-orchestrator:
