@@ -1,6 +1,6 @@
 """Faces in a photograph, by CenterFace (Xu et al., 2019, arXiv:1911.03599)."""
 
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,16 @@ SIZE_MULTIPLE = 32
 """Sides of the network's input are multiples of this, in pixels."""
 _OVERLAP_MAX = 0.3
 
+PARAMS: Final = {
+    "score_min": Param(type="number", default=0.5, about="faces with a lower score are left out; above 0, at most 1"),
+    "max_side": Param(
+        type="integer",
+        default=640,
+        about="pixels; the longer side of what the network sees; more finds smaller faces",
+    ),
+}
+"""What every kind that looks for faces is told by: `find_faces` reads them."""
+
 
 class DetectFaces(Stage):
     """Finds faces: a score, a box and five landmarks (eyes, nose, corners of the mouth) for each."""
@@ -32,16 +42,7 @@ class DetectFaces(Stage):
         about="Finds the faces in an image.",
         inputs={"image": Port(PortType.IMAGE)},
         outputs={"faces": Port(PortType.JSON)},
-        params={
-            "score_min": Param(
-                type="number", default=0.5, about="faces with a lower score are left out; above 0, at most 1"
-            ),
-            "max_side": Param(
-                type="integer",
-                default=640,
-                about="pixels; the longer side of what the network sees; more finds smaller faces",
-            ),
-        },
+        params=PARAMS,
         targets=("cpu", "npu"),
         models=(MODEL,),
         tier=Tier.DEVICE,

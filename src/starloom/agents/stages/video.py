@@ -9,7 +9,7 @@ from typing import Any, Final
 import cv2
 
 from starloom.agents.stage import Chunk, Models, StageCall, StreamStage
-from starloom.agents.stages.faces import FILES, MODEL, find_faces
+from starloom.agents.stages.faces import FILES, MODEL, PARAMS, find_faces
 from starloom.agents.stages.figures import tell_times
 from starloom.agents.stages.image import Image, shrink
 from starloom.dag import limits
@@ -104,16 +104,7 @@ class WatchFaces(StreamStage):
         about="Finds faces in a stream of frames, the newest first; frames that come too fast are dropped and counted",
         inputs={"frames": Port(PortType.IMAGE, stream=True, full=Full.LATEST)},
         outputs={"faces": Port(PortType.JSON, stream=True), "summary": Port(PortType.JSON)},
-        params={
-            "score_min": Param(
-                type="number", default=0.5, about="faces with a lower score are left out; above 0, at most 1"
-            ),
-            "max_side": Param(
-                type="integer",
-                default=640,
-                about="pixels; the longer side of what the network sees; more finds smaller faces",
-            ),
-        },
+        params=PARAMS,
         targets=("cpu", "npu"),
         models=(MODEL,),
         tier=Tier.EDGE,
