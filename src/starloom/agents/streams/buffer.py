@@ -165,10 +165,12 @@ class StreamBuffer:
     def finish(self, how: How = How.FINISHED, message: str = "") -> StreamEnd:
         """Ends the stream; the first end counts."""
         if self.end is None:
-            if how in (How.CANCELLED, How.SUPERSEDED):
+            self.end = StreamEnd(how, self._digest.chunks, self._digest.bytes, self._digest.hex(), message)
+            if self._withdrawn:
                 self._kept.clear()
                 self._gone = self.next
-            self.end = StreamEnd(how, self._digest.chunks, self._digest.bytes, self._digest.hex(), message)
+                for reader in self._readers.values():
+                    reader.counted = self.next
         return self.end
 
     def enlarge(self, bound: Bound) -> None:
@@ -186,11 +188,12 @@ class StreamBuffer:
         offset = credit.acknowledged
         if offset > self.next:
             raise InvalidInput([Problem("acknowledged", f"is {offset}, but the stream has {self.next} chunks so far")])
-        if offset < self._gone and self._gone > self._fresh and policy is Full.BLOCK:
+        if offset < self._gone and self._gone > self._fresh and policy is Full.BLOCK and not self._withdrawn:
             raise StreamGone(f"chunk {offset} is not kept any more; the first that is kept is {self._gone}")
         if reader is None:
             reader = self._readers[name] = _Reader(policy)
-        reader.dropped += max(0, self._gone - max(offset, self._fresh, reader.counted))
+        if not self._withdrawn:
+            reader.dropped += max(0, self._gone - max(offset, self._fresh, reader.counted))
         reader.counted = max(reader.counted, self._gone)
         reader.full = policy
         flight, reader.flight, reader.flight_bytes = reader.flight, deque(), 0
@@ -199,6 +202,8 @@ class StreamBuffer:
         reader.window = credit.window
         if policy is Full.LATEST and self._kept:
             self._skip(reader, self._kept[-1].chunk.offset)
+        if self._withdrawn:
+            return
         # What was on its way, and is not sent again, did not arrive.
         lost = [sent for sent, _ in flight if offset <= sent < reader.next]
         reader.dropped += sum(sent >= self._fresh for sent in lost)
@@ -226,7 +231,7 @@ class StreamBuffer:
         reader = self._readers[name]
         found: list[StreamChunk] = []
         size = 0
-        if self.end is None or self.end.how in (How.FINISHED, How.FAILED):
+        if not self._withdrawn:
             for kept in self._kept[self._index(reader.next) :]:
                 length = len(kept.chunk.data)
                 if not reader.takes(length) or len(found) == most.chunks or (found and size + length > most.bytes):
@@ -250,11 +255,13 @@ class StreamBuffer:
         index = self._index(reader.next)
         return index < len(self._kept) and reader.takes(len(self._kept[index].chunk.data))
 
+    @property
+    def _withdrawn(self) -> bool:
+        """Whether it was cancelled or replaced: nobody wants the rest, which is neither sent nor counted."""
+        return self.end is not None and self.end.how in (How.CANCELLED, How.SUPERSEDED)
+
     def _over(self, reader: _Reader) -> bool:
-        if self.end is None:
-            return False
-        # Of what was cancelled or replaced nobody wants the rest.
-        return self.end.how in (How.CANCELLED, How.SUPERSEDED) or self._index(reader.next) == len(self._kept)
+        return self.end is not None and (self._withdrawn or self._index(reader.next) == len(self._kept))
 
     def _blocking(self) -> Iterable[tuple[str, _Reader]]:
         return ((name, reader) for name, reader in self._readers.items() if reader.full is Full.BLOCK)
