@@ -1,0 +1,142 @@
+"""Whether a plan keeps all that a problem asks for: simple, slow, and apart from what makes plans."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem
+
+SLACK = 1e-6
+"""Seconds, and shares of a byte count, by which rounding may put a number off."""
+
+
+def transfer_seconds(problem: Problem, edge: int, source: int, sink: int) -> float:
+    """What a dependency's value takes from one place to another."""
+    arrays = problem.arrays
+    a, b = arrays.node[source], arrays.node[sink]
+    return float(arrays.latency[a, b] + arrays.size_bytes[edge] * arrays.seconds_per_byte[a, b])
+
+
+def penalty(problem: Problem, plan: Plan) -> float:
+    """The penalties of a plan's places and transfers, in seconds."""
+    arrays = problem.arrays
+    total = float(arrays.penalty[np.arange(len(plan.place)), plan.place].sum())
+    nodes = arrays.node[plan.place]
+    moved = arrays.byte_penalty[nodes[arrays.upstream], nodes[arrays.downstream]] * arrays.size_bytes
+    return total + float(moved.sum())
+
+
+def faults(problem: Problem, plan: Plan) -> list[str]:
+    """Everything that is wrong with a plan, in words; none for a valid one."""
+    n, m = problem.arrays.seconds.shape
+    if not all(len(column) == n for column in (plan.place, plan.start, plan.finish, plan.loads)):
+        return [f"the plan does not have {n} stages"]
+    if ((plan.place < 0) | (plan.place >= m)).any():
+        return [f"{problem.stages[i]} has no place" for i in np.flatnonzero((plan.place < 0) | (plan.place >= m))]
+    if not (np.isfinite(plan.start).all() and np.isfinite(plan.finish).all()):
+        return ["a start or finish is no number"]
+    found = [*_runs(problem, plan), *_dependencies(problem, plan), *_slots(problem, plan)]
+    found += [*_loads(problem, plan), *_memory(problem, plan), *_groups(problem, plan)]
+    last = float(plan.finish.max()) if n else 0.0
+    if abs(last - plan.makespan) > SLACK:
+        found.append(f"the makespan is {plan.makespan}, and the last stage ends at {last}")
+    if abs(penalty(problem, plan) - plan.penalty) > SLACK * (1 + abs(plan.penalty)):
+        found.append(f"the penalty is {plan.penalty}, and adds up to {penalty(problem, plan)}")
+    return found
+
+
+def _runs(problem: Problem, plan: Plan) -> Iterator[str]:
+    arrays = problem.arrays
+    for stage, name in enumerate(problem.stages):
+        place = plan.place[stage]
+        seconds = arrays.seconds[stage, place]
+        if not np.isfinite(seconds):
+            yield f"{name} may not run on {problem.places[place]}"
+            continue
+        if plan.loads[stage]:
+            seconds += arrays.load_seconds[arrays.model[stage], place] if arrays.model[stage] != NO_MODEL else 0.0
+        if abs(plan.finish[stage] - plan.start[stage] - seconds) > SLACK:
+            yield f"{name} takes {plan.finish[stage] - plan.start[stage]} s, not {seconds}"
+        earliest = 0.0 if arrays.started[stage] else max(arrays.release[stage], _opens(problem, stage, place))
+        if plan.start[stage] < earliest - SLACK:
+            yield f"{name} starts at {plan.start[stage]}, before {earliest}"
+        if arrays.started[stage] and plan.start[stage] > SLACK:
+            yield f"{name} runs already, and is to start at {plan.start[stage]}"
+
+
+def _opens(problem: Problem, stage: int, place: int) -> float:
+    # What takes no time takes no slot: it has ended, or is a mark.
+    return float(problem.arrays.available[place]) if problem.arrays.seconds[stage, place] > 0 else 0.0
+
+
+def _dependencies(problem: Problem, plan: Plan) -> Iterator[str]:
+    arrays = problem.arrays
+    for edge, (up, down) in enumerate(zip(arrays.upstream, arrays.downstream, strict=True)):
+        there = plan.finish[up] + transfer_seconds(problem, edge, plan.place[up], plan.place[down])
+        if plan.start[down] < there - SLACK:
+            at = f"starts at {plan.start[down]}, and its input from {problem.stages[up]} comes at {there}"
+            yield f"{problem.stages[down]} {at}"
+
+
+def _slots(problem: Problem, plan: Plan) -> Iterator[str]:
+    for place, what in enumerate(problem.places):
+        here = np.flatnonzero((plan.place == place) & (plan.finish > plan.start + SLACK))
+        changes = [(plan.finish[stage] - SLACK / 2, -1) for stage in here] + [(plan.start[stage], 1) for stage in here]
+        busy = 0
+        for moment, change in sorted(changes):
+            busy += change
+            if busy > what.slots:
+                yield f"{busy} stages run on {what} at {moment}, which has {what.slots} slots"
+                break
+
+
+def _loads(problem: Problem, plan: Plan) -> Iterator[str]:
+    arrays = problem.arrays
+    nodes = arrays.node[plan.place]
+    for stage, name in enumerate(problem.stages):
+        model, node = arrays.model[stage], nodes[stage]
+        if model == NO_MODEL or plan.loads[stage] or arrays.resident[model, node]:
+            continue
+        if arrays.seconds[stage, plan.place[stage]] == 0 or arrays.started[stage]:
+            continue
+        loaders = np.flatnonzero((arrays.model == model) & (nodes == node) & plan.loads)
+        ready = plan.start[loaders] + arrays.load_seconds[model, plan.place[loaders]]
+        if not len(ready) or plan.start[stage] < ready.min() - SLACK:
+            yield f"{name} starts on {problem.nodes[node]} before {problem.models[model]} is loaded there"
+
+
+def _memory(problem: Problem, plan: Plan) -> Iterator[str]:
+    """Of each node the running sum: every model from its first load on, or from now on, and what runs."""
+    arrays = problem.arrays
+    nodes = arrays.node[plan.place]
+    for node, name in enumerate(problem.nodes):
+        if not np.isfinite(arrays.memory_bytes[node]):
+            continue
+        here = np.flatnonzero((nodes == node) & (plan.finish > plan.start + SLACK))
+        changes = [(plan.finish[stage] - SLACK / 2, -arrays.working_bytes[stage]) for stage in here]
+        changes += [(plan.start[stage], arrays.working_bytes[stage]) for stage in here]
+        for model in range(len(problem.models)):
+            users = here[arrays.model[here] == model]
+            if arrays.resident[model, node]:
+                changes.append((-1.0, arrays.weight_bytes[model]))
+            elif len(users):
+                changes.append((plan.start[users].min(), arrays.weight_bytes[model]))
+        held = 0.0
+        for moment, change in sorted(changes):
+            held += change
+            if held > arrays.memory_bytes[node] * (1 + SLACK):
+                yield f"{name} would hold {held:.0f} bytes at {moment}, and has {arrays.memory_bytes[node]:.0f}"
+                break
+
+
+def _groups(problem: Problem, plan: Plan) -> Iterator[str]:
+    arrays = problem.arrays
+    nodes = arrays.node[plan.place]
+    for group in np.unique(arrays.together[arrays.together >= 0]):
+        members = np.flatnonzero(arrays.together == group)
+        if len(np.unique(nodes[members])) > 1:
+            yield f"{', '.join(problem.stages[i] for i in members)} are to share a node, and do not"
+    for group in np.unique(arrays.apart[arrays.apart >= 0]):
+        members = np.flatnonzero(arrays.apart == group)
+        if len(np.unique(nodes[members])) < len(members):
+            yield f"{', '.join(problem.stages[i] for i in members)} are to stand on different nodes, and do not"

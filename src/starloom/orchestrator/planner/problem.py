@@ -1,0 +1,221 @@
+"""What is to be planned, as arrays: stages, places, what runs and transfers take, and what must hold.
+
+n stages, m places, k nodes, e dependencies, w models. A stage that has ended is one that takes no time on the place
+that holds its outputs; one that runs is `started`, may stand on its own place only, and takes what is left of it.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from starloom.dag.errors import InvalidInput
+from starloom.dag.errors import Problem as Trouble
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int32]
+Flags = npt.NDArray[np.bool_]
+
+NO_MODEL = -1
+
+
+class Place(NamedTuple):
+    """A target of a node: its CPU, its NPU. At most `slots` stages run there at one time."""
+
+    node: str
+    target: str = "cpu"
+    slots: int = 1
+
+    def __str__(self) -> str:
+        return self.node if self.target == "cpu" else f"{self.node}/{self.target}"
+
+
+class Arrays(NamedTuple):
+    """The numbers of a problem, as compiled code takes them. Shapes in brackets.
+
+    `seconds` [n, m]: a run of the stage there, infinite where it may not run. `penalty` [n, m]: what standing there
+    costs beside time (energy, price, dislike, moving), in seconds. `node` [m], `slots` [m]: of each place. `available`
+    [m]: seconds until the place takes new work. `release` [n]: seconds before which a stage may not start. `started`
+    [n]. `upstream`, `downstream` [e]: stages; `size_bytes` [e]: what moves from one to the other. `latency`,
+    `seconds_per_byte`, `byte_penalty` [k, k], from row to column, zero on the diagonal. `model` [n]: or NO_MODEL.
+    `load_seconds` [w, m]; `resident` [w, k]; `weight_bytes` [w]; `working_bytes` [n]: while the stage runs, beside its
+    model; `memory_bytes` [k], infinite where it is not known. `together`, `apart` [n]: groups that must share a node,
+    that must not share one; -1 for none.
+    """
+
+    seconds: Floats
+    penalty: Floats
+    node: Indices
+    slots: Indices
+    available: Floats
+    release: Floats
+    started: Flags
+    upstream: Indices
+    downstream: Indices
+    size_bytes: Floats
+    latency: Floats
+    seconds_per_byte: Floats
+    byte_penalty: Floats
+    model: Indices
+    load_seconds: Floats
+    resident: Flags
+    weight_bytes: Floats
+    working_bytes: Floats
+    memory_bytes: Floats
+    together: Indices
+    apart: Indices
+
+
+class Problem(NamedTuple):
+    """Names beside numbers. Make one with `problem`, which checks it."""
+
+    stages: tuple[str, ...]
+    places: tuple[Place, ...]
+    nodes: tuple[str, ...]
+    models: tuple[str, ...]
+    arrays: Arrays
+
+
+class Plan(NamedTuple):
+    """Where and when each stage runs.
+
+    `place` [n]: index. `start`, `finish` [n], in seconds from now; a finish includes loading. `loads` [n]: whether the
+    stage loads its model first. `makespan`: the last finish. `penalty`: of all places and transfers. `method`: what
+    found it.
+    """
+
+    place: Indices
+    start: Floats
+    finish: Floats
+    loads: Flags
+    makespan: float
+    penalty: float
+    method: str
+
+    @property
+    def objective(self) -> float:
+        """What the planner makes small, in seconds."""
+        return self.makespan + self.penalty
+
+
+def problem(
+    stages: Sequence[str],
+    places: Sequence[Place],
+    seconds: npt.ArrayLike,
+    dependencies: Sequence[tuple[int, int, float]] = (),
+    *,
+    latency: npt.ArrayLike = 0.0,
+    seconds_per_byte: npt.ArrayLike = 0.0,
+    byte_penalty: npt.ArrayLike = 0.0,
+    penalty: npt.ArrayLike = 0.0,
+    available: npt.ArrayLike = 0.0,
+    release: npt.ArrayLike = 0.0,
+    started: npt.ArrayLike = False,
+    models: Sequence[str] = (),
+    model: npt.ArrayLike = NO_MODEL,
+    load_seconds: npt.ArrayLike = 0.0,
+    resident: npt.ArrayLike = False,
+    weight_bytes: npt.ArrayLike = 0.0,
+    working_bytes: npt.ArrayLike = 0.0,
+    memory_bytes: npt.ArrayLike = np.inf,
+    together: npt.ArrayLike = -1,
+    apart: npt.ArrayLike = -1,
+) -> Problem:
+    """A checked problem; single numbers are spread over their shape, and diagonals of links set to zero.
+
+    `dependencies`: upstream, downstream, bytes. Raises InvalidInput with every fault: shapes, negative numbers, a
+    dependency on no stage or on itself, a cycle.
+    """
+    nodes = tuple(dict.fromkeys(place.node for place in places))
+    n, m, k, w = len(stages), len(places), len(nodes), len(models)
+    numbers = {name: index for index, name in enumerate(nodes)}
+    edges = np.array([(up, down) for up, down, _ in dependencies], dtype=np.int32).reshape(-1, 2)
+    troubles: list[Trouble] = []
+
+    def fill(name: str, value: npt.ArrayLike, shape: tuple[int, ...], kind: type) -> npt.NDArray[np.generic]:
+        try:
+            return np.ascontiguousarray(np.broadcast_to(np.asarray(value, dtype=kind), shape)).copy()
+        except (ValueError, TypeError) as error:
+            troubles.append(Trouble(name, f"does not fit the shape {shape}: {error}"))
+            return np.zeros(shape, dtype=kind)
+
+    given = {
+        "seconds": (seconds, (n, m), np.float64),
+        "penalty": (penalty, (n, m), np.float64),
+        "node": ([numbers[place.node] for place in places], (m,), np.int32),
+        "slots": ([place.slots for place in places], (m,), np.int32),
+        "available": (available, (m,), np.float64),
+        "release": (release, (n,), np.float64),
+        "started": (started, (n,), np.bool_),
+        "upstream": (edges[:, 0], (len(edges),), np.int32),
+        "downstream": (edges[:, 1], (len(edges),), np.int32),
+        "size_bytes": ([size for _, _, size in dependencies], (len(edges),), np.float64),
+        "latency": (latency, (k, k), np.float64),
+        "seconds_per_byte": (seconds_per_byte, (k, k), np.float64),
+        "byte_penalty": (byte_penalty, (k, k), np.float64),
+        "model": (model, (n,), np.int32),
+        "load_seconds": (load_seconds, (w, m), np.float64),
+        "resident": (resident, (w, k), np.bool_),
+        "weight_bytes": (weight_bytes, (w,), np.float64),
+        "working_bytes": (working_bytes, (n,), np.float64),
+        "memory_bytes": (memory_bytes, (k,), np.float64),
+        "together": (together, (n,), np.int32),
+        "apart": (apart, (n,), np.int32),
+    }
+    arrays = Arrays(**{name: fill(name, *how) for name, how in given.items()})  # type: ignore[arg-type]
+    for links in (arrays.latency, arrays.seconds_per_byte, arrays.byte_penalty):
+        np.fill_diagonal(links, 0.0)
+    troubles += _faults(arrays, n, w)
+    if troubles:
+        raise InvalidInput(troubles)
+    return Problem(tuple(stages), tuple(places), nodes, tuple(models), arrays)
+
+
+def order(arrays: Arrays) -> Indices:
+    """The stages with every upstream before its downstreams, lower numbers first. Fewer than n if there is a cycle."""
+    waits = np.bincount(arrays.downstream, minlength=len(arrays.seconds))
+    heads, follows = successors(arrays)
+    found = [int(stage) for stage in np.flatnonzero(waits == 0)]
+    for stage in found:
+        for edge in follows[heads[stage] : heads[stage + 1]]:
+            down = arrays.downstream[edge]
+            waits[down] -= 1
+            if waits[down] == 0:
+                found.append(int(down))
+    return np.array(found, dtype=np.int32)
+
+
+def successors(arrays: Arrays) -> tuple[Indices, Indices]:
+    """Dependencies by upstream: those of stage i are `follows[heads[i]:heads[i + 1]]`."""
+    return _grouped(arrays.upstream, len(arrays.seconds))
+
+
+def predecessors(arrays: Arrays) -> tuple[Indices, Indices]:
+    """Dependencies by downstream: those of stage i are `leads[heads[i]:heads[i + 1]]`."""
+    return _grouped(arrays.downstream, len(arrays.seconds))
+
+
+def _grouped(ends: Indices, n: int) -> tuple[Indices, Indices]:
+    heads = np.zeros(n + 1, dtype=np.int32)
+    heads[1:] = np.cumsum(np.bincount(ends, minlength=n))
+    return heads, np.argsort(ends, kind="stable").astype(np.int32)
+
+
+def _faults(arrays: Arrays, n: int, w: int) -> list[Trouble]:
+    troubles = []
+    for name, values in arrays._asdict().items():
+        if values.dtype == np.float64 and (np.isnan(values).any() or (values < 0).any()):
+            troubles.append(Trouble(name, "has a number that is negative or none; give seconds and bytes of 0 or more"))
+    ends = np.concatenate([arrays.upstream, arrays.downstream])
+    if ((ends < 0) | (ends >= n)).any():
+        return [*troubles, Trouble("dependencies", f"name a stage beyond the {n} that there are")]
+    if ((arrays.model < NO_MODEL) | (arrays.model >= w)).any():
+        troubles.append(Trouble("model", f"names a model beyond the {w} that there are"))
+    if (arrays.slots < 1).any():
+        troubles.append(Trouble("places", "one has no slot; give it 1 or more"))
+    ordered = order(arrays)
+    if len(ordered) < n:
+        left = sorted(set(range(n)) - set(ordered.tolist()))
+        troubles.append(Trouble("dependencies", f"are a cycle, among stages {left[:8]}; remove one of them"))
+    return troubles
