@@ -3,16 +3,24 @@
 from collections import Counter
 from typing import Any
 
+import pytest
+
 from starloom.agents.streams.buffer import StreamBuffer
 from starloom.agents.streams.records import Credit
+from starloom.dag.constellation import Constellation, Dependency, OnFailure, Policy, StageSpec
 from starloom.dag.errors import StreamGone
+from starloom.dag.facts import JobOptions
+from starloom.dag.ids import StageId
+from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
 from starloom.dag.values import Full
 from starloom.devices.faults import NO_FAULTS, Fault, FaultKind, FaultPlan
 from starloom.orchestrator.simulate import workload
+from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.loop import Chance
-from starloom.orchestrator.simulate.model import KINDS, STREAMING
+from starloom.orchestrator.simulate.model import KINDS, STREAMING, expected
 from starloom.orchestrator.simulate.streamwork import SHAPES, streamed
+from starloom.orchestrator.simulate.workload import Work
 from starloom.orchestrator.simulate.world import Parts, Setup, World
 
 TROUBLE = FaultPlan(
@@ -87,3 +95,75 @@ def test_undisturbed_streams_begin_once_and_together() -> None:
                     again: Any = len(stage.process) - stage.failures
                     assert again == 1, f"seed {seed}: {stage}"
     assert looked >= 20
+
+
+def chain(*stages: tuple[str, bool, OnFailure], outside: bool = False) -> Constellation:
+    """Stages s0, s1 ... that each read the stream of the one before, by kind, whether they always fail, and what follows then.
+
+    With `outside` the first starts after a stage that always fails, and is skipped then.
+    """
+    specs = {
+        StageId(f"s{number}"): StageSpec(
+            id=StageId(f"s{number}"), kind=kind, params={"fails": fails}, policy=Policy(on_failure=then)
+        )
+        for number, (kind, fails, then) in enumerate(stages)
+    }
+    names = list(specs)
+    ports = ["data" if KINDS[specs[name].kind].inputs else "from_it" for name in names]
+    arcs = [
+        Dependency(upstream=upstream, downstream=name, output="data", input=port)
+        for upstream, name, port in zip(names, names[1:], ports[1:], strict=False)
+    ]
+    if outside:
+        first = StageId("before")
+        policy = Policy(on_failure=OnFailure.SKIP)
+        specs[first] = StageSpec(id=first, kind="sim.work", params={"fails": True}, policy=policy)
+        arcs.append(Dependency(upstream=first, downstream=names[0]))
+    made = Constellation(name="chain", stages=specs, dependencies=tuple(arcs))
+    assert not problems(made, KINDS)
+    return made
+
+
+TICKS = ("sim.ticks", False, OnFailure.FAIL)
+FAILING_MAP = ("sim.map", True, OnFailure.SKIP)
+FAILING_SUM = ("sim.sum", True, OnFailure.FAIL)
+
+
+def test_of_a_stage_and_its_reader_that_both_fail_the_first_decides_though_nothing_disturbs_them() -> None:
+    """The reader is skipped where the other is first, and fails the job where it is itself."""
+    ends: Counter[str] = Counter()
+    for seed in range(1, 21):
+        world = World(seed, Setup(nodes=3, jobs=0))
+        world.clients.append(Client(world, "c", Work(chain(TICKS, FAILING_MAP, FAILING_SUM), {}, JobOptions()), 3))
+        world.run()
+        assert world.judge.violations == [], f"seed {seed}"
+        (job,) = world.judge.jobs.values()
+        ends[f"{job.status}, {job.stages[StageId('s2')].status}"] += 1
+    assert ends.keys() == {"failed, failed", "succeeded, skipped"}
+
+
+@pytest.mark.parametrize(
+    ("made", "wanted"),
+    [
+        (chain(TICKS, FAILING_MAP, FAILING_SUM), None),
+        (chain(TICKS, FAILING_MAP, ("sim.map", False, OnFailure.FAIL), FAILING_SUM), None),
+        (chain(TICKS, FAILING_SUM), StageStatus.FAILED),
+        (chain(TICKS, FAILING_MAP, ("sim.sum", True, OnFailure.SKIP)), StageStatus.SKIPPED),
+        (chain(TICKS, FAILING_MAP, ("sim.sum", False, OnFailure.FAIL)), StageStatus.SKIPPED),
+        (chain(TICKS, FAILING_MAP, FAILING_SUM, outside=True), StageStatus.SKIPPED),
+    ],
+    ids=[
+        "both fail",
+        "with one between",
+        "it alone fails",
+        "skipped either way",
+        "it does not fail",
+        "it never begins",
+    ],
+)
+def test_what_a_reader_comes_to_is_open_only_where_it_may_fail_before_what_it_reads(
+    made: Constellation, wanted: StageStatus | None
+) -> None:
+    known = expected(made, {})
+    last = known[max(name for name in made.stages if name != "before")]
+    assert (last and last.status) == wanted

@@ -16,7 +16,7 @@ from starloom.dag.constellation import Comparison, Constellation, Dependency, Jo
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
 from starloom.dag.stagestate import StageStatus
-from starloom.dag.streams import has_streams
+from starloom.dag.streams import has_streams, is_stream
 from starloom.dag.values import Port, PortType, ValueRef
 
 JSON, BYTES = Port(PortType.JSON), Port(PortType.BYTES)
@@ -181,18 +181,24 @@ def gives(kind: str) -> Port:
 class Expected(NamedTuple):
     """How a stage has to end: its status, the digests of its outputs, and which comparisons of them hold.
 
-    `ran`: what it has is its own, and no default. `chunks` are those of a stream, by port.
+    `ran`: what it has is its own, and no default. `begun`: it runs, whatever comes of that; one that reads streams may
+    be skipped all the same. `chunks` are those of a stream, by port.
     """
 
     status: StageStatus
     digests: Mapping[str, str] = {}
     holds: Mapping[str, bool] = {}
     ran: bool = False
+    begun: bool = False
     chunks: Mapping[str, Sequence[bytes]] = NO_CHUNKS
 
 
 def expected(constellation: Constellation, inputs: Mapping[str, ValueRef]) -> dict[StageId, Expected | None]:
-    """How each stage has to end, if no fault has used its budgets up; None where that rests on which came first."""
+    """How each stage has to end, if no fault has used its budgets up; None where that rests on which came first.
+
+    That is so for what joins `any`, and for a stage that always fails and reads the stream of one that does not succeed: the
+    two run at the same time, and without any fault as well each may be the first to fail.
+    """
     found: dict[StageId, Expected | None] = {}
     arcs: dict[StageId, list[Dependency]] = {name: [] for name in constellation.stages}
     asked: dict[StageId, list[Comparison]] = {name: [] for name in constellation.stages}
@@ -211,7 +217,8 @@ def expected(constellation: Constellation, inputs: Mapping[str, ValueRef]) -> di
         elif spec.join is Join.ANY and lets:
             found[name] = Expected(StageStatus.SKIPPED) if all(one is False for one in lets) else None
         elif False in lets:
-            found[name] = Expected(StageStatus.SKIPPED)
+            against = [arc for arc, way in zip(arcs[name], lets, strict=True) if way is False]
+            found[name] = _kept_from(spec, all(_begins_beside(arc, constellation, found) for arc in against))
         elif None in lets or any(found[arc.upstream] is None for arc in arcs[name] if arc.output):
             found[name] = None
         else:
@@ -252,6 +259,19 @@ def _satisfied(arc: Dependency, upstream: Expected | None) -> bool | None:
     return arc.comparison is None or upstream.holds.get(comparison_key(arc.comparison), False)
 
 
+def _begins_beside(arc: Dependency, constellation: Constellation, found: Mapping[StageId, Expected | None]) -> bool:
+    """Whether a stage begins beside an upstream that does not let it run in the end: it reads a stream of it by then."""
+    upstream = found[arc.upstream]
+    streams = is_stream(arc, KINDS[constellation.stages[arc.upstream].kind])
+    return streams and upstream is not None and upstream.begun
+
+
+def _kept_from(spec: StageSpec, begun: bool) -> Expected | None:
+    """How a stage ends whose upstreams do not let it run: skipped, unless it fails by itself before these have ended."""
+    first_decides = begun and whole_params(spec)["fails"] and spec.policy.on_failure is not OnFailure.SKIP
+    return None if first_decides else Expected(StageStatus.SKIPPED, begun=begun)
+
+
 def _run(
     spec: StageSpec, read: Mapping[str, str], asked: list[Comparison], came: Mapping[str, Sequence[bytes]]
 ) -> Expected:
@@ -262,9 +282,9 @@ def _run(
     if fails:
         match spec.policy.on_failure:
             case OnFailure.FAIL:
-                return Expected(StageStatus.FAILED)
+                return Expected(StageStatus.FAILED, begun=True)
             case OnFailure.SKIP:
-                return Expected(StageStatus.SKIPPED)
+                return Expected(StageStatus.SKIPPED, begun=True)
         values = spec.policy.defaults
         digests = {
             port: digest(encode(KINDS[spec.kind].outputs[port].type, value)[0]) for port, value in values.items()
@@ -280,5 +300,6 @@ def _run(
         digests,
         {comparison_key(one): holds(one, values.get(one.output)) for one in asked},
         ran=not fails,
+        begun=True,
         chunks=chunks,
     )
