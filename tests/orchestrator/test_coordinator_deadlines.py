@@ -22,6 +22,14 @@ def two(deadline: float = 0.0, of_job: float = 0.0, **policy: Any) -> Constellat
     return graph.build(KINDS)
 
 
+def streamed(deadline: float, require: Requirements | None = None) -> Constellation:
+    """A producer, which may have requirements, and a reader with a deadline."""
+    graph = Graph("streamed")
+    ticks = graph.stage("tick", "t.ticks", require=require)["ticks"]
+    graph.stage("sum", "t.sum", policy=Policy(deadline_seconds=deadline), a=ticks)
+    return graph.build(KINDS)
+
+
 def one(deadline: float, require: Requirements | None = None, **policy: Any) -> Constellation:
     graph = Graph("one")
     stage = graph.stage("a", "t.work", policy=Policy(deadline_seconds=deadline, **policy), require=require)
@@ -75,6 +83,20 @@ class TestStages:
         w.advance(5.1)
         assert w.status(job) == "failed"
         assert "last it waited for a node that may run it: edge-1" in w.stage(job, "a").error.message
+
+    def test_a_readers_time_begins_when_its_producer_is_given_out(self, world: Any) -> None:
+        w = world(node("edge-1"), node("edge-2", labels={"rack": "left"}))
+        w.goodbye("edge-2")
+        job = w.submit(streamed(3.0, Requirements(labels={"rack": "left"})))
+        w.advance(30.0)
+        assert w.status(job, "tick", "sum") == ["pending", "pending"]
+        w.join(node("edge-2", labels={"rack": "left"}))
+        assert w.status(job, "tick", "sum") == ["placed", "placed"]
+        w.advance(2.9)
+        assert w.status(job) == "running"
+        w.advance(0.2)
+        assert w.status(job, "sum") == ["failed"]
+        assert w.job(job).cause == "DeadlineExceeded"
 
     def test_what_runs_is_cancelled_and_what_it_gives_is_refused(self, world: Any) -> None:
         w = world(node("edge-1"))
@@ -216,6 +238,18 @@ class TestRestart:
             w.advance(0.5)
         assert 5.0 <= (w.now - began) / SECOND <= 5.0 + 3 * 20.0 / limits.DEADLINE_NOTES + 0.5
         w.check_replay()
+
+    def test_a_readers_time_goes_on_while_its_producer_does(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(streamed(20.0))
+        w.start("tick", "sum")
+        w.advance(6.1)
+        w.restart()
+        w.advance(13.5)
+        assert w.status(job) == "running"
+        w.advance(1.0)
+        assert w.status(job) == "failed"
+        assert "it waited 0.0 s and ran 20.0 s" in w.stage(job, "sum").error.message
 
     def test_it_never_comes_early(self, world: Any) -> None:
         w = world(node("edge-1"))

@@ -280,7 +280,9 @@ class Coordinator:
         for name, stage in run.job.stages.items():
             for token in stage.started:
                 self._stragglers.started(run, name, token)
-            if (stage.live and not stage.awaits) or (stage.status is StageStatus.PENDING and stage.deadline_spent):
+            # What reads a stream began when its producer did, whose end it awaits; what went ahead has not begun.
+            begun = stage.live and (not stage.awaits or name in run.streams.groups)
+            if begun or (stage.status is StageStatus.PENDING and stage.deadline_spent):
                 self._clocks.stage(run, name, self._ledger.now)
             if stage.status is not StageStatus.PENDING:
                 continue
