@@ -95,9 +95,10 @@ def _loads(problem: Problem, plan: Plan) -> Iterator[str]:
     nodes = arrays.node[plan.place]
     for stage, name in enumerate(problem.stages):
         model, node = arrays.model[stage], nodes[stage]
-        if model == NO_MODEL or plan.loads[stage] or arrays.resident[model, node]:
-            continue
-        if arrays.seconds[stage, plan.place[stage]] == 0 or arrays.started[stage]:
+        needs = model != NO_MODEL and not arrays.started[stage] and arrays.seconds[stage, plan.place[stage]] > 0
+        if plan.loads[stage] and not needs:
+            yield f"{name} loads a model, and has none to load: it names no model, runs already or takes no time"
+        if not needs or plan.loads[stage] or arrays.resident[model, node]:
             continue
         loaders = np.flatnonzero((arrays.model == model) & (nodes == node) & plan.loads)
         ready = plan.start[loaders] + arrays.load_seconds[model, plan.place[loaders]]
