@@ -115,6 +115,38 @@ def test_large_outputs_are_not_inline_and_fetched_inputs_are_used() -> None:
     assert len(found.data["value"]) == limits.INLINE_VALUE_BYTES_MAX + 2
 
 
+NAMED = KindSpec(
+    name="t.named",
+    outputs={"value": JSON},
+    variadic_output=Port(PortType.BYTES),
+    params={"outputs": Param(type="object", default={})},
+)
+
+
+def test_a_stage_has_the_outputs_that_its_parameter_names() -> None:
+    order = assign(kind="t.named", params={"outputs": {"a": 1, "b": 2}})
+    found = run(lambda call: {"value": 1, "a": b"x", "b": b"yy"}, order, NAMED)
+    assert {name: (ref.type, ref.bytes) for name, ref in found.outputs.items()} == {
+        "a": (PortType.BYTES, 1),
+        "b": (PortType.BYTES, 2),
+        "value": (PortType.JSON, 1),
+    }
+    wrong = failed(lambda call: {"value": 1, "a": b"x", "c": b""}, order, NAMED)
+    assert "stages.s.out.c: t.named declares no such output port" in wrong.message
+    assert "stages.s.out.b: t.named gave no value for this port" in wrong.message
+
+
+def test_a_report_holds_only_so_much_of_many_small_outputs() -> None:
+    size = limits.INLINE_VALUE_BYTES_MAX
+    fits = limits.INLINE_VALUES_BYTES_MAX // size
+    names = [f"p{number}" for number in range(fits + 2)]
+    order = assign(kind="t.named", params={"outputs": dict.fromkeys(names, size)})
+    found = run(lambda call: {"value": 1, **{name: bytes(size) for name in names}}, order, NAMED)
+    inline = [name for name, ref in found.outputs.items() if ref.inline is not None]
+    assert inline == names[:fits]
+    assert all(len(found.data[name]) == size for name in names)
+
+
 @pytest.mark.parametrize(
     ("error", "transient", "cause"),
     [

@@ -52,6 +52,7 @@ KINDS = KindCatalog(
             name="say", inputs={"text": TEXT, "more": Port(PortType.TEXT, optional=True)}, outputs={"audio": AUDIO}
         ),
         KindSpec(name="join", variadic_input=TEXT, outputs={"text": TEXT}),
+        KindSpec(name="split", variadic_output=TEXT, params={"outputs": Param(type="object", default={})}),
     ]
 )
 BASE = load(
@@ -289,6 +290,12 @@ class TestRefusals:
     def test_a_mistyped_port(self) -> None:
         found = refused("- rewire: {stage: speak, in: {text: faces.faces}}")
         assert "but this input takes a text" in found["stages.speak.in.text"]
+
+    def test_a_port_that_somebody_reads_and_new_parameters_no_longer_name(self) -> None:
+        add = "- add: {parts: {kind: split, params: {outputs: {a: 1, b: 2}}}, all: {kind: join, in: {x: parts.a}}}"
+        base, _ = apply(BASE, patch(add), KINDS)
+        found = refused("- replace: {stage: parts, params: {outputs: {b: 2}}}", base)
+        assert found["stages.all.in.x"].startswith("parts (split) has no output 'a'")
 
     def test_a_port_fed_twice(self) -> None:
         add = Rewire(

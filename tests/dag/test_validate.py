@@ -44,6 +44,13 @@ KINDS = KindCatalog(
             targets=("cpu", "npu"),
         ),
         KindSpec(name="text.join", variadic_input=TEXT, outputs={"text": TEXT}),
+        KindSpec(
+            name="text.parts",
+            inputs={"text": TEXT},
+            outputs={"rest": TEXT},
+            variadic_output=TEXT,
+            params={"outputs": Param(type="object", default={})},
+        ),
         KindSpec(name="text.chunks", outputs={"words": Port(PortType.TEXT, stream=True)}),
     ]
 )
@@ -105,6 +112,20 @@ def retrying(**retry: Any) -> Constellation:
     return with_trim(policy=Policy(retry=Retry(**retry)))
 
 
+def with_parts(outputs: Any, *, read: str = "head", **rest: Any) -> Constellation:
+    """The good one, and `parts` with these outputs, one of which `join` reads."""
+    return good(
+        stages=with_stages(
+            stage("parts", "text.parts", params={"outputs": outputs}, **rest), stage("join", "text.join")
+        ),
+        dependencies=(
+            *good().dependencies,
+            arc("read", "parts", "text", "text"),
+            arc("parts", "join", read, "a"),
+        ),
+    )
+
+
 def test_a_good_constellation_has_no_problems() -> None:
     assert problems(good(), KINDS) == []
     validate(good(), KINDS)
@@ -122,6 +143,9 @@ def test_a_good_constellation_has_no_problems() -> None:
         with_trim(params={"length": 3, "ratio": None}),
         with_trim(requires=Requirements(target="npu", memory_bytes=2**40)),
         with_arcs(arc("read", "trim"), arc("read", "trim", on=On.COMPLETION)),
+        with_parts({"head": 1, "tail": None}),
+        with_parts({}, read="rest"),
+        with_parts({"head": 1}, policy=Policy(on_failure=OnFailure.DEFAULT, defaults={"head": "", "rest": ""})),
         good(
             stages=with_stages(stage("join", "text.join")),
             dependencies=(*good().dependencies, arc("read", "join", "text", "a"), arc("trim", "join", "text", "b")),
@@ -135,6 +159,21 @@ def test_what_is_allowed(constellation: Constellation) -> None:
 @pytest.mark.parametrize(
     ("constellation", "place", "words"),
     [
+        (with_parts({"tail": 1}), "stages.join.in.a", "parts (text.parts) has no output 'head'"),
+        (with_parts({}), "stages.join.in.a", "parts (text.parts) has no output 'head'"),
+        (with_parts(["head"], read="rest"), "stages.parts.params.outputs", "the parameter is of type object"),
+        (with_parts({"head": 1, "a.b": 2}), "stages.parts.params.outputs.a.b", "is not made of letters"),
+        (with_parts({"head": 1, "rest": 2}), "stages.parts.params.outputs.rest", "take another name"),
+        (
+            with_parts({"head": 1, **{f"p{number}": 1 for number in range(10_000)}}),
+            "stages.parts.params.outputs",
+            "10001 ports are over OUTPUTS_PER_STAGE_MAX = 10000",
+        ),
+        (
+            with_parts({"head": 1}, policy=Policy(on_failure=OnFailure.DEFAULT, defaults={"rest": ""})),
+            "stages.parts.defaults.head",
+            "this text output needs a value",
+        ),
         (good(api_version="starloom/v9"), "api_version", "'starloom/v9' is not known here"),
         (good(name=""), "name", "is not made of letters"),
         (good(name="x" * 129), "name", "NAME_CHARACTERS_MAX = 128"),
@@ -145,7 +184,11 @@ def test_what_is_allowed(constellation: Constellation) -> None:
         (good(stages=with_stages(stage("a.b", "text.chunks"))), "stages.a.b", "is not made of letters"),
         (good(stages={**good().stages, sid("x"): stage("y", "text.chunks")}), "stages.x", "calls itself 'y'"),
         (with_trim(kind="text.trin"), "stages.trim.kind", "did you mean 'text.trim'?"),
-        (with_trim(kind="quite.else"), "stages.trim.kind", "known: image.read, text.chunks, text.join, text.trim"),
+        (
+            with_trim(kind="quite.else"),
+            "stages.trim.kind",
+            "known: image.read, text.chunks, text.join, text.parts, text.trim",
+        ),
         (with_trim(params={}), "stages.trim.params.length", "needs this parameter, of type integer"),
         (with_trim(params={"length": 3, "lenght": 3}), "stages.trim.params.lenght", "did you mean 'length'?"),
         (

@@ -36,6 +36,7 @@ SHIPPED: Final[Mapping[str, str]] = {
     "basic.count": f"{_STAGES}.basic:Count",
     "basic.make_bytes": f"{_STAGES}.basic:MakeBytes",
     "basic.make_tensor": f"{_STAGES}.tensors:MakeTensor",
+    "synthetic.work": f"{_STAGES}.synthetic:Work",
     "stream.window": f"{_STAGES}.stream:Windows",
     "stream.join": f"{_STAGES}.stream:JoinStreams",
     "stream.latest": f"{_STAGES}.stream:Latest",

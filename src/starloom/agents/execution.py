@@ -307,14 +307,16 @@ def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[di
     place = f"stages.{run.assign.task.stage}.out"
     if not isinstance(result, Mapping):
         raise InvalidInput([Problem(place, f"is {type(result).__name__}, not a mapping of ports to values")])
+    ports = spec.output_ports(run.assign.params)
     problems = [
         Problem(f"{place}.{name}", f"{spec.name} declares no such output port")
         for name in result
-        if name not in spec.outputs or spec.outputs[name].stream
+        if name not in ports or ports[name].stream
     ]
     refs: dict[str, ValueRef] = {}
     data: dict[str, Data] = {}
-    for name, port in spec.outputs.items():
+    inlined = 0
+    for name, port in ports.items():
         if port.stream:
             continue
         if name not in result:
@@ -326,7 +328,12 @@ def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[di
         except InvalidInput as error:
             problems += error.problems
             continue
-        refs[name] = values.refer(port.type, data[name], meta, node)
+        ref = values.refer(port.type, data[name], meta, node)
+        if ref.inline is not None and inlined + ref.bytes > limits.INLINE_VALUES_BYTES_MAX:
+            # A report, and the fact that it becomes, hold all that is inline.
+            ref = msgspec.structs.replace(ref, inline=None)
+        inlined += len(ref.inline or b"")
+        refs[name] = ref
     if problems:
         raise InvalidInput(problems, "a stage's outputs do not fit")
     return refs, data

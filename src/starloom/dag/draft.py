@@ -14,7 +14,7 @@ from starloom.dag.checks import plain_fault, suggestion
 from starloom.dag.constellation import Constellation, Dependency, InputBinding, OutputBinding, StageSpec
 from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.ids import StageId
-from starloom.dag.kinds import KindSpec
+from starloom.dag.kinds import OUTPUTS_PARAM, KindSpec
 from starloom.dag.order import cycle_text, find_cycles
 from starloom.dag.patch import (
     Add,
@@ -305,13 +305,13 @@ class _Draft:
                     yield Problem(place, what)
 
     def _part(self, difference: Difference, stages: Iterable[StageId], gone: set[StageId]) -> Constellation:
-        """What has to be checked: all that leads into the stages, and out of those whose kind changed."""
+        """What has to be checked: all that leads into the stages, and out of those whose ports changed."""
         arcs = [arc for stage in stages for arc in self.arcs_into(stage) if arc.upstream not in gone]
         inside = set(stages)
         retyped = {
             change.stage
             for change in difference.stages
-            if change.before is not None and change.after is not None and change.before.kind != change.after.kind
+            if change.before is not None and change.after is not None and _has_other_ports(change.before, change.after)
         }
         for stage in retyped:
             consumers = {arc.downstream for arc in self._shape.downstreams[stage]} - inside
@@ -349,6 +349,10 @@ class _Draft:
             return
         for cycle in find_cycles(found):
             yield Problem(f"stages.{cycle[1]}", f"would wait for itself: {cycle_text(cycle)}; leave one of these out")
+
+
+def _has_other_ports(before: StageSpec, after: StageSpec) -> bool:
+    return before.kind != after.kind or before.params.get(OUTPUTS_PARAM) != after.params.get(OUTPUTS_PARAM)
 
 
 class _Stages(Mapping[StageId, StageSpec]):

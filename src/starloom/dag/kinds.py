@@ -1,7 +1,7 @@
 """What a stage kind declares of itself. The code behind a kind lives on the nodes; only its name travels."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -31,12 +31,33 @@ class Param(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     about: str = ""
 
 
+OUTPUTS_PARAM: Final = "outputs"
+"""The parameter whose keys are a stage's further output ports, of a kind with `variadic_output`."""
+
+
+class CostParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The parameters that say what one stage of a kind costs, each by its name; empty where none does.
+
+    `run_seconds`: a number. `memory_bytes`: a whole number, taken while it runs. `output_bytes`: a whole number for each
+    output, or an object of them by port. `entry_bytes`: a whole number, what it reads that no stage made.
+    """
+
+    run_seconds: str = ""
+    memory_bytes: str = ""
+    output_bytes: str = ""
+    entry_bytes: str = ""
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A hint for placement until runs were measured: seconds on one core of the reference machine."""
+    """A hint for placement until runs were measured: seconds on one core of the reference machine.
+
+    `params` names the parameters that know better for one stage; `dag.expectation` reads them.
+    """
 
     run_seconds: float = 0.01
     load_seconds: float = 0.0
     memory_bytes: int = 0
+    params: CostParams = CostParams()
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -60,7 +81,8 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outside world and takes an idempotency key. `brief`: a run takes well under a millisecond and never waits, so that an
     agent may run it on its event loop. `batch`: attempts of several jobs may share a call; a kind whose outputs depend on
     who shares it is not deterministic. `variadic_input`: accepts any further input ports
-    of this type. `tier` is where the kind usually runs; a stage's requirements overrule it.
+    of this type. `variadic_output`, no stream: a stage has a further output port of this type for each key of its parameter
+    OUTPUTS_PARAM, an object. `tier` is where the kind usually runs; a stage's requirements overrule it.
     """
 
     name: str
@@ -69,6 +91,7 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     outputs: dict[str, Port] = {}
     params: dict[str, Param] = {}
     variadic_input: Port | None = None
+    variadic_output: Port | None = None
     targets: tuple[str, ...] = ("cpu",)
     models: tuple[str, ...] = ()
     tier: Tier | None = None
@@ -80,9 +103,20 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     batch: Batch | None = None
     cost: Cost = Cost()
 
+    def __post_init__(self) -> None:
+        if self.variadic_output is not None and self.variadic_output.stream:
+            raise ValueError(f"kind {self.name}: variadic_output is a stream; declare streams in outputs")
+
     def input_port(self, name: str) -> Port | None:
         """The port of that name, or None where the kind has none."""
         return self.inputs.get(name, self.variadic_input)
+
+    def output_ports(self, params: Mapping[str, Any]) -> Mapping[str, Port]:
+        """The output ports of a stage with these parameters, by name."""
+        if self.variadic_output is None:
+            return self.outputs
+        named = params.get(OUTPUTS_PARAM)
+        return {**dict.fromkeys(named if isinstance(named, dict) else (), self.variadic_output), **self.outputs}
 
 
 class KindCatalog(Mapping[str, KindSpec]):

@@ -137,9 +137,10 @@ class _Validator:
         kind = self._kinds.get(spec.kind) if spec else None
         if kind is None:
             return None, ""
-        port = kind.outputs.get(name)
+        ports = kind.output_ports(spec.params) if spec else kind.outputs
+        port = ports.get(name)
         if port is None:
-            return None, f"{stage} ({kind.name}) has no output {name!r}{suggestion(name, kind.outputs)}"
+            return None, f"{stage} ({kind.name}) has no output {name!r}{suggestion(name, ports)}"
         return port, ""
 
     def _input_port(self, stage: StageId, name: str) -> tuple[Port | None, str]:

@@ -9,7 +9,7 @@ from starloom.dag import limits
 from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
 from starloom.dag.constellation import OnFailure, Policy, Requirements, StageSpec, Straggler, Tier
 from starloom.dag.errors import Problem
-from starloom.dag.kinds import PARAM_TYPES, KindSpec, Param
+from starloom.dag.kinds import OUTPUTS_PARAM, PARAM_TYPES, KindSpec, Param
 from starloom.dag.streams import has_streams
 from starloom.dag.values import Port, PortType
 
@@ -34,7 +34,7 @@ def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -
         yield Problem(f"{place}.kind", f"no kind is called {stage.kind!r}{suggestion(stage.kind, kinds)}")
     yield from _params_problems(f"{place}.params", stage.params, kind)
     yield from _requirement_problems(f"{place}.require", stage.requires, kind)
-    yield from _policy_problems(place, stage.policy, kind)
+    yield from _policy_problems(place, stage.policy, kind, stage.params)
 
 
 def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | None) -> Iterator[Problem]:
@@ -54,9 +54,23 @@ def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | Non
             yield Problem(f"{place}.{name}", f"{kind.name} has no such parameter{known}")
         elif fault := param_fault(param, value):
             yield Problem(f"{place}.{name}", fault)
+    if kind.variadic_output is not None and isinstance(named := params.get(OUTPUTS_PARAM), dict):
+        yield from _named_problems(f"{place}.{OUTPUTS_PARAM}", named, kind)
     for name, param in kind.params.items():
         if param.required and name not in params:
             yield Problem(f"{place}.{name}", f"{kind.name} needs this parameter, of type {param.type}; give a value")
+
+
+def _named_problems(place: str, named: Mapping[str, Any], kind: KindSpec) -> Iterator[Problem]:
+    """What is wrong with the names of a stage's own output ports."""
+    if len(named) > limits.OUTPUTS_PER_STAGE_MAX:
+        what = f"{len(named)} ports are over OUTPUTS_PER_STAGE_MAX = {limits.OUTPUTS_PER_STAGE_MAX}"
+        yield Problem(place, f"{what}; let stages that read nearly the same read one port")
+    for name in named:
+        if fault := name_fault(name):
+            yield Problem(f"{place}.{name}", fault)
+        elif name in kind.outputs:
+            yield Problem(f"{place}.{name}", f"{kind.name} has an output of that name already; take another name")
 
 
 def param_fault(param: Param, value: Any) -> str:
@@ -120,7 +134,7 @@ def _straggler_problems(place: str, straggler: Straggler, kind: KindSpec | None)
         )
 
 
-def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Iterator[Problem]:
+def _policy_problems(place: str, policy: Policy, kind: KindSpec | None, params: Mapping[str, Any]) -> Iterator[Problem]:
     if policy == _USUAL_POLICY:
         return
     retry, longest = policy.retry, limits.DURATION_SECONDS_MAX
@@ -153,7 +167,7 @@ def _policy_problems(place: str, policy: Policy, kind: KindSpec | None) -> Itera
         yield Problem(f"{place}.grow", f"{kind.name} does not grow; leave the bounds out")
     if policy.on_failure == OnFailure.DEFAULT:
         if kind is not None:
-            yield from _default_problems(f"{place}.defaults", policy.defaults, kind)
+            yield from _default_problems(f"{place}.defaults", policy.defaults, kind, kind.output_ports(params))
     elif policy.defaults:
         yield Problem(f"{place}.defaults", f"defaults are given, but on_failure is {policy.on_failure}; say default")
 
@@ -165,8 +179,10 @@ def _replicate_fault(copies: Any) -> str:
     return fault
 
 
-def _default_problems(place: str, defaults: Mapping[str, Any], kind: KindSpec) -> Iterator[Problem]:
-    for name, port in kind.outputs.items():
+def _default_problems(
+    place: str, defaults: Mapping[str, Any], kind: KindSpec, ports: Mapping[str, Port]
+) -> Iterator[Problem]:
+    for name, port in ports.items():
         if port.stream or port.type not in PLAIN_TYPES:
             yield Problem(
                 f"{place}.{name}", f"{a_port(port)} output can have no default; let on_failure be fail or skip"
@@ -176,8 +192,8 @@ def _default_problems(place: str, defaults: Mapping[str, Any], kind: KindSpec) -
         elif fault := _default_fault(port, defaults[name]):
             yield Problem(f"{place}.{name}", fault)
     for name in defaults:
-        if name not in kind.outputs:
-            hint = suggestion(str(name), kind.outputs)
+        if name not in ports:
+            hint = suggestion(str(name), ports)
             yield Problem(f"{place}.{name}", f"{kind.name} has no such output{hint}")
 
 

@@ -232,7 +232,7 @@ class Reports:
 
     def _output_fault(self, run: Run, stage: StageState, report: Finished) -> str:
         """What is wrong with a result's outputs; empty if they are those of the kind, and declared ones are durable."""
-        ports = self._state.fleet.kinds[stage.spec.kind].outputs
+        ports = self._state.fleet.kinds[stage.spec.kind].output_ports(stage.spec.params)
         outputs = report.outputs
         if outputs.keys() != ports.keys():
             return f"it has the outputs {sorted(outputs)}, the kind has {sorted(ports)}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from starloom.agents.messages import Failed, Finished, InputLost
 from starloom.dag.errors import StarloomError
+from starloom.dag.expectation import run_seconds
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.kinds import KindSpec
@@ -233,10 +234,11 @@ def _rank(
     """Ranks the stages of `open_arcs`, each once none of its arcs into another of them is open."""
     done = [stage for stage, count in open_arcs.items() if count == 0]
     for stage in done:
-        kind = kinds.get(job.stages[stage].spec.kind)
+        spec = job.stages[stage].spec
+        kind = kinds.get(spec.kind)
         below = max((ranks.get(arc.downstream, 0.0) for arc in job.downstreams[stage]), default=0.0)
         # Kinds without a hint still count: of two chains the longer one goes first.
-        ranks[stage] = below + max(kind.cost.run_seconds if kind else 0.0, _LEAST_SECONDS)
+        ranks[stage] = below + max(run_seconds(spec, kind) if kind else 0.0, _LEAST_SECONDS)
         for arc in job.upstreams[stage]:
             if arc.upstream in open_arcs:
                 open_arcs[arc.upstream] -= 1

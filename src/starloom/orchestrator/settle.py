@@ -297,7 +297,7 @@ class Settler:
     def _default(self, run: Run, name: StageId) -> None:
         stage = run.job.stages[name]
         values = stage.spec.policy.defaults
-        ports = self._state.fleet.kinds[stage.spec.kind].outputs
+        ports = self._state.fleet.kinds[stage.spec.kind].output_ports(stage.spec.params)
         outputs: dict[str, ValueRef] = {}
         for port, value in values.items():
             if port not in ports:

@@ -8,7 +8,7 @@ from starloom.agents.growing import Growing
 from starloom.agents.stage import Grown, Outputs, Stage, StageCall
 from starloom.dag import limits
 from starloom.dag.errors import StageError
-from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.kinds import Cost, CostParams, KindSpec, Param
 from starloom.dag.values import Port, PortType
 
 _FREE = Cost(run_seconds=0.0)
@@ -84,7 +84,7 @@ class Sleep(Stage):
             "seconds": Param(type="number", default=1.0, about=f"0 to {limits.SLEEP_SECONDS_MAX:g} seconds"),
         },
         variadic_input=_VALUE,
-        cost=Cost(run_seconds=1.0),
+        cost=Cost(run_seconds=1.0, params=CostParams(run_seconds="seconds")),
     )
 
     def run(self, call: StageCall) -> Outputs:
@@ -93,14 +93,19 @@ class Sleep(Stage):
             raise StageError(
                 f"basic.sleep: seconds is {seconds}, not from 0 to SLEEP_SECONDS_MAX = {limits.SLEEP_SECONDS_MAX:g}"
             )
-        woken = threading.Event()
-        forget = call.cancel.on_cancel(woken.set)
-        try:
-            woken.wait(seconds)
-        finally:
-            forget()
-        call.cancel.raise_if_cancelled()
+        pause(call, seconds)
         return {"value": call.inputs.get("value")}
+
+
+def pause(call: StageCall, seconds: float) -> None:
+    """Waits so long. Raises Cancelled at once when the call is cancelled."""
+    woken = threading.Event()
+    forget = call.cancel.on_cancel(woken.set)
+    try:
+        woken.wait(seconds)
+    finally:
+        forget()
+    call.cancel.raise_if_cancelled()
 
 
 class Fail(Stage):
@@ -169,7 +174,7 @@ class MakeBytes(Stage):
             "seed": Param(type="integer", default=0, about="at least 0"),
         },
         variadic_input=_VALUE,
-        cost=Cost(run_seconds=0.001),
+        cost=Cost(run_seconds=0.001, params=CostParams(output_bytes="size")),
     )
 
     def run(self, call: StageCall) -> Outputs:
@@ -180,11 +185,11 @@ class MakeBytes(Stage):
             )
         if seed < 0:
             raise StageError(f"basic.make_bytes: seed is {seed}; give one of at least 0")
-        return {"data": _random_bytes(call, size, seed)}
+        return {"data": random_bytes(call, size, seed)}
 
 
-def _random_bytes(call: StageCall, size: int, seed: int) -> bytes:
-    """PCG64's raw output, which numpy keeps the same across versions and machines, little-endian."""
+def random_bytes(call: StageCall, size: int, seed: int) -> bytes:
+    """So many pseudo-random bytes: PCG64's raw output, which numpy keeps the same across versions and machines, little-endian. `seed` is at least 0."""
     generator = np.random.PCG64(seed)
     made = bytearray()
     while len(made) < size:
