@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import REPOSITORY
 from tests.orchestrator.onray import CommandLine, until
 
+from starloom.agents.catalog import Catalog
 from starloom.dag.constellation import Tier
 from starloom.dag.document import load
 from starloom.dag.ids import AgentId
@@ -22,7 +23,8 @@ from starloom.orchestrator.simulate.world import Setup
 from starloom.orchestrator.trials.planning import NodeFacts, check_fit, plan_faults
 
 EXAMPLES = REPOSITORY / "examples" / "faults"
-NODES = [NodeFacts(AgentId(node.name), Tier(node.tier), node.labels) for node in DEFAULT.nodes]
+KINDS = tuple(Catalog().kinds)
+NODES = [NodeFacts(AgentId(node.name), Tier(node.tier), node.labels, KINDS) for node in DEFAULT.nodes]
 CLUSTER = "nodes: [{name: near, tier: device}, {name: far, tier: cloud}, {name: further, tier: cloud}]"
 RELAY = """
 api_version: starloom/v1

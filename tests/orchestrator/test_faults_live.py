@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -25,6 +26,7 @@ from starloom.dag.errors import Conflict, InvalidInput, JobFailed, NotFound, Ove
 from starloom.dag.facts import JobStatus
 from starloom.devices.faultdoc import read_plan
 from starloom.devices.faults import AT_ONCE, LIVE, OF_ORCHESTRATOR, ORCHESTRATOR, FaultKind
+from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.clientjob import AsyncJob
 from starloom.orchestrator.server import Orchestrator
@@ -295,6 +297,22 @@ async def test_a_job_under_a_plan_is_counted_and_compared(rig: FaultyRig, client
     assert (met[FaultKind.REPLY_LOST], met[FaultKind.AGENT_SLOW]) == (1, None)
     for node in ("a", "b", ORCHESTRATOR):
         assert await rig.faults.armed(rig.place(node)) == []
+
+
+async def test_a_kind_that_no_node_runs_is_refused_before_anything_happens(
+    rig: FaultyRig, client: AsyncClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "no node runs stages of the kind 'basic.ehco'; did you mean 'basic.echo'?"
+    with pytest.raises(InvalidInput, match=f"faults.0.kind: {re.escape(said)}"):
+        await under(rig, client, "faults: [{what: stage-fails, kind: basic.ehco, chance: 1}]")
+    monkeypatch.setenv("STARLOOM_ADDRESS", rig.address)
+    monkeypatch.setenv("STARLOOM_TOKEN", TOKEN)
+    inject = ["faults", "inject", "stage-fails", "--kind"]
+    assert await asyncio.to_thread(main, [*inject, "basic.ehco"]) == 2
+    assert f"--kind: {said}" in capsys.readouterr().err
+    assert await rig.faults.armed(rig.place("a")) == []
+    assert await asyncio.to_thread(main, [*inject, "basic.echo"]) == 0
+    assert [info.fault.kind for info in await rig.faults.armed(rig.place("a"))] == ["basic.echo"]
 
 
 @pytest.mark.parametrize(

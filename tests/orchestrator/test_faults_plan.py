@@ -158,6 +158,30 @@ def test_a_plan_that_does_not_fit_is_refused_with_everything_it_names_in_vain() 
     check_fit(read_plan("faults: [{what: partition, stage: s, node: a, peer: orchestrator}]"), NODES, WORK)
 
 
+def test_a_kind_that_none_of_the_nodes_that_are_meant_runs_is_refused_with_those_that_there_are() -> None:
+    many = [f"kind.{number}" for number in range(20)]
+    nodes = [
+        NodeFacts(AgentId("a"), Tier.DEVICE, kinds=["audio.decode", "text.read"]),
+        NodeFacts(AgentId("b"), Tier.EDGE, kinds=["text.read"]),
+        NodeFacts(AgentId("c"), Tier.CLOUD, kinds=many),
+    ]
+
+    def said(kind: str, whom: str = "") -> str:
+        plan = read_plan(f"faults: [{{what: stage-fails, chance: 1, kind: {kind}{whom}}}]")
+        try:
+            check_fit(plan, nodes, WORK)
+        except InvalidInput as error:
+            return str(error)
+        return ""
+
+    assert said("text.read") == said("kind.7") == said("text.read", ", tier: edge") == ""
+    assert "faults.0.kind: no node runs stages of the kind 'text.raed'; did you mean 'text.read'?" in said("text.raed")
+    assert "'x'; known: audio.decode, kind.0, kind.1, " in said("x")
+    assert said("x").endswith("kind.18 and 10 more")
+    assert said("x", ", node: a").endswith("'x'; known: audio.decode, text.read")
+    assert said("audio.decode", ", node: b").endswith("'audio.decode'; there are such on a")
+
+
 class TestRules:
     def test_a_partition_one_way_keeps_back_that_way_and_values_of_the_store(self) -> None:
         rules = FaultRules()

@@ -26,7 +26,7 @@ from starloom.orchestrator.statefolder import read_cluster
 
 if TYPE_CHECKING:
     from starloom.orchestrator.trials.injector import Injector, Place, Standing
-    from starloom.orchestrator.trials.planning import Planned
+    from starloom.orchestrator.trials.planning import NodeFacts, Planned
 
 SHORT: Final = {
     "kill": (FaultKind.AGENT_CRASH, FaultKind.ORCHESTRATOR_CRASH),
@@ -135,8 +135,8 @@ async def _inject(fault: Fault, args: argparse.Namespace, out: Output) -> int:
     from starloom.orchestrator.trials.injector import HANGS, KILLS, hang_id
     from starloom.orchestrator.trials.wake import wake_later
 
-    injector, places = await _cluster()
-    planned = _planned(fault, args, places)
+    injector, places, nodes = await _cluster()
+    planned = _planned(fault, args, nodes)
     await injector.standing(places)
     await injector.begin(planned, places)
     if fault.what in HANGS:
@@ -166,10 +166,10 @@ async def _inject(fault: Fault, args: argparse.Namespace, out: Output) -> int:
     return Exit.DONE
 
 
-def _planned(fault: Fault, args: argparse.Namespace, places: "Sequence[Place]") -> "Planned":
-    from starloom.orchestrator.trials.planning import Planned
+def _planned(fault: Fault, args: argparse.Namespace, nodes: "Sequence[NodeFacts]") -> "Planned":
+    from starloom.orchestrator.trials.planning import Planned, kind_fault
 
-    names = [place.name for place in places if place.name != ORCHESTRATOR]
+    names = [node.name for node in nodes]
     wrong = [
         Problem(f"--{option}", f"there is no node {name!r}; there are {', '.join((*names, ORCHESTRATOR))}")
         for option, name in (("node", fault.node), ("peer", fault.peer))
@@ -177,6 +177,8 @@ def _planned(fault: Fault, args: argparse.Namespace, places: "Sequence[Place]") 
     ]
     if wrong:
         raise InvalidInput(wrong, "no such node")
+    if unknown := kind_fault(fault, nodes):
+        raise InvalidInput([Problem("--kind", unknown)], "no such stages")
     everywhere = not fault.node and fault.what not in OF_ORCHESTRATOR
     return Planned(
         id=f"{fault.what}-{secrets.token_hex(_ID_BYTES)}",
@@ -204,7 +206,7 @@ async def _heal(ids: Sequence[str], out: Output) -> int:
         # It must go on before it can say where the others are.
         wake(here)
         woken.append(hang_id(here))
-    injector, places = await _cluster()
+    injector, places, _ = await _cluster()
     healed = await injector.heal(ids, places) if not ids or set(ids) - set(woken) else []
     found = [*woken, *(each.id for each in healed)]
     if missing := [each for each in ids if each not in found]:
@@ -224,7 +226,7 @@ async def _standing(out: Output) -> "list[Standing] | None":
         out.note("the orchestrator hangs, and cannot say what else stands")
         return [Standing(id=hang_id(here), what=FaultKind.ORCHESTRATOR_HANG, node=ORCHESTRATOR)]
     try:
-        injector, places = await _cluster()
+        injector, places, _ = await _cluster()
         return await injector.standing(places)
     except (Unavailable, Conflict) as error:
         out.note(f"{error}")
@@ -242,11 +244,12 @@ def _local_orchestrator() -> "Place | None":
     return place if hangs(place) else None
 
 
-async def _cluster() -> "tuple[Injector, list[Place]]":
-    """The cluster that the environment or the state folder names, with all who are there or were a moment ago."""
+async def _cluster() -> "tuple[Injector, list[Place], list[NodeFacts]]":
+    """The cluster that the environment or the state folder names, with all who are there or were a moment ago; then its nodes."""
     from starloom.orchestrator.client import AsyncClient
     from starloom.orchestrator.clientlink import find_cluster
     from starloom.orchestrator.trials.injector import Injector, Place, place_of
+    from starloom.orchestrator.trials.planning import facts_of
 
     address, token = find_cluster()
     if _local_orchestrator() is not None:
@@ -254,4 +257,5 @@ async def _cluster() -> "tuple[Injector, list[Place]]":
     async with AsyncClient(address, token) as client:
         info = await client.cluster()
     orchestrator = Place(name=ORCHESTRATOR, address=address, pid=info.pid)
-    return Injector(token), [orchestrator, *(place_of(node.profile) for node in info.nodes)]
+    profiles = [node.profile for node in info.nodes]
+    return Injector(token), [orchestrator, *map(place_of, profiles)], [facts_of(profile) for profile in profiles]

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 import msgspec
 
 from starloom.dag import limits
+from starloom.dag.checks import suggestion
 from starloom.dag.constellation import Constellation, Tier
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import AgentId
@@ -20,6 +21,7 @@ from starloom.devices.faults import (
     Moment,
     live_problems,
 )
+from starloom.devices.node import NodeProfile
 from starloom.orchestrator.simulate.loop import Chance, Chances
 
 SLOWER: Final = (3.0, 20.0)
@@ -30,11 +32,21 @@ _SEEDS: Final = 2**53
 
 
 class NodeFacts(NamedTuple):
-    """What of a node a plan may speak of."""
+    """What of a node a plan may speak of; `kinds` are those of the stages that it can run."""
 
     name: AgentId
     tier: Tier
     labels: Mapping[str, str] = {}
+    kinds: Sequence[str] = ()
+
+    def meets(self, fault: Fault) -> bool:
+        """Whether a fault may happen to it."""
+        return fault.may_meet(self.name, self.tier, self.labels)
+
+
+def facts_of(profile: NodeProfile) -> NodeFacts:
+    """What a plan may speak of, of a node as its agent tells it."""
+    return NodeFacts(profile.name, profile.tier, profile.labels, profile.kinds)
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -123,7 +135,7 @@ def _times(fault: Fault, chance: Chance, end: float) -> Iterator[float]:
 
 
 def _one(fault: Fault, chance: Chance, nodes: Sequence[NodeFacts], at: float | None, lasts: float) -> Planned:
-    candidates = [node.name for node in nodes if fault.may_meet(*node)]
+    candidates = [node.name for node in nodes if node.meets(fault)]
     everywhere = fault.what in AT_OPPORTUNITIES and not fault.stage
     node = ""
     if fault.what in OF_ORCHESTRATOR:
@@ -167,7 +179,21 @@ def check_fit(plan: FaultPlan, nodes: Sequence[NodeFacts], what: Constellation) 
         if fault.peer and fault.peer != ORCHESTRATOR and fault.peer not in names:
             known = ", ".join((ORCHESTRATOR, *sorted(names)))
             problems.append(Problem(f"{place}.peer", f"there is no node {fault.peer!r}; there are {known}"))
-        if fault.what not in OF_ORCHESTRATOR and not any(fault.may_meet(*node) for node in nodes):
+        if fault.what not in OF_ORCHESTRATOR and not any(node.meets(fault) for node in nodes):
             problems.append(Problem(place, f"meets no node; there are {', '.join(sorted(names))}"))
+        elif wrong := kind_fault(fault, nodes):
+            problems.append(Problem(f"{place}.kind", wrong))
     if problems:
         raise InvalidInput(problems, "the fault plan does not fit")
+
+
+def kind_fault(fault: Fault, nodes: Sequence[NodeFacts]) -> str:
+    """What is wrong with the kind whose stages a fault is of: no node that it may meet runs such; empty if nothing is."""
+    known = {kind for node in nodes if node.meets(fault) for kind in node.kinds}
+    if not fault.kind or fault.kind in known:
+        return ""
+    if others := sorted(node.name for node in nodes if fault.kind in node.kinds):
+        return f"no node that it may happen to runs stages of the kind {fault.kind!r}; there are such on {', '.join(others)}"
+    few = sorted(known)[: limits.SUGGESTION_NAMES_SHOWN]
+    some = f"; known: {', '.join(few)} and {len(known) - len(few)} more" if len(known) > len(few) else ""
+    return f"no node runs stages of the kind {fault.kind!r}{suggestion(fault.kind, known) or some}"

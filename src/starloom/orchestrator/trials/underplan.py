@@ -18,7 +18,7 @@ from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.cluster import ONLINE
 from starloom.orchestrator.infos import Event
 from starloom.orchestrator.trials.injector import AT, HANGS, KILLS, Injector, Place
-from starloom.orchestrator.trials.planning import NodeFacts, Planned, check_fit, plan_faults
+from starloom.orchestrator.trials.planning import Planned, check_fit, facts_of, plan_faults
 from starloom.orchestrator.trials.roster import Roster
 from starloom.orchestrator.trials.survival import Injection, Survival, judge
 from starloom.orchestrator.trials.watch import Watch
@@ -71,11 +71,7 @@ class UnderPlan:
         """What is going to happen. Raises InvalidInput where the plan does not fit, Conflict where faults are not allowed."""
         info = await self._client.cluster()
         self._roster.take(info)
-        nodes = [
-            NodeFacts(node.profile.name, node.profile.tier, node.profile.labels)
-            for node in info.nodes
-            if node.state == ONLINE
-        ]
+        nodes = [facts_of(node.profile) for node in info.nodes if node.state == ONLINE]
         check_fit(plan, nodes, what)
         await self._injector.standing(self._places())
         return plan_faults(plan, seed, nodes)
