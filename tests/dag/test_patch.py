@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from starloom.dag import limits
@@ -38,6 +38,7 @@ from starloom.dag.validate import problems
 from starloom.dag.values import Port, PortType
 
 TEXT, IMAGE, AUDIO = Port(PortType.TEXT), Port(PortType.IMAGE), Port(PortType.AUDIO)
+WORDS = Port(PortType.TEXT, stream=True)
 KINDS = KindCatalog(
     [
         KindSpec(
@@ -53,6 +54,7 @@ KINDS = KindCatalog(
         ),
         KindSpec(name="join", variadic_input=TEXT, outputs={"text": TEXT}),
         KindSpec(name="split", variadic_output=TEXT, params={"outputs": Param(type="object", default={})}),
+        KindSpec(name="mix", variadic_input=WORDS, outputs={"text": TEXT, "words": WORDS}),
     ]
 )
 BASE = load(
@@ -487,29 +489,35 @@ NAMES = [StageId(f"s{number}") for number in range(8)]
 def graphs(draw: st.DrawFn) -> Constellation:
     """Stages in a line of names, each fed by some that come before it."""
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, max_size=6, unique=True))
+    kinds = {name: draw(st.sampled_from(["join", "mix"])) for name in names}
     arcs = []
     for index, name in enumerate(names):
         for upstream in draw(st.lists(st.sampled_from(names[:index]), unique=True, max_size=3)) if index else ():
-            data = draw(st.booleans())
+            output = "text" if kinds[name] == "join" else "words" if kinds[upstream] == "mix" else ""
+            data = bool(output) and draw(st.booleans())
+            streams = data and output == "words"
             arcs.append(
                 Dependency(
                     upstream=upstream,
                     downstream=name,
-                    output="text" if data else "",
+                    output=output if data else "",
                     input=f"from-{upstream}" if data else "",
-                    on=draw(st.sampled_from([On.SUCCESS, On.COMPLETION])),
+                    on=On.SUCCESS if streams else draw(st.sampled_from([On.SUCCESS, On.COMPLETION])),
                 )
             )
-    stages = {name: StageSpec(id=name, kind="join") for name in names}
-    return Constellation(name="random", stages=stages, dependencies=tuple(arcs))
+    stages = {name: StageSpec(id=name, kind=kinds[name]) for name in names}
+    found = Constellation(name="random", stages=stages, dependencies=tuple(arcs))
+    assume(not problems(found, KINDS))
+    return found
 
 
 @st.composite
 def operations(draw: st.DrawFn) -> AnyOperation:
     stage, other, third = (draw(st.sampled_from(NAMES)) for _ in range(3))
-    feed = Dependency(upstream=other, downstream=stage, output="text", input=f"from-{other}")
+    output = draw(st.sampled_from(["text", "words"]))
+    feed = Dependency(upstream=other, downstream=stage, output=output, input=f"from-{other}")
     order = Dependency(upstream=third, downstream=stage)
-    choice = draw(st.integers(0, 9))
+    choice = draw(st.integers(0, 10))
     if choice == 0:
         return Remove(stage=stage)
     if choice == 1:
@@ -519,13 +527,15 @@ def operations(draw: st.DrawFn) -> AnyOperation:
     if choice == 3:
         return Rewire(stage=stage, waits=(order,))
     if choice == 9:
-        sources = [OutputBinding(upstream=name, output="text") for name in (stage, third)[: draw(st.integers(1, 2))]]
-        return Redirect(stage=other, output="text", sources=tuple(sources))
+        sources = [OutputBinding(upstream=name, output=output) for name in (stage, third)[: draw(st.integers(1, 2))]]
+        return Redirect(stage=other, output=output, sources=tuple(sources))
+    if choice == 10:
+        return Replace(stage=stage, kind=draw(st.sampled_from(["join", "mix"])))
     if choice == 4:
         return Move(stage=stage, requires=Requirements(tiers=(draw(st.sampled_from(Tier)),)))
     if choice == 5:
         return CancelStage(stage=stage) if draw(st.booleans()) else ResumeStage(stage=stage)
-    spec = StageSpec(id=stage, kind=draw(st.sampled_from(["join", "hear.better"])))
+    spec = StageSpec(id=stage, kind=draw(st.sampled_from(["join", "mix", "hear.better"])))
     return Add(stages=(spec,), dependencies=(feed, order) if draw(st.booleans()) else ())
 
 

@@ -8,9 +8,11 @@ import pytest
 from starloom import Graph
 from starloom.dag.constellation import Comparison, Constellation, Dependency, Join, On, OnFailure, Policy, Straggler
 from starloom.dag.document import dump, load
-from starloom.dag.errors import InvalidConstellation
+from starloom.dag.draft import apply
+from starloom.dag.errors import InvalidConstellation, PatchRefused
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindCatalog, KindSpec
+from starloom.dag.patchdoc import load_patch
 from starloom.dag.streams import groups_of, has_streams, is_stream
 from starloom.dag.validate import problems, validate, warnings
 from starloom.dag.values import Full, Port, PortType
@@ -28,7 +30,8 @@ KINDS = KindCatalog(
         ),
         KindSpec(name="s.merge", variadic_input=WORDS, outputs={"words": WORDS}),
         KindSpec(name="s.count", inputs={"words": WORDS}, outputs={"text": TEXT}),
-        KindSpec(name="t.guess", inputs={"text": TEXT}, outputs={"text": TEXT}),
+        KindSpec(name="s.say", inputs={"text": TEXT}, outputs={"words": WORDS}),
+        KindSpec(name="t.guess", inputs={"text": Port(PortType.TEXT, optional=True)}, outputs={"text": TEXT}),
     ]
 )
 
@@ -107,7 +110,7 @@ def test_two_ways_that_meet_are_one_group() -> None:
 
 
 def test_a_kind_has_streams_by_any_of_its_ports() -> None:
-    assert [has_streams(KINDS[name]) for name in sorted(KINDS)] == [True, True, True, True, False]
+    assert [has_streams(KINDS[name]) for name in sorted(KINDS)] == [True, True, True, True, True, False]
     assert not has_streams(None)
 
 
@@ -206,6 +209,62 @@ def test_a_true_cycle_of_streams_is_told_once_as_a_cycle() -> None:
     found = problems(cyclic, KINDS)
     assert len(found) == 1
     assert "waits for itself" in found[0].what
+
+
+@pytest.mark.parametrize(
+    ("patch", "place", "words"),
+    [
+        (
+            "- rewire: {stage: before, wait: [translate]}",
+            "stages.translate",
+            "wait for each other's end: before -> translate, count, other, hear -> before",
+        ),
+        (
+            "- add: {late: {kind: s.merge, in: {a: hear.words}, after: [guess]}}",
+            "stages.hear",
+            "wait for each other's end: hear, late, translate, count, other -> guess -> hear, late, translate, count, other",
+        ),
+        (
+            (
+                "- replace: {stage: guess, kind: s.say}\n- replace: {stage: last, kind: s.merge}\n"
+                "- rewire: {stage: last, in: {text: null, b: guess.words, c: translate.words}}"
+            ),
+            "stages.guess",
+            "waits for the end of count, but both belong to one group of streams",
+        ),
+        (
+            "- rewire: {stage: translate, wait: [hear]}",
+            "stages.translate",
+            "waits for the end of hear, but both belong to one group of streams",
+        ),
+    ],
+)
+def test_a_patch_makes_no_group_that_could_never_start(patch: str, place: str, words: str) -> None:
+    """Each part is right by itself; together, what runs at the same time would wait for itself."""
+    more = (
+        "before: {kind: t.guess}\n  other: {kind: s.merge, in: {words: translate.words}, after: [before]}\n"
+        "  guess: {kind: t.guess, in: {text: count.text}}\n  last: {kind: t.guess, in: {text: guess.text}}"
+    )
+    base = captions(more)
+    assert problems(base, KINDS) == []
+    with pytest.raises(PatchRefused) as caught:
+        apply(base, load_patch(f"patch:\n{patch}"), KINDS)
+    assert [problem.place for problem in caught.value.problems] == [place]
+    assert words in caught.value.problems[0].what
+
+
+def test_a_patch_lets_what_follows_streams_wait_for_them() -> None:
+    base = captions("guess: {kind: t.guess, in: {text: count.text}}\n  before: {kind: t.guess}")
+    for more in (
+        "- rewire: {stage: guess, wait: [hear, before]}\n- rewire: {stage: translate, wait: [before]}",
+        "- rewire: {stage: before, wait: [hear]}\n- rewire: {stage: guess, wait: [before]}",
+        (
+            "- add: {late: {kind: s.say, in: {text: before.text}}}\n- rewire: {stage: before, wait: [translate]}\n"
+            "- rewire: {stage: count, in: {words: late.words}}"
+        ),
+    ):
+        made, _ = apply(base, load_patch(f"patch:\n{more}"), KINDS)
+        assert problems(made, KINDS) == []
 
 
 def test_what_a_port_says_of_its_buffer_is_checked_and_kept() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.orchestrator.harness import KINDS, SECOND, facts_of, growth_of, inline, node
-from tests.orchestrator.test_coordinator_patch import constellation
+from tests.orchestrator.test_coordinator_patch import STREAMS, constellation
 
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
@@ -202,6 +202,19 @@ class TestRefused:
             assert reason in error.message
         assert w.job(job).constellation is w.job(job).submitted
         assert w.job(job).revision == 1
+
+    def test_what_would_keep_streams_from_starting(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(STREAMS)
+        w.finish(
+            "early",
+            growth=growth("- add: {'@0': {kind: t.work, after: [tick]}}\n- rewire: {stage: late, in: {y: '@0.value'}}"),
+        )
+        assert w.status(job) == "failed"
+        message = w.stage(job, "early").error.message
+        assert "early may not grow like that" in message
+        assert "wait for each other's end: " in message
+        assert w.job(job).constellation is w.job(job).submitted
 
     def test_a_kind_that_does_not_say_that_it_grows(self, world: Any) -> None:
         w = world(node("edge-1"))

@@ -37,6 +37,17 @@ outputs: {answer: speak.value}
 WIDE = constellation(
     "stages: {a: {kind: t.work}, b: {kind: t.work}, c: {kind: t.work}, d: {kind: t.work, in: {x: a.value}}}"
 )
+STREAMS = constellation(
+    """
+stages:
+  early: {kind: t.grow}
+  late: {kind: t.work, in: {x: early.value}}
+  tick: {kind: t.ticks}
+  tock: {kind: t.ticks, in: {x: late.value}}
+  sum: {kind: t.sum, in: {a: tick.ticks, b: tock.ticks}}
+outputs: {sum: sum.value}
+"""
+)
 REPLACE_A = "- replace: {stage: a, params: {label: new}}"
 
 
@@ -394,6 +405,29 @@ class TestRefused:
         assert "stages.find.require: edge-1 is on the edge tier" in text
         text = w.refused(w.patch(job, "- add: {s: {kind: t.stream}}"))
         assert "stream ports" in text
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [
+            ("- add: {more: {kind: t.work, after: [tick]}}", "- rewire: {stage: late, in: {y: more.value}}"),
+            (
+                "- add: {more: {kind: t.work}}\n- rewire: {stage: late, in: {y: more.value}}",
+                "- rewire: {stage: more, wait: [tick]}",
+            ),
+        ],
+    )
+    def test_patches_that_would_keep_streams_from_starting_only_together(
+        self, world: Any, first: str, second: str
+    ) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(STREAMS)
+        w.patched(w.patch(job, first, restart=True))
+        text = w.refused(w.patch(job, second, restart=True))
+        assert "wait for each other's end: " in text
+        assert w.job(job).revision == 2
+        assert problems(w.job(job).constellation, KINDS) == []
+        w.finish_all()
+        assert w.status(job) == "succeeded"
 
     def test_jobs_that_do_not_run(self, world: Any) -> None:
         w = world(node("edge-1"))

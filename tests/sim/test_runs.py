@@ -49,6 +49,12 @@ def test_every_property_holds_in_larger_runs() -> None:
         assert runs.run(seed, MIDDLE).violations == (), f"seed {seed}"
 
 
+@pytest.mark.parametrize("seed", [5841])
+def test_seeds_that_once_broke_a_property(seed: int) -> None:
+    """5841: two patches, each right by itself, kept a group of streams from starting."""
+    assert runs.run(seed, Setup(nodes=5, stages=15, jobs=3, plan=ALL_FAULTS)).violations == ()
+
+
 def test_a_seed_gives_the_same_run_in_any_process() -> None:
     """Neither hashes nor what ran before in the process make a difference."""
     setup = Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS)

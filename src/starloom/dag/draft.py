@@ -11,11 +11,11 @@ import msgspec
 
 from starloom.dag import limits
 from starloom.dag.checks import plain_fault, suggestion
+from starloom.dag.closing import Arcs, closing_problems
 from starloom.dag.constellation import Constellation, Dependency, InputBinding, OutputBinding, StageSpec
 from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import OUTPUTS_PARAM, KindSpec
-from starloom.dag.order import cycle_text, find_cycles
 from starloom.dag.patch import (
     Add,
     AnyOperation,
@@ -162,8 +162,9 @@ class _Draft:
         gone = [change.stage for change in difference.stages if change.after is None]
         yield from self._orphan_faults(gone)
         stages = [stage for stage in difference.touched if self.spec(stage) is not None]
-        yield from problems_of_part(self._part(difference, stages, set(gone)), kinds, stages)
-        yield from self._cycle_faults(difference.added)
+        part = self._part(difference, stages, set(gone))
+        yield from problems_of_part(part, kinds, stages)
+        yield from closing_problems(part, difference, self.arcs_into, self._arcs_out(), kinds)
 
     def _problem(self, place: str, what: str) -> None:
         self.problems.append(Problem(place, what))
@@ -329,26 +330,19 @@ class _Draft:
             outputs=outputs,
         )
 
-    def _cycle_faults(self, added: Iterable[Dependency]) -> Iterator[Problem]:
-        """Cycles that new dependencies would close: each leads through one, so one walk from their ends finds all."""
-        added = [arc for arc in added if arc.upstream != arc.downstream]
-        out: dict[StageId, list[StageId]] = {}
-        for stage, arcs in self._arcs.items():
+    def _arcs_out(self) -> Arcs:
+        """What would lead out of a stage, by its name."""
+        mine, downstreams = self._arcs, self._shape.downstreams
+        changed: dict[StageId, list[Dependency]] = {}
+        for arcs in mine.values():
             for arc in arcs:
-                if arc.upstream != stage:
-                    out.setdefault(arc.upstream, []).append(stage)
-        found: dict[StageId, list[StageId]] = {}
-        waiting = [arc.downstream for arc in added]
-        while waiting:
-            stage = waiting.pop()
-            if stage not in found:
-                kept = [a.downstream for a in self._shape.downstreams.get(stage, ()) if a.downstream not in self._arcs]
-                found[stage] = [*out.get(stage, ()), *kept]
-                waiting += found[stage]
-        if not any(arc.upstream in found for arc in added):
-            return
-        for cycle in find_cycles(found):
-            yield Problem(f"stages.{cycle[1]}", f"would wait for itself: {cycle_text(cycle)}; leave one of these out")
+                changed.setdefault(arc.upstream, []).append(arc)
+
+        def out_of(stage: StageId) -> list[Dependency]:
+            kept = [arc for arc in downstreams.get(stage, ()) if arc.downstream not in mine]
+            return [*changed[stage], *kept] if stage in changed else kept
+
+        return out_of
 
 
 def _has_other_ports(before: StageSpec, after: StageSpec) -> bool:
@@ -360,6 +354,11 @@ class _Stages(Mapping[StageId, StageSpec]):
 
     def __init__(self, draft: _Draft) -> None:
         self._draft = draft
+
+    def get(self, stage: StageId, default: Any = None) -> Any:
+        """As a mapping's, which would raise and catch for each stage that is not there."""
+        found = self._draft.spec(stage)
+        return default if found is None else found
 
     def __getitem__(self, stage: StageId) -> StageSpec:
         found = self._draft.spec(stage)
