@@ -88,6 +88,7 @@ KINDS = KindCatalog(
             params={"score": Param(type="number", default=0)},
         ),
         KindSpec(name="t.say", variadic_input=JSON, outputs={"text": TEXT}),
+        KindSpec(name="t.blur", variadic_input=JSON, outputs={"value": JSON}, declassifies=True),
         KindSpec(name="t.see", variadic_input=JSON, outputs={"value": JSON}, targets=("npu", "cpu")),
         KindSpec(
             name="t.heavy",

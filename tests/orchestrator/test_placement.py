@@ -70,11 +70,11 @@ class TestFeasible:
     def test_each_requirement(self, require: Requirements, why: list[str]) -> None:
         profile = node("edge-1", targets=("cpu", "npu"), labels={"site": "north"}, memory_bytes=1024)
         kind = KindSpec(name="k", targets=("npu", "cpu", "gpu"))
-        assert list(misfits(profile, True, kind, require)) == why
-        assert may(profile, True, kind, require) is not bool(why)
+        assert list(misfits(profile, True, kind, require, None)) == why
+        assert may(profile, True, kind, require, None) is not bool(why)
 
     def test_a_kind_has_to_be_offered(self) -> None:
-        assert list(misfits(node("edge-1"), False, KindSpec(name="k"), Requirements())) == ["does not offer k"]
+        assert list(misfits(node("edge-1"), False, KindSpec(name="k"), Requirements(), None)) == ["does not offer k"]
 
     def test_the_target_is_the_required_or_the_kinds_first_that_is_there(self) -> None:
         both, plain = node("a", targets=("cpu", "npu")), node("b")

@@ -2,6 +2,7 @@
 
     g = Graph("spoken-question")
     audio = g.input("audio", PortType.BYTES)
+    photo = g.input("photo", PortType.IMAGE, private=Private.DEVICE)
     hear = g.stage("hear", "audio.decode", data=audio, require=Requirements(tiers=(Tier.DEVICE,)))
     words = g.stage("words", "speech.recognise", audio=hear["audio"], params={"beams": 1})
     loud = g.stage("loud", "image.enlarge", image=photo, after=[words.on_completion()])
@@ -28,6 +29,7 @@ from starloom.dag.constellation import (
     Operator,
     OutputBinding,
     Policy,
+    Private,
     Requirements,
     StageSpec,
 )
@@ -109,6 +111,7 @@ class Graph:
         self._stages: dict[StageId, StageSpec] = {}
         self._dependencies: list[Dependency] = []
         self._inputs: dict[str, Port] = {}
+        self._private: dict[str, Private] = {}
         self._bindings: list[InputBinding] = []
         self._outputs: dict[str, OutputBinding] = {}
         self._order = TopologicalOrder[StageId]()
@@ -125,9 +128,15 @@ class Graph:
         optional: bool = False,
         chunks: int = 0,
         full: Full | None = None,
+        private: Private | None = None,
     ) -> JobInput:
-        """Adds an input of the job; `chunks` and `full` say what is kept of a stream, as in `values.Port`."""
+        """Adds an input of the job; `chunks` and `full` say what is kept of a stream, as in `values.Port`.
+
+        `private`: how far it may go, with all that is computed from it.
+        """
         self._refuse_second(self._inputs, f"inputs.{name}", name)
+        if private is not None:
+            self._private[name] = private
         self._inputs[name] = Port(port_type, stream=stream, optional=optional, chunks=chunks, full=full)
         return JobInput(self, name)
 
@@ -140,6 +149,8 @@ class Graph:
         params: Mapping[str, Any] | None = None,
         require: Requirements | None = None,
         policy: Policy | None = None,
+        private: Private | dict[str, Private] | None = None,
+        declassify: bool | None = None,
         join: Join = Join.ALL,
         after: Upstream | Iterable[Upstream] = (),
         inputs: Mapping[str, Source] | None = None,
@@ -147,6 +158,7 @@ class Graph:
     ) -> StageRef:
         """Adds a stage of a registered kind, fed by keyword; an empty `name` makes one from the kind's.
 
+        `private` and `declassify` say how far what it gives may go, as in `constellation.StageSpec`.
         `inputs` feeds ports whose names are no Python names, or are taken by a parameter here.
         """
         stage = StageId(name or self._free_name(kind))
@@ -166,6 +178,8 @@ class Graph:
             params=_with_lists(dict(params or {})),
             requires=require or Requirements(),
             policy=policy or Policy(),
+            private=private,
+            declassify=declassify,
             join=join,
         )
         self._order.add_vertex(stage)
@@ -225,6 +239,7 @@ class Graph:
             stages=dict(self._stages),
             dependencies=tuple(self._dependencies),
             inputs=dict(self._inputs),
+            private=dict(self._private),
             bindings=tuple(self._bindings),
             outputs=dict(self._outputs),
             labels=dict(self.labels),

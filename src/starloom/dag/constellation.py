@@ -4,8 +4,10 @@
 `dag.validate` finds everything that is wrong with it. Nothing here runs.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -22,6 +24,19 @@ class Tier(StrEnum):
     DEVICE = "device"
     EDGE = "edge"
     CLOUD = "cloud"
+
+
+class Private(StrEnum):
+    """How far private data may go. DEVICE: it stays on the device tier. EDGE: on the device and the edge tiers."""
+
+    DEVICE = "device"
+    EDGE = "edge"
+
+
+PRIVATE_TIERS: Final[Mapping[Private, tuple[Tier, ...]]] = MappingProxyType(
+    {Private.DEVICE: (Tier.DEVICE,), Private.EDGE: (Tier.DEVICE, Tier.EDGE)}
+)
+"""Where private data may stand, and be computed with."""
 
 
 class Requirements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -101,7 +116,12 @@ class Join(StrEnum):
 
 
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A vertex: a registered kind with its parameters, requirements and policy. `cancelled`: it is skipped, not run."""
+    """A vertex: a registered kind with its parameters, requirements and policy. `cancelled`: it is skipped, not run.
+
+    `private` says how far the stage and all that it gives may go, or single outputs by their ports; what is computed from
+    those goes no further (`dag.privacy`). `declassify`: what it gives is free of the labels of what it reads, and of its
+    own as a whole; None leaves the former to its kind.
+    """
 
     id: StageId
     kind: str
@@ -110,6 +130,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     policy: Policy = Policy()
     join: Join = Join.ALL
     cancelled: bool = False
+    private: Private | dict[str, Private] | None = None
+    declassify: bool | None = None
 
 
 class On(StrEnum):
@@ -169,13 +191,15 @@ class OutputBinding(msgspec.Struct, frozen=True, kw_only=True):
 class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A task-DAG: stages by id, dependencies, typed job inputs and their bindings, job outputs by name.
 
-    `deadline_seconds` bounds a job of it, from its acceptance on; 0 is no bound.
+    `deadline_seconds` bounds a job of it, from its acceptance on; 0 is no bound. `private` says of inputs, by name, how
+    far they may go.
     """
 
     name: str
     stages: dict[StageId, StageSpec]
     dependencies: tuple[Dependency, ...] = ()
     inputs: dict[str, Port] = {}
+    private: dict[str, Private] = {}
     bindings: tuple[InputBinding, ...] = ()
     outputs: dict[str, OutputBinding] = {}
     labels: dict[str, str] = {}

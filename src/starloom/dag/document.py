@@ -6,6 +6,7 @@
     deadline: 5m                                # of the whole job, from its acceptance on
     inputs:
       audio: {type: bytes}                      # or short: `audio: bytes`
+      photo: {type: bytes, private: device}     # stays on that tier, with what is computed from it; device | edge
       words: {type: text, stream: true, optional: true}
       frames: {type: image, stream: true, chunks: 8, full: latest}   # full: block | oldest | latest
     stages:
@@ -22,6 +23,8 @@
         defaults: {text: ""}
         grow: {stages: 100, generations: 10}    # at most, where the kind grows
         replicate: 1                            # copies of the outputs on other nodes, beside the original
+        private: edge                           # what it gives stays on device and edge; or by port: {text: device}
+        declassify: true                        # what it gives may leave, though what it reads may not
         join: all                               # all | any
         after: [other, {stage: another, on: completion}]            # order only
         cancelled: false                        # true: the stage is skipped
@@ -55,6 +58,7 @@ from starloom.dag.constellation import (
     On,
     OnFailure,
     Policy,
+    Private,
     Requirements,
     Retry,
     StageSpec,
@@ -129,7 +133,9 @@ def to_json(constellation: Constellation) -> dict[str, Any]:
             "name": constellation.name,
             "labels": constellation.labels,
             "deadline": _seconds_text(constellation.deadline_seconds) if constellation.deadline_seconds else None,
-            "inputs": {name: _port(port) for name, port in constellation.inputs.items()},
+            "inputs": {
+                name: _port(port, constellation.private.get(name)) for name, port in constellation.inputs.items()
+            },
             "stages": {
                 name: stage_to_json(stage, feeds[name], after[name]) for name, stage in constellation.stages.items()
             },
@@ -208,6 +214,9 @@ def _unsayable(constellation: Constellation) -> Iterator[Problem]:
         if binding.downstream not in constellation.stages:
             yield Problem(f"inputs.{binding.source}", f"no stage is called {binding.downstream!r}")
         yield from _fed_twice(fed, binding.downstream, binding.input)
+    for name in constellation.private:
+        if name not in constellation.inputs:
+            yield Problem(f"inputs.{name}", "is said to be private, but the constellation has no such input")
     for name, output in constellation.outputs.items():
         if name_fault(output.upstream) or not output.output:
             yield Problem(f"outputs.{name}", f"{output.upstream!r}.{output.output!r} cannot be written as stage.port")
@@ -223,10 +232,10 @@ def _without_empty(part: dict[str, Any], keep: tuple[str, ...] = ()) -> dict[str
     return {key: value for key, value in part.items() if key in keep or value not in ("", 0, None, {}, [], ())}
 
 
-def _port(port: Port) -> str | dict[str, Any]:
+def _port(port: Port, private: Private | None) -> str | dict[str, Any]:
     full = port.full and str(port.full)
     parts = {"type": str(port.type), "stream": port.stream, "optional": port.optional}
-    short = _without_empty({**parts, "chunks": port.chunks, "full": full})
+    short = _without_empty({**parts, "chunks": port.chunks, "full": full, "private": private and str(private)})
     return str(port.type) if len(short) == 1 else short
 
 
@@ -265,12 +274,19 @@ def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> 
             "params": msgspec.to_builtins(stage.params) if stage.params else {},
             "require": requirements_to_json(stage.requires),
             **policy_to_json(stage.policy),
+            **privacy_to_json(stage.private, stage.declassify),
             "join": str(stage.join) if stage.join != Join.ALL else None,
             "after": after,
             "cancelled": stage.cancelled or None,
         },
-        keep=("kind",),
+        keep=("kind", "declassify"),
     )
+
+
+def privacy_to_json(private: Private | dict[str, Private] | None, declassify: bool | None) -> dict[str, Any]:
+    """What is said of how far data may go, which stands beside a stage's other keys."""
+    found = {"private": msgspec.to_builtins(private), "declassify": declassify}
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def policy_to_json(policy: Policy) -> dict[str, Any]:

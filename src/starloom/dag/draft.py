@@ -33,9 +33,11 @@ from starloom.dag.patch import (
     Rewire,
     SetOutputs,
     SetPolicy,
+    SetPrivacy,
     Splice,
     arc_key,
 )
+from starloom.dag.privacy import Expected, conflicts, labels_in, loosened
 from starloom.dag.redirect import redirected
 from starloom.dag.shape import Shape
 from starloom.dag.splice import Spliced, spliced
@@ -75,6 +77,8 @@ class _Draft:
 
     def __init__(self, shape: Shape) -> None:
         self.problems: list[Problem] = []
+        #: inputs of spliced constellations that are private in there
+        self._expected: list[Expected] = []
         self._shape = shape
         self._specs: dict[StageId, StageSpec | None] = {}
         self._arcs: dict[StageId, list[Dependency]] = {}
@@ -102,6 +106,8 @@ class _Draft:
                 self._set(f"{place}.move", stage, requires=requires)
             case SetPolicy(stage=stage, policy=policy):
                 self._set(f"{place}.set_policy", stage, policy=policy)
+            case SetPrivacy(stage=stage, private=private, declassify=declassify):
+                self._set(f"{place}.set_privacy", stage, private=private, declassify=declassify)
             case CancelStage(stage=stage):
                 self._set(f"{place}.cancel_stage", stage, cancelled=True)
             case ResumeStage(stage=stage):
@@ -165,6 +171,7 @@ class _Draft:
         part = self._part(difference, stages, set(gone))
         yield from problems_of_part(part, kinds, stages)
         yield from closing_problems(part, difference, self.arcs_into, self._arcs_out(), kinds)
+        yield from self._privacy_faults(difference, kinds)
 
     def _problem(self, place: str, what: str) -> None:
         self.problems.append(Problem(place, what))
@@ -275,6 +282,12 @@ class _Draft:
             self.problems += found
             return
         self._add(place, found.add)
+        private = splice.constellation.private
+        self._expected += (
+            Expected(f"{place}.inputs.{name}", source, private[name])
+            for name, source in splice.inputs.items()
+            if name in private
+        )
         for rewire in found.rewires:
             if self._known(f"{place}.outputs", rewire.stage):
                 self._rewire(f"{place}.outputs", rewire)
@@ -293,6 +306,15 @@ class _Draft:
         for place, count, name, limit in sizes:
             if count > limit:
                 yield Problem(place, f"{count} would be over {name} = {limit}; split the job")
+
+    def _privacy_faults(self, difference: Difference, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
+        """Where what is private would leave: in all of the constellation, for labels go on from what differs."""
+        labels, parts = labels_in(self._shape, kinds, difference)
+        yield from conflicts(labels, parts)
+        yield from loosened(labels, parts, self._expected)
+
+    def _bindings_of(self, stage: StageId) -> list[InputBinding]:
+        return self._bindings.get(stage, self._shape.bindings.get(stage, []))
 
     def _orphan_faults(self, gone: Iterable[StageId]) -> Iterator[Problem]:
         """What would still need a stage that is taken away."""
@@ -321,7 +343,7 @@ class _Draft:
         if retyped or gone:
             names |= {name for name, out in self._shape.outputs.items() if out.upstream in retyped | gone}
         outputs = {name: out for name in names if (out := self._output(name)) is not None}
-        bindings = (self._bindings.get(stage, self._shape.bindings.get(stage, [])) for stage in stages)
+        bindings = map(self._bindings_of, stages)
         return msgspec.structs.replace(
             self._shape.origin,
             stages=_Stages(self),

@@ -11,8 +11,8 @@ patch = edit.patch()
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from starloom.dag.constellation import Constellation, Join, Policy, Requirements
-from starloom.dag.document import policy_to_json, requirements_to_json, to_json
+from starloom.dag.constellation import Constellation, Join, Policy, Private, Requirements
+from starloom.dag.document import policy_to_json, privacy_to_json, requirements_to_json, to_json
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import patch_from_json
 
@@ -42,6 +42,8 @@ class Edit:
         params: Mapping[str, Any] | None = None,
         require: Requirements | None = None,
         policy: Policy | None = None,
+        private: Private | dict[str, Private] | None = None,
+        declassify: bool | None = None,
         join: Join = Join.ALL,
         after: Iterable[Source] = (),
         inputs: Mapping[str, Source] | None = None,
@@ -53,6 +55,7 @@ class Edit:
             "params": dict(params or {}),
             "require": requirements_to_json(require or Requirements()),
             **policy_to_json(policy or Policy()),
+            **privacy_to_json(private, declassify),
             "join": str(join),
             "after": _listed(after),
             "in": _plain({**ports, **(inputs or {})}),
@@ -104,6 +107,12 @@ class Edit:
     def set_policy(self, stage: str, policy: Policy) -> None:
         """Another policy."""
         self._operations.append({"set_policy": {"stage": stage, **policy_to_json(policy)}})
+
+    def set_privacy(
+        self, stage: str, private: Private | dict[str, Private] | None = None, declassify: bool | None = None
+    ) -> None:
+        """Other labels, in place of those that it has."""
+        self._operations.append({"set_privacy": {"stage": stage, **privacy_to_json(private, declassify)}})
 
     def cancel_stage(self, stage: str) -> None:
         """The stage is skipped, with what needs it."""

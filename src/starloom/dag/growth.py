@@ -7,12 +7,13 @@ its policy and its parameters, but for those that are given.
 
 What it adds is called after it, `detect-0`, `detect-1`, and the rounds of a loop are counted, `round-r2`,
 `round-r3`: a stage that runs again gives the same names. It may only add stages, let others read those in
-place of itself (`redirect`), and feed stages downstream differently (`rewire`).
+place of itself (`redirect`), and feed stages downstream differently (`rewire`). What it adds is computed from what it
+reads, and so is as private as what it gives; it cannot declassify that, though kinds may.
 """
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
@@ -20,7 +21,9 @@ import msgspec
 from starloom.dag.constellation import Dependency, InputBinding, On, OutputBinding, Requirements, StageSpec
 from starloom.dag.errors import Problem
 from starloom.dag.ids import StageId
+from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Add, AnyOperation, Patch, Redirect, Rewire
+from starloom.dag.privacy import labels_in, strictest
 from starloom.dag.shape import Shape
 
 OWN: Final = StageId("@")
@@ -56,12 +59,14 @@ def digest_of(patch: Patch | None) -> str:
     return hashlib.blake2b(_encode(patch.operations), digest_size=16).hexdigest() if patch else ""
 
 
-def resolved(patch: Patch, shape: Shape, stage: StageId, started: tuple[StageId, ...]) -> tuple[Patch, list[Problem]]:
+def resolved(
+    patch: Patch, shape: Shape, stage: StageId, started: tuple[StageId, ...], kinds: Mapping[str, KindSpec]
+) -> tuple[Patch, list[Problem]]:
     """The patch that a stage of a job asks for, in the job's names, and everything in it that a stage may not ask for.
 
     What has `started` without the stage is not redirected.
     """
-    resolver = _Resolver(shape, stage, started)
+    resolver = _Resolver(shape, stage, started, kinds)
     operations = [resolver.operation(f"patch[{index}]", operation) for index, operation in enumerate(patch.operations)]
     if patch.restart or patch.if_revision or patch.id:
         resolver.problem("patch", "says restart, if_revision or id; those are for people")
@@ -69,11 +74,16 @@ def resolved(patch: Patch, shape: Shape, stage: StageId, started: tuple[StageId,
 
 
 class _Resolver:
-    def __init__(self, shape: Shape, stage: StageId, started: tuple[StageId, ...]) -> None:
+    def __init__(
+        self, shape: Shape, stage: StageId, started: tuple[StageId, ...], kinds: Mapping[str, KindSpec]
+    ) -> None:
         self.problems: list[Problem] = []
         self._shape = shape
         self._stage = stage
         self._started = started
+        self._kinds = kinds
+        given = labels_in(shape, kinds)[0].given(stage)
+        self._private = given.level if given is not None else None
 
     def problem(self, place: str, what: str) -> None:
         self.problems.append(Problem(place, what))
@@ -107,10 +117,22 @@ class _Resolver:
         own = self._shape.specs[self._stage]
         name = self._name(place, spec.id)
         if spec.kind == OWN:
-            return msgspec.structs.replace(own, id=name, params={**own.params, **spec.params})
+            return self._labelled(msgspec.structs.replace(own, id=name, params={**own.params, **spec.params}))
+        if spec.declassify:
+            self.problem(f"{place}.declassify", "a stage may not declassify what it adds; its kind may, and people")
         # What a stage was kept from, its data is kept from as well.
         near = Requirements(tiers=own.requires.tiers) if spec.requires == _NOTHING_REQUIRED else spec.requires
-        return msgspec.structs.replace(spec, id=name, requires=near)
+        return self._labelled(msgspec.structs.replace(spec, id=name, requires=near))
+
+    def _labelled(self, spec: StageSpec) -> StageSpec:
+        """As private as what the stage gives: the parameters of what it adds may be computed from that."""
+        if self._private is None:
+            return spec
+        said = spec.private if isinstance(spec.private, dict) else {"": spec.private}
+        level = strictest(self._private, *said.values())
+        kind = self._kinds.get(spec.kind)
+        frees = spec.declassify is None and kind is not None and kind.declassifies
+        return msgspec.structs.replace(spec, private=level, declassify=True if frees else spec.declassify)
 
     def _rewire(self, place: str, rewire: Rewire) -> Rewire:
         if rewire.stage.startswith("@"):

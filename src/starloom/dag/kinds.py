@@ -80,7 +80,8 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     stages to the job. `checkpoints`: it can resume from a saved state. `effects`: it acts on the
     outside world and takes an idempotency key. `brief`: a run takes well under a millisecond and never waits, so that an
     agent may run it on its event loop. `batch`: attempts of several jobs may share a call; a kind whose outputs depend on
-    who shares it is not deterministic. `variadic_input`: accepts any further input ports
+    who shares it is not deterministic. `declassifies`: what it gives may go where what it reads may not, unless its stage
+    says otherwise. `variadic_input`: accepts any further input ports
     of this type. `variadic_output`, no stream: a stage has a further output port of this type for each key of its parameter
     OUTPUTS_PARAM, an object. `tier` is where the kind usually runs; a stage's requirements overrule it.
     """
@@ -101,6 +102,7 @@ class KindSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     effects: bool = False
     brief: bool = False
     batch: Batch | None = None
+    declassifies: bool = False
     cost: Cost = Cost()
 
     def __post_init__(self) -> None:

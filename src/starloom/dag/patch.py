@@ -21,6 +21,7 @@ from starloom.dag.constellation import (
     Join,
     OutputBinding,
     Policy,
+    Private,
     Requirements,
     StageSpec,
 )
@@ -87,6 +88,14 @@ class SetPolicy(Operation, frozen=True, tag="set_policy"):
     policy: Policy
 
 
+class SetPrivacy(Operation, frozen=True, tag="set_privacy"):
+    """Other labels of a stage, in place of those that it has."""
+
+    stage: StageId
+    private: Private | dict[str, Private] | None = None
+    declassify: bool | None = None
+
+
 class CancelStage(Operation, frozen=True, tag="cancel_stage"):
     """The stage stays, but is skipped, and with it what needs it."""
 
@@ -132,7 +141,18 @@ class SetOutputs(Operation, frozen=True, tag="outputs"):
 
 
 AnyOperation = (
-    Add | Remove | Replace | Rewire | Redirect | Move | SetPolicy | CancelStage | ResumeStage | Splice | SetOutputs
+    Add
+    | Remove
+    | Replace
+    | Rewire
+    | Redirect
+    | Move
+    | SetPolicy
+    | SetPrivacy
+    | CancelStage
+    | ResumeStage
+    | Splice
+    | SetOutputs
 )
 
 
@@ -280,6 +300,8 @@ def _of_change(change: Change) -> Iterator[AnyOperation]:
         yield Move(stage=after.id, requires=after.requires)
     if before.policy != after.policy:
         yield SetPolicy(stage=after.id, policy=after.policy)
+    if (before.private, before.declassify) != (after.private, after.declassify):
+        yield SetPrivacy(stage=after.id, private=after.private, declassify=after.declassify)
     if before.join != after.join:
         yield Rewire(stage=after.id, join=after.join)
     if before.cancelled != after.cancelled:

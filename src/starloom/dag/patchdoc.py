@@ -14,6 +14,7 @@ patch:                               # done in this order, all or none
   - redirect: {from: words.text, to: short.text, but: [speak]}      # all that reads it; `to` may be a list
   - move: {stage: words, require: {tier: cloud}}
   - set_policy: {stage: words, retry: 3, timeout: 5s}
+  - set_privacy: {stage: words, private: device, declassify: false}    # in place of what it says of both
   - cancel_stage: extra
   - resume_stage: extra
   - splice: {prefix: fr, constellation: {...}, inputs: {text: words.text}, outputs: {text: [speak.text]}}
@@ -28,6 +29,7 @@ from starloom.dag.constellation import API_VERSION, Dependency, InputBinding, Jo
 from starloom.dag.document import (
     order_to_json,
     policy_to_json,
+    privacy_to_json,
     read_document,
     requirements_to_json,
     source_to_json,
@@ -49,9 +51,10 @@ from starloom.dag.patch import (
     Rewire,
     SetOutputs,
     SetPolicy,
+    SetPrivacy,
     Splice,
 )
-from starloom.dag.schema import POLICY_KEYS, Reader
+from starloom.dag.schema import POLICY_KEYS, PRIVACY_KEYS, Reader
 
 _HEAD_KEYS = ("api_version", "if_revision", "restart", "why", "id", "patch")
 
@@ -107,6 +110,8 @@ def operation_to_json(operation: AnyOperation) -> dict[str, Any]:
             return {"move": {"stage": stage, "require": requirements_to_json(requires)}}
         case SetPolicy(stage=stage, policy=policy):
             return {"set_policy": {"stage": stage, **policy_to_json(policy)}}
+        case SetPrivacy(stage=stage, private=private, declassify=declassify):
+            return {"set_privacy": {"stage": stage, **privacy_to_json(private, declassify)}}
         case CancelStage(stage=stage):
             return {"cancel_stage": stage}
         case ResumeStage(stage=stage):
@@ -182,6 +187,7 @@ class _PatchReader(Reader):
             "redirect": self._read_redirect,
             "move": self._read_move,
             "set_policy": self._read_policy,
+            "set_privacy": self._read_privacy,
             "cancel_stage": lambda at, item: CancelStage(stage=self._name(at, item)),
             "resume_stage": lambda at, item: ResumeStage(stage=self._name(at, item)),
             "splice": self._read_splice,
@@ -278,6 +284,11 @@ class _PatchReader(Reader):
     def _read_policy(self, place: str, value: Any) -> SetPolicy:
         stage, part = self._named(place, value, POLICY_KEYS)
         return SetPolicy(stage=stage, policy=self._policy(place, part))
+
+    def _read_privacy(self, place: str, value: Any) -> SetPrivacy:
+        stage, part = self._named(place, value, PRIVACY_KEYS)
+        private, declassify = self._privacy(place, part)
+        return SetPrivacy(stage=stage, private=private, declassify=declassify)
 
     def _read_splice(self, place: str, value: Any) -> Splice:
         known = ("prefix", "constellation", "inputs", "outputs")

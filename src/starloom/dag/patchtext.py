@@ -13,7 +13,7 @@ from typing import Any
 
 from starloom.dag import limits
 from starloom.dag.constellation import Dependency, On
-from starloom.dag.document import policy_to_json, requirements_to_json
+from starloom.dag.document import policy_to_json, privacy_to_json, requirements_to_json
 from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice
 
 _VALUE_CHARACTERS_MAX = 80
@@ -74,6 +74,11 @@ def _stage_lines(change: Change) -> Iterator[str]:
     parts: tuple[tuple[str, Any, Any], ...] = (
         ("require", requirements_to_json(before.requires), requirements_to_json(after.requires)),
         ("policy", policy_to_json(before.policy), policy_to_json(after.policy)),
+        (
+            "privacy",
+            privacy_to_json(before.private, before.declassify),
+            privacy_to_json(after.private, after.declassify),
+        ),
         ("join", before.join, after.join),
         ("cancelled", before.cancelled, after.cancelled),
     )

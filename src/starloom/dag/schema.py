@@ -25,6 +25,7 @@ from starloom.dag.constellation import (
     Operator,
     OutputBinding,
     Policy,
+    Private,
     Requirements,
     Retry,
     StageSpec,
@@ -55,7 +56,8 @@ _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{0,24})?(?:[eE][-+]?[0-9]{1,3})?)
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
 POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow", "replicate")
-_STAGE_KEYS = ("kind", "in", "params", "require", *POLICY_KEYS, "join", "after", "cancelled")
+PRIVACY_KEYS = ("private", "declassify")
+_STAGE_KEYS = ("kind", "in", "params", "require", *POLICY_KEYS, *PRIVACY_KEYS, "join", "after", "cancelled")
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -93,13 +95,14 @@ class Reader:
         dependencies: list[Dependency] = []
         for name, stage in self._mapping("stages", part.get("stages", {})).items():
             stages[StageId(name)] = self._stage(StageId(name), stage, bindings, dependencies)
-        inputs = self._mapping("inputs", part.get("inputs", {}))
+        inputs, private = self._inputs(part.get("inputs", {}))
         outputs = self._mapping("outputs", part.get("outputs", {}))
         return Constellation(
             name=self._text("name", part.get("name", "")),
             stages=stages,
             dependencies=tuple(dependencies),
-            inputs={name: self._port(f"inputs.{name}", port) for name, port in inputs.items()},
+            inputs=inputs,
+            private=private,
             bindings=tuple(bindings),
             outputs={name: self._output(f"outputs.{name}", output) for name, output in outputs.items()},
             labels=self._labels("labels", part.get("labels", {})),
@@ -173,10 +176,20 @@ class Reader:
             self._problem(place, str(error))
             return otherwise
 
-    def _port(self, place: str, value: Any) -> Port:
-        if isinstance(value, str):
-            value = {"type": value}
-        part = self._mapping(place, value, ("type", "stream", "optional", "chunks", "full"), needed=("type",))
+    def _inputs(self, value: Any) -> tuple[dict[str, Port], dict[str, Private]]:
+        """The job's inputs, and how far those may go that are private."""
+        ports: dict[str, Port] = {}
+        private: dict[str, Private] = {}
+        known = ("type", "stream", "optional", "chunks", "full", "private")
+        for name, item in self._mapping("inputs", value).items():
+            place = f"inputs.{name}"
+            part = self._mapping(place, {"type": item} if isinstance(item, str) else item, known, needed=("type",))
+            ports[name] = self._port(place, part)
+            if "private" in part:
+                private[name] = self._choice(f"{place}.private", part["private"], Private, Private.DEVICE)
+        return ports, private
+
+    def _port(self, place: str, part: Mapping[str, Any]) -> Port:
         return Port(
             type=self._choice(f"{place}.type", part.get("type", PortType.BYTES), PortType, PortType.BYTES),
             stream=self._flag(f"{place}.stream", part.get("stream", False)),
@@ -204,6 +217,7 @@ class Reader:
             self._feed(place, name, port, source, bindings, dependencies)
         if "after" in part:
             dependencies.extend(self._orders(name, f"{place}.after", part["after"]))
+        private, declassify = self._privacy(place, part)
         return StageSpec(
             id=name,
             kind=self._text(f"{place}.kind", part.get("kind", "")),
@@ -214,7 +228,21 @@ class Reader:
             policy=self._policy(place, part) if not part.keys().isdisjoint(POLICY_KEYS) else _USUAL_POLICY,
             join=self._choice(f"{place}.join", part["join"], Join, Join.ALL) if "join" in part else Join.ALL,
             cancelled=self._flag(f"{place}.cancelled", part["cancelled"]) if "cancelled" in part else False,
+            private=private,
+            declassify=declassify,
         )
+
+    def _privacy(self, place: str, part: Mapping[str, Any]) -> tuple[Private | dict[str, Private] | None, bool | None]:
+        """How far what a stage gives may go, all of it or by output port; and whether that is free of what it reads."""
+        declassify = self._flag(f"{place}.declassify", part["declassify"]) if "declassify" in part else None
+        if "private" not in part:
+            return None, declassify
+        place, value = f"{place}.private", part["private"]
+        if not isinstance(value, dict):
+            return self._choice(place, value, Private, Private.DEVICE), declassify
+        ports = self._mapping(place, value)
+        found = {port: self._choice(f"{place}.{port}", item, Private, Private.DEVICE) for port, item in ports.items()}
+        return found, declassify
 
     def _orders(self, stage: StageId, place: str, value: Any) -> list[Dependency]:
         if isinstance(value, str | dict):

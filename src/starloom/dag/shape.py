@@ -20,6 +20,8 @@ class Shape:
         self.downstreams: dict[StageId, list[Dependency]] = {stage: [] for stage in self.specs}
         self.bindings: dict[StageId, list[InputBinding]] = {stage: [] for stage in self.specs}
         self.outputs: dict[str, OutputBinding] = constellation.outputs
+        #: the stages that say how far what they give may go
+        self.private = {name: None for name, spec in self.specs.items() if spec.private is not None}
         self.dependency_count = len(constellation.dependencies)
         for dependency in constellation.dependencies:
             self.upstreams[dependency.downstream].append(dependency)
@@ -54,6 +56,10 @@ class Shape:
         for change in difference.stages:
             if change.after is not None:
                 self.specs[change.stage] = change.after
+                if change.after.private is not None:
+                    self.private[change.stage] = None
+                else:
+                    self.private.pop(change.stage, None)
                 for index in (self.upstreams, self.downstreams, self.bindings):
                     index.setdefault(change.stage, [])
         self._drop_arcs(difference.removed)
@@ -68,6 +74,7 @@ class Shape:
             if change.after is None:
                 del self.specs[change.stage], self.bindings[change.stage]
                 del self.upstreams[change.stage], self.downstreams[change.stage]
+                self.private.pop(change.stage, None)
         self.dependency_count += len(difference.added) - len(difference.removed)
         if difference.outputs:
             changed = {name: change.after for name, change in difference.outputs.items()}

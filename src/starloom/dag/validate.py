@@ -19,8 +19,9 @@ from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.order import cycle_text, find_cycles
+from starloom.dag.privacy import conflicts, labels_of
 from starloom.dag.streams import buffer_fault, start_problems
-from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, stage_problems
+from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, private_fault, stage_problems
 from starloom.dag.values import Port, PortType
 
 _ORDERED = ("<", "<=", ">", ">=")
@@ -50,7 +51,11 @@ def problems_of_part(part: Constellation, kinds: Mapping[str, KindSpec], stages:
 
 
 def warnings(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> list[Problem]:
-    """What a valid constellation may say but seldom means: unused job inputs, and inputs that may stay without a value."""
+    """What a valid constellation may say but seldom means.
+
+    Unused job inputs, inputs that may stay without a value, outputs of the job that are private, and stages that
+    declassify nothing.
+    """
     used = {binding.source for binding in constellation.bindings}
     found = [Problem(f"inputs.{name}", "no stage uses this input") for name in constellation.inputs if name not in used]
     for dependency in constellation.dependencies:
@@ -64,7 +69,19 @@ def warnings(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> lis
             found.append(Problem(place, f"has no value when {dependency.upstream} fails, but {stage.kind} requires it"))
         elif stage.join == Join.ANY:
             found.append(Problem(place, f"may have no value yet when the stage starts, but {stage.kind} requires it"))
-    return found
+    return [*found, *_privacy_warnings(constellation, kinds)]
+
+
+def _privacy_warnings(constellation: Constellation, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
+    labels, _ = labels_of(constellation, kinds)
+    for name, output in constellation.outputs.items():
+        label = labels.of_output(output.upstream, output.output)
+        if label is not None:
+            what = f"{output.upstream}.{output.output} is private to {label.level}"
+            yield Problem(f"outputs.{name}", f"{what}, and goes to the client through the orchestrator all the same")
+    for stage, spec in constellation.stages.items():
+        if spec.declassify and labels.of(stage) is None:
+            yield Problem(f"stages.{stage}.declassify", "nothing that the stage reads is private, nor the stage itself")
 
 
 class _Validator:
@@ -84,7 +101,15 @@ class _Validator:
                 yield Problem(f"inputs.{name}.type", f"no port type is called {port.type!r}; use {', '.join(PortType)}")
             if fault := buffer_fault(port):
                 yield Problem(f"inputs.{name}", fault)
+        for name, level in self._c.private.items():
+            if name not in self._c.inputs:
+                yield Problem(
+                    f"inputs.{name}", f"is private, but there is no such input{suggestion(name, self._c.inputs)}"
+                )
+            if fault := private_fault(level):
+                yield Problem(f"inputs.{name}.private", fault)
         yield from self.part_problems(self._c.stages)
+        yield from conflicts(*labels_of(self._c, self._kinds))
         cycles = list(self._cycle_problems())
         yield from cycles or start_problems(self._c, self._kinds)
         yield from self.output_problems()

@@ -7,7 +7,7 @@ import msgspec
 
 from starloom.dag import limits
 from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
-from starloom.dag.constellation import OnFailure, Policy, Requirements, StageSpec, Straggler, Tier
+from starloom.dag.constellation import OnFailure, Policy, Private, Requirements, StageSpec, Straggler, Tier
 from starloom.dag.errors import Problem
 from starloom.dag.kinds import OUTPUTS_PARAM, PARAM_TYPES, KindSpec, Param
 from starloom.dag.streams import has_streams
@@ -35,6 +35,8 @@ def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -
     yield from _params_problems(f"{place}.params", stage.params, kind)
     yield from _requirement_problems(f"{place}.require", stage.requires, kind)
     yield from _policy_problems(place, stage.policy, kind, stage.params)
+    if stage.private is not None:
+        yield from _private_problems(place, stage, kind)
 
 
 def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | None) -> Iterator[Problem]:
@@ -99,6 +101,26 @@ def _requirement_problems(place: str, requires: Requirements, kind: KindSpec | N
     if fault := text_fault(requires.node):
         yield Problem(f"{place}.node", fault)
     yield from label_problems(f"{place}.labels", requires.labels)
+
+
+def private_fault(level: Any) -> str:
+    """What is wrong with how far something may go; empty if nothing is."""
+    return "" if level in tuple(Private) else f"is {level!r}; use device, or edge for the device and the edge tier"
+
+
+def _private_problems(place: str, stage: StageSpec, kind: KindSpec | None) -> Iterator[Problem]:
+    private = stage.private
+    if not isinstance(private, dict):
+        if fault := private_fault(private):
+            yield Problem(f"{place}.private", fault)
+        return
+    if not private:
+        yield Problem(f"{place}.private", "is empty; say device or edge, for the whole stage or for outputs by name")
+    for name, level in private.items():
+        if fault := private_fault(level):
+            yield Problem(f"{place}.private.{name}", fault)
+        if kind is not None and name not in (ports := kind.output_ports(stage.params)):
+            yield Problem(f"{place}.private.{name}", f"{kind.name} has no such output{suggestion(name, ports)}")
 
 
 def a_port(port: Port) -> str:

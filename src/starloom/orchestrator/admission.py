@@ -20,6 +20,8 @@ from starloom.dag.facts import JobSubmitted
 from starloom.dag.ids import StageId
 from starloom.dag.job import JobState
 from starloom.dag.patch import Difference
+from starloom.dag.privacy import Labels, labels_in, labels_of
+from starloom.dag.shape import Shape
 from starloom.dag.streams import has_streams, input_streams, open_inputs
 from starloom.dag.validate import problems
 from starloom.dag.validate_stage import a_port, label_problems
@@ -27,7 +29,6 @@ from starloom.dag.values import Full, ValueRef
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.effects import Submitted
 from starloom.orchestrator.endings import Endings
-from starloom.orchestrator.feasible import misfits
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.inputs import Submit
 from starloom.orchestrator.lanes import Lane, ReadyLanes
@@ -113,15 +114,16 @@ class Admission:
         self.check_load(1, len(given.constellation.stages), len(fed))
         stages = given.constellation.stages
         wrong = problems(given.constellation, self._fleet.kinds)
+        labels, _ = labels_of(given.constellation, self._fleet.kinds)
         unfit = [*_input_problems(given), *_option_problems(given)]
         if wrong:
             # A stage that is wrong in itself is judged first; what it requires would be told by a guess.
             broken = {problem.place.split(".")[1] for problem in wrong if problem.place.startswith("stages.")}
-            wrong += self.infeasible({name: stage for name, stage in stages.items() if name not in broken})
+            wrong += self.infeasible({name: stage for name, stage in stages.items() if name not in broken}, labels)
             raise InvalidConstellation([*wrong, *unfit], f"constellation {given.constellation.name!r} is not valid")
         if unfit:
             raise InvalidInput(unfit, "the job cannot be accepted")
-        infeasible = list(self.infeasible(stages))
+        infeasible = list(self.infeasible(stages, labels))
         if infeasible:
             raise Infeasible(infeasible, "no node meets the requirements of these stages")
 
@@ -164,15 +166,27 @@ class Admission:
         port = kind.outputs.get(output.output) if kind is not None else None
         return port is not None and port.stream
 
-    def infeasible(self, stages: Mapping[StageId, StageSpec]) -> Iterator[Problem]:
-        """The stages that no node may run, each with the reason for every node."""
+    def infeasible(self, stages: Mapping[StageId, StageSpec], labels: Labels) -> Iterator[Problem]:
+        """The stages that no node may run, each with the reason for every node, and why it is private if it is."""
         reasons: dict[int, str] = {}
         for name, stage in stages.items():
-            lane = self._lanes.lane(stage.kind, stage.requires)
+            lane = self._lanes.lane(stage.kind, stage.requires, labels.levels.get(name))
             if lane.seq not in reasons:
                 reasons[lane.seq] = self._why_nowhere(lane)
             if reasons[lane.seq]:
-                yield Problem(f"stages.{name}.require", reasons[lane.seq])
+                label = labels.of(name)
+                what = reasons[lane.seq] if label is None else f"{reasons[lane.seq]}; {label}"
+                yield Problem(f"stages.{name}.require", what)
+
+    def infeasible_after(self, shape: Shape, difference: Difference) -> Iterator[Problem]:
+        """The stages of a job that no node may run once it is changed so: those that differ, and whose labels do."""
+        before, _ = labels_in(shape, self._fleet.kinds)
+        labels, parts = labels_in(shape, self._fleet.kinds, difference)
+        placeable = {change.stage: change.after for change in difference.stages if change.after is not None}
+        for name, level in labels.levels.items():
+            if before.levels.get(name) != level:
+                placeable[name] = parts.specs[name]
+        yield from self.infeasible(placeable, labels)
 
     def _why_nowhere(self, lane: Lane) -> str:
         """Why no node may run a lane's stages; empty if one may, or one that was lost lately might."""
@@ -181,7 +195,7 @@ class Admission:
         texts = []
         for name in sorted(self._fleet.members):
             member = self._fleet.members[name]
-            why = " and ".join(misfits(member.profile, lane.kind in member.offers, lane.spec, lane.requires))
+            why = lane.misfits(member)
             if not why:
                 if self._lost_lately(member):
                     return ""

@@ -75,7 +75,7 @@ class Ahead:
         if stage is None or run.closed or stage.status is not StageStatus.PENDING:
             run.ahead.discard(name)
             return True
-        lane = self._lanes.lane(stage.spec.kind, stage.spec.requires)
+        lane = self._lanes.lane_of(run, name)
         if lane.key in self._full:
             return False
         run.ahead.discard(name)

@@ -1,6 +1,6 @@
 """Takes a change of a job that runs: with all that follows from it, in one decision."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from starloom.agents.messages import Cancel
 from starloom.dag.ids import StageId
@@ -20,6 +20,7 @@ class Changing:
         self._ledger = ledger
         self._lanes = lanes
         self._settler = settler
+        self._kinds = state.fleet.kinds
 
     def take(self, run: Run, plan: Plan, why: str, record: Callable[[], None]) -> None:
         """Ends the attempts that are in the way, lets `record` decide the change, and decides what it touches anew.
@@ -39,6 +40,7 @@ class Changing:
         self._lanes.forget(run, {change.stage for change in difference.stages})
         record()
         run.patched(difference, self._state.fleet.kinds)
+        self.relabel(run)
         for name in plan.ended:
             if name in job.stages:
                 self._settler.reopen(run, name, why)
@@ -47,6 +49,23 @@ class Changing:
         fresh = [change.stage for change in difference.stages if change.before is None]
         self.decide(run, [*mine, *fresh])
         self._settler.touch(run)
+
+    def renew(self, runs: Iterable[Run]) -> None:
+        """Kinds may have come, or come back otherwise, and it is their word whether they declassify."""
+        if self._kinds is self._state.fleet.kinds:
+            return
+        self._kinds = self._state.fleet.kinds
+        for run in runs:
+            if run.labels.levels:
+                self.relabel(run)
+
+    def relabel(self, run: Run) -> None:
+        """Finds the labels of a job's data anew: what is ready, and may now run elsewhere than before, is ready there."""
+        moved = [name for name in run.relabel(self._state.fleet.kinds) if name in run.queued]
+        run.queued.difference_update(moved)
+        self._lanes.forget(run, moved)
+        for name in moved:
+            self._lanes.push(run, name)
 
     def decide(self, run: Run, names: list[StageId]) -> None:
         """Pending stages go on, as their upstreams have it."""

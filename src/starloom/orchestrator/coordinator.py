@@ -94,8 +94,8 @@ class Coordinator:
         self._stragglers = Stragglers(self._state, self._ledger, self._endings, self._dispatcher)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._replicas = Replicas(self._state, self._ledger, self._endings)
-        changing = Changing(self._state, self._ledger, self._lanes, self._settler)
-        growing = Growing(self._state, self._settler, self._admission, changing)
+        self._changing = Changing(self._state, self._ledger, self._lanes, self._settler)
+        growing = Growing(self._state, self._settler, self._admission, self._changing)
         relays = Relays(self._state, self._ledger)
         self._reports = Reports(
             self._state,
@@ -108,7 +108,9 @@ class Coordinator:
             self._resolving,
             relays,
         )
-        self._patching = Patching(self._state, self._ledger, self._endings, self._settler, self._admission, changing)
+        self._patching = Patching(
+            self._state, self._ledger, self._endings, self._settler, self._admission, self._changing
+        )
         self._membership = Membership(
             self._state, self._ledger, self._waits, self._endings, self._settler, self._resolving
         )
@@ -241,6 +243,7 @@ class Coordinator:
         self._deadlines.check()
         self._settler.drain()
         self._patching.settle()
+        self._changing.renew(self._endings.runs.values())
         self._streaming.renew()
         self._dispatcher.run()
         while self._streaming.run(self._dispatcher.follow):

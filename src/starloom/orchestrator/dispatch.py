@@ -69,7 +69,7 @@ class Dispatcher:
         """
         job = run.job
         stage = job.stages[name]
-        lane = self._lanes.lane(stage.spec.kind, stage.spec.requires)
+        lane = self._lanes.lane_of(run, name)
         shunned = {*stage.live.values(), *run.avoid.get(name, ())}
         known = spare.get(lane.seq)
         if known is None:

@@ -62,7 +62,7 @@ class Growing:
             raise _refused(name, [Problem("kind", f"{stage.spec.kind} does not declare that it grows")])
         base = without(job, name, kinds) if former is not None else job.shape
         started = () if stage.former is not None else _started(job, name)
-        asked, problems = resolved(report.growth or Patch(operations=()), base, name, started)
+        asked, problems = resolved(report.growth or Patch(operations=()), base, name, started, kinds)
         whole, wrong = self._difference(base, asked)
         problems += wrong
         if not problems:
@@ -99,10 +99,9 @@ class Growing:
         if not asked.operations:
             return Difference(), []
         difference, problems = difference_of(base, asked, self._state.fleet.kinds, may_be_empty=True)
-        placeable = {change.stage: change.after for change in difference.stages if change.after is not None}
         problems += self._admission.stream_problems(base.specs, difference)
         if not problems:
-            problems += self._admission.infeasible(placeable)
+            problems += self._admission.infeasible_after(base, difference)
         return difference, problems
 
     def _plan(self, run: Run, stage: StageState, difference: Difference, problems: list[Problem]) -> Plan:

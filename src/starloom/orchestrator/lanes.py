@@ -1,6 +1,6 @@
 """Ready stages, in the order in which they are to be placed.
 
-A lane holds the ready stages of one kind with equal requirements: they share their candidates, and when
+A lane holds the ready stages of one kind with equal requirements, and as private as each other: they share their candidates, and when
 no candidate has room, the lane is put aside as a whole until one has. Between lanes, the job's priority
 decides, then the jobs take turns (each served stage moves its job back by one), then within a job the
 greatest upward rank, then the order of the constellation.
@@ -11,15 +11,15 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any
 
 from starloom.dag import limits
-from starloom.dag.constellation import Requirements
+from starloom.dag.constellation import Private, Requirements
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.kinds import KindSpec
-from starloom.orchestrator.feasible import may, target_for
-from starloom.orchestrator.fleet import AgentState, Fleet
+from starloom.orchestrator.feasible import may, misfits, target_for
+from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.placement import Candidate
 from starloom.orchestrator.runs import Run
 
-LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...]]
+LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...], str]
 Head = tuple[int, int, int]
 Place = Callable[["Lane", "Run", StageId], bool]
 """Places a stage, or finds it another thing to wait for; False if no candidate of its lane has room."""
@@ -28,11 +28,13 @@ Place = Callable[["Lane", "Run", StageId], bool]
 class Lane:
     """Ready stages that may go to the same places."""
 
-    def __init__(self, key: LaneKey, seq: int, kind: str, requires: Requirements) -> None:
+    def __init__(self, key: LaneKey, seq: int, kind: str, requires: Requirements, private: Private | None) -> None:
         self.key = key
         self.seq = seq
         self.kind = kind
         self.requires = requires
+        #: how far what the stages read and give may go
+        self.private = private
         self.blocked = False
         self.jobs: list[tuple[int, int, int, Run]] = []
         self.stages: dict[JobId, list[tuple[float, int, StageId]]] = {}
@@ -53,13 +55,18 @@ class Lane:
             self._candidates = tuple(self._find(fleet))
         return self._candidates
 
+    def misfits(self, member: Member) -> str:
+        """Why a node may not run these stages; empty if it may, or is only lost."""
+        offers = self.kind in member.offers
+        return " and ".join(misfits(member.profile, offers, self.spec, self.requires, self.private))
+
     def _find(self, fleet: Fleet) -> list[Candidate]:
         found = []
         tier = None if self.requires.tiers else self.spec.tier
         for name in sorted(fleet.members):
             member = fleet.members[name]
             if member.state is not AgentState.LOST and may(
-                member.profile, self.kind in member.offers, self.spec, self.requires
+                member.profile, self.kind in member.offers, self.spec, self.requires, self.private
             ):
                 target = target_for(member.profile, self.spec, self.requires)
                 found.append(Candidate(member, target, tier in (None, member.profile.tier)))
@@ -78,16 +85,21 @@ class ReadyLanes:
         self._version = -1
         self._clock = 0
 
-    def lane(self, kind: str, requires: Requirements) -> Lane:
-        """The lane for a kind with requirements."""
+    def lane_of(self, run: Run, stage: StageId) -> Lane:
+        """The lane of a stage."""
+        spec = run.job.stages[stage].spec
+        return self.lane(spec.kind, spec.requires, run.labels.levels.get(stage))
+
+    def lane(self, kind: str, requires: Requirements, private: Private | None) -> Lane:
+        """The lane for a kind with requirements, and for how far its data may go."""
         labels = tuple(sorted(requires.labels.items())) if requires.labels else ()
-        key = (kind, requires.tiers, requires.target, requires.node, requires.memory_bytes, labels)
+        key = (kind, requires.tiers, requires.target, requires.node, requires.memory_bytes, labels, private or "")
         lane = self._lanes.get(key)
         if lane is None:
             if len(self._lanes) >= limits.READY_LANES_KEPT:
                 self._forget_empty()
             self._seq += 1
-            lane = self._lanes[key] = Lane(key, self._seq, kind, requires)
+            lane = self._lanes[key] = Lane(key, self._seq, kind, requires, private)
         return lane
 
     def push(self, run: Run, stage: StageId) -> None:
@@ -95,8 +107,7 @@ class ReadyLanes:
         if stage in run.queued or stage in run.held:
             return
         run.queued.add(stage)
-        spec = run.job.stages[stage].spec
-        self._enter(self.lane(spec.kind, spec.requires), run, stage)
+        self._enter(self.lane_of(run, stage), run, stage)
 
     def drop(self, run: Run) -> None:
         """The job has ended: its stages are out, even of lanes that nothing is served from."""

@@ -190,10 +190,9 @@ class Patching:
             problems.append(Problem("patch", f"{what}; submit a new job"))
         difference, wrong = difference_of(job.shape, patch, kinds)
         problems += wrong
-        placeable = {change.stage: change.after for change in difference.stages if change.after is not None}
         problems += self._admission.stream_problems(job.shape.specs, difference)
         if not problems:
-            problems += self._admission.infeasible(placeable)
+            problems += self._admission.infeasible_after(job.shape, difference)
         plan, started = plan_of(job, difference, run.publish, restart=patch.restart)
         problems += started
         if problems:

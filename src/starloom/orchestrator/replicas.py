@@ -11,7 +11,7 @@ from typing import Final
 
 from starloom.agents.messages import Held, NotHeld, Replicate, Source
 from starloom.dag import limits
-from starloom.dag.constellation import Tier
+from starloom.dag.constellation import PRIVATE_TIERS, Tier
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
@@ -203,10 +203,10 @@ class Replicas:
         if lacking <= 0 or not living or copying.waits or not _needed(run, name):
             return
         for _ in range(lacking):
-            place = self._place(stage, copying, living)
+            place = self._place(run, stage, copying, living)
             if place is None and copying.unable:
                 copying.unable.clear()
-                place = self._place(stage, copying, living)
+                place = self._place(run, stage, copying, living)
             if place is None:
                 self._short[key] = None
                 self._later(run, name, copying)
@@ -238,8 +238,13 @@ class Replicas:
             ),
         )
 
-    def _place(self, stage: StageState, copying: Copying, living: list[Member]) -> Member | None:
-        """Where the next copy goes: as far as may be from what could take the others along, then the nearest, then the emptiest."""
+    def _place(self, run: Run, stage: StageState, copying: Copying, living: list[Member]) -> Member | None:
+        """Where the next copy goes: as far as may be from what could take the others along, then the nearest, then the emptiest.
+
+        Only to tiers where all that the stage gives may stand.
+        """
+        label = run.labels.given(stage.spec.id)
+        allowed = tuple(Tier) if label is None else PRIVATE_TIERS[label.level]
         taken = [*living, *(self._fleet.members[agent] for agent in copying.agents)]
         zones = {member.profile.labels.get(ZONE_LABEL) for member in taken} - {None}
         tiers = {member.profile.tier for member in taken}
@@ -250,6 +255,7 @@ class Replicas:
             if (
                 member.state is not AgentState.ONLINE
                 or member.rests_until
+                or member.profile.tier not in allowed
                 or member in taken
                 or member.name in copying.unable
                 or holds + copying.size_bytes > limits.AGENT_REPLICA_BYTES_MAX

@@ -12,6 +12,7 @@ from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
+from starloom.dag.privacy import labels_in
 from starloom.orchestrator.agenda import Agenda
 from starloom.orchestrator.streams import Streams
 
@@ -84,6 +85,8 @@ class Run:
         self._declare()
         #: what of it streams
         self.streams = Streams(job, kinds)
+        #: how far what its stages read and give may go
+        self.labels = labels_in(job.shape, kinds)[0]
         #: this job's turn among those of its priority
         self.tag = 0
         self.closed = False
@@ -159,6 +162,12 @@ class Run:
             self.publish.clear()
             self._declare()
         rank_stages(self.job, kinds, self.rank, {stage for stage in changed if stage in self.job.stages})
+
+    def relabel(self, kinds: Mapping[str, KindSpec]) -> list[StageId]:
+        """Finds the labels anew; the stages that may run elsewhere than before."""
+        before, self.labels = self.labels.levels, labels_in(self.job.shape, kinds)[0]
+        now = self.labels.levels
+        return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
     def _declare(self) -> None:
         for binding in self.job.shape.outputs.values():

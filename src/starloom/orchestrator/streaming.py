@@ -59,11 +59,10 @@ class Streaming:
             del self._following[job, stage]
             if not self._waits(run, stage):
                 continue
-            spec = run.job.stages[stage].spec
             if not run.streams.begun(run.job, stage):
                 self.put(run, stage)
                 ready = True
-            elif not follow(self._lanes.lane(spec.kind, spec.requires), run, stage):
+            elif not follow(self._lanes.lane_of(run, stage), run, stage):
                 left[job, stage] = run
         self._following = left
         return ready
@@ -78,6 +77,5 @@ class Streaming:
         return run.streams.verdict(run.job, name) in (Verdict.RUN, Verdict.AHEAD)
 
     def _placeable(self, run: Run, name: StageId) -> bool:
-        stage = run.job.stages[name]
-        lane = self._lanes.lane(stage.spec.kind, stage.spec.requires)
-        return stage.status in ENDED or bool(lane.candidates(self._fleet))
+        lane = self._lanes.lane_of(run, name)
+        return run.job.stages[name].status in ENDED or bool(lane.candidates(self._fleet))

@@ -12,7 +12,6 @@ from starloom.dag.job import JobState
 from starloom.dag.stagestate import ENDED, StageState, StageStatus
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.clocks import NANOS
-from starloom.orchestrator.feasible import misfits
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.runs import BackOff, Run, Silence
@@ -78,7 +77,7 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
         return (
             f"one of the job's {job.active_attempts} active stages to end: max_parallel is {job.options.max_parallel}"
         )
-    return _for_place(stage, lanes, fleet)
+    return _for_place(run, name, lanes, fleet)
 
 
 def copy_waits(run: Run) -> str:
@@ -101,16 +100,12 @@ def _for_agent(stage: StageState, fleet: Fleet, streams: bool) -> str:
     return f"{_names(agents)} {doing}{', but it is not heard of' if silent else ''}"
 
 
-def _for_place(stage: StageState, lanes: ReadyLanes, fleet: Fleet) -> str:
-    lane = lanes.lane(stage.spec.kind, stage.spec.requires)
+def _for_place(run: Run, name: StageId, lanes: ReadyLanes, fleet: Fleet) -> str:
+    lane = lanes.lane_of(run, name)
     candidates = lane.candidates(fleet)
     if candidates:
         return f"a place on {_names([c.member.name for c in candidates])}"
-    reasons = []
-    for name in sorted(fleet.members):
-        member = fleet.members[name]
-        why = " and ".join(misfits(member.profile, lane.kind in member.offers, lane.spec, lane.requires))
-        reasons.append(f"{name} {why or 'is lost'}")
+    reasons = [f"{agent} {lane.misfits(fleet.members[agent]) or 'is lost'}" for agent in sorted(fleet.members)]
     return f"a node that may run it: {_names(reasons, '; ')}"
 
 

@@ -79,11 +79,7 @@ class Watchdog:
         job = run.job
         if job.status is not JobStatus.RUNNING or job.active_attempts or run.waits or run.held or run.patches:
             return False
-        for name in run.queued:
-            spec = job.stages[name].spec
-            if self._lanes.lane(spec.kind, spec.requires).candidates(self._fleet):
-                return False
-        return True
+        return not any(self._lanes.lane_of(run, name).candidates(self._fleet) for name in run.queued)
 
     def _why(self, run: Run) -> str:
         waiting = [name for name, stage in run.job.stages.items() if stage.status not in ENDED]

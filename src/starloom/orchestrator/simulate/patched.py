@@ -21,6 +21,7 @@ from starloom.dag.patch import (
     Rewire,
     SetOutputs,
     SetPolicy,
+    SetPrivacy,
     Splice,
     arc_key,
 )
@@ -103,6 +104,8 @@ class _Parts:
                 self._set(stage, requires=requires)
             case SetPolicy(stage=stage, policy=policy):
                 self._set(stage, policy=policy)
+            case SetPrivacy(stage=stage, private=private, declassify=declassify):
+                self._set(stage, private=private, declassify=declassify)
             case CancelStage(stage=stage):
                 self._set(stage, cancelled=True)
             case ResumeStage(stage=stage):
