@@ -27,7 +27,7 @@ from starloom.dag.constellation import (
 from starloom.dag.document import canonical, dump, from_json, load, to_json
 from starloom.dag.errors import InvalidConstellation
 from starloom.dag.ids import StageId
-from starloom.dag.schema import read_bytes, read_seconds
+from starloom.dag.quantities import read_bytes, read_seconds
 from starloom.dag.values import Full, Port, PortType
 from starloom.dag.yamltext import read_yaml, write_yaml
 

@@ -66,7 +66,8 @@ from starloom.dag.constellation import (
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
-from starloom.dag.schema import BYTES_PER_UNIT, SECONDS_PER_UNIT, from_json
+from starloom.dag.quantities import BYTES_PER_UNIT, SECONDS_PER_UNIT
+from starloom.dag.schema import from_json
 from starloom.dag.values import Port
 from starloom.dag.yamltext import read_yaml, write_yaml
 

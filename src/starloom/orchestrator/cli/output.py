@@ -28,7 +28,7 @@ from starloom.dag.errors import (
     Unauthenticated,
     Unavailable,
 )
-from starloom.dag.schema import read_seconds
+from starloom.dag.quantities import read_seconds
 
 if TYPE_CHECKING:
     from rich.console import Console
