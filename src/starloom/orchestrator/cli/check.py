@@ -19,10 +19,10 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("file", type=Path, metavar="FILE", help="a constellation as YAML or JSON")
 
 
-def read_file(path: Path, what: str = "file") -> bytes:
-    """The bytes of a file that the user named. Raises InvalidInput if it cannot be read."""
+def read_file(path: Path, what: str = "file", *, most: int = limits.DOCUMENT_BYTES_MAX) -> bytes:
+    """The bytes of a file that the user named, `most` and one more if it has more. Raises InvalidInput if it cannot be read."""
     try:
-        return read_at_most(path, limits.DOCUMENT_BYTES_MAX)
+        return read_at_most(path, most)
     except OSError as error:
         raise InvalidInput([Problem(str(path), error.strerror or str(error))], f"the {what} cannot be read") from error
 
