@@ -1,10 +1,13 @@
 """Imported executions on a whole cluster: every stage runs, and each dependency moves what the task's files had."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from starloom.agents.catalog import Catalog
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.expectation import expectation
 from starloom.dag.facts import StageCommitted
@@ -61,3 +64,23 @@ async def test_asleep_it_gives_the_same(embedded: EmbeddedCluster) -> None:
     assert {name: {port: ref.digest for port, ref in outputs.items()} for name, outputs in first.items()} == {
         name: {port: ref.digest for port, ref in outputs.items()} for name, outputs in second.items()
     }
+
+
+async def test_a_task_of_hundreds_of_files_gives_each_to_its_reader(embedded: EmbeddedCluster) -> None:
+    """More than a report holds: some travel in it, and the others are fetched from their node."""
+    files = [f"f{number}" for number in range(200)]
+    tasks: list[dict[str, Any]] = [{"id": "split", "parents": [], "children": [], "outputFiles": files}]
+    tasks += [{"id": f"read-{file}", "parents": ["split"], "children": [], "inputFiles": [file]} for file in files]
+    document = {
+        "name": "wide",
+        "schemaVersion": "1.5",
+        "workflow": {
+            "specification": {"tasks": tasks, "files": [{"id": file, "sizeInBytes": 2_000} for file in files]},
+            "execution": {"tasks": [{"id": task["id"], "runtimeInSeconds": 0} for task in tasks]},
+        },
+    }
+    made = await run(embedded, read(json.dumps(document).encode()).constellation)
+    assert len(made) == len(tasks)
+    given = list(made[StageId("split")].values())
+    assert {ref.bytes for ref in given} == {2_000}
+    assert sum(ref.inline is not None for ref in given) == limits.INLINE_VALUES_BYTES_MAX // 2_000 < len(files)
