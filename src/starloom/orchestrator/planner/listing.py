@@ -1,0 +1,148 @@
+"""List schedulers: HEFT, PEFT, CPOP, min-min, fastest places, and a portfolio of their parts.
+
+A listing sets all stages out once. The classics come first, as their papers have them: penalties count for nothing
+there. The others weigh penalties, look ahead, and keep to one node or to the fastest few.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from starloom.orchestrator.planner import ranks
+from starloom.orchestrator.planner.decode import decode
+from starloom.orchestrator.planner.minmin import minmin
+from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
+from starloom.orchestrator.planner.problem import Flags, Floats, Indices
+
+CLASSICS = ("heft", "heft, last of equals", "peft", "cpop", "min-min", "fastest places")
+ALONE_MAX = 16
+"""Nodes that are tried alone: those that would be done with all work first."""
+
+
+class Listing(NamedTuple):
+    """One way to set stages out, as `decode.decode` takes it; `order` None: min-min."""
+
+    method: str
+    order: Indices | None
+    wished: Indices
+    among: Flags
+    look: Floats
+    price: float = 0.0
+    late: bool = False
+
+
+class Table:
+    """The ranks of a problem, each computed when it is first asked for."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        n, m = prepared.seconds.shape
+        self.prepared = prepared
+        self.anywhere = np.full(n, NONE, dtype=np.int32)
+        self.everywhere = np.ones(m, dtype=np.bool_)
+        self.blind = np.zeros((n, m))
+        self.link = ranks.mean_link(prepared)
+        self.mean = ranks.typical(prepared, ranks.MEAN)
+        self.upward = ranks.upward(prepared, self.mean, *self.link)
+        self._optimistic: Floats | None = None
+
+    @property
+    def optimistic(self) -> Floats:
+        """The optimistic cost table, [n, m]."""
+        if self._optimistic is None:
+            self._optimistic = ranks.optimistic(self.prepared, *self.link)
+        return self._optimistic
+
+    def order(self, urgency: Floats, late: bool = False) -> Indices:
+        """Upstreams first, then the most urgent."""
+        return ranks.urgent_first(self.prepared, urgency, late)
+
+    def listing(self, method: str, urgency: Floats, price: float = 0.0) -> Listing:
+        """A listing in the order of the urgency, free to choose all places."""
+        return Listing(method, self.order(urgency), self.anywhere, self.everywhere, self.blind, price)
+
+
+def run(prepared: Prepared, board: Board, listing: Listing) -> int:
+    """Sets all stages out on the board. Returns -1, or the stage for which no place was left."""
+    _, order, wished, among, look, price, late = listing
+    if order is None:
+        return minmin(prepared, board)
+    return decode(prepared, board, order, wished, among, look, price, late)
+
+
+def classics(table: Table) -> Iterator[Listing]:
+    """HEFT with equal finishes to the first and to the last place, PEFT, CPOP, min-min, each on its fastest place."""
+    prepared = table.prepared
+    heft = table.listing(CLASSICS[0], table.upward)
+    yield heft
+    yield heft._replace(method=CLASSICS[1], order=table.order(table.upward, late=True), late=True)
+    yield table.listing(CLASSICS[2], table.optimistic.mean(axis=1))._replace(look=table.optimistic)
+    both = table.upward + ranks.downward(prepared, table.mean, *table.link)
+    yield table.listing(CLASSICS[3], both)._replace(wished=_critical(table, both))
+    yield heft._replace(method=CLASSICS[4], order=None)
+    yield heft._replace(method=CLASSICS[5], wished=_fastest(prepared))
+
+
+def portfolio(table: Table) -> Iterator[Listing]:
+    """Ranks x how far to look ahead, then one node alone, then the fastest few places; penalties count."""
+    prepared = table.prepared
+    least = ranks.typical(prepared, ranks.LEAST)
+    urgencies = {
+        "mean": table.upward,
+        "least": ranks.upward(prepared, least, 0.0, 0.0),
+        "far": ranks.upward(prepared, least, *table.link),
+        "table": table.optimistic.mean(axis=1),
+    }
+    sparse = table.optimistic * 0.5
+    for name, urgency in urgencies.items():
+        plain = table.listing(f"list: {name}", urgency, price=1.0)
+        yield plain._replace(method=f"{plain.method}, half ahead", look=sparse)
+        yield plain._replace(method=f"{plain.method}, ahead", look=table.optimistic)
+        yield plain
+    plain = table.listing("list", table.upward, price=1.0)
+    for name, among in _subsets(prepared):
+        yield plain._replace(method=f"list: {name}", among=among)
+
+
+def _fastest(prepared: Prepared) -> Indices:
+    seconds = np.where(prepared.allowed, prepared.seconds, np.inf)
+    return np.where(prepared.allowed.any(axis=1), seconds.argmin(axis=1), NONE).astype(np.int32)
+
+
+def _critical(table: Table, urgency: Floats) -> Indices:
+    """The stages of CPOP's critical path, wished to the place that runs most of them, and those soonest."""
+    prepared, wished = table.prepared, table.anywhere.copy()
+    if not len(urgency):
+        return wished
+    path = [int(np.argmax(np.where(np.diff(prepared.lead_heads) == 0, urgency, -1.0)))]
+    while True:
+        follows = prepared.follow_stage[prepared.follow_heads[path[-1]] : prepared.follow_heads[path[-1] + 1]]
+        if not len(follows):
+            break
+        path.append(int(follows[np.argmax(urgency[follows])]))
+    able = prepared.allowed[path]
+    sums = np.where(able, prepared.seconds[path], 0.0).sum(axis=0)
+    best = int(np.lexsort((sums, -able.sum(axis=0)))[0])
+    wished[path] = np.where(able[:, best], best, NONE)
+    return wished
+
+
+def _subsets(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
+    """Single nodes, then the fastest quarter, half and so on of all places."""
+    able = prepared.allowed & (prepared.seconds > 0)
+    counts = np.maximum(1, able.sum(axis=0))
+    speed = np.where(able, prepared.seconds, 0.0).sum(axis=0) / counts
+    # A place that few stages may have is worth little alone, however fast.
+    speed = speed * (1 + able.any(axis=1).sum()) / counts
+    slots = np.diff(prepared.lanes)
+    nodes = np.unique(prepared.node)
+    done = [float(1 / (slots / np.maximum(speed, 1e-12))[prepared.node == node].sum()) for node in nodes]
+    for node in nodes[np.argsort(done, kind="stable")][:ALONE_MAX]:
+        yield f"node {node} alone", prepared.node == node
+    fast = np.argsort(speed, kind="stable")
+    few = 2
+    while few < len(fast):
+        among = np.zeros(len(fast), dtype=np.bool_)
+        among[fast[:few]] = True
+        yield f"{few} fastest places", among
+        few *= 2

@@ -1,0 +1,224 @@
+"""A problem as the compiled code reads it, and the board on which it sets stages out.
+
+Each place is as many lanes as it has slots; a lane runs one stage at a time. What takes no time stands on no lane.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from starloom.orchestrator.planner.problem import (
+    Arrays,
+    Flags,
+    Floats,
+    Indices,
+    Plan,
+    Problem,
+    order,
+    predecessors,
+    successors,
+)
+
+NONE = -1
+
+
+class Prepared(NamedTuple):
+    """What does not change while plans are made. Letters as in `Arrays`.
+
+    `allowed` [n, m]: places that a stage may have, by itself and by the group that it shares a node with. `lanes`
+    [m + 1]: those of place p are `lanes[p]` up to `lanes[p + 1]`. `lead_*`, `follow_*`: dependencies by downstream and
+    by upstream, those of stage i from `heads[i]` to `heads[i + 1]`. `order` [n]: upstreams first. `memory` [k]: bytes,
+    infinite where no plan can exceed it. `together`, `apart`: counted from 0. `everywhere` [m]: all places.
+    """
+
+    seconds: Floats
+    allowed: Flags
+    penalty: Floats
+    node: Indices
+    lanes: Indices
+    available: Floats
+    release: Floats
+    started: Flags
+    lead_heads: Indices
+    lead_stage: Indices
+    lead_bytes: Floats
+    follow_heads: Indices
+    follow_stage: Indices
+    follow_bytes: Floats
+    latency: Floats
+    per_byte: Floats
+    byte_penalty: Floats
+    model: Indices
+    load: Floats
+    resident: Flags
+    weight: Floats
+    working: Floats
+    memory: Floats
+    together: Indices
+    apart: Indices
+    order: Indices
+    everywhere: Flags
+
+
+class Board(NamedTuple):
+    """Stages as they are set out: overwritten in place.
+
+    `place`, `lane`, `before`, `after` [n]: neighbours on the lane; -1 for none. `start`, `length` [n]: seconds, loading
+    included. `first`, `last` [lanes]. `loader` [w, k]: the stage that loads the model there. `users` [w, k]: stages
+    that take time with that model there. `held` [k]: bytes of models. `top` [lanes]: of each place the largest
+    working sets, one for each slot, falling. `group_node`, `group_count` [groups]: of those together. `taken`
+    [groups, k]: of those apart. `there`, `paid` [k]: scratch.
+    """
+
+    place: Indices
+    lane: Indices
+    before: Indices
+    after: Indices
+    start: Floats
+    length: Floats
+    first: Indices
+    last: Indices
+    loader: Indices
+    users: Indices
+    held: Floats
+    top: Floats
+    group_node: Indices
+    group_count: Indices
+    taken: Indices
+    there: Floats
+    paid: Floats
+
+
+def prepare(problem: Problem) -> Prepared:
+    """The problem for compiled code. Stages without any place left have an empty row in `allowed`."""
+    arrays = problem.arrays
+    allowed = _allowed(arrays)
+    slots = np.minimum(arrays.slots, np.maximum(1, allowed.sum(axis=0)))
+    lanes = np.concatenate([[0], np.cumsum(slots)]).astype(np.int32)
+    lead_heads, leads = predecessors(arrays)
+    follow_heads, follows = successors(arrays)
+    return Prepared(
+        seconds=arrays.seconds,
+        allowed=allowed,
+        penalty=arrays.penalty,
+        node=arrays.node,
+        lanes=lanes,
+        available=arrays.available,
+        release=arrays.release,
+        started=arrays.started,
+        lead_heads=lead_heads,
+        lead_stage=arrays.upstream[leads],
+        lead_bytes=arrays.size_bytes[leads],
+        follow_heads=follow_heads,
+        follow_stage=arrays.downstream[follows],
+        follow_bytes=arrays.size_bytes[follows],
+        latency=arrays.latency,
+        per_byte=arrays.seconds_per_byte,
+        byte_penalty=arrays.byte_penalty,
+        model=arrays.model,
+        load=arrays.load_seconds,
+        resident=arrays.resident,
+        weight=arrays.weight_bytes,
+        working=arrays.working_bytes,
+        memory=_memory(arrays, allowed, slots),
+        together=_counted(arrays.together),
+        apart=_counted(arrays.apart),
+        order=order(arrays),
+        everywhere=np.ones(len(arrays.node), dtype=np.bool_),
+    )
+
+
+def board(prepared: Prepared) -> Board:
+    """An empty board."""
+    (n, _), (w, k), lanes = prepared.seconds.shape, prepared.resident.shape, int(prepared.lanes[-1])
+    near, far = (int(groups.max(initial=NONE)) + 1 for groups in (prepared.together, prepared.apart))
+
+    def none(*shape: int) -> Indices:
+        return np.full(shape, NONE, dtype=np.int32)
+
+    return Board(
+        place=none(n),
+        lane=none(n),
+        before=none(n),
+        after=none(n),
+        start=np.zeros(n),
+        length=np.zeros(n),
+        first=none(lanes),
+        last=none(lanes),
+        loader=none(w, k),
+        users=np.zeros((w, k), dtype=np.int32),
+        held=np.zeros(k),
+        top=np.zeros(lanes),
+        group_node=none(near),
+        group_count=np.zeros(near, dtype=np.int32),
+        taken=np.zeros((far, k), dtype=np.int32),
+        there=np.zeros(k),
+        paid=np.zeros(k),
+    )
+
+
+def copy(source: Board, target: Board) -> None:
+    """Overwrites one board with another."""
+    pairs: Iterator[tuple[npt.NDArray[np.generic], npt.NDArray[np.generic]]] = zip(source, target, strict=True)
+    for values, into in pairs:
+        into[...] = values
+
+
+def plan_of(problem: Problem, prepared: Prepared, made: Board, method: str) -> Plan:
+    """The plan that a board of placed stages stands for."""
+    arrays, place, stages = problem.arrays, made.place.copy(), np.arange(len(made.place))
+    nodes = arrays.node[place]
+    loads = np.zeros(len(place), dtype=np.bool_)
+    loads[made.loader[made.loader != NONE]] = True
+    seconds = arrays.seconds[stages, place]
+    seconds[loads] += arrays.load_seconds[arrays.model[loads], place[loads]]
+    start = made.start.copy()
+    finish = start + seconds
+    moved = arrays.byte_penalty[nodes[arrays.upstream], nodes[arrays.downstream]] * arrays.size_bytes
+    penalty = float(arrays.penalty[stages, place].sum() + moved.sum())
+    return Plan(place, start, finish, loads, float(finish.max(initial=0.0)), penalty, method)
+
+
+def _allowed(arrays: Arrays) -> Flags:
+    able = np.isfinite(arrays.seconds) & np.isfinite(arrays.penalty)
+    runs = able & (arrays.seconds > 0)
+    has = arrays.model >= 0
+    if has.any():
+        which = arrays.model[has]
+        cold = runs[has] & ~arrays.resident[which][:, arrays.node] & ~arrays.started[has, None]
+        able[has] &= ~(cold & ~np.isfinite(arrays.load_seconds[which]))
+    resident = arrays.weight_bytes @ arrays.resident if len(arrays.weight_bytes) else np.zeros(len(arrays.memory_bytes))
+    needs = resident[None, :] + arrays.working_bytes[:, None]
+    if has.any():
+        needs[has] += arrays.weight_bytes[which][:, None] * ~arrays.resident[which]
+    able &= ~(runs & (needs > arrays.memory_bytes)[:, arrays.node])
+    for group in np.unique(arrays.together[arrays.together >= 0]):
+        members = arrays.together == group
+        shared = np.ones(len(arrays.memory_bytes), dtype=np.bool_)
+        for row in able[members]:
+            shared &= np.bincount(arrays.node[row], minlength=len(shared)) > 0
+        able[members] &= shared[arrays.node]
+    return able
+
+
+def _memory(arrays: Arrays, allowed: Flags, slots: npt.NDArray[np.int64]) -> Floats:
+    """Infinite where all models and the largest working sets that may meet on a node fit it."""
+    limits = arrays.memory_bytes.copy()
+    runs = allowed & (arrays.seconds > 0)
+    for node in np.flatnonzero(np.isfinite(limits)):
+        here = arrays.node == node
+        models = np.unique(arrays.model[runs[:, here].any(axis=1)])
+        kept = np.union1d(models[models >= 0], np.flatnonzero(arrays.resident[:, node]))
+        most = float(arrays.weight_bytes[kept].sum())
+        for place in np.flatnonzero(here):
+            most += float(np.sort(arrays.working_bytes[runs[:, place]])[::-1][: slots[place]].sum())
+        if most <= limits[node]:
+            limits[node] = np.inf
+    return limits
+
+
+def _counted(groups: Indices) -> Indices:
+    names = np.unique(groups[groups >= 0])
+    return np.where(groups >= 0, np.searchsorted(names, groups), NONE).astype(np.int32)
