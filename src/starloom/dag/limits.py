@@ -200,6 +200,8 @@ UPLOAD_KEPT_SECONDS: Final = 3600.0
 # A cluster on one machine
 CLUSTER_NODES_MAX: Final = 64
 NODE_SLOTS_MAX: Final = 1_024
+FLEET_NODES_MAX: Final = 1_000
+"""Nodes of a fleet that is planned for, none of which needs to run."""
 CLUSTER_READY_SECONDS: Final = 120.0
 STOP_GRACE_SECONDS: Final = 10.0
 DOWN_SECONDS: Final = 45.0

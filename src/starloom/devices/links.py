@@ -29,7 +29,7 @@ STORE_TIER: Final = Tier.EDGE
 
 _MBIT: Final = 125_000.0
 
-_BY_TIERS: Final[Mapping[frozenset[Tier], Link]] = MappingProxyType(
+BY_TIERS: Final[Mapping[frozenset[Tier], Link]] = MappingProxyType(
     {
         # two devices meet through one access point: both halves of the path share its air
         frozenset({Tier.DEVICE}): Link(bytes_per_second=50 * _MBIT, latency_seconds=0.008),
@@ -45,8 +45,9 @@ _BY_TIERS: Final[Mapping[frozenset[Tier], Link]] = MappingProxyType(
         frozenset({Tier.CLOUD}): Link(bytes_per_second=10_000 * _MBIT, latency_seconds=0.0005),
     }
 )
+"""The usual link between two different nodes, by the tiers that they stand on; the same both ways."""
 
 
 def link(source: Tier, sink: Tier) -> Link:
     """The usual link between two different nodes on these tiers; the same both ways."""
-    return _BY_TIERS[frozenset({source, sink})]
+    return BY_TIERS[frozenset({source, sink})]

@@ -66,98 +66,108 @@ def read_file(path: Path) -> ClusterSpec:
 def parse(data: bytes, place: str = "the cluster file") -> ClusterSpec:
     """The cluster in a YAML text; `place` names it in errors. Raises InvalidInput with all problems."""
     what = f"{place} describes no cluster"
-    if len(data) > limits.DOCUMENT_BYTES_MAX:
-        over = f"has {len(data)} bytes, over DOCUMENT_BYTES_MAX = {limits.DOCUMENT_BYTES_MAX}"
-        raise InvalidInput([Problem("", over)], what)
-    try:
-        document = read_yaml(data.decode())
-    except UnicodeDecodeError as error:
-        raise InvalidInput([Problem("", f"is no UTF-8 text: {error}")], what) from error
-    except InvalidConstellation as error:
-        raise InvalidInput(error.problems, what) from error
-    reader = _Reader()
-    spec = reader.cluster(document)
+    reader = NodeReader()
+    spec = reader.cluster(read_document(data, what))
     if reader.problems:
         raise InvalidInput(reader.problems, what)
     return spec
 
 
+def read_document(data: bytes, what: str) -> Any:
+    """The plain form of a YAML text; `what` begins errors. Raises InvalidInput."""
+    if len(data) > limits.DOCUMENT_BYTES_MAX:
+        over = f"has {len(data)} bytes, over DOCUMENT_BYTES_MAX = {limits.DOCUMENT_BYTES_MAX}"
+        raise InvalidInput([Problem("", over)], what)
+    try:
+        return read_yaml(data.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidInput([Problem("", f"is no UTF-8 text: {error}")], what) from error
+    except InvalidConstellation as error:
+        raise InvalidInput(error.problems, what) from error
+
+
 def read_node(form: dict[str, Any]) -> NodeSpec:
     """The node in the plain form of one line of `nodes`. Raises InvalidInput with all problems."""
-    reader = _Reader()
+    reader = NodeReader()
     spec = reader.node("", form)
     if reader.problems:
         raise InvalidInput(reader.problems, "bad node")
     return spec
 
 
-class _Reader:
-    """Reads the plain form, and collects what is wrong with it."""
+class NodeReader:
+    """Reads the plain form, and collects what is wrong with it. A node may have `more` keys, for a subclass to read."""
+
+    more: tuple[str, ...] = ()
+    nodes_max, nodes_limit = limits.CLUSTER_NODES_MAX, "CLUSTER_NODES_MAX"
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
 
     def cluster(self, document: Any) -> ClusterSpec:
         """The cluster of a whole document."""
-        part = self._mapping("", document, ("nodes",))
+        part = self.mapping("", document, ("nodes",))
         nodes = part.get("nodes")
         if not isinstance(nodes, list) or not nodes:
-            self._add("nodes", "list at least one node, such as {name: edge-1, tier: edge}")
+            self.add("nodes", "list at least one node, such as {name: edge-1, tier: edge}")
             return ClusterSpec(nodes=())
-        if len(nodes) > limits.CLUSTER_NODES_MAX:
-            self._add("nodes", f"are {len(nodes)}, over CLUSTER_NODES_MAX = {limits.CLUSTER_NODES_MAX}")
+        if len(nodes) > self.nodes_max:
+            self.add("nodes", f"are {len(nodes)}, over {self.nodes_limit} = {self.nodes_max}")
         specs = tuple(self.node(f"nodes.{index}", node) for index, node in enumerate(nodes))
         for name, count in Counter(spec.name for spec in specs if spec.name).items():
             if count > 1:
-                self._add("nodes", f"the name {name!r} is given {count} times; give each node its own")
+                self.add("nodes", f"the name {name!r} is given {count} times; give each node its own")
         return ClusterSpec(nodes=specs)
 
     def node(self, place: str, value: Any) -> NodeSpec:
         """The node of one list entry at `place`."""
-        part = self._mapping(place, value, ("name", "tier", "targets", "labels", "slots"))
+        part = self.mapping(place, value, ("name", "tier", "targets", "labels", "slots", *self.more))
         if not isinstance(value, dict):
             return NodeSpec(name="", tier=Tier.DEVICE)
         prefix = f"{place}." if place else ""
         return NodeSpec(
-            name=self._checked(f"{prefix}name", part.get("name"), _name_fault, ""),
-            tier=Tier(self._checked(f"{prefix}tier", part.get("tier"), _tier_fault, Tier.DEVICE)),
+            name=self.checked(f"{prefix}name", part.get("name"), _name_fault, ""),
+            tier=Tier(self.checked(f"{prefix}tier", part.get("tier"), _tier_fault, Tier.DEVICE)),
             targets=self._targets(f"{prefix}targets", part.get("targets", ["cpu"])),
             labels=self._labels(f"{prefix}labels", part.get("labels", {})),
-            slots=self._checked(f"{prefix}slots", part.get("slots", 0), _slots_fault, 0),
+            slots=self.checked(f"{prefix}slots", part.get("slots", 0), _slots_fault, 0),
         )
 
     def _targets(self, place: str, value: Any) -> tuple[str, ...]:
         given = [value] if isinstance(value, str) else value
         if not isinstance(given, list) or not given:
-            self._add(place, f"is {kind_of(value)}; list targets, such as [cpu, npu]")
+            self.add(place, f"is {kind_of(value)}; list targets, such as [cpu, npu]")
             return ()
         for name in given:
             if name not in TARGETS:
-                self._add(place, f"there is no target {name!r}{suggestion(str(name), TARGETS)}")
+                self.add(place, f"there is no target {name!r}{suggestion(str(name), TARGETS)}")
         # In their order, each once.
         return tuple(dict.fromkeys(map(str, given)))
 
     def _labels(self, place: str, value: Any) -> dict[str, str]:
-        labels: dict[str, str] = self._mapping(place, value, None)
+        labels: dict[str, str] = self.mapping(place, value, None)
         self.problems.extend(label_problems(place, labels))
         return labels
 
-    def _mapping(self, place: str, value: Any, known: tuple[str, ...] | None) -> dict[str, Any]:
+    def mapping(self, place: str, value: Any, known: tuple[str, ...] | None) -> dict[str, Any]:
+        """A mapping, empty if it is none; `known` are its keys, if not all are."""
         if not isinstance(value, dict):
-            self._add(place, f"is {kind_of(value)}, not a mapping")
+            self.add(place, f"is {kind_of(value)}, not a mapping")
             return {}
         for key in value:
             if known is not None and key not in known:
-                self._add(f"{place}.{key}".lstrip("."), f"is no known key{suggestion(key, known)}")
+                self.add(f"{place}.{key}".lstrip("."), f"is no known key{suggestion(key, known)}")
         return value
 
-    def _checked(self, place: str, value: Any, fault_of: Callable[[Any], str], otherwise: Any) -> Any:
+    def checked(self, place: str, value: Any, fault_of: Callable[[Any], str], otherwise: Any) -> Any:
+        """The value, or something else and a problem if `fault_of` finds a fault."""
         if fault := fault_of(value):
-            self._add(place, fault)
+            self.add(place, fault)
             return otherwise
         return value
 
-    def _add(self, place: str, what: str) -> None:
+    def add(self, place: str, what: str) -> None:
+        """Notes a problem."""
         self.problems.append(Problem(place, what))
 
 

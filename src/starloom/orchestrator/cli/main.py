@@ -7,10 +7,10 @@ from typing import Final
 
 from starloom import __version__
 from starloom.dag.errors import StarloomError
-from starloom.orchestrator.cli import bench, check, cluster, faults, fsck, imports, jobs, models, simulate
+from starloom.orchestrator.cli import bench, check, cluster, faults, fsck, imports, jobs, models, plan, simulate
 from starloom.orchestrator.cli.output import Exit, Output, Parser
 
-FAMILIES: Final = (cluster, jobs, check, imports, fsck, simulate, faults, models, bench)
+FAMILIES: Final = (cluster, jobs, check, plan, imports, fsck, simulate, faults, models, bench)
 """The modules that have commands, in the order in which the help lists them."""
 
 

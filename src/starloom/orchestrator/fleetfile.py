@@ -1,0 +1,148 @@
+"""FLEET.yaml: nodes to plan for, none of which needs to run, and the links between their tiers.
+
+    nodes:
+      - {name: camera, tier: device, targets: [cpu, npu], speed: {cpu: 0.2, npu: 3}, memory: 2GiB, resident: [centerface]}
+      - {name: edge-1, tier: edge, slots: 4}
+    links:
+      - {between: [device, edge], mbit: 50, latency: 8ms}
+
+A node's lines are those of a cluster file, which is a fleet as well. Beside them `speed`, how many times as fast as the
+reference machine, for all targets or by target; `memory`, without which it is taken to suffice; `resident`, the models
+that are loaded there; `slots`, 1 unless given. Links that are not listed are what such paths usually give (`devices.links`).
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.checks import kind_of, number_fault
+from starloom.dag.constellation import Tier
+from starloom.dag.errors import InvalidInput, Problem
+from starloom.dag.ids import AgentId
+from starloom.dag.quantities import read_bytes, read_seconds
+from starloom.devices.links import BY_TIERS, Link
+from starloom.devices.node import NodeProfile, Target
+from starloom.orchestrator.clusterfile import NodeReader, NodeSpec, read_document
+from starloom.orchestrator.filebytes import read_at_most
+
+_BYTES_PER_MBIT = 125_000.0
+SPEED_MAX = 1e6
+
+
+class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
+    """A node to plan for. `speed` by target, relative to the reference machine. `memory_bytes`: 0 where it is not known."""
+
+    node: NodeSpec
+    speed: dict[str, float] = {}
+    memory_bytes: int = 0
+    resident: tuple[str, ...] = ()
+
+    @property
+    def profile(self) -> NodeProfile:
+        """As its agent would tell of it."""
+        node = self.node
+        return NodeProfile(
+            name=AgentId(node.name),
+            tier=node.tier,
+            targets=tuple(Target(name=name) for name in node.targets),
+            memory_bytes=self.memory_bytes,
+            slots=max(1, node.slots),
+            labels=node.labels,
+        )
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True):
+    """Nodes, and the links between different nodes by the tiers that they stand on."""
+
+    nodes: tuple[FleetNode, ...]
+    links: Mapping[frozenset[Tier], Link] = BY_TIERS
+
+
+def read_file(path: Path) -> Fleet:
+    """The fleet that a file describes. Raises InvalidInput with all problems, also if there is no such file."""
+    try:
+        data = read_at_most(path, limits.DOCUMENT_BYTES_MAX)
+    except OSError as error:
+        raise InvalidInput([Problem(str(path), f"cannot be read: {error.strerror}")], "bad fleet file") from error
+    return parse(data, str(path))
+
+
+def parse(data: bytes, place: str = "the fleet file") -> Fleet:
+    """The fleet in a YAML text; `place` names it in errors. Raises InvalidInput with all problems."""
+    what = f"{place} describes no fleet"
+    reader = _FleetReader()
+    fleet = reader.fleet(read_document(data, what))
+    if reader.problems:
+        raise InvalidInput(reader.problems, what)
+    return fleet
+
+
+class _FleetReader(NodeReader):
+    nodes_max = limits.FLEET_NODES_MAX
+    nodes_limit = "FLEET_NODES_MAX"
+    more = ("speed", "memory", "resident")
+
+    def fleet(self, document: Any) -> Fleet:
+        part = self.mapping("", document, ("nodes", "links"))
+        specs = self.cluster({"nodes": part.get("nodes")}).nodes
+        if self.problems:
+            # What else the lines hold is read from sound ones only.
+            specs = specs if len(specs) == len(part.get("nodes") or ()) else ()
+        nodes = [self._more(f"nodes.{i}", spec, part["nodes"][i]) for i, spec in enumerate(specs)]
+        return Fleet(nodes=tuple(nodes), links=self._links(part.get("links", [])))
+
+    def _more(self, place: str, spec: NodeSpec, value: Any) -> FleetNode:
+        if not isinstance(value, dict):
+            return FleetNode(node=spec)
+        resident = value.get("resident", [])
+        if not isinstance(resident, list) or not all(isinstance(name, str) for name in resident):
+            self.add(f"{place}.resident", "list names of models, such as [minilm-l6-v2]")
+            resident = []
+        try:
+            memory = read_bytes(value.get("memory", 0))
+        except ValueError as error:
+            self.add(f"{place}.memory", str(error))
+            memory = 0
+        speed = self._speed(f"{place}.speed", value.get("speed", 1.0), spec.targets)
+        return FleetNode(node=spec, speed=speed, memory_bytes=memory, resident=tuple(resident))
+
+    def _speed(self, place: str, value: Any, targets: tuple[str, ...]) -> dict[str, float]:
+        given = value if isinstance(value, dict) else dict.fromkeys(targets, value)
+        for name, speed in given.items():
+            if name not in targets:
+                self.add(f"{place}.{name}", f"is no target of the node, which has {', '.join(targets)}")
+            elif fault := number_fault(speed, at_most=SPEED_MAX) or (
+                "is 0; give a number above 0" if not speed else ""
+            ):
+                self.add(f"{place}.{name}" if isinstance(value, dict) else place, fault)
+        return given
+
+    def _links(self, value: Any) -> Mapping[frozenset[Tier], Link]:
+        found = dict(BY_TIERS)
+        if not isinstance(value, list):
+            self.add("links", f"is {kind_of(value)}; list links, such as {{between: [device, edge], mbit: 50}}")
+            return found
+        for index, each in enumerate(value):
+            place = f"links.{index}"
+            part = self.mapping(place, each, ("between", "mbit", "latency"))
+            ends = part.get("between")
+            if not isinstance(ends, list) or len(ends) != 2 or not all(end in tuple(Tier) for end in ends):
+                self.add(f"{place}.between", f"is {ends!r}; give two of {', '.join(Tier)}")
+                continue
+            tiers = frozenset(map(Tier, ends))
+            usual = BY_TIERS[tiers]
+            mbit = part.get("mbit", usual.bytes_per_second / _BYTES_PER_MBIT)
+            if fault := number_fault(mbit) or ("is 0; give a number above 0" if not mbit else ""):
+                self.add(f"{place}.mbit", fault)
+                continue
+            try:
+                latency = read_seconds(part.get("latency", usual.latency_seconds))
+            except ValueError as error:
+                self.add(f"{place}.latency", str(error))
+                continue
+            found[tiers] = Link(bytes_per_second=mbit * _BYTES_PER_MBIT, latency_seconds=latency)
+        return MappingProxyType(found)

@@ -1,0 +1,176 @@
+"""A constellation and a fleet as a problem of the planner.
+
+    built = build(constellation, kinds, fleet)
+    built.problem.stages    # the constellation's, then what each input is fed from and each output is taken to
+
+A job's inputs lie in the job store and its outputs go there: it is a place of its own, on which no stage runs. What a
+stage takes is its kind's hint, or what its parameters say, divided by the speed of the target. What streams is not
+waited for: a stage that reads a stream may start with the one that writes it.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from starloom.dag.constellation import Constellation
+from starloom.dag.expectation import expectation
+from starloom.dag.ids import StageId
+from starloom.dag.kinds import KindSpec
+from starloom.dag.privacy import labels_of
+from starloom.dag.streams import is_stream
+from starloom.dag.values import PortType
+from starloom.devices.links import STORE_TIER, Link
+from starloom.orchestrator.feasible import misfits
+from starloom.orchestrator.fleetfile import Fleet, FleetNode
+from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Place, Problem, problem
+
+STORE: Final = Place(node="", target="job store")
+"""Where a job's inputs are, and its outputs go."""
+
+OTHER_TIER_SECONDS: Final = 0.001
+"""What it counts that a stage stands on another tier than its kind usually does: of equal places its own is taken."""
+
+USUAL_BYTES: Final[Mapping[PortType, int]] = MappingProxyType(
+    {
+        PortType.TENSOR: 65_536,
+        PortType.TEXT: 1_024,
+        PortType.BYTES: 65_536,
+        PortType.IMAGE: 1_000_000,
+        PortType.AUDIO: 200_000,
+        PortType.JSON: 4_096,
+    }
+)
+"""What a value of each type is taken to have where nothing tells: orders of magnitude, no promise."""
+
+
+class Built(NamedTuple):
+    """A problem, and how it is read.
+
+    `stages`: the constellation's, which come first. `excluded`: for each stage of the constellation, by index, what is said of
+    places on which it may not run, and their indices.
+    """
+
+    problem: Problem
+    stages: tuple[StageId, ...]
+    excluded: tuple[Mapping[str, tuple[int, ...]], ...]
+
+
+def build(
+    constellation: Constellation,
+    kinds: Mapping[str, KindSpec],
+    fleet: Fleet,
+    input_bytes: Mapping[str, int] = MappingProxyType({}),
+) -> Built:
+    """The problem of placing a valid constellation; `input_bytes` of job inputs, where they are known."""
+    return _Builder(constellation, kinds, fleet).build(input_bytes)
+
+
+class _Builder:
+    def __init__(self, constellation: Constellation, kinds: Mapping[str, KindSpec], fleet: Fleet) -> None:
+        self._constellation = constellation
+        self._fleet = fleet
+        self._stages = tuple(constellation.stages)
+        self._kinds = {name: kinds[spec.kind] for name, spec in constellation.stages.items()}
+        self._expected = {name: expectation(spec, self._kinds[name]) for name, spec in constellation.stages.items()}
+        self._private = labels_of(constellation, kinds)[0].levels
+        #: kinds that load something, which is what takes the time of a first run
+        self._loading = {kind.name: kind for kind in self._kinds.values() if kind.cost.load_seconds}
+        # An accelerator runs one stage at a time.
+        self._owned = [
+            (node, Place(node.node.name, target, max(1, node.node.slots) if target == "cpu" else 1))
+            for node in fleet.nodes
+            for target in node.node.targets
+        ]
+
+    def build(self, input_bytes: Mapping[str, int]) -> Built:
+        ends = [f"input {name}" for name in self._constellation.inputs]
+        ends += [f"output {name}" for name in self._constellation.outputs]
+        n, m = len(self._stages) + len(ends), len(self._owned) + 1
+        seconds, penalty = np.full((n, m), np.inf), np.zeros((n, m))
+        # What a job is given lies in the store, and what it gives goes there.
+        seconds[len(self._stages) :, -1] = 0.0
+        excluded = tuple(self._place(i, name, seconds[i], penalty[i]) for i, name in enumerate(self._stages))
+        numbers = {name: index for index, name in enumerate([*self._stages, *ends])}
+        loading = list(self._loading)
+        models = [
+            loading.index(self._kinds[name].name) if self._kinds[name].cost.load_seconds else NO_MODEL
+            for name in self._stages
+        ]
+        made = problem(
+            list(numbers),
+            [*(place for _, place in self._owned), STORE],
+            seconds,
+            self._dependencies(numbers, input_bytes),
+            latency=self._links(lambda link: link.latency_seconds),
+            seconds_per_byte=self._links(lambda link: 1.0 / link.bytes_per_second),
+            penalty=penalty,
+            models=loading,
+            model=[*models, *[NO_MODEL] * len(ends)],
+            load_seconds=self._loads(),
+            resident=self._resident(),
+            weight_bytes=np.zeros(len(loading)),
+            working_bytes=[*(self._expected[name].memory_bytes for name in self._stages), *[0] * len(ends)],
+            memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
+        )
+        return Built(made, self._stages, excluded)
+
+    def _place(self, index: int, name: StageId, seconds: Floats, penalty: Floats) -> dict[str, tuple[int, ...]]:
+        """Fills a stage's rows; what is said of places on which it may not run."""
+        spec, kind = self._constellation.stages[name], self._kinds[name]
+        excluded: dict[str, list[int]] = {}
+        for number, (node, place) in enumerate(self._owned):
+            faults = list(misfits(node.profile, True, kind, spec.requires, self._private.get(name)))
+            wanted = (spec.requires.target,) if spec.requires.target else kind.targets
+            if not faults and place.target not in wanted:
+                faults = [f"is its target {place.target}, and {kind.name} computes on {', '.join(wanted)}"]
+            for fault in faults:
+                excluded.setdefault(fault, []).append(number)
+            if not faults:
+                seconds[number] = 0.0 if spec.cancelled else self._expected[name].run_seconds / _speed(node, place)
+                penalty[number] = OTHER_TIER_SECONDS if kind.tier not in (None, node.node.tier) else 0.0
+        return {fault: tuple(places) for fault, places in excluded.items()}
+
+    def _dependencies(self, numbers: Mapping[str, int], given: Mapping[str, int]) -> list[tuple[int, int, float]]:
+        constellation = self._constellation
+        found = []
+        for arc in constellation.dependencies:
+            if not is_stream(arc, self._kinds[arc.upstream]):
+                size = self._size(arc.upstream, arc.output) if arc.carries_data else 0
+                found.append((numbers[arc.upstream], numbers[arc.downstream], float(size)))
+        for binding in constellation.bindings:
+            usual = USUAL_BYTES[constellation.inputs[binding.source].type]
+            size = given.get(binding.source, self._expected[binding.downstream].entry_bytes or usual)
+            found.append((numbers[f"input {binding.source}"], numbers[binding.downstream], float(size)))
+        for name, output in constellation.outputs.items():
+            size = self._size(output.upstream, output.output)
+            found.append((numbers[output.upstream], numbers[f"output {name}"], float(size)))
+        return found
+
+    def _size(self, upstream: StageId, output: str) -> int:
+        told = self._expected[upstream].output_bytes.get(output)
+        port = self._kinds[upstream].output_ports(self._constellation.stages[upstream].params).get(output)
+        return told if told is not None else USUAL_BYTES[port.type] if port is not None else 0
+
+    def _links(self, of: Callable[[Link], float]) -> Floats:
+        tiers = [*(node.node.tier for node in self._fleet.nodes), STORE_TIER]
+        return np.array([[of(self._fleet.links[frozenset({a, b})]) for b in tiers] for a in tiers])
+
+    def _loads(self) -> Floats:
+        rows = [
+            [*(kind.cost.load_seconds / _speed(node, place) for node, place in self._owned), 0.0]
+            for kind in self._loading.values()
+        ]
+        return np.array(rows).reshape(-1, len(self._owned) + 1)
+
+    def _resident(self) -> Flags:
+        rows = [
+            [*(bool(kind.models) and set(kind.models) <= set(node.resident) for node in self._fleet.nodes), False]
+            for kind in self._loading.values()
+        ]
+        return np.array(rows, dtype=bool).reshape(-1, len(self._fleet.nodes) + 1)
+
+
+def _speed(node: FleetNode, place: Place) -> float:
+    return node.speed.get(place.target, 1.0)

@@ -1,0 +1,114 @@
+"""`starloom plan`: a valid plan as JSON and for people, why a stage stands where it does, and what a loss would change."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from starloom.orchestrator.cli.main import main
+
+CHAIN = """
+api_version: starloom/v1
+name: chain
+stages:
+  a: {kind: basic.sleep, params: {seconds: 2}, require: {tier: device}}
+  b: {kind: basic.sleep, params: {seconds: 4}, after: [a]}
+"""
+FLEET = """
+nodes:
+  - {name: cam, tier: device}
+  - {name: edge, tier: edge, speed: 2}
+  - {name: far, tier: cloud, speed: 2}
+links:
+  - {between: [device, edge], latency: 100ms}
+  - {between: [device, cloud], latency: 500ms}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "chain.yaml").write_text(CHAIN)
+    (tmp_path / "fleet.yaml").write_text(FLEET)
+    return str(tmp_path / "chain.yaml"), str(tmp_path / "fleet.yaml")
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, Any]:
+    code = main(["plan", *arguments, "--json"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_each_stage_gets_a_place_and_times_that_follow_from_hints_speeds_and_links(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 0
+    placement = found["placement"]
+    assert (placement["a"]["node"], placement["b"]["node"]) == ("cam", "edge")
+    assert placement["b"]["start"] == pytest.approx(2.1)
+    assert found["makespan"] == pytest.approx(4.1)
+    assert 0 < found["lower_bound"] <= found["makespan"]
+    assert found["gap"] == pytest.approx((found["makespan"] + found["penalty"]) / found["lower_bound"] - 1)
+    assert found["planner_seconds"] > 0
+
+
+def test_explain_tells_what_each_other_place_would_cost_and_why_one_is_excluded(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "b")
+    others = {each["place"]: each["objective"] for each in found["explain"]["alternatives"]}
+    assert others == {"edge": pytest.approx(4.1), "far": pytest.approx(4.5), "cam": pytest.approx(6.0)}
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "a")
+    assert found["explain"]["excluded"] == {"edge": "is on the edge tier", "far": "is on the cloud tier"}
+
+
+def test_losses_tell_what_would_change_without_each_node_that_is_used(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--losses")
+    first, second = found["losses"]
+    assert (first["node"], first["stages"], first["objective"]) == ("cam", ["a"], None)
+    assert "stages.a" in first["excluded"]
+    assert (second["node"], second["stages"]) == ("edge", ["b"])
+    assert second["objective"] == pytest.approx(4.5)
+
+
+def test_people_get_a_table_a_picture_and_a_file(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "plan.svg"
+    assert main(["plan", files[0], "--fleet", files[1], "--picture", str(picture), "--explain", "a", "--losses"]) == 0
+    said = capsys.readouterr().out
+    assert "the job ends after 4.100 s" in said
+    assert any(line.startswith("cam ") and "[" in line and "-a-" in line for line in said.splitlines())
+    assert "edge is on the edge tier" in said
+    assert picture.read_text().startswith("<svg")
+
+
+def test_what_cannot_be_planned_says_why(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fleet.yaml").write_text("nodes: [{name: edge, tier: edge}]\n")
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 2
+    assert [problem["place"] for problem in found["error"]["problems"]] == ["stages.a"]
+
+
+def test_bad_arguments_are_refused_with_all_problems(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "c")
+    assert code == 2
+    assert "it has a, b" in found["error"]["message"]
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--input-bytes", "photo=2MB", "--input-bytes", "x=lots")
+    assert code == 2
+    assert len(found["error"]["problems"]) == 2
+
+
+def test_the_example_has_a_plan_for_its_fleet(example_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(example_folder / name) for name in ("constellation.yaml", "fleet.yaml")]
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--input-bytes", "image=2MB")
+    assert code == 0
+    placement = found["placement"]
+    assert placement["see"]["node"] == placement["faces"]["node"] == "camera"
+    assert placement["faces"]["target"] == "npu"

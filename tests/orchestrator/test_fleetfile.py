@@ -1,0 +1,80 @@
+"""Fleet files: what they describe, and every problem of a bad one."""
+
+from pathlib import Path
+
+import pytest
+
+from starloom.dag import limits
+from starloom.dag.constellation import Tier
+from starloom.dag.errors import InvalidInput
+from starloom.devices.links import BY_TIERS, Link
+from starloom.orchestrator.fleetfile import parse, read_file
+
+
+def problems(text: str) -> dict[str, str]:
+    with pytest.raises(InvalidInput) as caught:
+        parse(text.encode())
+    return {problem.place: problem.what for problem in caught.value.problems}
+
+
+def test_a_file_gives_nodes_with_what_plans_need_and_links(tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(
+        "nodes:\n"
+        "  - {name: cam, tier: device, targets: [cpu, npu], speed: {npu: 3}, memory: 2GiB, resident: [centerface]}\n"
+        "  - {name: far, tier: cloud, slots: 8, speed: 2.5}\n"
+        "links:\n"
+        "  - {between: [cloud, device], mbit: 8, latency: 30ms}\n"
+        "  - {between: [edge, edge], latency: 2}\n"
+    )
+    fleet = read_file(path)
+    camera, far = fleet.nodes
+    assert (camera.speed, camera.memory_bytes, camera.resident) == ({"npu": 3}, 2 << 30, ("centerface",))
+    assert (camera.profile.slots, camera.profile.tier, camera.profile.memory_bytes) == (1, Tier.DEVICE, 2 << 30)
+    assert (far.speed, far.profile.slots) == ({"cpu": 2.5}, 8)
+    between = frozenset({Tier.DEVICE, Tier.CLOUD})
+    assert fleet.links[between] == Link(bytes_per_second=1e6, latency_seconds=0.03)
+    edges = frozenset({Tier.EDGE})
+    assert fleet.links[edges] == Link(bytes_per_second=BY_TIERS[edges].bytes_per_second, latency_seconds=2.0)
+    assert fleet.links[frozenset({Tier.CLOUD})] == BY_TIERS[frozenset({Tier.CLOUD})]
+
+
+def test_a_cluster_file_is_a_fleet() -> None:
+    fleet = parse(b"nodes:\n  - {name: edge-1, tier: edge}\n")
+    assert fleet.nodes[0].speed == {"cpu": 1.0}
+    assert fleet.nodes[0].memory_bytes == 0
+
+
+def test_all_problems_are_reported_with_their_place() -> None:
+    found = problems(
+        "nodes:\n"
+        "  - {name: a, tier: edge, speed: 0, memory: lots, resident: x}\n"
+        "  - {name: b, tier: edge, speed: {npu: 2, cpu: -1}}\n"
+        "  - {name: c, tier: ege, colour: red}\n"
+        "links:\n"
+        "  - {between: [edge, moon]}\n"
+        "  - {between: [edge, cloud], mbit: 0}\n"
+        "  - {between: [edge, cloud], latency: soon, width: 2}\n"
+    )
+    assert found["nodes.0.speed"] == "is 0; give a number above 0" or "above 0" in found["nodes.0.speed.cpu"]
+    assert "lots" in found["nodes.0.memory"]
+    assert "list names of models" in found["nodes.0.resident"]
+    assert found["nodes.1.speed.npu"] == "is no target of the node, which has cpu"
+    assert "-1" in found["nodes.1.speed.cpu"]
+    assert "give one of device, edge, cloud" in found["nodes.2.tier"]
+    assert found["nodes.2.colour"].startswith("is no known key")
+    assert "moon" in found["links.0.between"]
+    assert found["links.1.mbit"] == "is 0; give a number above 0"
+    assert "soon" in found["links.2.latency"]
+    assert found["links.2.width"].startswith("is no known key")
+
+
+def test_more_nodes_than_a_fleet_may_have_are_refused() -> None:
+    lines = "".join(f"  - {{name: n{n}, tier: edge}}\n" for n in range(limits.FLEET_NODES_MAX + 1))
+    assert f"FLEET_NODES_MAX = {limits.FLEET_NODES_MAX}" in problems(f"nodes:\n{lines}")["nodes"]
+
+
+def test_links_that_are_no_list_and_a_file_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    assert "list links" in problems("nodes: [{name: a, tier: edge}]\nlinks: {a: 1}\n")["links"]
+    with pytest.raises(InvalidInput, match="cannot be read"):
+        read_file(tmp_path / "none.yaml")

@@ -1,0 +1,110 @@
+"""A constellation and a fleet become a problem: places, times, sizes, and why a stage may not stand somewhere."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from starloom.dag.builder import Graph
+from starloom.dag.constellation import Constellation, Private, Requirements, Tier
+from starloom.dag.kinds import Cost, KindSpec
+from starloom.dag.values import Port, PortType
+from starloom.devices.links import BY_TIERS
+from starloom.orchestrator.fleetfile import parse
+from starloom.orchestrator.planner.building import OTHER_TIER_SECONDS, STORE, USUAL_BYTES, build
+from starloom.orchestrator.planner.problem import NO_MODEL
+
+FLEET = parse(
+    b"nodes:\n"
+    b"  - {name: cam, tier: device, targets: [cpu, npu], speed: {cpu: 0.5, npu: 4}, memory: 1GiB, resident: [eyes]}\n"
+    b"  - {name: edge, tier: edge, slots: 3}\n"
+)
+KINDS = {
+    spec.name: spec
+    for spec in (
+        KindSpec(
+            name="see",
+            inputs={"image": Port(PortType.IMAGE)},
+            outputs={"text": Port(PortType.TEXT)},
+            targets=("npu", "cpu"),
+            models=("eyes",),
+            tier=Tier.DEVICE,
+            cost=Cost(run_seconds=2.0, load_seconds=1.0, memory_bytes=1_000),
+        ),
+        KindSpec(
+            name="say",
+            inputs={"text": Port(PortType.TEXT)},
+            outputs={"audio": Port(PortType.AUDIO)},
+            cost=Cost(run_seconds=1.0),
+        ),
+    )
+}
+
+
+def constellation(require: Requirements | None = None) -> Constellation:
+    graph = Graph("look")
+    photo = graph.input("photo", PortType.IMAGE)
+    see = graph.stage("see", "see", inputs={"image": photo})
+    say = graph.stage("say", "say", inputs={"text": see["text"]}, require=require)
+    graph.output("speech", say["audio"])
+    return graph.build()
+
+
+def test_what_is_computed_from_private_data_is_kept_on_its_tier_and_that_is_told() -> None:
+    private = msgspec.structs.replace(constellation(), private={"photo": Private.DEVICE})
+    built = build(private, KINDS, FLEET)
+    assert np.isfinite(built.problem.arrays.seconds[0]).tolist() == [True, True, False, False]
+    assert np.isfinite(built.problem.arrays.seconds[1]).tolist() == [True, False, False, False]
+    assert built.excluded[0] == {"is on the edge tier, where what is private to device may not be": (2,)}
+
+
+def test_places_are_targets_of_nodes_and_the_job_store() -> None:
+    problem = build(constellation(), KINDS, FLEET).problem
+    assert [str(each) for each in problem.places] == ["cam", "cam/npu", "edge", str(STORE)]
+    assert [each.slots for each in problem.places] == [1, 1, 3, 1]
+    assert problem.stages == ("see", "say", "input photo", "output speech")
+
+
+def test_a_run_takes_the_hint_by_the_targets_speed_and_only_where_it_may_run() -> None:
+    arrays = build(constellation(), KINDS, FLEET).problem.arrays
+    assert arrays.seconds[0].tolist() == [4.0, 0.5, 2.0, np.inf]
+    assert arrays.seconds[1].tolist() == [2.0, np.inf, 1.0, np.inf]
+    # What is given lies in the store, and what is made goes there.
+    assert arrays.seconds[2:].tolist() == [[np.inf, np.inf, np.inf, 0.0]] * 2
+    assert arrays.penalty[0].tolist() == [0.0, 0.0, OTHER_TIER_SECONDS, 0.0]
+
+
+def test_models_load_at_the_targets_speed_unless_they_are_resident() -> None:
+    problem = build(constellation(), KINDS, FLEET).problem
+    assert problem.models == ("see",)
+    assert problem.arrays.model.tolist() == [0, NO_MODEL, NO_MODEL, NO_MODEL]
+    assert problem.arrays.load_seconds.tolist() == [[2.0, 0.25, 1.0, 0.0]]
+    assert problem.arrays.resident.tolist() == [[True, False, False]]
+    assert problem.arrays.memory_bytes.tolist() == [2**30, np.inf, np.inf]
+    assert problem.arrays.working_bytes.tolist() == [1_000, 0, 0, 0]
+
+
+def test_values_move_over_the_links_of_the_fleet() -> None:
+    problem = build(constellation(), KINDS, FLEET, {"photo": 5_000_000}).problem
+    arrays = problem.arrays
+    arcs = {
+        (problem.stages[a], problem.stages[b]): size
+        for a, b, size in zip(arrays.upstream, arrays.downstream, arrays.size_bytes, strict=True)
+    }
+    assert arcs == {
+        ("see", "say"): USUAL_BYTES[PortType.TEXT],
+        ("input photo", "see"): 5_000_000,
+        ("say", "output speech"): USUAL_BYTES[PortType.AUDIO],
+    }
+    usual = BY_TIERS[frozenset({Tier.DEVICE, Tier.EDGE})]
+    assert arrays.latency[0, 1] == arrays.latency[0, 2] == usual.latency_seconds
+    assert arrays.seconds_per_byte[0, 1] == pytest.approx(1 / usual.bytes_per_second)
+    assert arrays.latency.diagonal().tolist() == [0.0] * 3
+
+
+def test_why_a_stage_may_not_stand_somewhere_is_told() -> None:
+    built = build(constellation(Requirements(tiers=(Tier.EDGE,), labels={"rack": "7"})), KINDS, FLEET)
+    assert built.excluded[0] == {}
+    assert built.excluded[1] == {"is on the device tier": (0, 1), "has no label rack": (0, 1, 2)}
+    assert np.isinf(built.problem.arrays.seconds[1]).all()
+    elsewhere = build(constellation(), KINDS, FLEET).excluded[1]
+    assert elsewhere == {"is its target npu, and say computes on cpu": (1,)}
