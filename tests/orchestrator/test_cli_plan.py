@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 
+from starloom.dag.document import load
 from starloom.orchestrator.cli.main import main
+
+#: what is compiled at its first use takes a while on a busy machine
+pytestmark = pytest.mark.timeout(600)
 
 CHAIN = """
 api_version: starloom/v1
@@ -83,6 +87,18 @@ def test_people_get_a_table_a_picture_and_a_file(
     assert any(line.startswith("cam ") and "[" in line and "-a-" in line for line in said.splitlines())
     assert "edge is on the edge tier" in said
     assert picture.read_text().startswith("<svg")
+
+
+def test_the_constellation_can_be_written_bound_to_its_places(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound = tmp_path / "bound.yaml"
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--out", str(bound))
+    stages = load(bound.read_bytes()).stages
+    assert {name: spec.requires.node for name, spec in stages.items()} == {"a": "cam", "b": "edge"}
+    assert {spec.requires.target for spec in stages.values()} == {"cpu"}
+    _, again = plan(capsys, str(bound), "--fleet", files[1])
+    assert again["placement"] == found["placement"]
 
 
 def test_what_cannot_be_planned_says_why(

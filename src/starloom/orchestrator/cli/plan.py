@@ -12,8 +12,10 @@ from starloom.orchestrator.cli.check import read_constellation
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command
 
 if TYPE_CHECKING:
+    from starloom.dag.constellation import Constellation
     from starloom.orchestrator.planner.building import Built
     from starloom.orchestrator.planner.problem import Plan
+    from starloom.orchestrator.planner.problem import Problem as PlannedProblem
     from starloom.orchestrator.planner.whatif import Alternative, Loss
 
 _MILLIS: Final = 1000.0
@@ -29,6 +31,9 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "--losses", action="store_true", help="what would change if a node were lost, for each that is used"
     )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the constellation with each stage bound to its place"
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="write the plan as a Gantt picture")
     parser.add_argument(
         "--input-bytes",
@@ -43,32 +48,21 @@ def add_parsers(commands: Commands) -> None:
 
 def run_plan(args: argparse.Namespace, out: Output) -> int:
     """Plans, and tells of the plan. Raises InvalidInput, InvalidConstellation, Infeasible, NotFound."""
-    from starloom.agents.catalog import Catalog
-    from starloom.dag.validate import problems
-    from starloom.orchestrator import fleetfile
     from starloom.orchestrator.planner import bound, picture, planning, prepared, whatif
-    from starloom.orchestrator.planner.building import build
 
-    constellation = read_constellation(args.file)
-    fleet = fleetfile.read_file(args.fleet)
-    kinds = Catalog().kinds
-    if found := problems(constellation, kinds):
-        raise InvalidConstellation(found, f"{args.file} is not valid")
-    if args.explain is not None and args.explain not in constellation.stages:
-        raise NotFound(f"{args.file} has no stage {args.explain!r}; it has {', '.join(sorted(constellation.stages))}")
-    built = build(constellation, kinds, fleet, _sizes(args.input_bytes, constellation.inputs))
-    ready = prepared.prepare(built.problem)
+    constellation, built = _read(args)
+    problem = built.problem
     # What is compiled at its first use is no part of planning.
-    planning.plan(built.problem, planning.Budget(1), args.seed)
+    planning.plan(problem, planning.Budget(1), args.seed)
     began = time.perf_counter()
-    plan = planning.plan(built.problem, planning.Budget(spent=_until(args.budget)), args.seed)
+    plan = planning.plan(problem, planning.Budget(spent=_until(args.budget)), args.seed)
     seconds = time.perf_counter() - began
 
-    def again(changed: Any, before: "Plan") -> "Plan":
+    def again(changed: "PlannedProblem", before: "Plan") -> "Plan":
         return planning.plan(changed, planning.Budget(), args.seed, before)
 
-    least = bound.lower_bound(ready)
-    out_json: dict[str, Any] = {
+    least = bound.lower_bound(prepared.prepare(problem))
+    told: dict[str, Any] = {
         "placement": _placement(built, plan),
         "makespan": plan.makespan,
         "penalty": plan.penalty,
@@ -78,19 +72,54 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
         "method": plan.method,
     }
     _tell(built, plan, least, seconds, out)
-    out.text("")
-    out.text(picture.text(built.problem, plan, _PICTURE_WIDTH))
-    if args.picture is not None:
-        args.picture.write_text(picture.svg(built.problem, plan, constellation.name))
-        out.note(f"the picture is in {args.picture}")
+    out.text(f"\n{picture.text(problem, plan, _PICTURE_WIDTH)}")
+    _write(args, constellation, built, plan, out)
     if args.explain is not None:
-        stage = built.problem.stages.index(args.explain)
-        others = whatif.alternatives(built.problem, plan, stage, again)
-        out_json["explain"] = _explain(built, plan, stage, others, out)
+        stage = problem.stages.index(args.explain)
+        told["explain"] = _explain(built, plan, stage, whatif.alternatives(problem, plan, stage, again), out)
     if args.losses:
-        out_json["losses"] = _losses(plan, whatif.losses(built.problem, plan, again), out)
-    out.json(out_json)
+        told["losses"] = _losses(plan, whatif.losses(problem, plan, again), out)
+    out.json(told)
     return Exit.DONE
+
+
+def _read(args: argparse.Namespace) -> "tuple[Constellation, Built]":
+    """The constellation, and the problem of placing it on the fleet."""
+    from starloom.agents.catalog import Catalog
+    from starloom.dag.validate import problems
+    from starloom.orchestrator import fleetfile
+    from starloom.orchestrator.planner.building import build
+
+    constellation = read_constellation(args.file)
+    fleet = fleetfile.read_file(args.fleet)
+    kinds = Catalog().kinds
+    if found := problems(constellation, kinds):
+        raise InvalidConstellation(found, f"{args.file} is not valid")
+    if args.explain is not None and args.explain not in constellation.stages:
+        raise NotFound(f"{args.file} has no stage {args.explain!r}; it has {', '.join(sorted(constellation.stages))}")
+    return constellation, build(constellation, kinds, fleet, _sizes(args.input_bytes, constellation.inputs))
+
+
+def _write(args: argparse.Namespace, constellation: "Constellation", built: "Built", plan: "Plan", out: Output) -> None:
+    """The files that were asked for. Raises InvalidInput if one cannot be written."""
+    from starloom.dag.document import dump
+    from starloom.orchestrator.planner import picture
+    from starloom.orchestrator.planner.building import pinned
+
+    texts = {
+        args.out: lambda: dump(pinned(constellation, built, plan)),
+        args.picture: lambda: picture.svg(built.problem, plan, constellation.name),
+    }
+    for path, text in texts.items():
+        if path is None:
+            continue
+        try:
+            path.write_text(text(), "utf-8")
+        except OSError as error:
+            raise InvalidInput(
+                [Problem(str(path), error.strerror or str(error))], "the file cannot be written"
+            ) from error
+        out.note(f"{path} is written")
 
 
 def _until(milliseconds: float) -> Callable[[], bool]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from starloom.dag.constellation import Constellation
@@ -24,7 +25,7 @@ from starloom.dag.values import PortType
 from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.feasible import misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
-from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Place, Problem, problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Place, Plan, Problem, problem
 
 STORE: Final = Place(node="", target="job store")
 """Where a job's inputs are, and its outputs go."""
@@ -65,6 +66,17 @@ def build(
 ) -> Built:
     """The problem of placing a valid constellation; `input_bytes` of job inputs, where they are known."""
     return _Builder(constellation, kinds, fleet).build(input_bytes)
+
+
+def pinned(constellation: Constellation, built: Built, plan: Plan) -> Constellation:
+    """The constellation with each stage required on the node and target that a plan has it on."""
+    places = built.problem.places
+    stages = {}
+    for index, name in enumerate(built.stages):
+        spec, place = constellation.stages[name], places[plan.place[index]]
+        requires = msgspec.structs.replace(spec.requires, node=place.node, target=place.target)
+        stages[name] = msgspec.structs.replace(spec, requires=requires)
+    return msgspec.structs.replace(constellation, stages=stages)
 
 
 class _Builder:
