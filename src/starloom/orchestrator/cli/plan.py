@@ -106,11 +106,11 @@ def _write(args: argparse.Namespace, constellation: "Constellation", built: "Bui
     from starloom.orchestrator.planner import picture
     from starloom.orchestrator.planner.building import pinned
 
-    texts = {
-        args.out: lambda: dump(pinned(constellation, built, plan)),
-        args.picture: lambda: picture.svg(built.problem, plan, constellation.name),
-    }
-    for path, text in texts.items():
+    texts: list[tuple[Path | None, Callable[[], str]]] = [
+        (args.out, lambda: dump(pinned(constellation, built, plan))),
+        (args.picture, lambda: picture.svg(built.problem, plan, constellation.name)),
+    ]
+    for path, text in texts:
         if path is None:
             continue
         try:
