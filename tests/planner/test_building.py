@@ -4,13 +4,14 @@ import msgspec
 import numpy as np
 import pytest
 
+from starloom.dag import limits
 from starloom.dag.builder import Graph
 from starloom.dag.constellation import Constellation, Private, Requirements, Tier
 from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import Port, PortType
 from starloom.devices.links import BY_TIERS
 from starloom.orchestrator.fleetfile import parse
-from starloom.orchestrator.planner.building import OTHER_TIER_SECONDS, STORE, USUAL_BYTES, build
+from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, build
 from starloom.orchestrator.planner.problem import NO_MODEL
 
 FLEET = parse(
@@ -70,7 +71,7 @@ def test_a_run_takes_the_hint_by_the_targets_speed_and_only_where_it_may_run() -
     assert arrays.seconds[1].tolist() == [2.0, np.inf, 1.0, np.inf]
     # What is given lies in the store, and what is made goes there.
     assert arrays.seconds[2:].tolist() == [[np.inf, np.inf, np.inf, 0.0]] * 2
-    assert arrays.penalty[0].tolist() == [0.0, 0.0, OTHER_TIER_SECONDS, 0.0]
+    assert arrays.penalty[0].tolist() == [0.0, 0.0, limits.PLAN_OTHER_TIER_SECONDS, 0.0]
 
 
 def test_models_load_at_the_targets_speed_unless_they_are_resident() -> None:

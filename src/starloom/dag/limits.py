@@ -202,6 +202,14 @@ CLUSTER_NODES_MAX: Final = 64
 NODE_SLOTS_MAX: Final = 1_024
 FLEET_NODES_MAX: Final = 1_000
 """Nodes of a fleet that is planned for, none of which needs to run."""
+FLEET_SPEED_MAX: Final = 1e6
+"""How many times as fast as the reference machine a target may be said to be."""
+
+# Plans
+PLAN_RENEW_SHARE: Final = 0.02
+"""Of what is left of a job: a new plan that saves less than this share does not replace the old one."""
+PLAN_OTHER_TIER_SECONDS: Final = 0.001
+"""What it counts that a stage stands on another tier than its kind usually does: of equal places its own is taken."""
 CLUSTER_READY_SECONDS: Final = 120.0
 STOP_GRACE_SECONDS: Final = 10.0
 DOWN_SECONDS: Final = 45.0

@@ -30,7 +30,6 @@ from starloom.orchestrator.clusterfile import NodeReader, NodeSpec, read_documen
 from starloom.orchestrator.filebytes import read_at_most
 
 _BYTES_PER_MBIT = 125_000.0
-SPEED_MAX = 1e6
 
 
 class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,7 +114,7 @@ class _FleetReader(NodeReader):
         for name, speed in given.items():
             if name not in targets:
                 self.add(f"{place}.{name}", f"is no target of the node, which has {', '.join(targets)}")
-            elif fault := number_fault(speed, at_most=SPEED_MAX) or (
+            elif fault := number_fault(speed, at_most=limits.FLEET_SPEED_MAX) or (
                 "is 0; give a number above 0" if not speed else ""
             ):
                 self.add(f"{place}.{name}" if isinstance(value, dict) else place, fault)

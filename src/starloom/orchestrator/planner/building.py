@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.expectation import expectation
 from starloom.dag.ids import StageId
@@ -29,9 +30,6 @@ from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Place
 
 STORE: Final = Place(node="", target="job store")
 """Where a job's inputs are, and its outputs go."""
-
-OTHER_TIER_SECONDS: Final = 0.001
-"""What it counts that a stage stands on another tier than its kind usually does: of equal places its own is taken."""
 
 USUAL_BYTES: Final[Mapping[PortType, int]] = MappingProxyType(
     {
@@ -141,7 +139,7 @@ class _Builder:
                 excluded.setdefault(fault, []).append(number)
             if not faults:
                 seconds[number] = 0.0 if spec.cancelled else self._expected[name].run_seconds / _speed(node, place)
-                penalty[number] = OTHER_TIER_SECONDS if kind.tier not in (None, node.node.tier) else 0.0
+                penalty[number] = limits.PLAN_OTHER_TIER_SECONDS if kind.tier not in (None, node.node.tier) else 0.0
         return {fault: tuple(places) for fault, places in excluded.items()}
 
     def _dependencies(self, numbers: Mapping[str, int], given: Mapping[str, int]) -> list[tuple[int, int, float]]:

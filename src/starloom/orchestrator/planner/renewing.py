@@ -13,13 +13,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from starloom.dag import limits
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.planning import Budget
 from starloom.orchestrator.planner.planning import plan as find
 from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Plan, Problem
-
-RENEW_SHARE: Final = 0.02
-"""Of what is left: a new plan that saves less than this share does not replace the old one, so that plans do not swing."""
 
 _SLACK: Final = 1e-9
 
@@ -49,7 +47,7 @@ def renew(
     seed: int = 0,
     *,
     move_seconds: float = 0.0,
-    least_share: float = RENEW_SHARE,
+    least_share: float = limits.PLAN_RENEW_SHARE,
 ) -> Renewed:
     """A plan for what is left, beginning with the old one.
 
