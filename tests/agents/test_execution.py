@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from tests.agents.fakes import NoModels, Stages, assign, given, made, no_models
@@ -113,6 +114,13 @@ def test_large_outputs_are_not_inline_and_fetched_inputs_are_used() -> None:
     found = run(function, order, picture=picture.tobytes())
     assert found.outputs["value"].inline is None
     assert len(found.data["value"]) == limits.INLINE_VALUE_BYTES_MAX + 2
+
+
+def test_private_outputs_are_not_inline_however_small() -> None:
+    order = msgspec.structs.replace(assign(kind="t.kind", inputs=(ONE,)), private=True)
+    found = run(lambda call: {"value": 1, "text": "hi"}, order)
+    assert {name: ref.inline for name, ref in found.outputs.items()} == {"value": None, "text": None}
+    assert found.data == {"value": b"1", "text": b"hi"}
 
 
 NAMED = KindSpec(

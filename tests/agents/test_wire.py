@@ -103,6 +103,7 @@ COMMANDS: list[Command] = [
             Reader(port="frames", reader="detect.image", full=Full.LATEST),
             Reader(port="frames", reader="keep.ü", full=Full.BLOCK),
         ),
+        private=True,
     ),
     Cancel(task=task()),
     Revoke(task=task()),

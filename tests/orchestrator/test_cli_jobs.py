@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import wave
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +19,7 @@ from tests.orchestrator.live import KINDS, TOKEN, Cluster, copying, failing, gat
 from starloom.agents.values import Audio
 from starloom.dag import document, facts, limits
 from starloom.dag.builder import Graph
-from starloom.dag.constellation import Constellation, Requirements, Tier
+from starloom.dag.constellation import Constellation, Private, Requirements, Tier
 from starloom.dag.ids import AgentId
 from starloom.dag.values import PortType
 from starloom.devices.node import NodeProfile, Target
@@ -244,6 +245,35 @@ async def test_explain_says_what_each_stage_waits_for(starloom: Run, write: Any)
     await starloom("watch", job)
     assert (await starloom("explain", job)).json["stages"] == []
     assert "0 of 1 stages have not ended" in (await starloom("explain", job, people=True)).out
+
+
+async def test_explain_says_why_private_data_is_not_elsewhere(starloom: Run, write: Any, cluster: Cluster) -> None:
+    assert cluster.orchestrator is not None
+    far = NodeProfile(name=AgentId("far"), tier=Tier.CLOUD, address="far:1")
+    hello = AgentHello(agent=far.name, incarnation="i", profile=far, kinds=(KINDS["test.gate"], KINDS["test.text"]))
+    cluster.orchestrator.engine.post(hello)
+    graph = Graph("kept")
+    text = graph.input("secret", PortType.TEXT, private=Private.EDGE)
+    gate = graph.stage("gate", "test.gate", text=text, params={"gate": "kept"})
+    graph.stage("next", "test.text", value=gate["text"])
+    gates["kept"] = threading.Event()
+    job = (await starloom("submit", write(graph.build(KINDS)), "--input", "secret=x")).json["job"]
+    why = {
+        "gate": "text is private to edge: secret; not on far (cloud)",
+        "next": "value is private to edge: secret -> gate; not on far (cloud)",
+    }
+    assert {row["stage"]: row["why"] for row in (await starloom("explain", job)).json["private"]} == why
+    gates["kept"].set()
+    assert (await starloom("watch", job)).code == 0
+    ended = (await starloom("explain", job)).json
+    assert ended["stages"] == []
+    assert {row["stage"]: (row["node"], row["tier"], row["why"]) for row in ended["private"]} == {
+        name: ("node", "edge", told) for name, told in why.items()
+    }
+    shown = (await starloom("explain", job, people=True)).out
+    assert why["next"] in shown
+    stages = (await starloom("get", job)).json["stages"]
+    assert {stage["name"]: stage["private"] for stage in stages} == why
 
 
 async def test_a_job_that_cannot_go_on_is_explained(starloom: Run, write: Any, cluster: Cluster) -> None:

@@ -7,7 +7,8 @@ import pytest
 from tests.orchestrator.harness import KINDS, World, facts_of, inline, node, stored
 from tests.orchestrator.test_coordinator_patch import constellation
 
-from starloom.agents.messages import Replicate
+from starloom.agents.messages import Assign, Publish, Replicate
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation, Tier
 from starloom.dag.document import load
 from starloom.dag.errors import Infeasible, InvalidConstellation, InvalidInput
@@ -138,6 +139,36 @@ stages:
         assert w.asked("free") == ["b-edge"]
         there = {agent.name for agent in w.agents.values() if any(isinstance(each, Replicate) for each in agent.log)}
         assert there == {"y-pi", "b-edge"}
+
+    def test_what_private_stages_give_is_kept_where_it_is_made(self, world: Any) -> None:
+        w = world(*three())
+        w.submit(LINE, PHOTO)
+        w.finish_all()
+        told = {command.task.stage: command.private for command in w.agents["z-pi"].log if isinstance(command, Assign)}
+        assert told == {"see": True, "read": True, "blur": False}
+        assert not w.sent[next(task for task in w.sent if task.stage == "show")].private
+
+    def test_it_is_not_brought_to_the_job_store_for_who_cannot_reach_it(self, world: Any) -> None:
+        text = """
+inputs: {photo: {type: bytes, private: device}}
+stages:
+  make: {kind: t.blob, in: {x: $photo}, require: {node: y-pi}}
+  free: {kind: t.blob, in: {x: $photo}, require: {node: y-pi}, declassify: true}
+  need: {kind: t.need, in: {data: make.data}, require: {node: z-pi}}
+  want: {kind: t.need, in: {data: free.data}, require: {node: a-cloud}}
+"""
+        w = world(node("a-cloud", Tier.CLOUD), device("y-pi"), device("z-pi"))
+        job = w.submit(constellation(text), {"photo": stored()})
+        w.finish("make", "free")
+        w.lose_input("want", "free", gone=False)
+        w.lose_input("need", "make", gone=False)
+        brought = [each.task.stage for each in w.agents["y-pi"].log if isinstance(each, Publish)]
+        assert brought == ["free"]
+        for _ in range(limits.UNREACHABLE_BEFORE_REMADE - 1):
+            assert w.status(job, "make") == ["succeeded"]
+            w.advance(limits.UNREACHABLE_LAST_SECONDS + 0.1)
+            w.lose_input("need", "make", gone=False)
+        assert w.status(job, "make") == ["placed"]
 
     def test_a_kind_that_comes_and_declassifies_sets_free_what_waits(self, world: Any) -> None:
         plain = [msgspec.structs.replace(kind, declassifies=False) for kind in KINDS.values()]

@@ -10,6 +10,10 @@ import pytest
 
 from starloom.agents.stages.audio import read_sound
 from starloom.agents.values import Audio
+from starloom.dag.document import load
+from starloom.dag.errors import InvalidConstellation
+from starloom.dag.facts import StageCommitted
+from starloom.dag.ids import StageId
 from starloom.orchestrator.client import AsyncClient
 from starloom.orchestrator.cluster import EmbeddedCluster
 
@@ -59,3 +63,38 @@ async def test_each_frame_of_a_video_is_seen_or_counted(embedded: EmbeddedCluste
     for one in watched.seen:
         assert [face["score"] > 0.8 for face in one.faces] == [True]
     assert len(watch.summary(watched)) == 4
+
+
+async def test_a_private_photograph_stays_on_the_device_tier(embedded: EmbeddedCluster, model_store: object) -> None:
+    page = load((EXAMPLES / "private-photo" / "constellation.yaml").read_text())
+    photo = (EXAMPLES / "spoken-question" / "photo.jpg").read_bytes()
+    async with AsyncClient(embedded.address, embedded.token) as client:
+        job = await client.submit(page, {"image": photo})
+        outputs = await job.result()
+        info = await job.status()
+        events = [event.fact async for event in job.events()]
+    tiers = {stage.name: stage.tier for stage in info.stages}
+    private = ("see", "faces", "find_text", "read", "page")
+    assert tiers == {**dict.fromkeys(private, "device"), "embed": "cloud", "retrieve": "cloud"}
+    assert "Region-based segmentation" in outputs["text"]
+    assert len(outputs["passages"]) > 0
+    results = {fact.stage: fact.outputs for fact in events if isinstance(fact, StageCommitted)}
+    for name in ("see", "faces", "find_text", "read"):
+        for ref in results[StageId(name)].values():
+            assert ref.inline is None, f"{name} gave {ref.bytes} bytes along with its report"
+            assert ref.holder in ("mic-speaker", "camera")
+    why = {str(stage.name): stage.private for stage in info.stages}
+    kept_off = "not on cloud (cloud), edge-1 (edge), edge-2 (edge)"
+    assert why["see"] == f"data is private to device: image; {kept_off}"
+    assert why["page"] == f"lines is private to device: image -> see -> read; {kept_off}"
+    assert why["embed"] == ""
+
+
+async def test_what_would_let_it_leave_is_refused(embedded: EmbeddedCluster) -> None:
+    text = (EXAMPLES / "private-photo" / "constellation.yaml").read_text()
+    shut = load(text.replace(", declassify: true", ""))
+    async with AsyncClient(embedded.address, embedded.token) as client:
+        with pytest.raises(InvalidConstellation) as raised:
+            await client.submit(shut, {"image": b""})
+    assert "stages.embed.in.text: is private to device (image -> see -> read -> page -> embed)" in str(raised.value)
+    assert "stages.retrieve.in.embedding: is private to device" in str(raised.value)

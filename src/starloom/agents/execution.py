@@ -329,7 +329,8 @@ def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[di
             problems += error.problems
             continue
         ref = values.refer(port.type, data[name], meta, node)
-        if ref.inline is not None and inlined + ref.bytes > limits.INLINE_VALUES_BYTES_MAX:
+        too_much = inlined + ref.bytes > limits.INLINE_VALUES_BYTES_MAX
+        if ref.inline is not None and (too_much or run.assign.private):
             # A report, and the fact that it becomes, hold all that is inline.
             ref = msgspec.structs.replace(ref, inline=None)
         inlined += len(ref.inline or b"")

@@ -69,7 +69,8 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
 
     `inputs` are values that are there, `awaits` attempts that give the others. `readers` are the downstreams of
     stream outputs. `publish` names the ports whose
-    bytes also go to the job store. `comparisons`, of this stage's outputs, are evaluated where the values are.
+    bytes also go to the job store. `comparisons`, of this stage's outputs, are evaluated where the values are. `private`:
+    what it gives is, and stays with the agent however small it is, but for what is to be published.
     """
 
     task: TaskToken
@@ -83,6 +84,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     publish: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    private: bool = False
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True):

@@ -88,6 +88,7 @@ def _assign_to_wire(assign: Assign) -> pb.Assign:
         comparisons_json=[encode(comparison) for comparison in assign.comparisons],
         awaits=[await_to_wire(awaited) for awaited in assign.awaits],
         readers=[reader_to_wire(reader) for reader in assign.readers],
+        private=assign.private,
     )
 
 
@@ -113,6 +114,7 @@ def _assign_from_wire(message: pb.Assign, place: str) -> Assign:
         ),
         awaits=tuple(await_from_wire(item, f"{place}.awaits.{n}") for n, item in enumerate(message.awaits)),
         readers=tuple(reader_from_wire(item, f"{place}.readers.{n}") for n, item in enumerate(message.readers)),
+        private=message.private,
     )
 
 

@@ -83,6 +83,7 @@ def _stage_from_wire(message: pb.StageState) -> StageInfo:
         copies=message.copies,
         reason=message.reason,
         grown_by=message.grown_by,
+        private=message.private,
         seconds=Timing(
             queue=timing.queue_seconds,
             transfer=timing.transfer_seconds,

@@ -26,6 +26,7 @@ from starloom.dag.facts import EpochStarted, Fact, JobStatus
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId
 from starloom.dag.job import JobState
 from starloom.dag.kinds import KindCatalog
+from starloom.dag.privacy import Labels, labels_in
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.admission import Admission
 from starloom.orchestrator.ahead import Ahead
@@ -202,6 +203,11 @@ class Coordinator:
         run = self._endings.runs.get(job)
         found = waits_for(self.find(job), run, stage, self._lanes, self._state.fleet, self._ledger.now)
         return f"{found}; {copy_waits(run)}" if run is not None and self._stragglers.waits(job, stage) else found
+
+    def labels(self, job: JobId) -> Labels:
+        """How far what a job's stages read and give may go, and why. Raises NotFound."""
+        run = self._endings.runs.get(job)
+        return run.labels if run is not None else labels_in(self.find(job).shape, self.kinds)[0]
 
     def stuck(self, job: JobId) -> str:
         """Why no stage of a job can go on, and when it fails for that; empty if one can, or it has ended."""

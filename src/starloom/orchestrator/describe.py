@@ -2,10 +2,13 @@
 
 import asyncio
 import os
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
 
+from starloom.dag import limits
+from starloom.dag.constellation import PRIVATE_TIERS, Private
 from starloom.dag.facts import JobPatched
 from starloom.dag.ids import AgentId, Revision
 from starloom.dag.job import JobState
@@ -29,9 +32,13 @@ async def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | No
     constellation = job.constellation if shown == job.revision else job.constellation_at(shown)
     patches = tuple(map(_patch_info, job.patches))
     profiles = {node.name: node.profile for node in coordinator.fleet_view()}
+    labels = coordinator.labels(job.id)
+    kept_off = {level: _kept_off(profiles.values(), level) for level in set(labels.levels.values())}
     stages: list[StageInfo] = []
     for index, stage in enumerate(job.stages.values(), 1):
-        stages.append(_stage_info(coordinator, job, stage, profiles.get(stage.agent)))
+        label = labels.of(stage.spec.id)
+        private = f"{label}{kept_off[label.level]}" if label is not None else ""
+        stages.append(_stage_info(coordinator, job, stage, profiles.get(stage.agent), private))
         if not index % _STAGES_AT_ONCE:
             await asyncio.sleep(0)
     line = _job_info(job, times, tuple(stages))
@@ -79,7 +86,17 @@ def _patch_info(fact: JobPatched) -> PatchInfo:
     )
 
 
-def _stage_info(coordinator: Coordinator, job: JobState, stage: StageState, profile: NodeProfile | None) -> StageInfo:
+def _kept_off(profiles: Iterable[NodeProfile], level: Private) -> str:
+    """The nodes that may not have what is so private, as the end of a sentence."""
+    names = [f"{each.name} ({each.tier})" for each in profiles if each.tier not in PRIVATE_TIERS[level]]
+    more = len(names) - limits.NODES_EXPLAINED_MAX
+    shown = ", ".join(names[: limits.NODES_EXPLAINED_MAX])
+    return f"; not on {shown}{f' and {more} more' if more > 0 else ''}" if names else ""
+
+
+def _stage_info(
+    coordinator: Coordinator, job: JobState, stage: StageState, profile: NodeProfile | None, private: str
+) -> StageInfo:
     return StageInfo(
         name=stage.spec.id,
         kind=stage.spec.kind,
@@ -93,6 +110,7 @@ def _stage_info(coordinator: Coordinator, job: JobState, stage: StageState, prof
         copies=stage.copies,
         reason=_reason(coordinator, job, stage),
         grown_by=job.origins[stage.spec.id].by if stage.spec.id in job.origins else "",
+        private=private,
         seconds=stage.timing,
         figures=dict(stage.figures),
     )

@@ -226,6 +226,7 @@ class Dispatcher:
                 publish=run.to_publish(name),
                 comparisons=comparisons_of(job, name),
                 readers=run.streams.readers(job, name),
+                private=run.labels.given(name) is not None,
             ),
         )
         if name in run.streams.groups:

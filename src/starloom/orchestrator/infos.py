@@ -20,7 +20,8 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     `node`, `tier` and `target` are where its last attempt is or was, empty before the first; `emulated`:
     the target computes elsewhere. `copies` of its `attempts` were beside one that ran too long. `models`
     are `name@version`. `reason`: the last error, why it was skipped, or what it waits for. `grown_by`: the
-    stage whose result added it. `seconds` are those of the attempt that gave the result, and `figures`
+    stage whose result added it. `private`: why what it reads or gives may not be everywhere, and which nodes may not
+    have it for that. `seconds` are those of the attempt that gave the result, and `figures`
     what that one measured of itself, by names that tell the unit.
     """
 
@@ -36,6 +37,7 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     copies: int = 0
     reason: str = ""
     grown_by: str = ""
+    private: str = ""
     seconds: Timing = Timing()
     figures: dict[str, float] = {}
 

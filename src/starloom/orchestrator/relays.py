@@ -21,7 +21,10 @@ class Relays:
         self._ledger = ledger
 
     def ask(self, run: Run, reader: AgentId, upstreams: Iterable[StageId]) -> bool:
-        """A reader cannot reach who holds the results of `upstreams`; whether all are on their way, by the job store."""
+        """A reader cannot reach who holds the results of `upstreams`; whether all are on their way, by the job store.
+
+        Private ones never go there.
+        """
         coming = True
         for name in dict.fromkeys(upstreams):
             stage = run.job.stages.get(name)
@@ -32,7 +35,8 @@ class Relays:
             run.apart.update((reader, holder.name) for holder in living)
             online = (member for member in living if member.state is AgentState.ONLINE and member.name != reader)
             holder = next(online, None)
-            if holder is None or run.relays.get(name) == (stage.committed, False):
+            private = run.labels.given(name) is not None
+            if holder is None or private or run.relays.get(name) == (stage.committed, False):
                 # Nobody can bring it, or it could not be brought.
                 run.relays.pop(name, None)
                 coming = False

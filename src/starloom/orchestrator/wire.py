@@ -91,6 +91,7 @@ def _stage_to_wire(stage: StageInfo) -> pb.StageState:
         copies=stage.copies,
         reason=stage.reason,
         grown_by=stage.grown_by,
+        private=stage.private,
         timing=pb.StageTiming(
             queue_seconds=seconds.queue,
             transfer_seconds=seconds.transfer,

@@ -161,7 +161,7 @@ class PatchNote(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., principal: _Optional[str] = ..., why: _Optional[str] = ..., patch_id: _Optional[str] = ..., restart: _Optional[bool] = ..., operations: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageState(_message.Message):
-    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by", "copies")
+    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by", "copies", "private")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +183,7 @@ class StageState(_message.Message):
     FIGURES_FIELD_NUMBER: _ClassVar[int]
     GROWN_BY_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
     stage: str
     kind: str
     status: str
@@ -197,7 +198,8 @@ class StageState(_message.Message):
     figures: _containers.ScalarMap[str, float]
     grown_by: str
     copies: int
-    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ..., copies: _Optional[int] = ...) -> None: ...
+    private: str
+    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ..., copies: _Optional[int] = ..., private: _Optional[str] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("queue_seconds", "transfer_seconds", "load_seconds", "run_seconds")

@@ -146,7 +146,7 @@ class Command(_message.Message):
     def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ..., resolve: _Optional[_Union[Resolve, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ...) -> None: ...
 
 class Assign(_message.Message):
-    __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json", "awaits", "readers")
+    __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json", "awaits", "readers", "private")
     TASK_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     PARAMS_JSON_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,7 @@ class Assign(_message.Message):
     COMPARISONS_JSON_FIELD_NUMBER: _ClassVar[int]
     AWAITS_FIELD_NUMBER: _ClassVar[int]
     READERS_FIELD_NUMBER: _ClassVar[int]
+    PRIVATE_FIELD_NUMBER: _ClassVar[int]
     task: Task
     kind: str
     params_json: bytes
@@ -169,7 +170,8 @@ class Assign(_message.Message):
     comparisons_json: _containers.RepeatedScalarFieldContainer[bytes]
     awaits: _containers.RepeatedCompositeFieldContainer[Await]
     readers: _containers.RepeatedCompositeFieldContainer[Reader]
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., kind: _Optional[str] = ..., params_json: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., priority: _Optional[int] = ..., publish: _Optional[_Iterable[str]] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ..., awaits: _Optional[_Iterable[_Union[Await, _Mapping]]] = ..., readers: _Optional[_Iterable[_Union[Reader, _Mapping]]] = ...) -> None: ...
+    private: bool
+    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., kind: _Optional[str] = ..., params_json: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., priority: _Optional[int] = ..., publish: _Optional[_Iterable[str]] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ..., awaits: _Optional[_Iterable[_Union[Await, _Mapping]]] = ..., readers: _Optional[_Iterable[_Union[Reader, _Mapping]]] = ..., private: _Optional[bool] = ...) -> None: ...
 
 class Reader(_message.Message):
     __slots__ = ("port", "reader", "full")

@@ -89,7 +89,7 @@ def add_parsers(commands: Commands) -> None:
     cancel = add_command(commands, "cancel", run_cancel, "stop a job, and wait until nothing of it runs")
     cancel.add_argument("job", metavar="JOB", help="a job's id or key")
     cancel.add_argument("--reason", default="", help="why, for those who look at the job later")
-    explain = add_command(commands, "explain", run_explain, "what each stage that has not ended waits for")
+    explain = add_command(commands, "explain", run_explain, "what stages wait for, and where private data keeps them")
     explain.add_argument("job", metavar="JOB", help="a job's id or key")
 
 
@@ -339,7 +339,9 @@ def run_explain(args: argparse.Namespace, out: Output) -> int:
         }
         for stage in waiting
     ]
-    out.json({"job": info.id, "status": info.status, "stuck": info.stuck, "stages": rows})
+    private = [stage for stage in info.stages if stage.private]
+    kept = [{"stage": each.name, "node": each.node, "tier": each.tier, "why": each.private} for each in private]
+    out.json({"job": info.id, "status": info.status, "stuck": info.stuck, "stages": rows, "private": kept})
     out.text(f"{info.id} is {info.status}; {len(rows)} of {len(info.stages)} stages have not ended")
     if info.stuck:
         out.text(f"it cannot go on: {info.stuck}")
@@ -347,6 +349,8 @@ def run_explain(args: argparse.Namespace, out: Output) -> int:
         ("stage", "status", "node", "waits for", "grown by"),
         [(stage.name, stage.status, stage.node, stage.reason, stage.grown_by) for stage in waiting],
     )
+    if private:
+        out.table(("stage", "tier", "why not elsewhere"), [(each.name, each.tier, each.private) for each in private])
     return Exit.DONE
 
 

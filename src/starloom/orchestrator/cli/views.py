@@ -30,6 +30,7 @@ def stage_row(stage: "StageInfo") -> dict[str, Any]:
         "copies": stage.copies,
         "reason": stage.reason,
         "grown_by": stage.grown_by,
+        "private": stage.private,
         "seconds": {
             "queue": seconds.queue,
             "transfer": seconds.transfer,
