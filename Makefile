@@ -33,7 +33,7 @@ test-orchestrator:
 test-others:
 	$(BIN)/pytest tests --ignore=tests/orchestrator
 
-sim: $(STAMP)  ## 10,000 simulated runs with all faults: minutes on two cores
+sim: $(STAMP)  ## 10,000 simulated runs with all faults: some 12 minutes on two cores
 	$(BIN)/starloom simulate --seeds 10000 --nodes 5 --stages 15 --jobs 3 --faults all
 
 faults: models  ## kill -9 of everybody at every stage, and at every crash point, on live clusters: some 20 minutes
