@@ -171,6 +171,12 @@ def test_a_node_holds_every_model_from_its_first_use_on() -> None:
     assert faults(tight, planned(tight, [EDGE, PHONE, EDGE], [0, 0, 3], loads=[0, 1])) == []
 
 
+def test_a_node_where_nothing_runs_may_hold_more_than_it_has() -> None:
+    what = modelled(resident=[[0, 0, 1]], memory_bytes=[20, 20, 9])
+    assert faults(what, planned(what, [EDGE, NPU, PHONE], [0, 3, 0], loads=[0])) == []
+    assert_named(what, planned(what, [EDGE, NPU, CLOUD], [0, 3, 0], loads=[0]), "cloud would hold 10 bytes")
+
+
 def test_a_resident_model_is_held_from_the_beginning_used_or_not() -> None:
     what = modelled(resident=[[1, 0, 0]], memory_bytes=[12, 20, 20], working_bytes=[1, 1, 3])
     assert_named(what, planned(what, [EDGE, NPU, PHONE], [0, 3, 0], loads=[0]), "phone would hold 13 bytes at 0.0")

@@ -114,6 +114,9 @@ def _memory(problem: Problem, plan: Plan) -> Iterator[str]:
         if not np.isfinite(arrays.memory_bytes[node]):
             continue
         here = np.flatnonzero((nodes == node) & (plan.finish > plan.start + SLACK))
+        if not len(here):
+            # What it holds already is none of the plan's doing.
+            continue
         changes = [(plan.finish[stage] - SLACK / 2, -arrays.working_bytes[stage]) for stage in here]
         changes += [(plan.start[stage], arrays.working_bytes[stage]) for stage in here]
         for model in range(len(problem.models)):

@@ -1,0 +1,169 @@
+"""The best plan of a small job, and the proof that it is."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from ortools.sat.python import cp_model
+
+from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.holding import hold
+from starloom.orchestrator.planner.model import Model
+from starloom.orchestrator.planner.problem import Plan, Problem
+from starloom.orchestrator.planner.ticks import FAR, Modes, Ticks, Whole, fitting_tick, heads, tails, ticked
+from starloom.orchestrator.planner.timing import Spans, earliest, retimed, spans
+
+EFFORT = 2.0
+"""CP-SAT's deterministic time, about seconds of one core."""
+
+FIRST_SHARE = 0.05
+"""Of the effort, to find a plan at all or a better one: the better it is, the fewer modes are left to look at."""
+
+
+class Proof(NamedTuple):
+    """`plan`: the best that was found. `bound`: seconds below which no plan's objective lies.
+
+    `proven`: nothing is better than `plan` by more than rounding to ticks, some millionths; or there is no plan.
+    """
+
+    plan: Plan | None
+    bound: float
+    proven: bool
+
+
+def exact(
+    problem: Problem, hint: Plan | None = None, *, effort: float = EFFORT, wall_seconds: float = math.inf, seed: int = 0
+) -> Proof:
+    """The best plan that `effort` finds, from `hint` on if that is a valid plan; never a worse one.
+
+    The same for the same arguments, unless `wall_seconds` ends it.
+    """
+    if not problem.stages:
+        none = np.zeros(0)
+        return Proof(Plan(none.astype(np.int32), none, none, none.astype(np.bool_), 0.0, 0.0, "exact"), 0.0, True)
+    ticks = _ticks(problem)
+    if ticks is None:
+        return Proof(None, math.inf, True)
+    best = retimed(problem, hint) if hint is not None and not faults(problem, hint) else None
+    if hint is not None and best is not None and (best.objective > hint.objective or faults(problem, best)):
+        best = hint
+    bound = 0.0
+    for share in (FIRST_SHARE, 3 * FIRST_SHARE, 1 - 4 * FIRST_SHARE):
+        search = Search(ticks, best)
+        found = search.run(share * effort, share * wall_seconds, seed)
+        bound = max(bound, found.bound)
+        if found.plan is not None and (best is None or found.plan.objective < best.objective):
+            best = found.plan
+        if found.proven:
+            return Proof(best, bound if best is None else min(bound, best.objective), True)
+    return Proof(best, bound, False)
+
+
+def _ticks(problem: Problem) -> Ticks | None:
+    """In ticks that suit the least that the objective can be; nothing where a stage has no place."""
+    arrays = problem.arrays
+    fine = ticked(problem, 1e-9)
+    if not all(fine.modes):
+        return None
+    path = max(
+        int((head + tail + [mode.ticks for mode in modes]).min())
+        for head, tail, modes in zip(heads(fine, fine.modes), tails(fine, fine.modes), fine.modes, strict=True)
+    )
+    if path >= FAR:
+        return None
+    least = path * 1e-9 + sum(min(mode.penalty for mode in modes) * 1e-9 for modes in fine.modes)
+    return ticked(problem, fitting_tick(least or float(arrays.penalty.max(initial=0.0))))
+
+
+class Search:
+    """One run of CP-SAT over what can still be better than, or as good as, a plan in hand."""
+
+    def __init__(self, ticks: Ticks, best: Plan | None) -> None:
+        self.ticks, self.best = ticks, best
+        self.most = _longest(ticks) if best is None else math.ceil(best.objective / ticks.tick) + ticks.rounding()
+        self.modes, bounds = _worth(ticks, self.most)
+        self.empty = not all(self.modes)
+        if not self.empty:
+            self.model = Model(ticks, self.modes, bounds, self.most, {})
+            hold(self.model)
+            self.model.minimise(self.most)
+            if best is not None:
+                self._hint(best)
+
+    def _hint(self, plan: Plan) -> None:
+        cp = self.model.cp
+        for stage, (modes, start) in enumerate(zip(self.modes, _started(self.ticks, plan), strict=True)):
+            cp.add_hint(self.model.start[stage], int(start))
+            for use, mode in zip(self.model.uses[stage], modes, strict=True):
+                cp.add_hint(use, mode.place == plan.place[stage] and mode.loads == plan.loads[stage])
+
+    def run(self, effort: float, wall_seconds: float, seed: int) -> Proof:
+        if self.empty:
+            return Proof(None, math.inf, True)
+        solver = solving(effort, wall_seconds, seed)
+        status = solver.solve(self.model.cp)
+        if status == cp_model.INFEASIBLE:
+            return Proof(None, math.inf, True)
+        bound = max(0.0, (solver.best_objective_bound - self.ticks.rounding()) * self.ticks.tick)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return Proof(None, bound, False)
+        return Proof(read(self.model, solver, "exact"), bound, status == cp_model.OPTIMAL)
+
+
+def solving(effort: float, wall_seconds: float, seed: int) -> Any:
+    """A solver of one worker, which does the same each time. Linear relaxations cost it more than they save."""
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = seed
+    solver.parameters.linearization_level = 0
+    solver.parameters.max_deterministic_time = effort
+    solver.parameters.max_time_in_seconds = wall_seconds
+    return solver
+
+
+def read(model: Model, solver: Any, method: str) -> Plan:
+    """The plan that a solver has found, in seconds, each stage as early as can be."""
+    place, loads, start, finish = [], [], [], []
+    for stage, modes in enumerate(model.modes):
+        mode = next(mode for use, mode in zip(model.uses[stage], modes, strict=True) if solver.boolean_value(use))
+        place.append(mode.place)
+        loads.append(mode.loads)
+        start.append(float(solver.value(model.start[stage])))
+        finish.append(start[-1] + mode.ticks)
+    columns = np.array(place, dtype=np.int32), np.array(start), np.array(finish), np.array(loads, dtype=np.bool_)
+    return retimed(model.ticks.problem, Plan(*columns, 0.0, 0.0, method))
+
+
+def _longest(ticks: Ticks) -> int:
+    """Ticks that suffice for one stage after the other, at the worst places, and all penalties."""
+    problem = ticks.problem
+    everywhere = np.arange(len(problem.nodes), dtype=np.int32)
+    total = int(ticks.base.max()) + int(ticks.opens.max()) + ticks.rounding()
+    total += sum(max(mode.ticks for mode in modes) + max(mode.penalty for mode in modes) for modes in ticks.modes)
+    for edge in range(len(problem.arrays.upstream)):
+        total += int(ticks.transfer(edge, everywhere, everywhere).max())
+        total += int(ticks.moved(edge, everywhere, everywhere).max())
+    return total
+
+
+def _worth(ticks: Ticks, most: int) -> tuple[Modes, tuple[list[Whole], list[Whole]]]:
+    """The modes in which a stage can run and the objective still be `most` ticks; and all heads and tails."""
+    modes = ticks.modes
+    while True:
+        bounds = heads(ticks, modes), tails(ticks, modes)
+        least = [min((mode.penalty for mode in each), default=0) for each in modes]
+        left = most - sum(least)
+        kept = [
+            [m for m, h, t in zip(each, head, tail, strict=True) if h + t + m.ticks + m.penalty - low <= left]
+            for each, head, tail, low in zip(modes, *bounds, least, strict=True)
+        ]
+        if [len(each) for each in kept] == [len(each) for each in modes]:
+            return modes, bounds
+        modes = kept
+
+
+def _started(ticks: Ticks, plan: Plan) -> Whole:
+    """A plan's starts in ticks."""
+    what = spans(ticks.problem, plan.place, plan.loads)
+    whole = Spans(*(np.ceil(column / ticks.tick - 1e-9) for column in what))
+    return earliest(ticks.problem, plan, whole).astype(np.int64)

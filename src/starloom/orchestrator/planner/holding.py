@@ -1,0 +1,111 @@
+"""What nodes hold, in a CP-SAT model: models loaded once and kept, memory as a running sum, nodes shared or not."""
+
+from typing import Any
+
+import numpy as np
+
+from starloom.orchestrator.planner.model import Key, Model
+from starloom.orchestrator.planner.problem import NO_MODEL
+
+MEMORY_UNITS = 2**26
+"""Into how many units a node's memory is divided. The checker grants a millionth, 67 units: more than rounding takes."""
+
+GRANTED = 67
+
+
+def hold(model: Model) -> None:
+    """Add all of it."""
+    _loads(model)
+    for node in range(len(model.ticks.problem.nodes)):
+        if np.isfinite(model.ticks.problem.arrays.memory_bytes[node]):
+            _memory(model, node)
+    _groups(model)
+
+
+def _loads(model: Model) -> None:
+    """Who does not load its model starts when one of those who do on the node is done with it."""
+    arrays, cp = model.ticks.problem.arrays, model.cp
+    finders: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    loaders: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for stage, index in model.at(range(len(arrays.node))):
+        mode, what = model.modes[stage][index], int(arrays.model[stage])
+        key = (what, int(arrays.node[mode.place]))
+        if what != NO_MODEL and not arrays.started[stage] and not arrays.resident[key]:
+            (loaders if mode.loads else finders).setdefault(key, []).append((stage, index))
+    for key, stages in finders.items():
+        ready, first = cp.new_int_var(0, model.horizon, ""), []
+        for stage, index in loaders.get(key, []):
+            first.append(cp.new_bool_var(""))
+            cp.add_implication(first[-1], model.uses[stage][index])
+            done = model.start[stage] + model.modes[stage][index].load_ticks
+            cp.add(ready >= done).only_enforce_if(first[-1])
+        for stage, index in stages:
+            cp.add_bool_or([*first, model.uses[stage][index].negated()])
+            cp.add(model.start[stage] >= ready).only_enforce_if(model.uses[stage][index])
+
+
+def _memory(model: Model, node: int) -> None:
+    """Every model from the first start of one who uses it, to the end; and what runs, while it runs."""
+    arrays, key = model.ticks.problem.arrays, ("memory", node)
+    has = float(arrays.memory_bytes[node])
+    unit = has / MEMORY_UNITS if has > 0 else 1.0
+    weights = [_units(float(size), unit) for size in arrays.weight_bytes]
+    room = MEMORY_UNITS + GRANTED if has > 0 else 0
+    room -= sum(weights[index] for index in np.flatnonzero(arrays.resident[:, node]))
+    users: dict[int, list[tuple[int, int]]] = {}
+    working: dict[tuple[int, int], int] = {}
+    for stage, index in model.at(np.flatnonzero(arrays.node == node).tolist()):
+        needs, what = _units(float(arrays.working_bytes[stage]), unit), int(arrays.model[stage])
+        if needs:
+            working[stage, index] = needs
+        if what != NO_MODEL and not arrays.resident[what, node]:
+            users.setdefault(what, []).append((stage, index))
+            needs += weights[what]
+        if needs > room:
+            model.cp.add_bool_or([model.uses[stage][index].negated(), *model.unless(key)])
+    stages = {stage: needs for (stage, _), needs in working.items()}
+    total = sum(stages.values()) + sum(weights[what] for what in users)
+    if total > (room := max(room, 0)):
+        most = model.capacity(key, room, total)
+        held = _held(model, users, weights)
+        intervals = [model.intervals[stage][index] for stage, index in working]
+        demands = list(working.values())
+        model.cp.add_cumulative(intervals + [span for _, span, _ in held], demands + [size for *_, size in held], most)
+        # In the end all of them are there at once.
+        model.cp.add(sum(literal * size for literal, _, size in held) <= most)
+
+
+def _held(model: Model, users: dict[int, list[tuple[int, int]]], weights: list[int]) -> list[tuple[Any, Any, int]]:
+    """Of each model: whether the node comes to hold it, from when on, and its units."""
+    cp, found = model.cp, []
+    for what, modes in users.items():
+        literal, since = cp.new_bool_var(""), cp.new_int_var(0, model.horizon, "")
+        lasts = cp.new_int_var(0, model.horizon + 1, "")
+        for stage, index in modes:
+            cp.add_implication(model.uses[stage][index], literal)
+            cp.add(since <= model.start[stage]).only_enforce_if(model.uses[stage][index])
+        found.append(
+            (literal, cp.new_optional_interval_var(since, lasts, model.horizon + 1, literal, ""), weights[what])
+        )
+    return found
+
+
+def _units(size: float, unit: float) -> int:
+    return int(np.ceil(min(size / unit, 2.0 * MEMORY_UNITS) - 1e-9))
+
+
+def _groups(model: Model) -> None:
+    arrays, cp = model.ticks.problem.arrays, model.cp
+    for group in np.unique(arrays.together[arrays.together >= 0]).tolist():
+        first, *others = np.flatnonzero(arrays.together == group).tolist()
+        key: Key = ("together", group)
+        for other in others:
+            for node in sorted(model.on[first].keys() | model.on[other].keys()):
+                a, b = (model.on[stage].get(node, 0) for stage in (first, other))
+                cp.add(a == b).only_enforce_if(model.when(key))
+    for group in np.unique(arrays.apart[arrays.apart >= 0]).tolist():
+        members = np.flatnonzero(arrays.apart == group).tolist()
+        for node in range(len(model.ticks.problem.nodes)):
+            here = [model.on[stage][node] for stage in members if node in model.on[stage]]
+            if len(here) > 1:
+                cp.add(sum(here) <= 1).only_enforce_if(model.when(("apart", group)))
