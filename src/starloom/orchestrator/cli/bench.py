@@ -8,6 +8,7 @@ import argparse
 import importlib
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from starloom.dag.errors import InvalidInput, Problem, StarloomError
@@ -41,6 +42,14 @@ def _language(parser: Parser) -> None:
     parser.add_argument("--questions", type=int, metavar="N", help="only the first N held-out questions")
 
 
+def _placement(parser: Parser) -> None:
+    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="the share of instances (default: 1)")
+    parser.add_argument("--rows", default="", metavar="NAMES", help="such as 100-at-10ms,1000; all unless given")
+    parser.add_argument("--traces", type=Path, metavar="FOLDER", help="WfFormat executions, to plan them as well")
+    parser.add_argument("--best", type=Path, metavar="FILE", help="the best plans known; those that ship unless given")
+    parser.add_argument("--write-best", action="store_true", help="keep plans there that are better")
+
+
 BENCHES: Final = {
     "overhead": Bench(
         "what it costs to run stages that do nothing, beside dask, Ray, a raw stream and asyncio",
@@ -53,6 +62,12 @@ BENCHES: Final = {
         9,
         _transfer,
         ("ray", "psutil"),
+    ),
+    "placement": Bench(
+        "how good plans are and how soon they are there, beside list schedulers and the best plans known",
+        3,
+        _placement,
+        ("numba",),
     ),
     "tiers": Bench(
         "the demonstration's job where its constellation puts it, beside all of it on one tier",
