@@ -66,6 +66,22 @@ def test_explain_tells_what_each_other_place_would_cost_and_why_one_is_excluded(
     assert found["explain"]["excluded"] == {"edge": "is on the edge tier", "far": "is on the cloud tier"}
 
 
+def test_a_preference_is_kept_while_it_is_worth_its_seconds_and_explained(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seconds, node, penalty in ((0.3, "edge", 0.3), (0.5, "far", 0.0)):
+        prefer = f"prefer: {{tier: cloud, seconds: {seconds}}}, after: [a]"
+        Path(files[0]).write_text(CHAIN.replace("after: [a]", prefer))
+        _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "b")
+        assert found["placement"]["b"]["node"] == node
+        assert found["penalty"] == pytest.approx(penalty)
+    said = {each["place"]: each["disliked"] for each in found["explain"]["alternatives"]}
+    against = ["is not on the cloud tier, which is preferred by 0.5 s"]
+    assert said == {"far": [], "edge": against, "cam": against}
+    assert main(["plan", files[0], "--fleet", files[1], "--explain", "b"]) == 0
+    assert "is not on the cloud tier, which is preferred by 0.5 s" in capsys.readouterr().out
+
+
 def test_losses_tell_what_would_change_without_each_node_that_is_used(
     files: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

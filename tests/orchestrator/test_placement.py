@@ -9,13 +9,13 @@ from tests.orchestrator.harness import KINDS, SECOND, World, node, stored
 from starloom.agents.messages import Load
 from starloom.dag import limits
 from starloom.dag.builder import Graph
-from starloom.dag.constellation import Requirements, Tier
+from starloom.dag.constellation import Preference, Preferences, Requirements, Tier
 from starloom.dag.facts import AgentJoined, Timing
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import PortType
 from starloom.devices.node import NodeProfile
-from starloom.orchestrator.feasible import may, misfits, target_for
+from starloom.orchestrator.feasible import dislike_seconds, dislikes, may, misfits, target_for, targets_for
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.placement import (
     Candidate,
@@ -83,6 +83,60 @@ class TestFeasible:
         assert target_for(plain, kind, Requirements()) == "cpu"
         assert target_for(both, kind, Requirements(target="cpu")) == "cpu"
         assert target_for(plain, kind, Requirements(target="npu")) == ""
+
+
+class TestPreferences:
+    NEAR = Preferences(prefer=(Preference(tiers=(Tier.DEVICE,), seconds=2.0),))
+
+    @pytest.mark.parametrize(
+        ("prefers", "seconds", "said"),
+        [
+            (Preferences(), 0.0, []),
+            (Preferences(prefer=(Preference(tiers=(Tier.EDGE, Tier.CLOUD), node="edge-1", target="npu"),)), 0.0, []),
+            (Preferences(prefer=(Preference(labels={"site": "north"}),)), 0.0, []),
+            (NEAR, 2.0, ["is not on the device tier, which is preferred by 2 s"]),
+            (
+                Preferences(prefer=(Preference(node="edge-1", target="cpu"),)),
+                1.0,
+                ["is not on node edge-1 with target cpu, which is preferred by 1 s"],
+            ),
+            (
+                Preferences(avoid=(Preference(labels={"site": "north", "power": "mains"}, seconds=3.0),)),
+                3.0,
+                ["is on site=north with power=mains, which is avoided by 3 s"],
+            ),
+            (Preferences(avoid=(Preference(labels={"site": "north", "power": "battery"}),)), 0.0, []),
+        ],
+    )
+    def test_each_counts_where_it_is_not_met(self, prefers: Preferences, seconds: float, said: list[str]) -> None:
+        profile = node("edge-1", targets=("cpu", "npu"), labels={"site": "north", "power": "mains"})
+        assert dislike_seconds(profile, "npu", KindSpec(name="k"), prefers) == seconds
+        assert list(dislikes(profile, "npu", prefers)) == said
+
+    def test_the_kinds_own_tier_decides_between_equal_places(self) -> None:
+        kind = KindSpec(name="k", tier=Tier.DEVICE)
+        here, there = (
+            dislike_seconds(node("a", tier), "cpu", kind, Preferences()) for tier in (Tier.DEVICE, Tier.EDGE)
+        )
+        assert (here, there) == (0.0, limits.PLAN_OTHER_TIER_SECONDS)
+
+    @pytest.mark.parametrize(("seconds", "name"), [(3.5, "b"), (4.5, "a")])
+    def test_a_place_may_end_it_so_much_later(self, seconds: float, name: str) -> None:
+        """`b` has loaded what `a` would load for four seconds."""
+        found = members(node("a"), node("b"))
+        found[1].resident.add("k")
+        candidates = [Candidate(found[0], "cpu"), Candidate(found[1], "cpu", counts_seconds=seconds)]
+        choice = EarliestFinish().choose(Want(JobId("j"), StageId("s"), WORK), candidates)
+        assert choice is not None
+        assert (choice.candidate.member.name, choice.finish) == (name, 1.0 if name == "b" else 5.0)
+
+    def test_targets_are_weighed_if_one_is_preferred(self) -> None:
+        kind = KindSpec(name="k", targets=("npu", "cpu", "gpu"))
+        profile = node("a", targets=("cpu", "npu"))
+        cpu = Preferences(prefer=(Preference(target="cpu"),))
+        assert targets_for(profile, kind, Requirements(), self.NEAR) == ("npu",)
+        assert targets_for(profile, kind, Requirements(), cpu) == ("npu", "cpu")
+        assert targets_for(profile, kind, Requirements(target="npu"), cpu) == ("npu",)
 
 
 class TestEarliestFinish:

@@ -6,12 +6,14 @@ import pytest
 
 from starloom.dag import limits
 from starloom.dag.builder import Graph
-from starloom.dag.constellation import Constellation, Private, Requirements, Tier
+from starloom.dag.constellation import Constellation, Preference, Preferences, Private, Requirements, Tier
+from starloom.dag.ids import StageId
 from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import Port, PortType
 from starloom.devices.links import BY_TIERS
 from starloom.orchestrator.fleetfile import parse
 from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, build
+from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import NO_MODEL
 
 FLEET = parse(
@@ -109,3 +111,39 @@ def test_why_a_stage_may_not_stand_somewhere_is_told() -> None:
     assert np.isinf(built.problem.arrays.seconds[1]).all()
     elsewhere = build(constellation(), KINDS, FLEET).excluded[1]
     assert elsewhere == {"is its target npu, and say computes on cpu": (1,)}
+
+
+def with_preferences(prefers: Preferences) -> Constellation:
+    found = constellation()
+    say = msgspec.structs.replace(found.stages[StageId("say")], prefers=prefers)
+    return msgspec.structs.replace(found, stages={**found.stages, StageId("say"): say})
+
+
+def test_a_preference_counts_at_the_places_that_it_does_not_fit_and_one_to_avoid_where_it_fits() -> None:
+    prefers = Preferences(
+        prefer=(Preference(tiers=(Tier.EDGE,), seconds=2.0), Preference(node="cam", seconds=0.5)),
+        avoid=(Preference(node="edge", target="cpu", seconds=4.0),),
+    )
+    built = build(with_preferences(prefers), KINDS, FLEET)
+    may = np.isfinite(built.problem.arrays.seconds[1])
+    places = [str(place) for place in built.problem.places]
+    assert dict(zip(np.array(places)[may], built.problem.arrays.penalty[1][may], strict=True)) == {
+        "cam": 2.0,
+        "edge": 4.5,
+    }
+    assert built.disliked[0] == {}
+    assert built.disliked[1] == {
+        places.index("cam"): ("is not on the edge tier, which is preferred by 2 s",),
+        places.index("edge"): (
+            "is not on node cam, which is preferred by 0.5 s",
+            "is on node edge with target cpu, which is avoided by 4 s",
+        ),
+    }
+
+
+@pytest.mark.parametrize(("seconds", "node"), [(0.5, "edge"), (1.5, "cam")])
+def test_a_plan_takes_a_slower_place_for_as_long_as_that_is_worth_it(seconds: float, node: str) -> None:
+    """On the camera's CPU, at half the speed, it takes two seconds instead of one; what goes there and back is little."""
+    built = build(with_preferences(Preferences(prefer=(Preference(node="cam", seconds=seconds),))), KINDS, FLEET)
+    found = plan(built.problem, Budget(200))
+    assert built.problem.places[found.place[1]].node == node

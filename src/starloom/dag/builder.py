@@ -4,7 +4,7 @@
     audio = g.input("audio", PortType.BYTES)
     photo = g.input("photo", PortType.IMAGE, private=Private.DEVICE)
     hear = g.stage("hear", "audio.decode", data=audio, require=Requirements(tiers=(Tier.DEVICE,)))
-    words = g.stage("words", "speech.recognise", audio=hear["audio"], params={"beams": 1})
+    words = g.stage("words", "speech.recognise", audio=hear["audio"], prefer=[Preference(tiers=(Tier.EDGE,), seconds=2)])
     loud = g.stage("loud", "image.enlarge", image=photo, after=[words.on_completion()])
     say = g.stage("speak", "speech.synthesise", text=words["text"].when("!=", ""))
     g.output("answer", say["audio"])
@@ -29,6 +29,8 @@ from starloom.dag.constellation import (
     Operator,
     OutputBinding,
     Policy,
+    Preference,
+    Preferences,
     Private,
     Requirements,
     StageSpec,
@@ -148,6 +150,8 @@ class Graph:
         *,
         params: Mapping[str, Any] | None = None,
         require: Requirements | None = None,
+        prefer: Iterable[Preference] = (),
+        avoid: Iterable[Preference] = (),
         policy: Policy | None = None,
         private: Private | dict[str, Private] | None = None,
         declassify: bool | None = None,
@@ -158,6 +162,7 @@ class Graph:
     ) -> StageRef:
         """Adds a stage of a registered kind, fed by keyword; an empty `name` makes one from the kind's.
 
+        `prefer` and `avoid` weigh the places that meet `require`, as in `constellation.Preference`.
         `private` and `declassify` say how far what it gives may go, as in `constellation.StageSpec`.
         `inputs` feeds ports whose names are no Python names, or are taken by a parameter here.
         """
@@ -180,6 +185,7 @@ class Graph:
             policy=policy or Policy(),
             private=private,
             declassify=declassify,
+            prefers=Preferences(prefer=tuple(prefer), avoid=tuple(avoid)),
             join=join,
         )
         self._order.add_vertex(stage)

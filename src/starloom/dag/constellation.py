@@ -53,6 +53,30 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     node: str = ""
 
 
+class Preference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Places, and the seconds that a stage may end later for standing on one of them, or, where they are avoided, elsewhere.
+
+    A place is meant that fits all that is said: `tiers`: one of these. `target`: what it computes on there. `labels`: all of
+    these node labels, equal. `node`: this very node.
+    """
+
+    tiers: tuple[Tier, ...] = ()
+    target: str = ""
+    labels: dict[str, str] = {}
+    node: str = ""
+    seconds: float = limits.PREFERENCE_SECONDS
+
+
+class Preferences(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a stage had better stand, and better not. None of it keeps it from anywhere: that is for Requirements."""
+
+    prefer: tuple[Preference, ...] = ()
+    avoid: tuple[Preference, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.prefer or self.avoid)
+
+
 class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How often a failed stage is tried again, and after how long: first, times factor, at most last."""
 
@@ -118,7 +142,7 @@ class Join(StrEnum):
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A vertex: a registered kind with its parameters, requirements and policy. `cancelled`: it is skipped, not run.
 
-    `private` says how far the stage and all that it gives may go, or single outputs by their ports; what is computed from
+    `prefers` weighs the places that meet the requirements. `private` says how far the stage and all that it gives may go, or single outputs by their ports; what is computed from
     those goes no further (`dag.privacy`). `declassify`: what it gives is free of the labels of what it reads, and of its
     own as a whole; None leaves the former to its kind.
     """
@@ -132,6 +156,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cancelled: bool = False
     private: Private | dict[str, Private] | None = None
     declassify: bool | None = None
+    prefers: Preferences = Preferences()
 
 
 class On(StrEnum):

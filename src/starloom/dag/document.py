@@ -15,6 +15,8 @@
         in: {data: $audio}                      # a job input; `stage.port` is an upstream's output
         params: {sample_rate_hz: 16000}
         require: {tier: [device, edge], target: npu, labels: {sensor: microphone}, memory: 512MiB, node: cam-1}
+        prefer: {tier: edge, seconds: 2s}       # how much later it may end for standing there, 1s unless said; or a list
+        avoid: [{node: cam-1}, {labels: {power: battery}, target: npu, seconds: 10}]       # for standing elsewhere
         retry: {times: 2, first: 100ms, factor: 2, last: 30s}       # or short: `retry: 2`
         timeout: 30s                            # of one attempt's run
         deadline: 2m                            # of the stage, from when its dependencies hold
@@ -58,11 +60,14 @@ from starloom.dag.constellation import (
     On,
     OnFailure,
     Policy,
+    Preference,
+    Preferences,
     Private,
     Requirements,
     Retry,
     StageSpec,
     Straggler,
+    Tier,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -274,6 +279,7 @@ def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> 
             "in": feeds,
             "params": msgspec.to_builtins(stage.params) if stage.params else {},
             "require": requirements_to_json(stage.requires),
+            **preferences_to_json(stage.prefers),
             **policy_to_json(stage.policy),
             **privacy_to_json(stage.private, stage.declassify),
             "join": str(stage.join) if stage.join != Join.ALL else None,
@@ -312,16 +318,38 @@ def requirements_to_json(requires: Requirements) -> dict[str, Any]:
     """What stands under `require`."""
     if requires == _NOTHING_REQUIRED:
         return {}
-    tiers = [str(tier) for tier in requires.tiers]
     return _without_empty(
         {
-            "tier": tiers[0] if len(tiers) == 1 else tiers,
+            "tier": _tiers(requires.tiers),
             "target": requires.target,
             "labels": requires.labels,
             "memory": _bytes_text(requires.memory_bytes),
             "node": requires.node,
         }
     )
+
+
+def preferences_to_json(prefers: Preferences) -> dict[str, Any]:
+    """What stands under `prefer` and `avoid`, beside a stage's other keys."""
+    if not prefers:
+        return {}
+    return _without_empty(
+        {"prefer": list(map(_preference, prefers.prefer)), "avoid": list(map(_preference, prefers.avoid))}
+    )
+
+
+def _preference(preference: Preference) -> dict[str, Any]:
+    place = {
+        "tier": _tiers(preference.tiers),
+        "target": preference.target,
+        "labels": preference.labels,
+        "node": preference.node,
+    }
+    return {**_without_empty(place), "seconds": _seconds_text(preference.seconds)}
+
+
+def _tiers(tiers: tuple[Tier, ...]) -> str | list[str]:
+    return str(tiers[0]) if len(tiers) == 1 else [str(tier) for tier in tiers]
 
 
 def _straggler(straggler: Straggler | None) -> dict[str, Any] | None:

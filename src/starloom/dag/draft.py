@@ -33,6 +33,7 @@ from starloom.dag.patch import (
     Rewire,
     SetOutputs,
     SetPolicy,
+    SetPreferences,
     SetPrivacy,
     Splice,
     arc_key,
@@ -104,6 +105,8 @@ class _Draft:
                     self._redirect(f"{place}.redirect", operation)
             case Move(stage=stage, requires=requires):
                 self._set(f"{place}.move", stage, requires=requires)
+            case SetPreferences(stage=stage, prefers=prefers):
+                self._set(f"{place}.set_preferences", stage, prefers=prefers)
             case SetPolicy(stage=stage, policy=policy):
                 self._set(f"{place}.set_policy", stage, policy=policy)
             case SetPrivacy(stage=stage, private=private, declassify=declassify):

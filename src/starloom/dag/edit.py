@@ -11,8 +11,8 @@ patch = edit.patch()
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from starloom.dag.constellation import Constellation, Join, Policy, Private, Requirements
-from starloom.dag.document import policy_to_json, privacy_to_json, requirements_to_json, to_json
+from starloom.dag.constellation import Constellation, Join, Policy, Preference, Preferences, Private, Requirements
+from starloom.dag.document import policy_to_json, preferences_to_json, privacy_to_json, requirements_to_json, to_json
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import patch_from_json
 
@@ -41,6 +41,8 @@ class Edit:
         *,
         params: Mapping[str, Any] | None = None,
         require: Requirements | None = None,
+        prefer: Iterable[Preference] = (),
+        avoid: Iterable[Preference] = (),
         policy: Policy | None = None,
         private: Private | dict[str, Private] | None = None,
         declassify: bool | None = None,
@@ -54,6 +56,7 @@ class Edit:
             "kind": kind,
             "params": dict(params or {}),
             "require": requirements_to_json(require or Requirements()),
+            **preferences_to_json(Preferences(prefer=tuple(prefer), avoid=tuple(avoid))),
             **policy_to_json(policy or Policy()),
             **privacy_to_json(private, declassify),
             "join": str(join),
@@ -103,6 +106,11 @@ class Edit:
         """Other requirements: a value, or a document's fields, as `tier="cloud"`."""
         wanted = requirements_to_json(require) if require is not None else {}
         self._operations.append({"move": {"stage": stage, "require": {**wanted, **fields}}})
+
+    def set_preferences(self, stage: str, prefer: Iterable[Preference] = (), avoid: Iterable[Preference] = ()) -> None:
+        """Other preferences, in place of those that it has."""
+        prefers = Preferences(prefer=tuple(prefer), avoid=tuple(avoid))
+        self._operations.append({"set_preferences": {"stage": stage, **preferences_to_json(prefers)}})
 
     def set_policy(self, stage: str, policy: Policy) -> None:
         """Another policy."""

@@ -18,6 +18,9 @@ DOCUMENT_DEPTH_MAX: Final = 32
 DOCUMENT_VALUES_MAX: Final = 4_000_000
 RETRIES_MAX: Final = 1_000
 DURATION_SECONDS_MAX: Final = 30 * 86_400.0
+PREFERENCES_PER_STAGE_MAX: Final = 16
+PREFERENCE_SECONDS: Final = 1.0
+"""How much later a stage may end for a place that it prefers, where nothing else is said."""
 CYCLES_REPORTED_MAX: Final = 10
 CYCLE_NAMES_SHOWN: Final = 12
 SUGGESTION_NAMES_MAX: Final = 1_000

@@ -21,6 +21,7 @@ from starloom.dag.constellation import (
     Join,
     OutputBinding,
     Policy,
+    Preferences,
     Private,
     Requirements,
     StageSpec,
@@ -79,6 +80,13 @@ class Move(Operation, frozen=True, tag="move"):
 
     stage: StageId
     requires: Requirements
+
+
+class SetPreferences(Operation, frozen=True, tag="set_preferences"):
+    """Other preferences of a stage, in place of those that it has."""
+
+    stage: StageId
+    prefers: Preferences = Preferences()
 
 
 class SetPolicy(Operation, frozen=True, tag="set_policy"):
@@ -147,6 +155,7 @@ AnyOperation = (
     | Rewire
     | Redirect
     | Move
+    | SetPreferences
     | SetPolicy
     | SetPrivacy
     | CancelStage
@@ -298,6 +307,8 @@ def _of_change(change: Change) -> Iterator[AnyOperation]:
         yield Replace(stage=after.id, kind=after.kind, params=after.params)
     if before.requires != after.requires:
         yield Move(stage=after.id, requires=after.requires)
+    if before.prefers != after.prefers:
+        yield SetPreferences(stage=after.id, prefers=after.prefers)
     if before.policy != after.policy:
         yield SetPolicy(stage=after.id, policy=after.policy)
     if (before.private, before.declassify) != (after.private, after.declassify):

@@ -13,6 +13,7 @@ patch:                               # done in this order, all or none
   - rewire: {stage: speak, wait: [x], free: [y]}
   - redirect: {from: words.text, to: short.text, but: [speak]}      # all that reads it; `to` may be a list
   - move: {stage: words, require: {tier: cloud}}
+  - set_preferences: {stage: words, prefer: {tier: edge}, avoid: [{node: cam-1, seconds: 5s}]}     # in place of all
   - set_policy: {stage: words, retry: 3, timeout: 5s}
   - set_privacy: {stage: words, private: device, declassify: false}    # in place of what it says of both
   - cancel_stage: extra
@@ -29,6 +30,7 @@ from starloom.dag.constellation import API_VERSION, Dependency, InputBinding, Jo
 from starloom.dag.document import (
     order_to_json,
     policy_to_json,
+    preferences_to_json,
     privacy_to_json,
     read_document,
     requirements_to_json,
@@ -51,10 +53,11 @@ from starloom.dag.patch import (
     Rewire,
     SetOutputs,
     SetPolicy,
+    SetPreferences,
     SetPrivacy,
     Splice,
 )
-from starloom.dag.schema import POLICY_KEYS, PRIVACY_KEYS, Reader
+from starloom.dag.schema import POLICY_KEYS, PREFERENCE_KEYS, PRIVACY_KEYS, Reader
 
 _HEAD_KEYS = ("api_version", "if_revision", "restart", "why", "id", "patch")
 
@@ -108,6 +111,8 @@ def operation_to_json(operation: AnyOperation) -> dict[str, Any]:
             return {"redirect": {"from": f"{stage}.{output}", "to": to, **({"but": list(but)} if but else {})}}
         case Move(stage=stage, requires=requires):
             return {"move": {"stage": stage, "require": requirements_to_json(requires)}}
+        case SetPreferences(stage=stage, prefers=prefers):
+            return {"set_preferences": {"stage": stage, **preferences_to_json(prefers)}}
         case SetPolicy(stage=stage, policy=policy):
             return {"set_policy": {"stage": stage, **policy_to_json(policy)}}
         case SetPrivacy(stage=stage, private=private, declassify=declassify):
@@ -186,6 +191,7 @@ class _PatchReader(Reader):
             "rewire": self._read_rewire,
             "redirect": self._read_redirect,
             "move": self._read_move,
+            "set_preferences": self._read_preferences,
             "set_policy": self._read_policy,
             "set_privacy": self._read_privacy,
             "cancel_stage": lambda at, item: CancelStage(stage=self._name(at, item)),
@@ -280,6 +286,10 @@ class _PatchReader(Reader):
         if "require" not in part and isinstance(value, dict):
             self._problem(f"{place}.require", "is missing; say where it is to run, {} for anywhere")
         return Move(stage=stage, requires=self._requirements(f"{place}.require", part.get("require", {})))
+
+    def _read_preferences(self, place: str, value: Any) -> SetPreferences:
+        stage, part = self._named(place, value, PREFERENCE_KEYS)
+        return SetPreferences(stage=stage, prefers=self._preferences(place, part))
 
     def _read_policy(self, place: str, value: Any) -> SetPolicy:
         stage, part = self._named(place, value, POLICY_KEYS)

@@ -13,7 +13,7 @@ from typing import Any
 
 from starloom.dag import limits
 from starloom.dag.constellation import Dependency, On
-from starloom.dag.document import policy_to_json, privacy_to_json, requirements_to_json
+from starloom.dag.document import policy_to_json, preferences_to_json, privacy_to_json, requirements_to_json
 from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice
 
 _VALUE_CHARACTERS_MAX = 80
@@ -73,6 +73,7 @@ def _stage_lines(change: Change) -> Iterator[str]:
             yield f"~ {after.id}: {name} {_value(old)} -> {_value(new)}"
     parts: tuple[tuple[str, Any, Any], ...] = (
         ("require", requirements_to_json(before.requires), requirements_to_json(after.requires)),
+        ("preferences", preferences_to_json(before.prefers), preferences_to_json(after.prefers)),
         ("policy", policy_to_json(before.policy), policy_to_json(after.policy)),
         (
             "privacy",

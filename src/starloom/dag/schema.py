@@ -23,6 +23,8 @@ from starloom.dag.constellation import (
     Operator,
     OutputBinding,
     Policy,
+    Preference,
+    Preferences,
     Private,
     Requirements,
     Retry,
@@ -38,9 +40,12 @@ from starloom.dag.values import Full, Port, PortType
 #: most stages of a large constellation say none of this
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
+_NOTHING_PREFERRED = Preferences()
 POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow", "replicate")
 PRIVACY_KEYS = ("private", "declassify")
-_STAGE_KEYS = ("kind", "in", "params", "require", *POLICY_KEYS, *PRIVACY_KEYS, "join", "after", "cancelled")
+PREFERENCE_KEYS = ("prefer", "avoid")
+_SPEC_KEYS = ("kind", "in", "params", "require", "join", "after", "cancelled")
+_STAGE_KEYS = (*_SPEC_KEYS, *PREFERENCE_KEYS, *POLICY_KEYS, *PRIVACY_KEYS)
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -213,6 +218,9 @@ class Reader:
             cancelled=self._flag(f"{place}.cancelled", part["cancelled"]) if "cancelled" in part else False,
             private=private,
             declassify=declassify,
+            prefers=self._preferences(place, part)
+            if not part.keys().isdisjoint(PREFERENCE_KEYS)
+            else _NOTHING_PREFERRED,
         )
 
     def _privacy(self, place: str, part: Mapping[str, Any]) -> tuple[Private | dict[str, Private] | None, bool | None]:
@@ -300,15 +308,40 @@ class Reader:
 
     def _requirements(self, place: str, value: Any) -> Requirements:
         part = self._mapping(place, value, ("tier", "target", "labels", "memory", "node"))
-        tiers = part.get("tier", [])
-        if not isinstance(tiers, list | tuple):
-            tiers = [tiers]
         return Requirements(
-            tiers=tuple(self._choice(f"{place}.tier", tier, Tier, Tier.DEVICE) for tier in tiers),
+            tiers=self._tiers(f"{place}.tier", part.get("tier", [])),
             target=self._text(f"{place}.target", part.get("target", "")),
             labels=self._labels(f"{place}.labels", part.get("labels", {})),
             memory_bytes=self._quantity(f"{place}.memory", part.get("memory", 0), 0, read_bytes),
             node=self._text(f"{place}.node", part.get("node", "")),
+        )
+
+    def _tiers(self, place: str, value: Any) -> tuple[Tier, ...]:
+        tiers = value if isinstance(value, list | tuple) else [value]
+        return tuple(self._choice(place, tier, Tier, Tier.DEVICE) for tier in tiers)
+
+    def _preferences(self, place: str, part: Mapping[str, Any]) -> Preferences:
+        prefer, avoid = (self._preferred(f"{place}.{key}", part.get(key, [])) for key in PREFERENCE_KEYS)
+        return Preferences(prefer=prefer, avoid=avoid)
+
+    def _preferred(self, place: str, value: Any) -> tuple[Preference, ...]:
+        """A list of preferences, or one by itself."""
+        if isinstance(value, dict):
+            return (self._preference(place, value),)
+        if not isinstance(value, list | tuple):
+            self._problem(place, f"is {kind_of(value)}; write a mapping such as {{tier: edge}}, or a list of them")
+            return ()
+        return tuple(self._preference(f"{place}[{index}]", item) for index, item in enumerate(value))
+
+    def _preference(self, place: str, value: Any) -> Preference:
+        part = self._mapping(place, value, ("tier", "target", "labels", "node", "seconds"))
+        usual = Preference()
+        return Preference(
+            tiers=self._tiers(f"{place}.tier", part.get("tier", [])),
+            target=self._text(f"{place}.target", part.get("target", "")),
+            labels=self._labels(f"{place}.labels", part.get("labels", {})),
+            node=self._text(f"{place}.node", part.get("node", "")),
+            seconds=self._quantity(f"{place}.seconds", part.get("seconds", usual.seconds), usual.seconds, read_seconds),
         )
 
     def _policy(self, place: str, stage: Mapping[str, Any]) -> Policy:

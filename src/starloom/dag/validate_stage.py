@@ -7,7 +7,17 @@ import msgspec
 
 from starloom.dag import limits
 from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
-from starloom.dag.constellation import OnFailure, Policy, Private, Requirements, StageSpec, Straggler, Tier
+from starloom.dag.constellation import (
+    OnFailure,
+    Policy,
+    Preference,
+    Preferences,
+    Private,
+    Requirements,
+    StageSpec,
+    Straggler,
+    Tier,
+)
 from starloom.dag.errors import Problem
 from starloom.dag.kinds import OUTPUTS_PARAM, PARAM_TYPES, KindSpec, Param
 from starloom.dag.streams import has_streams
@@ -34,6 +44,8 @@ def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -
         yield Problem(f"{place}.kind", f"no kind is called {stage.kind!r}{suggestion(stage.kind, kinds)}")
     yield from _params_problems(f"{place}.params", stage.params, kind)
     yield from _requirement_problems(f"{place}.require", stage.requires, kind)
+    if stage.prefers:
+        yield from _preferences_problems(place, stage.prefers, kind)
     yield from _policy_problems(place, stage.policy, kind, stage.params)
     if stage.private is not None:
         yield from _private_problems(place, stage, kind)
@@ -90,17 +102,40 @@ def param_fault(param: Param, value: Any) -> str:
 def _requirement_problems(place: str, requires: Requirements, kind: KindSpec | None) -> Iterator[Problem]:
     if requires == _NOTHING_REQUIRED:
         return
-    if kind is not None and requires.target and requires.target not in kind.targets:
-        can = ", ".join(kind.targets)
-        yield Problem(f"{place}.target", f"{kind.name} cannot compute on {requires.target!r}; it can on {can}")
-    for tier in requires.tiers:
-        if tier not in tuple(Tier):
-            yield Problem(f"{place}.tier", f"no tier is called {tier!r}; use device, edge or cloud")
+    yield from _place_problems(place, requires, kind)
     if fault := number_fault(requires.memory_bytes, at_most=_MEMORY_BYTES_MAX, whole=True, unit="bytes"):
         yield Problem(f"{place}.memory", fault)
-    if fault := text_fault(requires.node):
+
+
+def _place_problems(place: str, said: Requirements | Preference, kind: KindSpec | None) -> Iterator[Problem]:
+    """What is wrong with what is said of a place."""
+    if kind is not None and said.target and said.target not in kind.targets:
+        can = ", ".join(kind.targets)
+        yield Problem(f"{place}.target", f"{kind.name} cannot compute on {said.target!r}; it can on {can}")
+    for tier in said.tiers:
+        if tier not in tuple(Tier):
+            yield Problem(f"{place}.tier", f"no tier is called {tier!r}; use device, edge or cloud")
+    if fault := text_fault(said.node):
         yield Problem(f"{place}.node", fault)
-    yield from label_problems(f"{place}.labels", requires.labels)
+    yield from label_problems(f"{place}.labels", said.labels)
+
+
+def _preferences_problems(place: str, prefers: Preferences, kind: KindSpec | None) -> Iterator[Problem]:
+    if (count := len(prefers.prefer) + len(prefers.avoid)) > limits.PREFERENCES_PER_STAGE_MAX:
+        over = f"over PREFERENCES_PER_STAGE_MAX = {limits.PREFERENCES_PER_STAGE_MAX}"
+        yield Problem(
+            f"{place}.prefer", f"{count} preferences, with those to avoid, are {over}; say them more generally"
+        )
+    for key, listed in (("prefer", prefers.prefer), ("avoid", prefers.avoid)):
+        for index, said in enumerate(listed):
+            at = f"{place}.{key}[{index}]"
+            if not (said.tiers or said.target or said.labels or said.node):
+                yield Problem(at, "fits every place; name a tier, a target, labels or a node")
+            yield from _place_problems(at, said, kind)
+            if fault := number_fault(said.seconds, at_most=limits.DURATION_SECONDS_MAX, unit="seconds"):
+                yield Problem(f"{at}.seconds", fault)
+            elif not said.seconds:
+                yield Problem(f"{at}.seconds", "is 0, which changes nothing; give how much later the stage may end")
 
 
 def private_fault(level: Any) -> str:

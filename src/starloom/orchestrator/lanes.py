@@ -1,25 +1,26 @@
 """Ready stages, in the order in which they are to be placed.
 
-A lane holds the ready stages of one kind with equal requirements, and as private as each other: they share their candidates, and when
+A lane holds the ready stages of one kind with equal requirements and preferences, and as private as each other: they share their candidates, and when
 no candidate has room, the lane is put aside as a whole until one has. Between lanes, the job's priority
 decides, then the jobs take turns (each served stage moves its job back by one), then within a job the
 greatest upward rank, then the order of the constellation.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from heapq import heapify, heappop, heappush, heapreplace
-from typing import Any
+from typing import Any, Final
 
 from starloom.dag import limits
-from starloom.dag.constellation import Private, Requirements
+from starloom.dag.constellation import Preference, Preferences, Private, Requirements
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.kinds import KindSpec
-from starloom.orchestrator.feasible import may, misfits, target_for
+from starloom.orchestrator.feasible import dislike_seconds, may, misfits, targets_for
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.placement import Candidate
 from starloom.orchestrator.runs import Run
 
-LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...], str]
+LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...], str, tuple[Any, ...]]
+_NOTHING_PREFERRED: Final = Preferences()
 Head = tuple[int, int, int]
 Place = Callable[["Lane", "Run", StageId], bool]
 """Places a stage, or finds it another thing to wait for; False if no candidate of its lane has room."""
@@ -28,13 +29,22 @@ Place = Callable[["Lane", "Run", StageId], bool]
 class Lane:
     """Ready stages that may go to the same places."""
 
-    def __init__(self, key: LaneKey, seq: int, kind: str, requires: Requirements, private: Private | None) -> None:
+    def __init__(
+        self,
+        key: LaneKey,
+        seq: int,
+        kind: str,
+        requires: Requirements,
+        private: Private | None,
+        prefers: Preferences = _NOTHING_PREFERRED,
+    ) -> None:
         self.key = key
         self.seq = seq
         self.kind = kind
         self.requires = requires
         #: how far what the stages read and give may go
         self.private = private
+        self.prefers = prefers
         self.blocked = False
         self.jobs: list[tuple[int, int, int, Run]] = []
         self.stages: dict[JobId, list[tuple[float, int, StageId]]] = {}
@@ -46,7 +56,7 @@ class Lane:
         self._version = -1
 
     def candidates(self, fleet: Fleet) -> tuple[Candidate, ...]:
-        """The nodes that may run these stages and are not lost, by name."""
+        """The nodes that may run these stages and are not lost, by name; more than once where several targets are weighed."""
         if self._version != fleet.version:
             self._version = fleet.version
             self.spec = fleet.kinds.get(self.kind, self.spec)
@@ -61,16 +71,24 @@ class Lane:
         return " and ".join(misfits(member.profile, offers, self.spec, self.requires, self.private))
 
     def _find(self, fleet: Fleet) -> list[Candidate]:
-        found = []
+        found: list[Candidate] = []
         tier = None if self.requires.tiers else self.spec.tier
         for name in sorted(fleet.members):
             member = fleet.members[name]
             if member.state is not AgentState.LOST and may(
                 member.profile, self.kind in member.offers, self.spec, self.requires, self.private
             ):
-                target = target_for(member.profile, self.spec, self.requires)
-                found.append(Candidate(member, target, tier in (None, member.profile.tier)))
+                found += self._on(member, tier in (None, member.profile.tier))
         return found
+
+    def _on(self, member: Member, usual: bool) -> Iterator[Candidate]:
+        """A node as a candidate, with each of the targets that are to be weighed."""
+        profile, spec, prefers = member.profile, self.spec, self.prefers
+        for target in targets_for(profile, spec, self.requires, prefers):
+            if prefers:
+                yield Candidate(member, target, True, dislike_seconds(profile, target, spec, prefers))
+            else:
+                yield Candidate(member, target, usual)
 
 
 class ReadyLanes:
@@ -88,18 +106,26 @@ class ReadyLanes:
     def lane_of(self, run: Run, stage: StageId) -> Lane:
         """The lane of a stage."""
         spec = run.job.stages[stage].spec
-        return self.lane(spec.kind, spec.requires, run.labels.levels.get(stage))
+        return self.lane(spec.kind, spec.requires, run.labels.levels.get(stage), spec.prefers)
 
-    def lane(self, kind: str, requires: Requirements, private: Private | None) -> Lane:
-        """The lane for a kind with requirements, and for how far its data may go."""
+    def lane(
+        self,
+        kind: str,
+        requires: Requirements,
+        private: Private | None,
+        prefers: Preferences = _NOTHING_PREFERRED,
+    ) -> Lane:
+        """The lane for a kind with requirements and preferences, and for how far its data may go."""
         labels = tuple(sorted(requires.labels.items())) if requires.labels else ()
-        key = (kind, requires.tiers, requires.target, requires.node, requires.memory_bytes, labels, private or "")
+        preferred = _key_of(prefers) if prefers else ()
+        required = (requires.tiers, requires.target, requires.node, requires.memory_bytes, labels)
+        key = (kind, *required, private or "", preferred)
         lane = self._lanes.get(key)
         if lane is None:
             if len(self._lanes) >= limits.READY_LANES_KEPT:
                 self._forget_empty()
             self._seq += 1
-            lane = self._lanes[key] = Lane(key, self._seq, kind, requires, private)
+            lane = self._lanes[key] = Lane(key, self._seq, kind, requires, private, prefers)
         return lane
 
     def push(self, run: Run, stage: StageId) -> None:
@@ -227,3 +253,11 @@ class ReadyLanes:
         empty = [key for key, lane in self._lanes.items() if not lane.stages]
         for key in empty:
             self._awake.pop(self._lanes.pop(key).seq, None)
+
+
+def _key_of(prefers: Preferences) -> tuple[Any, ...]:
+    return tuple(map(_said, prefers.prefer)), tuple(map(_said, prefers.avoid))
+
+
+def _said(said: Preference) -> tuple[Any, ...]:
+    return said.tiers, said.target, tuple(sorted(said.labels.items())), said.node, said.seconds

@@ -16,11 +16,16 @@ _NEWEST_SHARE: Final = 0.3
 
 
 class Candidate(NamedTuple):
-    """A node that may run the stage, and what it would compute on. `preferred`: on the kind's own tier."""
+    """A node that may run the stage, and what it would compute on.
+
+    `preferred`: on the kind's own tier, or the stage has preferences itself, which are asked then. `counts_seconds`: how
+    much later its end there counts as, by those (`feasible.dislike_seconds`).
+    """
 
     member: Member
     target: str
     preferred: bool = True
+    counts_seconds: float = 0.0
 
 
 class Move(NamedTuple):
@@ -111,7 +116,9 @@ def _average(known: float | None, newest: float) -> float:
 class EarliestFinish:
     """The node where the stage ends soonest: wait for a slot, fetch inputs, load models, run.
 
-    Nodes on the kind's own tier go before others, and nodes to avoid come last.
+    Nodes that could not reach its inputs, or were lost with it, come last. Before others go nodes on the kind's own tier,
+    where the stage has no preferences; where it has, an end at a place counts as so much later as they say, and the
+    kind's own tier only decides between equal ones.
     Of equal nodes the one with the least in hand is taken, then the first by name: slots of one node share it.
     """
 
@@ -130,9 +137,9 @@ class EarliestFinish:
         """The open candidate that ends the stage soonest; None if no one is open."""
         costs, kind, ahead = self.costs, want.kind, want.ahead
         best: Candidate | None = None
-        best_key, best_seconds = (0, 0.0, 0), 0.0
+        best_key, best_seconds, best_finish = (0, 0.0, 0), 0.0, 0.0
         for candidate in candidates:
-            member, target, preferred = candidate
+            member, target, preferred, counts = candidate
             if not (member.there if want.anyway else member.open if ahead is None else member.open_ahead):
                 continue
             seconds = costs.run_seconds(kind, member.name, target)
@@ -149,10 +156,10 @@ class EarliestFinish:
             if want.moves:
                 finish += transfer_seconds(want.moves, member)
             rank = 2 * (member.name in want.avoid) + (not preferred)
-            key = (rank, finish, member.in_hand)
+            key = (rank, finish + counts, member.in_hand)
             if best is None or key < best_key:
-                best, best_key, best_seconds = candidate, key, seconds
-        return Choice(best, best_seconds, best_key[1]) if best else None
+                best, best_key, best_seconds, best_finish = candidate, key, seconds, finish
+        return Choice(best, best_seconds, best_finish) if best else None
 
 
 def _busy_seconds(member: Member) -> float:

@@ -12,6 +12,7 @@ from starloom.dag.job import JobState
 from starloom.dag.stagestate import ENDED, StageState, StageStatus
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.clocks import NANOS
+from starloom.orchestrator.feasible import in_words
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.runs import BackOff, Run, Silence
@@ -104,7 +105,8 @@ def _for_place(run: Run, name: StageId, lanes: ReadyLanes, fleet: Fleet) -> str:
     lane = lanes.lane_of(run, name)
     candidates = lane.candidates(fleet)
     if candidates:
-        return f"a place on {_names([c.member.name for c in candidates])}"
+        names = _names(list(dict.fromkeys(candidate.member.name for candidate in candidates)))
+        return f"a place on {names}{f'; it {told}' if (told := in_words(lane.prefers)) else ''}"
     reasons = [f"{agent} {lane.misfits(fleet.members[agent]) or 'is lost'}" for agent in sorted(fleet.members)]
     return f"a node that may run it: {_names(reasons, '; ')}"
 

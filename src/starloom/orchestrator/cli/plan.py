@@ -178,10 +178,11 @@ def _tell(built: "Built", plan: "Plan", least: float, seconds: float, out: Outpu
 
 
 def _explain(built: "Built", plan: "Plan", stage: int, others: "list[Alternative]", out: Output) -> dict[str, Any]:
-    places = built.problem.places
+    places, disliked = built.problem.places, built.disliked[stage]
     rows = []
     for each in others:
-        here = "chosen" if each.place == plan.place[stage] else ""
+        chosen = ["chosen"] if each.place == plan.place[stage] else []
+        here = "; ".join([*chosen, *disliked.get(each.place, ())])
         told = each.excluded or f"{each.objective:.3f} s"
         more = "" if each.objective is None else f"{each.objective - plan.objective:+.3f} s"
         rows.append([str(places[each.place]), told, more, here])
@@ -192,7 +193,12 @@ def _explain(built: "Built", plan: "Plan", stage: int, others: "list[Alternative
     return {
         "stage": built.stages[stage],
         "alternatives": [
-            {"place": str(places[each.place]), "objective": each.objective, "excluded": each.excluded}
+            {
+                "place": str(places[each.place]),
+                "objective": each.objective,
+                "excluded": each.excluded,
+                "disliked": list(disliked.get(each.place, ())),
+            }
             for each in others
         ],
         "excluded": excluded,

@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.expectation import expectation
 from starloom.dag.ids import StageId
@@ -24,7 +23,7 @@ from starloom.dag.privacy import labels_of
 from starloom.dag.streams import is_stream
 from starloom.dag.values import PortType
 from starloom.devices.links import STORE_TIER, Link
-from starloom.orchestrator.feasible import misfits
+from starloom.orchestrator.feasible import dislike_seconds, dislikes, misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
 from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Place, Plan, Problem, problem
 
@@ -48,12 +47,14 @@ class Built(NamedTuple):
     """A problem, and how it is read.
 
     `stages`: the constellation's, which come first. `excluded`: for each stage of the constellation, by index, what is said of
-    places on which it may not run, and their indices.
+    places on which it may not run, and their indices. `disliked`: for each likewise, what its preferences say against
+    places on which it may, by the index of the place.
     """
 
     problem: Problem
     stages: tuple[StageId, ...]
     excluded: tuple[Mapping[str, tuple[int, ...]], ...]
+    disliked: tuple[Mapping[int, tuple[str, ...]], ...]
 
 
 def build(
@@ -124,7 +125,8 @@ class _Builder:
             working_bytes=[*(self._expected[name].memory_bytes for name in self._stages), *[0] * len(ends)],
             memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
         )
-        return Built(made, self._stages, excluded)
+        disliked = tuple(self._disliked(name, seconds[i]) for i, name in enumerate(self._stages))
+        return Built(made, self._stages, excluded, disliked)
 
     def _place(self, index: int, name: StageId, seconds: Floats, penalty: Floats) -> dict[str, tuple[int, ...]]:
         """Fills a stage's rows; what is said of places on which it may not run."""
@@ -139,8 +141,19 @@ class _Builder:
                 excluded.setdefault(fault, []).append(number)
             if not faults:
                 seconds[number] = 0.0 if spec.cancelled else self._expected[name].run_seconds / _speed(node, place)
-                penalty[number] = limits.PLAN_OTHER_TIER_SECONDS if kind.tier not in (None, node.node.tier) else 0.0
+                penalty[number] = dislike_seconds(node.profile, place.target, kind, spec.prefers)
         return {fault: tuple(places) for fault, places in excluded.items()}
+
+    def _disliked(self, name: StageId, seconds: Floats) -> dict[int, tuple[str, ...]]:
+        prefers = self._constellation.stages[name].prefers
+        if not prefers:
+            return {}
+        said = {
+            number: tuple(dislikes(node.profile, place.target, prefers))
+            for number, (node, place) in enumerate(self._owned)
+            if np.isfinite(seconds[number])
+        }
+        return {number: against for number, against in said.items() if against}
 
     def _dependencies(self, numbers: Mapping[str, int], given: Mapping[str, int]) -> list[tuple[int, int, float]]:
         constellation = self._constellation

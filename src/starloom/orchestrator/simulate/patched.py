@@ -21,6 +21,7 @@ from starloom.dag.patch import (
     Rewire,
     SetOutputs,
     SetPolicy,
+    SetPreferences,
     SetPrivacy,
     Splice,
     arc_key,
@@ -104,6 +105,8 @@ class _Parts:
                 self._set(stage, requires=requires)
             case SetPolicy(stage=stage, policy=policy):
                 self._set(stage, policy=policy)
+            case SetPreferences(stage=stage, prefers=prefers):
+                self._set(stage, prefers=prefers)
             case SetPrivacy(stage=stage, private=private, declassify=declassify):
                 self._set(stage, private=private, declassify=declassify)
             case CancelStage(stage=stage):
