@@ -117,6 +117,25 @@ def test_the_constellation_can_be_written_bound_to_its_places(
     assert again["placement"] == found["placement"]
 
 
+def test_or_with_each_stage_preferring_its_place(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bound = tmp_path / "bound.yaml"
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--out", str(bound), "--soft")
+    before, stages = load(Path(files[0]).read_bytes()).stages, load(bound.read_bytes()).stages
+    assert {name: spec.requires for name, spec in stages.items()} == {
+        name: spec.requires for name, spec in before.items()
+    }
+    assert {name: [said.node for said in spec.prefers.prefer] for name, spec in stages.items()} == {
+        "a": ["cam"],
+        "b": ["edge"],
+    }
+    _, again = plan(capsys, str(bound), "--fleet", files[1])
+    assert again["placement"] == found["placement"]
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--soft")
+    assert (code, [problem["place"] for problem in found["error"]["problems"]]) == (2, ["--soft"])
+
+
 def test_what_cannot_be_planned_says_why(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,12 +3,15 @@
 from typing import Any
 
 import pytest
-from tests.orchestrator.harness import facts_of, node
+from tests.orchestrator.harness import KINDS, facts_of, node
 from tests.orchestrator.test_coordinator_patch import constellation
 from tests.orchestrator.test_coordinator_privacy import places, three
 
 from starloom.dag.constellation import Tier
 from starloom.dag.facts import StagePlaced
+from starloom.orchestrator.fleetfile import parse
+from starloom.orchestrator.planner.building import build, preferred
+from starloom.orchestrator.planner.planning import Budget, plan
 
 
 class TestPlaces:
@@ -87,3 +90,23 @@ def test_explain_tells_what_a_waiting_stage_prefers(world: Any) -> None:
     assert w.coordinator.waits_for(job, "s199") == (
         "a place on a-cpu; it prefers target npu by 2 s, node b by 1 s and avoids the cloud tier by 1 s"
     )
+
+
+@pytest.mark.parametrize("lose", [False, True])
+def test_a_job_runs_as_it_was_planned_and_elsewhere_where_its_node_is_lost(world: Any, lose: bool) -> None:
+    fleet = parse(
+        b"nodes: [{name: a-cloud, tier: cloud}, {name: b-edge, tier: edge}, {name: z-pi, tier: device, speed: 9}]"
+    )
+    asked = constellation("stages: {a: {kind: t.heavy}, b: {kind: t.work, in: {x: a.value}}}")
+    built = build(asked, KINDS, fleet)
+    w = world(*three())
+    job = w.submit(preferred(asked, built, plan(built.problem, Budget(50))))
+    assert w.where("a").name == "z-pi"
+    if lose:
+        w.goodbye("z-pi")
+        w.agents["z-pi"].tasks.clear()
+        w.advance(5)
+    w.finish_all()
+    assert w.status(job) == "succeeded"
+    # What `b` reads is small: without its node all places are equal, and the first by name is taken.
+    assert places(w, job) == ({"a": {"z-pi", "b-edge"}, "b": {"a-cloud"}} if lose else {"a": {"z-pi"}, "b": {"z-pi"}})

@@ -12,7 +12,7 @@ from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import Port, PortType
 from starloom.devices.links import BY_TIERS
 from starloom.orchestrator.fleetfile import parse
-from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, build
+from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, build, preferred
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import NO_MODEL
 
@@ -147,3 +147,20 @@ def test_a_plan_takes_a_slower_place_for_as_long_as_that_is_worth_it(seconds: fl
     built = build(with_preferences(Preferences(prefer=(Preference(node="cam", seconds=seconds),))), KINDS, FLEET)
     found = plan(built.problem, Budget(200))
     assert built.problem.places[found.place[1]].node == node
+
+
+def test_a_planned_place_stands_for_what_was_said_of_nodes_and_for_the_last_if_there_are_too_many() -> None:
+    most = limits.PREFERENCES_PER_STAGE_MAX
+    tier, node, avoided = Preference(tiers=(Tier.EDGE,)), Preference(node="cam"), Preference(node="edge", seconds=0.1)
+    for said, left in (
+        (Preferences(prefer=(node, tier), avoid=(avoided,)), Preferences(prefer=(tier,), avoid=(avoided,))),
+        (Preferences(prefer=(tier,) * most), Preferences(prefer=(tier,) * (most - 1))),
+        (Preferences(avoid=(avoided,) * most), Preferences(avoid=(avoided,) * (most - 1))),
+    ):
+        asked = with_preferences(said)
+        built = build(asked, KINDS, FLEET)
+        found = plan(built.problem, Budget(50))
+        place = built.problem.places[found.place[1]]
+        here = Preference(node=place.node, target=place.target, seconds=limits.PLAN_SOFT_SECONDS)
+        written = preferred(asked, built, found).stages[StageId("say")].prefers
+        assert written == Preferences(prefer=(here, *left.prefer), avoid=left.avoid)

@@ -213,6 +213,8 @@ PLAN_RENEW_SHARE: Final = 0.02
 """Of what is left of a job: a new plan that saves less than this share does not replace the old one."""
 PLAN_OTHER_TIER_SECONDS: Final = 0.001
 """What it counts that a stage stands on another tier than its kind usually does: of equal places its own is taken."""
+PLAN_SOFT_SECONDS: Final = 3_600.0
+"""How much later a stage may end where its plan has it, if it is written as a preference: as long as that node is there."""
 CLUSTER_READY_SECONDS: Final = 120.0
 STOP_GRACE_SECONDS: Final = 10.0
 DOWN_SECONDS: Final = 45.0

@@ -34,6 +34,11 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write the constellation with each stage bound to its place"
     )
+    parser.add_argument(
+        "--soft",
+        action="store_true",
+        help="with --out: let each stage prefer its place, and run elsewhere if that is lost or full",
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE.svg", help="write the plan as a Gantt picture")
     parser.add_argument(
         "--input-bytes",
@@ -90,6 +95,10 @@ def _read(args: argparse.Namespace) -> "tuple[Constellation, Built]":
     from starloom.orchestrator import fleetfile
     from starloom.orchestrator.planner.building import build
 
+    if args.soft and args.out is None:
+        raise InvalidInput(
+            [Problem("--soft", "says how --out writes; give --out FILE")], "the command line is not right"
+        )
     constellation = read_constellation(args.file)
     fleet = fleetfile.read_file(args.fleet)
     kinds = Catalog().kinds
@@ -104,10 +113,11 @@ def _write(args: argparse.Namespace, constellation: "Constellation", built: "Bui
     """The files that were asked for. Raises InvalidInput if one cannot be written."""
     from starloom.dag.document import dump
     from starloom.orchestrator.planner import picture
-    from starloom.orchestrator.planner.building import pinned
+    from starloom.orchestrator.planner.building import pinned, preferred
 
+    bound = preferred if args.soft else pinned
     texts: list[tuple[Path | None, Callable[[], str]]] = [
-        (args.out, lambda: dump(pinned(constellation, built, plan))),
+        (args.out, lambda: dump(bound(constellation, built, plan))),
         (args.picture, lambda: picture.svg(built.problem, plan, constellation.name)),
     ]
     for path, text in texts:

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 import msgspec
 import numpy as np
 
-from starloom.dag.constellation import Constellation
+from starloom.dag import limits
+from starloom.dag.constellation import Constellation, Preference, Preferences
 from starloom.dag.expectation import expectation
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
@@ -75,6 +76,23 @@ def pinned(constellation: Constellation, built: Built, plan: Plan) -> Constellat
         spec, place = constellation.stages[name], places[plan.place[index]]
         requires = msgspec.structs.replace(spec.requires, node=place.node, target=place.target)
         stages[name] = msgspec.structs.replace(spec, requires=requires)
+    return msgspec.structs.replace(constellation, stages=stages)
+
+
+def preferred(constellation: Constellation, built: Built, plan: Plan) -> Constellation:
+    """The constellation with each stage's place of a plan as its first preference: it goes elsewhere if that is lost or full.
+
+    It takes the place of preferences for other nodes, which the plan has weighed, and of the last if there are too many.
+    """
+    places = built.problem.places
+    most = limits.PREFERENCES_PER_STAGE_MAX - 1
+    stages = {}
+    for index, name in enumerate(built.stages):
+        spec, place = constellation.stages[name], places[plan.place[index]]
+        here = Preference(node=place.node, target=place.target, seconds=limits.PLAN_SOFT_SECONDS)
+        avoid = spec.prefers.avoid[:most]
+        others = [said for said in spec.prefers.prefer if not said.node][: most - len(avoid)]
+        stages[name] = msgspec.structs.replace(spec, prefers=Preferences(prefer=(here, *others), avoid=avoid))
     return msgspec.structs.replace(constellation, stages=stages)
 
 
