@@ -12,7 +12,7 @@ from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import Port, PortType
 from starloom.devices.links import BY_TIERS
 from starloom.orchestrator.fleetfile import parse
-from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, build, preferred
+from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, Measured, build, pinned, preferred
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import NO_MODEL
 
@@ -164,3 +164,21 @@ def test_a_planned_place_stands_for_what_was_said_of_nodes_and_for_the_last_if_t
         here = Preference(node=place.node, target=place.target, seconds=limits.PLAN_SOFT_SECONDS)
         written = preferred(asked, built, found).stages[StageId("say")].prefers
         assert written == Preferences(prefer=(here, *left.prefer), avoid=left.avoid)
+
+
+def test_what_was_measured_goes_before_hints_and_speeds() -> None:
+    see, say = StageId("see"), StageId("say")
+    told = Measured({(see, "cam", "npu"): 0.125, (say, "edge", "cpu"): 3.0}, {(see, "text"): 77}, stage_seconds=0.25)
+    arrays = build(constellation(), KINDS, FLEET, measured=told).problem.arrays
+    assert arrays.seconds[0].tolist() == [4.25, 0.375, 2.25, np.inf]
+    assert arrays.seconds[1].tolist() == [2.25, np.inf, 3.25, np.inf]
+    assert arrays.seconds[2:, -1].tolist() == [0.0, 0.0], "what is only given or taken costs nothing"
+    assert 77 in arrays.size_bytes
+
+
+def test_stages_that_will_only_be_added_are_planned_and_not_bound() -> None:
+    whole = constellation()
+    built = build(whole, KINDS, FLEET)
+    before = msgspec.structs.replace(whole, stages={StageId("see"): whole.stages[StageId("see")]}, dependencies=())
+    bound = pinned(before, built, plan(built.problem))
+    assert [(name, stage.requires.node) for name, stage in bound.stages.items()] == [("see", "cam")]

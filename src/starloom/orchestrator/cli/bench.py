@@ -50,6 +50,12 @@ def _placement(parser: Parser) -> None:
     parser.add_argument("--write-best", action="store_true", help="keep plans there that are better")
 
 
+def _reality(parser: Parser) -> None:
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="WfFormat executions, to run them as well")
+    parser.add_argument("--examples", type=Path, metavar="FOLDER", help="the examples; a checkout's own unless given")
+    parser.add_argument("--works", default="", metavar="NAMES", help="such as demo,relay; all of them unless given")
+
+
 BENCHES: Final = {
     "overhead": Bench(
         "what it costs to run stages that do nothing, beside dask, Ray, a raw stream and asyncio",
@@ -73,6 +79,12 @@ BENCHES: Final = {
         "the demonstration's job where its constellation puts it, beside all of it on one tier",
         5,
         lambda _: None,
+        demo.NEEDED,
+    ),
+    "reality": Bench(
+        "how long jobs were predicted to take on an embedded cluster, beside how long they then took",
+        5,
+        _reality,
         demo.NEEDED,
     ),
     "replay": Bench(

@@ -4,8 +4,8 @@
     built.problem.stages    # the constellation's, then what each input is fed from and each output is taken to
 
 A job's inputs lie in the job store and its outputs go there: it is a place of its own, on which no stage runs. What a
-stage takes is its kind's hint, or what its parameters say, divided by the speed of the target. What streams is not
-waited for: a stage that reads a stream may start with the one that writes it.
+stage takes is what was measured, or else its kind's hint, or what its parameters say, divided by the speed of the
+target. What streams is not waited for: a stage that reads a stream may start with the one that writes it.
 """
 
 from collections.abc import Callable, Mapping
@@ -58,22 +58,44 @@ class Built(NamedTuple):
     disliked: tuple[Mapping[int, tuple[str, ...]], ...]
 
 
+class Measured(NamedTuple):
+    """What runs of a job have told, for use in place of hints; what it does not tell, the hints do.
+
+    `run_seconds`: of a stage on a target of a node, by these three, without loading. `output_bytes`: by stage and port.
+    `stage_seconds`: what each stage takes beside its run, on whichever node: to be given out, begun and reported.
+    """
+
+    run_seconds: Mapping[tuple[StageId, str, str], float] = MappingProxyType({})
+    output_bytes: Mapping[tuple[StageId, str], int] = MappingProxyType({})
+    stage_seconds: float = 0.0
+
+
+HINTS: Final = Measured()
+"""Nothing was measured."""
+
+
 def build(
     constellation: Constellation,
     kinds: Mapping[str, KindSpec],
     fleet: Fleet,
     input_bytes: Mapping[str, int] = MappingProxyType({}),
+    measured: Measured = HINTS,
 ) -> Built:
     """The problem of placing a valid constellation; `input_bytes` of job inputs, where they are known."""
-    return _Builder(constellation, kinds, fleet).build(input_bytes)
+    return _Builder(constellation, kinds, fleet, measured).build(input_bytes)
 
 
 def pinned(constellation: Constellation, built: Built, plan: Plan) -> Constellation:
-    """The constellation with each stage required on the node and target that a plan has it on."""
+    """The constellation with each stage required on the node and target that a plan has it on.
+
+    Stages that were planned and that it does not have, as those which will be added by results, are left out.
+    """
     places = built.problem.places
-    stages = {}
+    stages = dict(constellation.stages)
     for index, name in enumerate(built.stages):
-        spec, place = constellation.stages[name], places[plan.place[index]]
+        if name not in stages:
+            continue
+        spec, place = stages[name], places[plan.place[index]]
         requires = msgspec.structs.replace(spec.requires, node=place.node, target=place.target)
         stages[name] = msgspec.structs.replace(spec, requires=requires)
     return msgspec.structs.replace(constellation, stages=stages)
@@ -97,9 +119,12 @@ def preferred(constellation: Constellation, built: Built, plan: Plan) -> Constel
 
 
 class _Builder:
-    def __init__(self, constellation: Constellation, kinds: Mapping[str, KindSpec], fleet: Fleet) -> None:
+    def __init__(
+        self, constellation: Constellation, kinds: Mapping[str, KindSpec], fleet: Fleet, measured: Measured
+    ) -> None:
         self._constellation = constellation
         self._fleet = fleet
+        self._measured = measured
         self._stages = tuple(constellation.stages)
         self._kinds = {name: kinds[spec.kind] for name, spec in constellation.stages.items()}
         self._expected = {name: expectation(spec, self._kinds[name]) for name, spec in constellation.stages.items()}
@@ -158,7 +183,7 @@ class _Builder:
             for fault in faults:
                 excluded.setdefault(fault, []).append(number)
             if not faults:
-                seconds[number] = 0.0 if spec.cancelled else self._expected[name].run_seconds / _speed(node, place)
+                seconds[number] = 0.0 if spec.cancelled else self._seconds(name, node, place)
                 penalty[number] = dislike_seconds(node.profile, place.target, kind, spec.prefers)
         return {fault: tuple(places) for fault, places in excluded.items()}
 
@@ -172,6 +197,11 @@ class _Builder:
             if np.isfinite(seconds[number])
         }
         return {number: against for number, against in said.items() if against}
+
+    def _seconds(self, name: StageId, node: FleetNode, place: Place) -> float:
+        known = self._measured.run_seconds.get((name, place.node, place.target))
+        run = self._expected[name].run_seconds / _speed(node, place) if known is None else known
+        return run + self._measured.stage_seconds
 
     def _dependencies(self, numbers: Mapping[str, int], given: Mapping[str, int]) -> list[tuple[int, int, float]]:
         constellation = self._constellation
@@ -190,7 +220,7 @@ class _Builder:
         return found
 
     def _size(self, upstream: StageId, output: str) -> int:
-        told = self._expected[upstream].output_bytes.get(output)
+        told = self._measured.output_bytes.get((upstream, output), self._expected[upstream].output_bytes.get(output))
         port = self._kinds[upstream].output_ports(self._constellation.stages[upstream].params).get(output)
         return told if told is not None else USUAL_BYTES[port.type] if port is not None else 0
 

@@ -1,0 +1,135 @@
+"""What a cluster's jobs tell of it, for plans: what a job, a stage and a byte cost there, and how long stages run."""
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from starloom.dag.builder import Graph, StageRef
+from starloom.dag.constellation import Constellation, Requirements, StageSpec
+from starloom.dag.facts import StageCommitted
+from starloom.dag.ids import StageId
+from starloom.devices.links import BY_TIERS, Link
+from starloom.orchestrator.bench.ours import JOB_SECONDS_MAX
+from starloom.orchestrator.clientsync import Client, Job
+from starloom.orchestrator.clusterfile import NodeSpec
+from starloom.orchestrator.fleetfile import Fleet, FleetNode
+from starloom.orchestrator.infos import ClusterInfo, JobInfo
+from starloom.orchestrator.planner.building import Measured
+
+CHAIN: Final = 22
+SHORT: Final = 2
+SMALL_BYTES: Final = 1_000
+LARGE_BYTES: Final = 4_000_000
+_WORK: Final = "synthetic.work"
+_SLEEP: Final = "basic.sleep"
+_LEAST_SECONDS_PER_BYTE: Final = 1e-12
+
+
+class Floor(NamedTuple):
+    """What a job costs beside its stages' runs, in seconds: the job, each stage, and the link between two nodes."""
+
+    job_seconds: float
+    stage_seconds: float
+    link: Link
+
+
+class Ran(NamedTuple):
+    """One run of a job: seconds from the submission until all outputs were here, the job as it ended, its job's handle."""
+
+    seconds: float
+    info: JobInfo
+    job: Job
+
+
+def once(client: Client, constellation: Constellation, inputs: Mapping[str, Any], max_parallel: int = 0) -> Ran:
+    """Runs a job to its end. Raises JobFailed, DeadlineExceeded."""
+    began = time.perf_counter()
+    job = client.submit(constellation, inputs, max_parallel=max_parallel)
+    job.result(JOB_SECONDS_MAX)
+    seconds = time.perf_counter() - began
+    return Ran(seconds, job.status(), job)
+
+
+def floor(client: Client, nodes: Sequence[str], repeat: int) -> Floor:
+    """Of chains of stages that do nothing, on one node and to and fro between two; medians of `repeat`, in turns."""
+    one, two = list(nodes[:1]), list(nodes[:2])
+    chains = {
+        "short": chain(SHORT, one, SMALL_BYTES),
+        "one": chain(CHAIN, one, SMALL_BYTES),
+        "short-two": chain(SHORT, two, SMALL_BYTES),
+        "two": chain(CHAIN, two, SMALL_BYTES),
+        "large": chain(CHAIN, two, LARGE_BYTES),
+    }
+    beside: dict[str, list[float]] = {name: [] for name in chains}
+    for repetition in range(-1, repeat):
+        for name, what in chains.items():
+            seconds, info, _ = once(client, what, {})
+            if repetition >= 0:
+                beside[name].append(seconds - sum(stage.seconds.run for stage in info.stages))
+    took = {name: statistics.median(figures) for name, figures in beside.items()}
+    hops = CHAIN - SHORT
+    stage = max(0.0, (took["one"] - took["short"]) / hops)
+    across = max(stage, (took["two"] - took["short-two"]) / hops)
+    per_byte = max(_LEAST_SECONDS_PER_BYTE, (took["large"] - took["two"]) / ((CHAIN - 1) * LARGE_BYTES))
+    link = Link(bytes_per_second=1.0 / per_byte, latency_seconds=across - stage)
+    return Floor(max(0.0, took["short"] - SHORT * stage), stage, link)
+
+
+def chain(count: int, nodes: Sequence[str], size: int) -> Constellation:
+    """So many stages that do nothing but give `size` bytes to the next, on these nodes in turns."""
+    graph = Graph("floor")
+    last: StageRef | None = None
+    for number in range(count):
+        last = graph.stage(
+            f"s{number}",
+            _WORK,
+            params={"seconds": 0, "work": "sleep", "outputs": {"data": size}, "seed": number},
+            require=Requirements(node=nodes[number % len(nodes)]),
+            inputs={} if last is None else {"data": last["data"]},
+        )
+    return graph.build()
+
+
+def fleet_of(info: ClusterInfo, link: Link, resident: Iterable[str]) -> Fleet:
+    """The nodes of a cluster as they told of themselves, with one link between any two, and models that are loaded on all."""
+    loaded = tuple(resident)
+    nodes = tuple(
+        FleetNode(
+            node=NodeSpec(
+                name=node.name,
+                tier=node.profile.tier,
+                targets=tuple(target.name for target in node.profile.targets),
+                labels=node.profile.labels,
+                slots=node.profile.slots,
+            ),
+            memory_bytes=node.profile.memory_bytes,
+            resident=loaded,
+        )
+        for node in info.nodes
+    )
+    return Fleet(nodes=nodes, links=dict.fromkeys(BY_TIERS, link))
+
+
+def measured(runs: Sequence[Ran], fleet: Fleet, stage_seconds: float) -> Measured:
+    """What runs of one job told: of each stage the median by target, for all nodes, since they share a machine."""
+    seconds: dict[tuple[StageId, str], list[float]] = {}
+    sizes: dict[tuple[StageId, str], int] = {}
+    for run in runs:
+        for stage in run.info.stages:
+            seconds.setdefault((stage.name, stage.target), []).append(stage.seconds.run)
+        for event in run.job.events():
+            if isinstance(event.fact, StageCommitted):
+                sizes |= {(event.fact.stage, port): ref.bytes for port, ref in event.fact.outputs.items()}
+    known = {
+        (stage, node.node.name, target): statistics.median(figures)
+        for (stage, target), figures in seconds.items()
+        for node in fleet.nodes
+        if target in node.node.targets
+    }
+    return Measured(known, sizes, stage_seconds)
+
+
+def sleeps(spec: StageSpec) -> bool:
+    """Whether a stage only waits, and wants no core."""
+    return spec.kind == _SLEEP or (spec.kind == _WORK and spec.params.get("work") == "sleep")

@@ -1,0 +1,71 @@
+"""Plans played through where all places share one machine's cores."""
+
+import numpy as np
+import pytest
+
+from starloom.orchestrator.planner.planning import plan
+from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
+from starloom.orchestrator.planner.sharing import replay
+
+
+def planned(made: Problem, *places: int) -> Plan:
+    """The stages at these places, in their order, each as soon as its upstreams have ended."""
+    seconds = made.arrays.seconds.copy()
+    seconds[~np.eye(len(made.places), dtype=bool)[list(places)]] = np.inf
+    return plan(made._replace(arrays=made.arrays._replace(seconds=seconds)))
+
+
+def apart(*seconds: float) -> Problem:
+    """Stages without dependencies, and a place for each."""
+    names = [str(number) for number in range(len(seconds))]
+    return problem(names, [Place(name) for name in names], np.tile(np.array(seconds)[:, None], len(seconds)))
+
+
+def test_cores_that_suffice_change_nothing() -> None:
+    made = apart(1.0, 2.0)
+    before = planned(made, 0, 1)
+    after = replay(made, before, 2.0, np.array([1.0, 2.0]))
+    assert after.finish.tolist() == before.finish.tolist() == [1.0, 2.0]
+
+
+def test_more_stages_than_cores_get_an_equal_share_each() -> None:
+    made = apart(1.0, 1.0, 2.0)
+    after = replay(made, planned(made, 0, 1, 2), 2.0, np.array([1.0, 1.0, 2.0]))
+    # Three at two thirds of a core until 1.5; then the last has a core to itself for the second that is left.
+    assert after.finish.tolist() == pytest.approx([1.5, 1.5, 2.5])
+    assert after.makespan == pytest.approx(2.5)
+
+
+def test_what_waits_wants_no_core() -> None:
+    made = apart(1.0, 1.0, 1.0)
+    after = replay(made, planned(made, 0, 1, 2), 1.0, np.array([0.0, 0.25, 0.25]))
+    assert after.finish.tolist() == pytest.approx([1.0, 1.25, 1.25])
+
+
+def test_a_place_runs_as_many_as_it_has_slots_in_the_order_of_the_plan() -> None:
+    made = problem(["first", "second", "third"], [Place("one", slots=2)], np.ones((3, 1)))
+    after = replay(made, planned(made, 0, 0, 0), 2.0, np.ones(3))
+    assert sorted(after.start.tolist()) == pytest.approx([0.0, 0.0, 1.0])
+    assert after.makespan == pytest.approx(2.0)
+
+
+def test_inputs_come_over_links_and_what_takes_no_time_takes_no_slot() -> None:
+    made = problem(
+        ["make", "read", "end"],
+        [Place("a"), Place("b")],
+        [[1.0, 1.0], [1.0, 1.0], [0.0, 0.0]],
+        [(0, 1, 10.0), (1, 2, 0.0)],
+        latency=0.5,
+        seconds_per_byte=0.1,
+    )
+    after = replay(made, planned(made, 0, 1, 1), 1.0, np.array([1.0, 1.0, 0.0]))
+    assert after.start.tolist() == pytest.approx([0.0, 2.5, 3.5])
+    assert after.finish.tolist() == pytest.approx([1.0, 3.5, 3.5])
+
+
+def test_loading_wants_a_core_too() -> None:
+    made = problem(
+        ["load", "work"], [Place("a"), Place("b")], np.ones((2, 2)), models=["m"], model=[0, -1], load_seconds=1.0
+    )
+    after = replay(made, planned(made, 0, 1), 1.0, np.array([1.0, 1.0]))
+    assert after.finish.tolist() == pytest.approx([3.0, 2.0])
