@@ -104,6 +104,12 @@ def test_values_move_over_the_links_of_the_fleet() -> None:
     assert arrays.latency.diagonal().tolist() == [0.0] * 3
 
 
+def test_memory_that_is_not_known_suffices() -> None:
+    arrays = build(constellation(Requirements(memory_bytes=2**33)), KINDS, FLEET).problem.arrays
+    # The camera says that it has 1 GiB, the edge says nothing.
+    assert np.isfinite(arrays.seconds[1]).tolist() == [False, False, True, False]
+
+
 def test_why_a_stage_may_not_stand_somewhere_is_told() -> None:
     built = build(constellation(Requirements(tiers=(Tier.EDGE,), labels={"rack": "7"})), KINDS, FLEET)
     assert built.excluded[0] == {}

@@ -30,6 +30,7 @@ from starloom.orchestrator.clusterfile import NodeReader, NodeSpec, read_documen
 from starloom.orchestrator.filebytes import read_at_most
 
 _BYTES_PER_MBIT = 125_000.0
+_UNBOUNDED_BYTES = 1 << 62
 
 
 class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +49,8 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
             name=AgentId(node.name),
             tier=node.tier,
             targets=tuple(Target(name=name) for name in node.targets),
-            memory_bytes=self.memory_bytes,
+            # What is not known is taken to suffice.
+            memory_bytes=self.memory_bytes or _UNBOUNDED_BYTES,
             slots=max(1, node.slots),
             labels=node.labels,
         )

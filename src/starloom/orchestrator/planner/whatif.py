@@ -1,12 +1,15 @@
 """Why a stage stands where it does, and what would change: each other place tried, each node taken away."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from starloom.dag.errors import Infeasible
 from starloom.orchestrator.planner.problem import NO_MODEL, Floats, Plan, Problem
+
+_TOLD_MAX: Final = 3
+"""Reasons why there is no plan that are told in full."""
 
 Replan = Callable[[Problem, Plan], Plan]
 """Plans a problem again, beginning with a plan. Raises Infeasible."""
@@ -92,4 +95,6 @@ def _objective(problem: Problem, plan: Plan, seconds: Floats, replan: Replan) ->
     try:
         return replan(changed, plan).objective, ""
     except Infeasible as error:
-        return None, "; ".join(map(str, error.problems))
+        told = [str(problem) for problem in error.problems]
+        more = f"; and {len(told) - _TOLD_MAX} more" if len(told) > _TOLD_MAX else ""
+        return None, "; ".join(told[:_TOLD_MAX]) + more
