@@ -13,10 +13,10 @@ GIB = 2.0**30
 
 
 class Case(NamedTuple):
-    """`reasons`: why places are ruled out, as stage, text, places; `hidden` [n]: a placement that is allowed."""
+    """`reasons`: by stage, why places are ruled out; `hidden` [n]: the placement that is allowed, if it is feasible."""
 
     problem: Problem
-    reasons: tuple[tuple[int, str, frozenset[int]], ...]
+    reasons: tuple[dict[str, frozenset[int]], ...]
     hidden: Indices
 
 
@@ -42,7 +42,7 @@ class _Draft:
         self.n = int(rng.integers(shape.stages[0], shape.stages[1] + 1))
         self.k = int(rng.integers(shape.nodes[0], shape.nodes[1] + 1))
         self.tier = np.sort(rng.integers(0, 3, self.k))
-        self.reasons: list[tuple[int, str, frozenset[int]]] = []
+        self.reasons: list[dict[str, frozenset[int]]] = [{} for _ in range(self.n)]
         self.places: list[Place] = []
         for node in range(self.k):
             name = f"{('phone', 'edge', 'cloud')[self.tier[node]]}-{node}"
@@ -62,7 +62,7 @@ class _Draft:
         """The hidden place stays allowed."""
         barred = frozenset(int(place) for place in np.flatnonzero(places)) - {int(self.hidden[stage])}
         if barred:
-            self.reasons.append((stage, why, barred))
+            self.reasons[stage][why] = barred
 
     def run_times(self) -> None:
         rng = self.rng
@@ -177,8 +177,9 @@ class _Draft:
 
     def case(self) -> Case:
         seconds = self.seconds.copy()
-        for stage, _, places in self.reasons:
-            seconds[stage, list(places)] = np.inf
+        for stage, reasons in enumerate(self.reasons):
+            for places in reasons.values():
+                seconds[stage, list(places)] = np.inf
         edges = [(up, down, float(size)) for (up, down), size in zip(self.edges, self.sizes, strict=True)]
         names = [f"s{stage}" for stage in range(self.n)]
         return Case(problem(names, self.places, seconds, edges, **self.more), tuple(self.reasons), self.hidden)
@@ -205,3 +206,115 @@ def feasible(seed: int, shape: Shape = ANY) -> Case:
             step()
     draft.links()
     return draft.case()
+
+
+def infeasible(seed: int, shape: Shape = ANY) -> Case:
+    """A case with at least one contradiction, of any kind, put into a feasible one."""
+    case, rng = feasible(seed, shape), np.random.default_rng([seed, 1])
+    ways = [_nowhere, _starved, _torn, _crowded, _overrun, _cut]
+    for _ in range(int(rng.integers(1, 3))):
+        for way in rng.permutation(len(ways)):
+            broken = ways[way](case, rng)
+            if broken is not None:
+                case = broken
+                break
+    return case
+
+
+def _with(case: Case, **arrays: Any) -> Case:
+    return case._replace(problem=case.problem._replace(arrays=case.problem.arrays._replace(**arrays)))
+
+
+def _barring(case: Case, stage: int, reasons: dict[str, frozenset[int]]) -> Case:
+    seconds = case.problem.arrays.seconds.copy()
+    for places in reasons.values():
+        seconds[stage, list(places)] = np.inf
+    said = list(case.reasons)
+    said[stage] = said[stage] | reasons
+    return _with(case, seconds=seconds)._replace(reasons=tuple(said))
+
+
+def _nowhere(case: Case, rng: np.random.Generator) -> Case | None:
+    """A stage without a place: two reasons leave none."""
+    stage, m = int(rng.integers(0, len(case.problem.stages))), len(case.problem.places)
+    split = rng.random(m) < 0.5
+    parts = {"not in the building": split, "too old": ~split | (rng.random(m) < 0.2)}
+    barred = {why: frozenset(np.flatnonzero(places).tolist()) for why, places in parts.items() if places.any()}
+    return _barring(case, stage, barred)
+
+
+def _starved(case: Case, rng: np.random.Generator) -> Case | None:
+    """A stage whose memory no node has."""
+    arrays = case.problem.arrays
+    stage = int(rng.integers(0, len(arrays.seconds)))
+    if arrays.seconds[stage].min() == 0:
+        return None
+    memory = np.where(np.isfinite(arrays.memory_bytes), arrays.memory_bytes, 8 * GIB)
+    working = arrays.working_bytes.copy()
+    working[stage] = memory.max() + GIB
+    return _with(case, memory_bytes=memory, working_bytes=working)
+
+
+def _torn(case: Case, rng: np.random.Generator) -> Case | None:
+    """Two stages that have to share a node, and have none in common."""
+    arrays = case.problem.arrays
+    n, k = len(arrays.seconds), len(case.problem.nodes)
+    free = np.flatnonzero((arrays.together < 0) & ~arrays.started)
+    if len(free) < 2 or k < 2:
+        return None
+    one, other = rng.permutation(free)[:2].tolist()
+    side = rng.random(k) < 0.5
+    side[:2] = True, False
+    together = arrays.together.copy()
+    together[[one, other]] = n
+    case = _with(case, together=together)
+    for stage, nodes in ((one, side), (other, ~side)):
+        case = _barring(case, stage, {"not here": frozenset(np.flatnonzero(nodes[arrays.node]).tolist())})
+    return case
+
+
+def _crowded(case: Case, rng: np.random.Generator) -> Case | None:
+    """More stages that stand apart than there are nodes."""
+    arrays = case.problem.arrays
+    k = len(case.problem.nodes)
+    free = np.flatnonzero(arrays.apart < 0)
+    if len(free) <= k:
+        return None
+    apart = arrays.apart.copy()
+    apart[rng.permutation(free)[: k + 1]] = len(apart)
+    return _with(case, apart=apart)
+
+
+def _overrun(case: Case, rng: np.random.Generator) -> Case | None:
+    """More stages that run already than a place has slots."""
+    arrays = case.problem.arrays
+    waiting = np.isin(np.arange(len(arrays.seconds)), arrays.downstream)
+    free = np.flatnonzero(~waiting & ~arrays.started & (arrays.seconds.min(axis=1) > 0))
+    place = int(np.argmin(arrays.slots))
+    if len(free) <= arrays.slots[place]:
+        return None
+    started = arrays.started.copy()
+    for stage in rng.permutation(free)[: arrays.slots[place] + 1].tolist():
+        started[stage] = True
+        seconds = case.problem.arrays.seconds.copy()
+        seconds[stage, place] = 1.0
+        others = frozenset(range(len(case.problem.places))) - {place}
+        case = _barring(_with(case, seconds=seconds), stage, {"it runs": others})
+    return _with(case, started=started)
+
+
+def _cut(case: Case, rng: np.random.Generator) -> Case | None:
+    """A dependency between stages that stand on nodes with no link."""
+    arrays = case.problem.arrays
+    edges = np.flatnonzero(arrays.node[case.hidden[arrays.upstream]] != arrays.node[case.hidden[arrays.downstream]])
+    if not len(edges):
+        return None
+    edge = int(rng.choice(edges))
+    ends = int(arrays.upstream[edge]), int(arrays.downstream[edge])
+    latency = arrays.latency.copy()
+    latency[arrays.node[case.hidden[ends[0]]], arrays.node[case.hidden[ends[1]]]] = np.inf
+    case = _with(case, latency=latency)
+    for stage in ends:
+        others = frozenset(range(len(case.problem.places))) - {int(case.hidden[stage])}
+        case = _barring(case, stage, {"pinned": others})
+    return case

@@ -41,7 +41,7 @@ def exact(
     if not problem.stages:
         none = np.zeros(0)
         return Proof(Plan(none.astype(np.int32), none, none, none.astype(np.bool_), 0.0, 0.0, "exact"), 0.0, True)
-    ticks = _ticks(problem)
+    ticks = fitted(problem)
     if ticks is None:
         return Proof(None, math.inf, True)
     best = retimed(problem, hint) if hint is not None and not faults(problem, hint) else None
@@ -59,7 +59,7 @@ def exact(
     return Proof(best, bound, False)
 
 
-def _ticks(problem: Problem) -> Ticks | None:
+def fitted(problem: Problem) -> Ticks | None:
     """In ticks that suit the least that the objective can be; nothing where a stage has no place."""
     arrays = problem.arrays
     fine = ticked(problem, 1e-9)
@@ -80,11 +80,11 @@ class Search:
 
     def __init__(self, ticks: Ticks, best: Plan | None) -> None:
         self.ticks, self.best = ticks, best
-        self.most = _longest(ticks) if best is None else math.ceil(best.objective / ticks.tick) + ticks.rounding()
+        self.most = longest(ticks) if best is None else math.ceil(best.objective / ticks.tick) + ticks.rounding()
         self.modes, bounds = _worth(ticks, self.most)
         self.empty = not all(self.modes)
         if not self.empty:
-            self.model = Model(ticks, self.modes, bounds, self.most, {})
+            self.model = Model(ticks, self.modes, bounds, self.most)
             hold(self.model)
             self.model.minimise(self.most)
             if best is not None:
@@ -134,7 +134,7 @@ def read(model: Model, solver: Any, method: str) -> Plan:
     return retimed(model.ticks.problem, Plan(*columns, 0.0, 0.0, method))
 
 
-def _longest(ticks: Ticks) -> int:
+def longest(ticks: Ticks) -> int:
     """Ticks that suffice for one stage after the other, at the worst places, and all penalties."""
     problem = ticks.problem
     everywhere = np.arange(len(problem.nodes), dtype=np.int32)

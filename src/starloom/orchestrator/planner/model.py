@@ -4,7 +4,7 @@ Dependencies hold by a literal per pair of nodes (a transport problem): measured
 together prove far fewer problems in the same time.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,8 @@ class Model:
     """Stages, dependencies and slots of a problem; `holding` adds what nodes hold and which are shared.
 
     By stage: `start`, `end`, in ticks, `uses`: a literal by mode, `intervals`: by mode, none for what takes no time,
-    `on`: a literal by node. A requirement with a literal in `given` holds where that is true, any other always.
+    `on`: a literal by node. A requirement that is `droppable` holds where its literal in `given` is true, any other
+    always; `capacities` has what those of memory and slots give.
     """
 
     def __init__(
@@ -30,11 +31,12 @@ class Model:
         modes: Modes,
         bounds: tuple[list[Whole], list[Whole]],
         horizon: int,
-        given: Mapping[Key, Any],
+        droppable: Iterable[Key] = (),
     ) -> None:
-        self.ticks, self.modes, self.horizon, self.given = ticks, modes, horizon, given
+        self.ticks, self.modes, self.horizon = ticks, modes, horizon
         self.heads, self.tails = bounds
-        self.cp = cp_model.CpModel()
+        self.cp: Any = cp_model.CpModel()
+        self.given = {key: self.cp.new_bool_var(f"{key[0]}{key[1]}") for key in droppable}
         self.makespan = self.cp.new_int_var(0, horizon, "makespan")
         self.start: list[Any] = []
         self.end: list[Any] = []
@@ -42,6 +44,7 @@ class Model:
         self.intervals: list[list[Any]] = []
         self.on: list[dict[int, Any]] = []
         self.costs: list[Any] = []
+        self.capacities: dict[Key, Any] = {}
         for stage in range(len(modes)):
             self._stage(stage)
         arrays = ticks.problem.arrays
@@ -49,17 +52,16 @@ class Model:
             self._dependency(edge, source, sink)
         for place in range(len(ticks.problem.places)):
             self._slots(place)
-
-    def never(self, key: Key | None = None) -> None:
-        """What was asked for cannot be."""
-        self.cp.add_bool_or(self.unless(key))
+        for stage in sorted(set(range(len(modes))) - set(arrays.upstream.tolist())):
+            self.cp.add(self.makespan >= self.end[stage])
 
     def when(self, key: Key) -> list[Any]:
         """The literals that must be true for a requirement to hold; none where it always does."""
         return [self.given[key]] if key in self.given else []
 
-    def unless(self, key: Key | None) -> list[Any]:
-        return [literal.negated() for literal in self.when(key)] if key else []
+    def unless(self, key: Key) -> list[Any]:
+        """The literals of which one is true where it need not hold."""
+        return [literal.negated() for literal in self.when(key)]
 
     def capacity(self, key: Key, most: int, all_of_it: int) -> Any:
         """`most` where the requirement holds, and as much as there is to hold where not."""
@@ -67,12 +69,11 @@ class Model:
             return most
         found = self.cp.new_int_var(0, max(most, all_of_it), "")
         self.cp.add(found <= most).only_enforce_if(self.given[key])
+        self.capacities[key] = found
         return found
 
     def _stage(self, stage: int) -> None:
         cp, modes = self.cp, self.modes[stage]
-        if not modes:
-            self.never()
         last = self.horizon - self.tails[stage] - np.array([mode.ticks for mode in modes], dtype=np.int64)
         first, latest = int(self.heads[stage].min(initial=self.horizon)), int(last.max(initial=0))
         started = bool(self.ticks.problem.arrays.started[stage])
@@ -109,16 +110,19 @@ class Model:
         return found
 
     def _dependency(self, edge: int, source: int, sink: int) -> None:
-        cp, key = self.cp, ("link", edge)
+        cp = self.cp
         ups, downs = list(self.on[source]), list(self.on[sink])
         links = _indices(ups), _indices(downs)
         takes, costs = self.ticks.transfer(edge, *links), self.ticks.moved(edge, *links)
+        if not costs.any() and takes.min() == takes.max() != NEVER:
+            cp.add(self.start[sink] >= self.end[source] + int(takes.max()))
+            return
         pairs: dict[tuple[int, int], Any] = {}
         for a, b in np.ndindex(takes.shape):
             one = self.on[sink][downs[b]] if len(ups) == 1 else self.on[source][ups[a]]
             pairs[a, b] = one if 1 in takes.shape else cp.new_bool_var(f"z{edge}.{a}.{b}")
             if takes[a, b] == NEVER or costs[a, b] == NEVER:
-                cp.add_bool_or([pairs[a, b].negated(), *self.unless(key)])
+                cp.add(pairs[a, b] == 0)
         if 1 not in takes.shape:
             for a, node in enumerate(ups):
                 cp.add(sum(pairs[a, b] for b in range(len(downs))) == self.on[source][node])
@@ -163,9 +167,6 @@ class Model:
 
     def minimise(self, most: int) -> None:
         """Make makespan and penalties as small as can be, and no greater than `most` ticks."""
-        ends = sorted(set(range(len(self.modes))) - set(self.ticks.problem.arrays.upstream.tolist()))
-        for stage in ends:
-            self.cp.add(self.makespan >= self.end[stage])
         objective = self.makespan + sum(self.costs)
         self.cp.add(objective <= most)
         self.cp.minimize(objective)

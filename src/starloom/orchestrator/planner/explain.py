@@ -1,0 +1,161 @@
+"""Why there is no plan: requirements that cannot all be kept, none too many, and what would lift that."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from ortools.sat.python import cp_model
+
+from starloom.orchestrator.planner.exact import fitted, longest, read, solving
+from starloom.orchestrator.planner.holding import hold
+from starloom.orchestrator.planner.model import Model
+from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem
+from starloom.orchestrator.planner.requirements import Reasons, Requirement, bare, requirements, unlinked
+from starloom.orchestrator.planner.ticks import Ticks, heads, tails, ticked
+
+EFFORT = 1.0
+"""CP-SAT's deterministic time for each question that is put to it, about seconds."""
+
+IN_MODEL = ("memory", "slots", "together", "apart")
+"""The kinds of requirement that the model itself knows."""
+
+
+class Conflict(NamedTuple):
+    """`requirements`: any plan breaks one of them, and without any one of them there is a plan for the others.
+
+    `lifts`: for those that stand in the way alone, what would be enough instead; none where more conflicts are left.
+    """
+
+    requirements: tuple[Requirement, ...]
+    lifts: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(requirement.words for requirement in self.requirements)
+
+
+def explain(
+    problem: Problem, reasons: Reasons = (), deadline: float | None = None, *, effort: float = EFFORT
+) -> Conflict | None:
+    """A smallest set of requirements that conflict; nothing where there is a plan, or `effort` does not show there is none.
+
+    Smallest: none of them can be left out. There may be others, of fewer. `deadline`: seconds by which all must end.
+    The same for the same arguments.
+    """
+    if not problem.stages:
+        return None
+    asked = _Asked(problem, reasons, deadline, effort)
+    core = asked.core()
+    if core is None:
+        return None
+    for requirement in tuple(core):
+        fewer = [other for other in core if other is not requirement]
+        if asked.infeasible(fewer):
+            core = fewer
+    return Conflict(tuple(core), tuple(text for requirement in core if (text := asked.lift(requirement))))
+
+
+class _Asked:
+    """The problem without its requirements, and each of them behind a literal."""
+
+    def __init__(self, problem: Problem, reasons: Reasons, deadline: float | None, effort: float) -> None:
+        self.problem, self.deadline, self.effort = problem, deadline, effort
+        self.requirements = requirements(problem, reasons, deadline)
+        left = bare(problem, timed=deadline is not None)
+        ticks = fitted(left) if deadline is not None else ticked(left, 1.0)
+        assert ticks is not None
+        self.model, self.literals = _model(ticks, self.requirements)
+        for requirement, literal in zip(self.requirements, self.literals, strict=True):
+            self._ask(requirement, literal)
+
+    def _ask(self, requirement: Requirement, literal: Any) -> None:
+        model, cp, arrays = self.model, self.model.cp, self.problem.arrays
+        if requirement.kind == "places":
+            for use, mode in zip(model.uses[requirement.which], model.modes[requirement.which], strict=True):
+                if mode.place in requirement.places:
+                    cp.add_implication(literal, use.negated())
+        elif requirement.kind == "link":
+            source, sink = int(arrays.upstream[requirement.which]), int(arrays.downstream[requirement.which])
+            for a, b in np.argwhere(unlinked(self.problem, requirement.which)).tolist():
+                if a in model.on[source] and b in model.on[sink]:
+                    cp.add_bool_or([literal.negated(), model.on[source][a].negated(), model.on[sink][b].negated()])
+            if arrays.started[sink]:
+                cp.add(model.end[source] <= 0).only_enforce_if(literal)
+        elif requirement.kind == "deadline" and self.deadline is not None:
+            # Rounding up must not make a conflict of what fits to the second.
+            most = math.ceil(self.deadline / model.ticks.tick) + model.ticks.rounding()
+            cp.add(model.makespan <= most).only_enforce_if(literal)
+
+    def solve(self, kept: list[Requirement]) -> tuple[Any, Any]:
+        """The solver's status with these requirements, and the solver."""
+        indices = {requirement: index for index, requirement in enumerate(self.requirements)}
+        self.model.cp.clear_assumptions()
+        self.model.cp.add_assumptions([self.literals[indices[requirement]] for requirement in kept])
+        solver = solving(self.effort, math.inf, 0)
+        return solver.solve(self.model.cp), solver
+
+    def core(self) -> list[Requirement] | None:
+        """Some requirements that conflict; nothing where it is not known that any do."""
+        status, solver = self.solve(self.requirements)
+        if status != cp_model.INFEASIBLE:
+            return None
+        which = set(solver.sufficient_assumptions_for_infeasibility())
+        found = zip(self.requirements, self.literals, strict=True)
+        return [requirement for requirement, literal in found if literal.index in which]
+
+    def infeasible(self, kept: list[Requirement]) -> bool:
+        status, _ = self.solve(kept)
+        return bool(status == cp_model.INFEASIBLE)
+
+    def lift(self, requirement: Requirement) -> str:
+        """What to have instead of a requirement, all others kept; empty where that does not help."""
+        others = [other for other in self.requirements if other is not requirement]
+        goal = self._goal(requirement)
+        if goal is not None:
+            self.model.cp.minimize(goal)
+        status, solver = self.solve(others)
+        self.model.cp.clear_objective()
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return ""
+        return self._instead(requirement, solver, None if goal is None else int(solver.value(goal)))
+
+    def _goal(self, requirement: Requirement) -> Any:
+        if requirement.kind == "deadline":
+            return self.model.makespan
+        return self.model.capacities.get((requirement.kind, requirement.which))
+
+    def _instead(self, requirement: Requirement, solver: Any, least: int | None) -> str:
+        problem, index = self.problem, requirement.which
+        if requirement.kind == "deadline" and least is not None:
+            return f"{least * self.model.ticks.tick:.6g} s instead of {self.deadline:g} s"
+        if requirement.kind == "memory" and least is not None:
+            size = _held(problem, read(self.model, solver, ""), index)
+            return f"{problem.nodes[index]} with {math.ceil(size)} bytes of memory"
+        if requirement.kind == "slots" and least is not None:
+            return f"{problem.places[index]} with {least} slots"
+        if requirement.kind == "places":
+            place = read(self.model, solver, "").place[index]
+            return f"{problem.stages[index]} on {problem.places[place]}"
+        return f"without this: {requirement.words}"
+
+
+def _model(ticks: Ticks, asked: list[Requirement]) -> tuple[Model, list[Any]]:
+    """Without bounds: whatever a requirement costs in time, there is time enough."""
+    bounds = heads(ticks, ticks.modes), tails(ticks, ticks.modes)
+    keys = [(what.kind, what.which) for what in asked if what.kind in IN_MODEL]
+    made = Model(ticks, ticks.modes, bounds, longest(ticks), keys)
+    hold(made)
+    others = [made.given.get((what.kind, what.which)) for what in asked]
+    return made, [made.cp.new_bool_var("") if literal is None else literal for literal in others]
+
+
+def _held(problem: Problem, plan: Plan, node: int) -> float:
+    """The most bytes that a node holds at one time."""
+    arrays, most = problem.arrays, 0.0
+    here = np.flatnonzero((arrays.node[plan.place] == node) & (plan.finish > plan.start))
+    for stage in here:
+        begun = here[plan.start[here] <= plan.start[stage]]
+        runs = begun[plan.finish[begun] > plan.start[stage]]
+        models = arrays.resident[:, node].copy()
+        models[arrays.model[begun][arrays.model[begun] != NO_MODEL]] = True
+        most = max(most, float(arrays.working_bytes[runs].sum() + arrays.weight_bytes[models].sum()))
+    return most

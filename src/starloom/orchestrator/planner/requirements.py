@@ -1,0 +1,144 @@
+"""What a problem asks for, one requirement after the other, and the problem that is left when all are dropped."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from starloom.orchestrator.planner.problem import NO_MODEL, Arrays, Flags, Floats, Problem
+
+Reasons = Sequence[Mapping[str, Collection[int]]]
+"""For each stage, by index: what is said of places on which it may not run, and which they are."""
+
+NAMES_SHOWN: Final = 8
+
+
+class Requirement(NamedTuple):
+    """Something that a plan has to keep.
+
+    `kind`: "places" (`which`: a stage, which may not have `places`), "memory" (a node), "together", "apart" (a group),
+    "slots" (a place), "link" (a dependency), "deadline". `words` say it.
+    """
+
+    kind: str
+    which: int
+    words: str
+    places: frozenset[int] = frozenset()
+
+
+def requirements(problem: Problem, reasons: Reasons, deadline: float | None) -> list[Requirement]:
+    """All of them. What no reason rules out, and is ruled out, is one more requirement of the stage."""
+    found = [what for stage in range(len(problem.stages)) for what in _places(problem, stage, reasons)]
+    found += [*_nodes(problem), *_groups(problem), *_links(problem)]
+    if deadline is not None:
+        found.append(Requirement("deadline", 0, f"all ends within {deadline:g} s"))
+    return found
+
+
+def barred(problem: Problem) -> Flags:
+    """[n, m]: the places that each stage may not have, whatever the others do."""
+    arrays = problem.arrays
+    able = np.isfinite(arrays.seconds) & np.isfinite(arrays.penalty)
+    runs = arrays.seconds > 0
+    waits = ~np.isfinite(arrays.available)[None, :] & runs | ~np.isfinite(arrays.release)[:, None]
+    able &= ~waits | arrays.started[:, None]
+    for stage in np.flatnonzero((arrays.model != NO_MODEL) & ~arrays.started):
+        able[stage] &= ~runs[stage] | _loadable(arrays, int(arrays.model[stage]))
+    return ~able
+
+
+def bare(problem: Problem, *, timed: bool) -> Problem:
+    """The problem with every requirement dropped: each stage may have each place, as fast as on its best.
+
+    Unless `timed`, what takes time takes one second, and nothing is waited for but what stages need of each other.
+    """
+    arrays, closed = problem.arrays, barred(problem)
+    best = np.where(closed, np.inf, arrays.seconds).min(axis=1, keepdims=True, initial=np.inf)
+    seconds = np.where(closed, np.where(np.isfinite(best), best, 1.0), arrays.seconds)
+    load = np.where(np.isfinite(arrays.load_seconds), arrays.load_seconds, 0.0)
+    waits = ~arrays.started[arrays.downstream]
+    left = arrays._replace(
+        seconds=seconds if timed else np.minimum(np.ceil(seconds), 1.0),
+        load_seconds=load if timed else np.zeros_like(load),
+        penalty=np.zeros_like(arrays.penalty),
+        byte_penalty=np.zeros_like(arrays.byte_penalty),
+        available=_finite(arrays.available) if timed else np.zeros_like(arrays.available),
+        release=_finite(arrays.release) if timed else np.zeros_like(arrays.release),
+        upstream=arrays.upstream[waits],
+        downstream=arrays.downstream[waits],
+        size_bytes=arrays.size_bytes[waits] if timed else np.zeros(int(waits.sum())),
+        latency=_finite(arrays.latency) if timed else np.zeros_like(arrays.latency),
+        seconds_per_byte=_finite(arrays.seconds_per_byte),
+    )
+    return problem._replace(arrays=left)
+
+
+def _finite(values: Floats) -> Floats:
+    return np.where(np.isfinite(values), values, 0.0)
+
+
+def unlinked(problem: Problem, edge: int) -> Flags:
+    """[k, k]: from which nodes to which a dependency's value cannot come; in time, to a stage that runs."""
+    arrays = problem.arrays
+    size = arrays.size_bytes[edge]
+    takes = arrays.latency + (size * arrays.seconds_per_byte if size else 0.0)
+    cannot: Flags = takes > 0 if arrays.started[arrays.downstream[edge]] else ~np.isfinite(takes)
+    return cannot
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas, the first of many."""
+    more = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _loadable(arrays: Arrays, model: int) -> Flags:
+    able = np.isfinite(arrays.load_seconds[model])
+    nodes = arrays.resident[model] | (np.bincount(arrays.node[able], minlength=len(arrays.memory_bytes)) > 0)
+    found: Flags = nodes[arrays.node]
+    return found
+
+
+def _places(problem: Problem, stage: int, reasons: Reasons) -> Iterator[Requirement]:
+    closed = frozenset(np.flatnonzero(barred(problem)[stage]).tolist())
+    name, rest = problem.stages[stage], closed
+    for text, places in reasons[stage].items() if stage < len(reasons) else ():
+        here = closed & frozenset(places)
+        rest -= here
+        if here:
+            which = listed([str(problem.places[place]) for place in sorted(here)])
+            yield Requirement("places", stage, f"{name} may not have {which}: {text}", here)
+    if rest:
+        able = [str(place) for index, place in enumerate(problem.places) if index not in rest]
+        words = f"can run only on {listed(able)}" if able else "can run nowhere"
+        yield Requirement("places", stage, f"{name} {words}", rest)
+
+
+def _nodes(problem: Problem) -> Iterator[Requirement]:
+    arrays = problem.arrays
+    for node in np.flatnonzero(np.isfinite(arrays.memory_bytes)).tolist():
+        words = f"{problem.nodes[node]} has {arrays.memory_bytes[node]:.0f} bytes of memory"
+        yield Requirement("memory", node, words)
+    for index, place in enumerate(problem.places):
+        words = f"{place} runs {place.slots} at a time" if place.slots > 1 else f"{place} runs one stage at a time"
+        yield Requirement("slots", index, words)
+
+
+def _groups(problem: Problem) -> Iterator[Requirement]:
+    for kind, groups, words in (
+        ("together", problem.arrays.together, "share a node"),
+        ("apart", problem.arrays.apart, "stand on different nodes"),
+    ):
+        for group in np.unique(groups[groups >= 0]).tolist():
+            names = [problem.stages[stage] for stage in np.flatnonzero(groups == group)]
+            yield Requirement(kind, group, f"{listed(names)} {words}")
+
+
+def _links(problem: Problem) -> Iterator[Requirement]:
+    arrays = problem.arrays
+    for edge, (source, sink) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):
+        up, down = problem.stages[source], problem.stages[sink]
+        if arrays.started[sink]:
+            yield Requirement("link", edge, f"{down} runs already, and has its input from {up}")
+        elif unlinked(problem, edge).any():
+            yield Requirement("link", edge, f"{down} reads what {up} gives, and not all nodes are linked")

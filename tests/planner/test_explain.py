@@ -1,0 +1,167 @@
+"""What stands in the way of a plan: enough of it that there is none, and nothing that could be left out."""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.planner.constrained import Case, Shape, feasible, infeasible
+
+from starloom.orchestrator.planner.exact import exact
+from starloom.orchestrator.planner.explain import Conflict, explain
+from starloom.orchestrator.planner.problem import Place, Problem, problem
+from starloom.orchestrator.planner.requirements import Requirement
+
+SMALL = Shape(stages=(2, 8), nodes=(2, 4))
+PLACES = [Place("phone"), Place("edge"), Place("cloud")]
+PHONE, EDGE, CLOUD = range(3)
+
+
+def only(what: Problem, kept: Collection[Requirement]) -> Problem:
+    """The problem with no requirements but these."""
+    arrays = what.arrays
+    has = {(requirement.kind, requirement.which) for requirement in kept}
+    seconds = arrays.seconds.copy()
+    least = np.where(np.isfinite(seconds), seconds, np.inf).min(axis=1, keepdims=True)
+    seconds = np.where(np.isfinite(seconds), seconds, np.where(np.isfinite(least), least, 1.0))
+    for requirement in kept:
+        if requirement.kind == "places":
+            seconds[requirement.which, list(requirement.places)] = np.inf
+    unlinked = ~np.isfinite(arrays.latency).all() | arrays.started[arrays.downstream]
+    edges = ~unlinked | np.array([("link", edge) in has for edge in range(len(arrays.upstream))], dtype=bool)
+    return what._replace(
+        arrays=arrays._replace(
+            seconds=seconds,
+            slots=np.array(
+                [slots if ("slots", index) in has else len(seconds) for index, slots in enumerate(arrays.slots)]
+            ),
+            memory_bytes=np.array(
+                [size if ("memory", node) in has else np.inf for node, size in enumerate(arrays.memory_bytes)]
+            ),
+            together=np.array([group if ("together", group) in has else -1 for group in arrays.together]),
+            apart=np.array([group if ("apart", group) in has else -1 for group in arrays.apart]),
+            upstream=arrays.upstream[edges],
+            downstream=arrays.downstream[edges],
+            size_bytes=arrays.size_bytes[edges],
+        )
+    )
+
+
+def assert_smallest(case: Case, conflict: Conflict | None) -> None:
+    assert conflict is not None
+    proof = exact(only(case.problem, conflict.requirements))
+    assert (proof.plan, proof.proven) == (None, True), conflict
+    for left_out in conflict.requirements:
+        kept = [requirement for requirement in conflict.requirements if requirement is not left_out]
+        assert exact(only(case.problem, kept), effort=0.1).plan is not None, (conflict, left_out)
+
+
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_every_contradiction_is_explained_by_no_more_than_it_takes(first: int) -> None:
+    for seed in range(first, first + 50):
+        case = infeasible(seed, SMALL)
+        assert_smallest(case, explain(case.problem, case.reasons))
+
+
+def test_what_can_be_planned_has_no_conflict() -> None:
+    for seed in range(60):
+        case = feasible(seed, SMALL)
+        assert explain(case.problem, case.reasons) is None, seed
+    assert explain(problem([], PLACES, np.zeros((0, 3)))) is None
+
+
+def explained(reasons: Any = (), deadline: float | None = None, **more: Any) -> tuple[str, tuple[str, ...]]:
+    given: dict[str, Any] = {"stages": ["see", "tell"], "places": PLACES, "seconds": 2.0} | more
+    seconds = np.broadcast_to(np.asarray(given["seconds"], dtype=float), (len(given["stages"]), 3)).copy()
+    for stage, said in enumerate(reasons):
+        for places in said.values():
+            seconds[stage, list(places)] = np.inf
+    conflict = explain(problem(**(given | {"seconds": seconds})), reasons, deadline)
+    assert conflict is not None
+    return str(conflict), conflict.lifts
+
+
+def test_reasons_that_leave_no_place_are_told() -> None:
+    text, lifts = explained([{"is private": [CLOUD], "has no accelerator": [PHONE, EDGE], "is slow": [PHONE]}, {}])
+    assert text == "see may not have cloud: is private; see may not have phone, edge: has no accelerator"
+    assert lifts == ("see on cloud", "see on edge")
+
+
+def test_a_place_that_nothing_is_said_of_is_told_too() -> None:
+    text, lifts = explained([{"is private": [CLOUD]}], seconds=[[np.inf, np.inf, 1.0], [1.0] * 3])
+    assert text == "see may not have cloud: is private; see can run only on cloud"
+    assert lifts[0] == "see on cloud"
+    text, _ = explained(seconds=[[np.inf] * 3, [1.0] * 3])
+    assert text == "see can run nowhere"
+    text, _ = explained(available=[0.0, 0.0, np.inf], seconds=[[np.inf, np.inf, 1.0], [1.0] * 3])
+    assert text == "see can run nowhere"
+
+
+def test_groups_that_cannot_be_are_told() -> None:
+    text, lifts = explained([{"pinned": [EDGE, CLOUD]}, {"is private": [PHONE]}], together=0)
+    assert "see, tell share a node" in text
+    assert "without this: see, tell share a node" in lifts
+    assert "tell on phone" in lifts
+    text, _ = explained([{"pinned": [EDGE, CLOUD]}] * 2, apart=0)
+    assert "see, tell stand on different nodes" in text
+
+
+def test_memory_that_is_short_is_told_with_how_much_would_do() -> None:
+    text, lifts = explained([{"pinned": [EDGE, CLOUD]}], working_bytes=[7, 1], memory_bytes=[5, 10, 10])
+    assert text == "see may not have edge, cloud: pinned; phone has 5 bytes of memory"
+    assert lifts[1] == "phone with 7 bytes of memory"
+
+
+def test_memory_counts_models_that_are_kept() -> None:
+    more: dict[str, Any] = {"models": ["m", "o"], "model": [0, 1], "weight_bytes": [4, 5], "working_bytes": [1, 2]}
+    text, lifts = explained([{"pinned": [EDGE, CLOUD]}] * 2, **more, memory_bytes=[9, 20, 20])
+    assert "phone has 9 bytes of memory" in text
+    # The greater one runs first, before the other's model is there: 5 + 2, then 5 + 4 + 1.
+    assert "phone with 10 bytes of memory" in lifts
+
+
+def test_an_order_that_memory_does_not_allow_is_told() -> None:
+    """The big one may run before the other's model is there; not after, which is what it has to do."""
+    more: dict[str, Any] = {"models": ["m"], "model": [0, -1], "weight_bytes": [4], "working_bytes": [1, 8]}
+    pinned = [{"pinned": [EDGE, CLOUD]}] * 2
+    text, lifts = explained(pinned, **more, memory_bytes=[10, 20, 20], dependencies=[(0, 1, 1.0)])
+    assert "phone has 10 bytes of memory" in text
+    assert "phone with 12 bytes of memory" in lifts
+    free = problem(["see", "tell"], PLACES, [[2.0, np.inf, np.inf]] * 2, **more, memory_bytes=[10, 20, 20])
+    assert explain(free, pinned) is None
+
+
+def test_stages_that_run_and_cannot_are_told() -> None:
+    text, lifts = explained([{"it runs": [EDGE, CLOUD]}] * 2, started=True)
+    assert "phone runs one stage at a time" in text
+    assert "phone with 2 slots" in lifts
+    text, _ = explained(started=[False, True], dependencies=[(0, 1, 1.0)])
+    assert text == "tell runs already, and has its input from see"
+
+
+def test_nodes_without_a_link_are_told() -> None:
+    latency = np.zeros((3, 3))
+    latency[PHONE, CLOUD] = np.inf
+    pins = [{"pinned": [EDGE, CLOUD]}, {"asks for a GPU": [PHONE, EDGE]}]
+    text, lifts = explained(pins, latency=latency, dependencies=[(0, 1, 1.0)])
+    assert "tell reads what see gives, and not all nodes are linked" in text
+    assert any(lift in lifts for lift in ("see on edge", "see on cloud"))
+
+
+def test_a_deadline_that_is_too_short_is_told_with_what_would_do() -> None:
+    text, lifts = explained([{"pinned": [EDGE, CLOUD]}] * 2, deadline=3.0)
+    assert "all ends within 3 s" in text
+    assert "4 s instead of 3 s" in lifts
+    what = problem(["see", "tell"], PLACES, [[2.0, np.inf, np.inf]] * 2)
+    assert explain(what, deadline=4.0) is None
+
+
+def test_where_more_than_one_conflict_is_left_no_lift_is_promised() -> None:
+    _, lifts = explained([{"a": [PHONE], "b": [EDGE, CLOUD]}] * 2)
+    assert lifts == ()
+
+
+def test_the_same_question_has_the_same_answer() -> None:
+    for seed in range(10):
+        case = infeasible(seed, SMALL)
+        assert explain(case.problem, case.reasons) == explain(case.problem, case.reasons)
