@@ -137,3 +137,37 @@ class TestPatches:
         )
         assert load_patch(msgspec.json.encode(patch_to_json(patch))) == patch
         assert apply(constellation(SAID), patch, KINDS)[0].stages[StageId("b")].prefers.avoid == (HOT, CAM)
+
+
+class TestGroups:
+    PAIR = "stages: {a: {kind: k, colocate: cam}, b: {kind: k, colocate: cam}, c: {kind: k}}"
+
+    def test_documents_and_the_builder_name_them(self) -> None:
+        graph = Graph("test")
+        for name, group in (("a", "cam"), ("b", "cam"), ("c", "")):
+            graph.stage(name, "k", colocate=group)
+        found = constellation(self.PAIR)
+        assert graph.build(KINDS) == found == load(dump(found)) == load(msgspec.json.encode(to_json(found)))
+
+    def test_a_name_is_a_name_and_a_copy_elsewhere_is_none_of_the_group(self) -> None:
+        wrong = constellation("stages: {a: {kind: k, colocate: a camera, straggler: 3}}")
+        assert [problem.place for problem in problems(wrong, KINDS)] == ["stages.a.colocate", "stages.a.straggler"]
+
+    def test_patches_move_stages_between_them_and_undo_it(self) -> None:
+        before = constellation(self.PAIR)
+        edit = Edit()
+        edit.move("b", colocate="")
+        edit.move("c", Requirements(node="x"), colocate="cam")
+        edit.move("a", tier="edge")
+        patch = edit.patch()
+        assert load_patch(msgspec.json.encode(patch_to_json(patch))) == patch
+        after, difference = apply(before, patch, KINDS)
+        assert [spec.colocate for spec in after.stages.values()] == ["cam", "", "cam"]
+        assert '~ b: colocate "cam" -> ""' in lines_of(difference)
+        assert apply(after, inverse(difference), KINDS)[0] == before
+
+    def test_a_spliced_group_is_one_of_its_own(self) -> None:
+        inner = f"{{api_version: starloom/v1, name: inner, {self.PAIR}}}"
+        splice = load_patch(f"patch: [{{splice: {{prefix: in, constellation: {inner}}}}}]")
+        found, _ = apply(constellation(self.PAIR), splice, KINDS)
+        assert [spec.colocate for spec in found.stages.values()] == ["cam", "cam", "", "in-cam", "in-cam", ""]

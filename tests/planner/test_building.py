@@ -188,3 +188,12 @@ def test_stages_that_will_only_be_added_are_planned_and_not_bound() -> None:
     before = msgspec.structs.replace(whole, stages={StageId("see"): whole.stages[StageId("see")]}, dependencies=())
     bound = pinned(before, built, plan(built.problem))
     assert [(name, stage.requires.node) for name, stage in bound.stages.items()] == [("see", "cam")]
+
+
+def test_stages_of_a_group_share_a_node_in_a_plan() -> None:
+    found = constellation(Requirements(tiers=(Tier.EDGE,)))
+    grouped = {name: msgspec.structs.replace(spec, colocate="g") for name, spec in found.stages.items()}
+    built = build(msgspec.structs.replace(found, stages=grouped), KINDS, FLEET)
+    assert built.problem.arrays.together.tolist() == [0, 0, -1, -1]
+    place = plan(built.problem, Budget(50)).place
+    assert [built.problem.places[place[stage]].node for stage in (0, 1)] == ["edge", "edge"]

@@ -152,6 +152,7 @@ class Graph:
         require: Requirements | None = None,
         prefer: Iterable[Preference] = (),
         avoid: Iterable[Preference] = (),
+        colocate: str = "",
         policy: Policy | None = None,
         private: Private | dict[str, Private] | None = None,
         declassify: bool | None = None,
@@ -163,6 +164,7 @@ class Graph:
         """Adds a stage of a registered kind, fed by keyword; an empty `name` makes one from the kind's.
 
         `prefer` and `avoid` weigh the places that meet `require`, as in `constellation.Preference`.
+        `colocate`: on one node with all others that are given the same name.
         `private` and `declassify` say how far what it gives may go, as in `constellation.StageSpec`.
         `inputs` feeds ports whose names are no Python names, or are taken by a parameter here.
         """
@@ -185,6 +187,7 @@ class Graph:
             policy=policy or Policy(),
             private=private,
             declassify=declassify,
+            colocate=colocate,
             prefers=Preferences(prefer=tuple(prefer), avoid=tuple(avoid)),
             join=join,
         )

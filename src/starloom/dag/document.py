@@ -15,6 +15,7 @@
         in: {data: $audio}                      # a job input; `stage.port` is an upstream's output
         params: {sample_rate_hz: 16000}
         require: {tier: [device, edge], target: npu, labels: {sensor: microphone}, memory: 512MiB, node: cam-1}
+        colocate: camera                        # on one node with all stages of the job that say the same name
         prefer: {tier: edge, seconds: 2s}       # how much later it may end for standing there, 1s unless said; or a list
         avoid: [{node: cam-1}, {labels: {power: battery}, target: npu, seconds: 10}]       # for standing elsewhere
         retry: {times: 2, first: 100ms, factor: 2, last: 30s}       # or short: `retry: 2`
@@ -280,6 +281,7 @@ def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> 
             "params": msgspec.to_builtins(stage.params) if stage.params else {},
             "require": requirements_to_json(stage.requires),
             **preferences_to_json(stage.prefers),
+            "colocate": stage.colocate,
             **policy_to_json(stage.policy),
             **privacy_to_json(stage.private, stage.declassify),
             "join": str(stage.join) if stage.join != Join.ALL else None,

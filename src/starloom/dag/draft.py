@@ -103,8 +103,9 @@ class _Draft:
             case Redirect(stage=stage):
                 if self._known(f"{place}.redirect.from", stage):
                     self._redirect(f"{place}.redirect", operation)
-            case Move(stage=stage, requires=requires):
-                self._set(f"{place}.move", stage, requires=requires)
+            case Move(stage=stage, requires=requires, colocate=colocate):
+                group = {} if colocate is None else {"colocate": colocate}
+                self._set(f"{place}.move", stage, requires=requires, **group)
             case SetPreferences(stage=stage, prefers=prefers):
                 self._set(f"{place}.set_preferences", stage, prefers=prefers)
             case SetPolicy(stage=stage, policy=policy):

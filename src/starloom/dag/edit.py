@@ -43,6 +43,7 @@ class Edit:
         require: Requirements | None = None,
         prefer: Iterable[Preference] = (),
         avoid: Iterable[Preference] = (),
+        colocate: str = "",
         policy: Policy | None = None,
         private: Private | dict[str, Private] | None = None,
         declassify: bool | None = None,
@@ -57,6 +58,7 @@ class Edit:
             "params": dict(params or {}),
             "require": requirements_to_json(require or Requirements()),
             **preferences_to_json(Preferences(prefer=tuple(prefer), avoid=tuple(avoid))),
+            "colocate": colocate,
             **policy_to_json(policy or Policy()),
             **privacy_to_json(private, declassify),
             "join": str(join),
@@ -102,10 +104,13 @@ class Edit:
         spared = {"but": list(but)} if but else {}
         self._operations.append({"redirect": {"from": source, "to": list(to), **spared}})
 
-    def move(self, stage: str, require: Requirements | None = None, **fields: Any) -> None:
-        """Other requirements: a value, or a document's fields, as `tier="cloud"`."""
+    def move(
+        self, stage: str, require: Requirements | None = None, *, colocate: str | None = None, **fields: Any
+    ) -> None:
+        """Other requirements: a value, or a document's fields, as `tier="cloud"`; another group, "" for none, if it is given."""
         wanted = requirements_to_json(require) if require is not None else {}
-        self._operations.append({"move": {"stage": stage, "require": {**wanted, **fields}}})
+        group = {} if colocate is None else {"colocate": colocate}
+        self._operations.append({"move": {"stage": stage, "require": {**wanted, **fields}, **group}})
 
     def set_preferences(self, stage: str, prefer: Iterable[Preference] = (), avoid: Iterable[Preference] = ()) -> None:
         """Other preferences, in place of those that it has."""

@@ -76,10 +76,11 @@ class Rewire(Operation, frozen=True, tag="rewire"):
 
 
 class Move(Operation, frozen=True, tag="move"):
-    """Other requirements, and so another place."""
+    """Other requirements, and so another place. `colocate`: another group, "" for none; None leaves it."""
 
     stage: StageId
     requires: Requirements
+    colocate: str | None = None
 
 
 class SetPreferences(Operation, frozen=True, tag="set_preferences"):
@@ -305,7 +306,9 @@ def _of_change(change: Change) -> Iterator[AnyOperation]:
         return
     if (before.kind, before.params) != (after.kind, after.params):
         yield Replace(stage=after.id, kind=after.kind, params=after.params)
-    if before.requires != after.requires:
+    if before.colocate != after.colocate:
+        yield Move(stage=after.id, requires=after.requires, colocate=after.colocate)
+    elif before.requires != after.requires:
         yield Move(stage=after.id, requires=after.requires)
     if before.prefers != after.prefers:
         yield SetPreferences(stage=after.id, prefers=after.prefers)

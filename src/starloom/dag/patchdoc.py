@@ -12,7 +12,7 @@ patch:                               # done in this order, all or none
   - rewire: {stage: speak, in: {text: summary.text, more: null}, after: [x], join: any}
   - rewire: {stage: speak, wait: [x], free: [y]}
   - redirect: {from: words.text, to: short.text, but: [speak]}      # all that reads it; `to` may be a list
-  - move: {stage: words, require: {tier: cloud}}
+  - move: {stage: words, require: {tier: cloud}}           # and colocate: NAME for another group, '' for none
   - set_preferences: {stage: words, prefer: {tier: edge}, avoid: [{node: cam-1, seconds: 5s}]}     # in place of all
   - set_policy: {stage: words, retry: 3, timeout: 5s}
   - set_privacy: {stage: words, private: device, declassify: false}    # in place of what it says of both
@@ -109,8 +109,9 @@ def operation_to_json(operation: AnyOperation) -> dict[str, Any]:
         case Redirect(stage=stage, output=output, sources=sources, but=but):
             to = [f"{source.upstream}.{source.output}" for source in sources]
             return {"redirect": {"from": f"{stage}.{output}", "to": to, **({"but": list(but)} if but else {})}}
-        case Move(stage=stage, requires=requires):
-            return {"move": {"stage": stage, "require": requirements_to_json(requires)}}
+        case Move(stage=stage, requires=requires, colocate=colocate):
+            group = {} if colocate is None else {"colocate": colocate}
+            return {"move": {"stage": stage, "require": requirements_to_json(requires), **group}}
         case SetPreferences(stage=stage, prefers=prefers):
             return {"set_preferences": {"stage": stage, **preferences_to_json(prefers)}}
         case SetPolicy(stage=stage, policy=policy):
@@ -282,10 +283,14 @@ class _PatchReader(Reader):
         )
 
     def _read_move(self, place: str, value: Any) -> Move:
-        stage, part = self._named(place, value, ("require",))
+        stage, part = self._named(place, value, ("require", "colocate"))
         if "require" not in part and isinstance(value, dict):
             self._problem(f"{place}.require", "is missing; say where it is to run, {} for anywhere")
-        return Move(stage=stage, requires=self._requirements(f"{place}.require", part.get("require", {})))
+        return Move(
+            stage=stage,
+            requires=self._requirements(f"{place}.require", part.get("require", {})),
+            colocate=self._text(f"{place}.colocate", part["colocate"]) if "colocate" in part else None,
+        )
 
     def _read_preferences(self, place: str, value: Any) -> SetPreferences:
         stage, part = self._named(place, value, PREFERENCE_KEYS)

@@ -73,6 +73,7 @@ def _stage_lines(change: Change) -> Iterator[str]:
             yield f"~ {after.id}: {name} {_value(old)} -> {_value(new)}"
     parts: tuple[tuple[str, Any, Any], ...] = (
         ("require", requirements_to_json(before.requires), requirements_to_json(after.requires)),
+        ("colocate", before.colocate, after.colocate),
         ("preferences", preferences_to_json(before.prefers), preferences_to_json(after.prefers)),
         ("policy", policy_to_json(before.policy), policy_to_json(after.policy)),
         (

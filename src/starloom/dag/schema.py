@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, TypeVar, get_args
 
+from starloom.dag import limits
 from starloom.dag.checks import kind_of, number_fault, plain_fault, suggestion
 from starloom.dag.constellation import (
     API_VERSION,
@@ -44,7 +45,7 @@ _NOTHING_PREFERRED = Preferences()
 POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow", "replicate")
 PRIVACY_KEYS = ("private", "declassify")
 PREFERENCE_KEYS = ("prefer", "avoid")
-_SPEC_KEYS = ("kind", "in", "params", "require", "join", "after", "cancelled")
+_SPEC_KEYS = ("kind", "in", "params", "require", "colocate", "join", "after", "cancelled")
 _STAGE_KEYS = (*_SPEC_KEYS, *PREFERENCE_KEYS, *POLICY_KEYS, *PRIVACY_KEYS)
 
 E = TypeVar("E", bound=StrEnum)
@@ -218,6 +219,7 @@ class Reader:
             cancelled=self._flag(f"{place}.cancelled", part["cancelled"]) if "cancelled" in part else False,
             private=private,
             declassify=declassify,
+            colocate=self._text(f"{place}.colocate", part["colocate"]) if "colocate" in part else "",
             prefers=self._preferences(place, part)
             if not part.keys().isdisjoint(PREFERENCE_KEYS)
             else _NOTHING_PREFERRED,
@@ -325,23 +327,22 @@ class Reader:
         return Preferences(prefer=prefer, avoid=avoid)
 
     def _preferred(self, place: str, value: Any) -> tuple[Preference, ...]:
-        """A list of preferences, or one by itself."""
         if isinstance(value, dict):
             return (self._preference(place, value),)
-        if not isinstance(value, list | tuple):
-            self._problem(place, f"is {kind_of(value)}; write a mapping such as {{tier: edge}}, or a list of them")
-            return ()
-        return tuple(self._preference(f"{place}[{index}]", item) for index, item in enumerate(value))
+        if isinstance(value, list | tuple):
+            return tuple(self._preference(f"{place}[{index}]", item) for index, item in enumerate(value))
+        self._problem(place, f"is {kind_of(value)}; write a mapping such as {{tier: edge}}, or a list of them")
+        return ()
 
     def _preference(self, place: str, value: Any) -> Preference:
         part = self._mapping(place, value, ("tier", "target", "labels", "node", "seconds"))
-        usual = Preference()
+        seconds = part.get("seconds", limits.PREFERENCE_SECONDS)
         return Preference(
             tiers=self._tiers(f"{place}.tier", part.get("tier", [])),
             target=self._text(f"{place}.target", part.get("target", "")),
             labels=self._labels(f"{place}.labels", part.get("labels", {})),
             node=self._text(f"{place}.node", part.get("node", "")),
-            seconds=self._quantity(f"{place}.seconds", part.get("seconds", usual.seconds), usual.seconds, read_seconds),
+            seconds=self._quantity(f"{place}.seconds", seconds, limits.PREFERENCE_SECONDS, read_seconds),
         )
 
     def _policy(self, place: str, stage: Mapping[str, Any]) -> Policy:

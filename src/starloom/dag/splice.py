@@ -41,7 +41,12 @@ def spliced(place: str, splice: Splice) -> Spliced | list[Problem]:
             upstream, port = parts_of(source)
             arc = Dependency(upstream=upstream, downstream=downstream, output=port, input=binding.input)
             dependencies.append(arc)
-    stages = tuple(msgspec.structs.replace(spec, id=names[stage]) for stage, spec in inner.stages.items())
+    stages = tuple(
+        msgspec.structs.replace(
+            spec, id=names[stage], colocate=f"{splice.prefix}-{spec.colocate}" if spec.colocate else ""
+        )
+        for stage, spec in inner.stages.items()
+    )
     add = Add(stages=stages, dependencies=tuple(dependencies), bindings=tuple(bindings))
     return Spliced(add, tuple(_rewires(splice, inner, names)))
 

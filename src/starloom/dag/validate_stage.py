@@ -44,11 +44,21 @@ def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -
         yield Problem(f"{place}.kind", f"no kind is called {stage.kind!r}{suggestion(stage.kind, kinds)}")
     yield from _params_problems(f"{place}.params", stage.params, kind)
     yield from _requirement_problems(f"{place}.require", stage.requires, kind)
+    if stage.colocate:
+        yield from _colocate_problems(place, stage)
     if stage.prefers:
         yield from _preferences_problems(place, stage.prefers, kind)
     yield from _policy_problems(place, stage.policy, kind, stage.params)
     if stage.private is not None:
         yield from _private_problems(place, stage, kind)
+
+
+def _colocate_problems(place: str, stage: StageSpec) -> Iterator[Problem]:
+    if fault := name_fault(stage.colocate):
+        yield Problem(f"{place}.colocate", fault)
+    if stage.policy.straggler is not None:
+        what = f"the stage shares a node with those of {stage.colocate!r}, and a copy would be elsewhere; leave it out"
+        yield Problem(f"{place}.straggler", what)
 
 
 def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | None) -> Iterator[Problem]:

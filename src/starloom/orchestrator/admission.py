@@ -1,10 +1,10 @@
 """Whether a job is accepted: whole, with all that is wrong in one answer, or not at all."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from starloom.dag import limits
 from starloom.dag.checks import number_fault
-from starloom.dag.constellation import OutputBinding, StageSpec
+from starloom.dag.constellation import OutputBinding, Private, StageSpec
 from starloom.dag.errors import (
     Conflict,
     Infeasible,
@@ -17,7 +17,7 @@ from starloom.dag.errors import (
     Unavailable,
 )
 from starloom.dag.facts import JobSubmitted
-from starloom.dag.ids import StageId
+from starloom.dag.ids import AgentId, StageId
 from starloom.dag.job import JobState
 from starloom.dag.patch import Difference
 from starloom.dag.privacy import Labels, labels_in, labels_of
@@ -123,7 +123,7 @@ class Admission:
             raise InvalidConstellation([*wrong, *unfit], f"constellation {given.constellation.name!r} is not valid")
         if unfit:
             raise InvalidInput(unfit, "the job cannot be accepted")
-        infeasible = list(self.infeasible(stages, labels))
+        infeasible = [*self.infeasible(stages, labels), *self._parted(stages, stages, labels)]
         if infeasible:
             raise Infeasible(infeasible, "no node meets the requirements of these stages")
 
@@ -178,6 +178,33 @@ class Admission:
                 what = reasons[lane.seq] if label is None else f"{reasons[lane.seq]}; {label}"
                 yield Problem(f"stages.{name}.require", what)
 
+    def _parted(
+        self, names: Iterable[StageId], stages: Mapping[StageId, StageSpec], labels: Labels
+    ) -> Iterator[Problem]:
+        """Groups with one of these stages that are to share a node, where each may run somewhere but no node may run all."""
+        groups: dict[str, list[StageId]] = {}
+        for name, spec in stages.items():
+            if spec.colocate and not spec.cancelled:
+                groups.setdefault(spec.colocate, []).append(name)
+        told = {stages[name].colocate for name in names if name in stages}
+        for group, members in groups.items():
+            if group not in told:
+                continue
+            nodes = {name: self._nodes(stages[name], labels.levels.get(name)) for name in members}
+            if all(nodes.values()) and not set.intersection(*nodes.values()):
+                what = "; ".join(
+                    f"{name} on {', '.join(sorted(nodes[name])[: limits.NODES_EXPLAINED_MAX])}"
+                    for name in members[: limits.NODES_EXPLAINED_MAX]
+                )
+                yield Problem(f"stages.{members[0]}.colocate", f"no node may run all of {group!r}: {what}")
+
+    def _nodes(self, stage: StageSpec, private: Private | None) -> set[AgentId]:
+        """The nodes that may run a stage, or that were lost lately and might."""
+        lane = self._lanes.lane(stage.kind, stage.requires, private)
+        found = {candidate.member.name for candidate in lane.candidates(self._fleet)}
+        lost = (member for member in self._fleet.members.values() if self._lost_lately(member))
+        return found | {member.name for member in lost if not lane.misfits(member)}
+
     def infeasible_after(self, shape: Shape, difference: Difference) -> Iterator[Problem]:
         """The stages of a job that no node may run once it is changed so: those that differ, and whose labels do."""
         before, _ = labels_in(shape, self._fleet.kinds)
@@ -187,6 +214,12 @@ class Admission:
             if before.levels.get(name) != level:
                 placeable[name] = parts.specs[name]
         yield from self.infeasible(placeable, labels)
+        if any(spec.colocate for spec in placeable.values()):
+            after = {**shape.specs, **placeable}
+            for change in difference.stages:
+                if change.after is None:
+                    after.pop(change.stage, None)
+            yield from self._parted(placeable, after, labels)
 
     def _why_nowhere(self, lane: Lane) -> str:
         """Why no node may run a lane's stages; empty if one may, or one that was lost lately might."""

@@ -41,13 +41,15 @@ class Changing:
         record()
         run.patched(difference, self._state.fleet.kinds)
         self.relabel(run)
+        if run.colocated:
+            self._lanes.wake(run)
         for name in plan.ended:
             if name in job.stages:
                 self._settler.reopen(run, name, why)
         for name in mine:
             del run.held[name]
         fresh = [change.stage for change in difference.stages if change.before is None]
-        self.decide(run, [*mine, *fresh])
+        self.decide(run, [*mine, *fresh, *_streaming_together(run)])
         self._settler.touch(run)
 
     def renew(self, runs: Iterable[Run]) -> None:
@@ -73,3 +75,9 @@ class Changing:
             stage = run.job.stages.get(name)
             if stage is not None and stage.status is StageStatus.PENDING:
                 self._settler.decide(run, name)
+
+
+def _streaming_together(run: Run) -> list[StageId]:
+    """What streams, and shares a node with others: it may have been put aside for a node that it need no longer have."""
+    aside = (name for name in run.colocated if name in run.streams.groups)
+    return [name for name in aside if name not in run.waits and name not in run.held]

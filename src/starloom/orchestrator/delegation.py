@@ -69,7 +69,7 @@ class Delegation:
             return now + after - _AHEAD_NANOS
         fed = inputs_of(job, name) if job.bindings[name] or len(awaited) < len(job.upstreams[name]) else ()
         holders = self._dispatcher.holders(fed)
-        candidates = lane.candidates(self._fleet)
+        candidates = self._dispatcher.candidates(lane, run, name)
         if not self._has_inputs(lane, awaited, fed) or not all(map(any_online, holders.values())):
             return None
         moves = [*moves_of(fed, holders), *(Move(0, maker) for maker in {each.maker: None for each in awaited})]

@@ -73,7 +73,8 @@ class Dispatcher:
         shunned = {*stage.live.values(), *run.avoid.get(name, ())}
         known = spare.get(lane.seq)
         if known is None:
-            known = spare[lane.seq] = [each for each in lane.candidates(self._fleet) if _has_slot(each.member)]
+            candidates = self._lanes.candidates(lane, run, name)
+            known = spare[lane.seq] = [each for each in candidates if _has_slot(each.member)]
         free = [each for each in known if each.member.name not in shunned and _has_slot(each.member)]
         if not free or run.full or verdict(job, name) is not Verdict.RUN:
             return False
@@ -87,6 +88,10 @@ class Dispatcher:
         inputs = [input_of(run, item, holders, choice.candidate.member) for item in fed]
         self.assign(lane, run, name, inputs, choice, copy=True)
         return True
+
+    def candidates(self, lane: Lane, run: Run, name: StageId) -> Sequence[Candidate]:
+        """The nodes that a stage of a lane may go to, by name."""
+        return self._lanes.candidates(lane, run, name)
 
     def holders(self, fed: Sequence[Fed]) -> Holders:
         """Who has each value that only agents have, of those whose processes may still be there."""
@@ -107,7 +112,7 @@ class Dispatcher:
     def _place(self, lane: Lane, run: Run, name: StageId, *, anyway: bool = False) -> bool:
         """Places a stage, or finds what else it waits for; False if no candidate has room, or, `anyway`, is there."""
         job = run.job
-        candidates = lane.candidates(self._fleet)
+        candidates = self.candidates(lane, run, name)
         # Before its inputs are looked at: there may be many, and none is made again for a stage without a place.
         if name in run.streams.groups and run.streams.verdict(job, name) not in (Verdict.RUN, Verdict.AHEAD):
             return True

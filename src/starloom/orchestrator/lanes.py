@@ -1,25 +1,26 @@
 """Ready stages, in the order in which they are to be placed.
 
 A lane holds the ready stages of one kind with equal requirements and preferences, and as private as each other: they share their candidates, and when
-no candidate has room, the lane is put aside as a whole until one has. Between lanes, the job's priority
+no candidate has room, the lane is put aside as a whole until one has. Stages that share a node with others have lanes of
+their own, for each job and group. Between lanes, the job's priority
 decides, then the jobs take turns (each served stage moves its job back by one), then within a job the
 greatest upward rank, then the order of the constellation.
 """
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Final
 
 from starloom.dag import limits
 from starloom.dag.constellation import Preference, Preferences, Private, Requirements
-from starloom.dag.ids import JobId, StageId
+from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.orchestrator.feasible import dislike_seconds, may, misfits, targets_for
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.placement import Candidate
 from starloom.orchestrator.runs import Run
 
-LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...], str, tuple[Any, ...]]
+LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...], str, tuple[Any, ...], tuple[str, ...]]
 _NOTHING_PREFERRED: Final = Preferences()
 Head = tuple[int, int, int]
 Place = Callable[["Lane", "Run", StageId], bool]
@@ -106,7 +107,19 @@ class ReadyLanes:
     def lane_of(self, run: Run, stage: StageId) -> Lane:
         """The lane of a stage."""
         spec = run.job.stages[stage].spec
-        return self.lane(spec.kind, spec.requires, run.labels.levels.get(stage), spec.prefers)
+        return self.lane(spec.kind, spec.requires, run.labels.levels.get(stage), spec.prefers, run.group_key(stage))
+
+    def candidates(self, lane: Lane, run: Run, stage: StageId) -> Sequence[Candidate]:
+        """The nodes that may run a stage of a lane, beside those that its group is on."""
+        found = lane.candidates(self._fleet)
+        group = run.colocated.get(stage) if run.colocated else None
+        if group is None:
+            return found
+
+        def nodes(name: StageId) -> set[AgentId]:
+            return {each.member.name for each in self.lane_of(run, name).candidates(self._fleet)}
+
+        return group.narrowed(run.job, found, self._fleet, nodes)
 
     def lane(
         self,
@@ -114,12 +127,13 @@ class ReadyLanes:
         requires: Requirements,
         private: Private | None,
         prefers: Preferences = _NOTHING_PREFERRED,
+        group: tuple[str, ...] = (),
     ) -> Lane:
         """The lane for a kind with requirements and preferences, and for how far its data may go."""
         labels = tuple(sorted(requires.labels.items())) if requires.labels else ()
         preferred = _key_of(prefers) if prefers else ()
         required = (requires.tiers, requires.target, requires.node, requires.memory_bytes, labels)
-        key = (kind, *required, private or "", preferred)
+        key = (kind, *required, private or "", preferred, group)
         lane = self._lanes.get(key)
         if lane is None:
             if len(self._lanes) >= limits.READY_LANES_KEPT:
@@ -154,6 +168,12 @@ class ReadyLanes:
             if len(kept) < len(heap):
                 heap[:] = kept
                 heapify(heap)
+
+    def wake(self, run: Run) -> None:
+        """Stages of the job may have other nodes than before: its lanes are looked at again."""
+        for lane in run.lanes.values():
+            lane.blocked = False
+            self._awake[lane.seq] = lane
 
     def _enter(self, lane: Lane, run: Run, stage: StageId) -> None:
         heap = lane.stages.get(run.job.id)

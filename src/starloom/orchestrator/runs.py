@@ -14,6 +14,7 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference, Patch
 from starloom.dag.privacy import labels_in
 from starloom.orchestrator.agenda import Agenda
+from starloom.orchestrator.colocated import Group, groups_in
 from starloom.orchestrator.streams import Streams
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ class Run:
         self.streams = Streams(job, kinds)
         #: how far what its stages read and give may go
         self.labels = labels_in(job.shape, kinds)[0]
+        #: those of its stages that share a node
+        self.colocated: dict[StageId, Group] = groups_in(job)
         #: this job's turn among those of its priority
         self.tag = 0
         self.closed = False
@@ -136,6 +139,11 @@ class Run:
         bound = self.job.options.max_parallel
         return 0 < bound <= self.job.active_attempts
 
+    def group_key(self, stage: StageId) -> tuple[str, ...]:
+        """The job and the group, of a stage that shares a node with others."""
+        group = self.colocated.get(stage) if self.colocated else None
+        return (self.job.id, group.name) if group is not None else ()
+
     def to_publish(self, stage: StageId) -> tuple[str, ...]:
         """The ports whose bytes the job store has to have; also of outputs that the stage's growth led away from it."""
         ports = self.publish.get(stage, ())
@@ -158,6 +166,7 @@ class Run:
         for stage in difference.touched:
             self.clocks.pop(stage, None)
         self.streams = Streams(self.job, kinds)
+        self.colocated = groups_in(self.job)
         if difference.outputs:
             self.publish.clear()
             self._declare()
@@ -165,6 +174,7 @@ class Run:
 
     def relabel(self, kinds: Mapping[str, KindSpec]) -> list[StageId]:
         """Finds the labels anew; the stages that may run elsewhere than before."""
+        self.colocated = groups_in(self.job)
         before, self.labels = self.labels.levels, labels_in(self.job.shape, kinds)[0]
         now = self.labels.levels
         return [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -78,4 +78,4 @@ class Streaming:
 
     def _placeable(self, run: Run, name: StageId) -> bool:
         lane = self._lanes.lane_of(run, name)
-        return run.job.stages[name].status in ENDED or bool(lane.candidates(self._fleet))
+        return run.job.stages[name].status in ENDED or bool(self._lanes.candidates(lane, run, name))

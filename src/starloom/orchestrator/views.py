@@ -103,10 +103,14 @@ def _for_agent(stage: StageState, fleet: Fleet, streams: bool) -> str:
 
 def _for_place(run: Run, name: StageId, lanes: ReadyLanes, fleet: Fleet) -> str:
     lane = lanes.lane_of(run, name)
-    candidates = lane.candidates(fleet)
+    candidates = lanes.candidates(lane, run, name)
+    group = run.colocated.get(name)
     if candidates:
         names = _names(list(dict.fromkeys(candidate.member.name for candidate in candidates)))
+        names += f", with {group.name}" if group is not None else ""
         return f"a place on {names}{f'; it {told}' if (told := in_words(lane.prefers)) else ''}"
+    if group is not None and lane.candidates(fleet):
+        return f"a node that may run all of {group.name}: {_names(group.members)}"
     reasons = [f"{agent} {lane.misfits(fleet.members[agent]) or 'is lost'}" for agent in sorted(fleet.members)]
     return f"a node that may run it: {_names(reasons, '; ')}"
 

@@ -79,7 +79,8 @@ class Watchdog:
         job = run.job
         if job.status is not JobStatus.RUNNING or job.active_attempts or run.waits or run.held or run.patches:
             return False
-        return not any(self._lanes.lane_of(run, name).candidates(self._fleet) for name in run.queued)
+        lanes = self._lanes
+        return not any(lanes.candidates(lanes.lane_of(run, name), run, name) for name in run.queued)
 
     def _why(self, run: Run) -> str:
         waiting = [name for name, stage in run.job.stages.items() if stage.status not in ENDED]

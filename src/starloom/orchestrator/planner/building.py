@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from starloom.dag import limits
-from starloom.dag.constellation import Constellation, Preference, Preferences
+from starloom.dag.constellation import Constellation, Preference, Preferences, StageSpec
 from starloom.dag.expectation import expectation
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
@@ -90,31 +90,37 @@ def pinned(constellation: Constellation, built: Built, plan: Plan) -> Constellat
 
     Stages that were planned and that it does not have, as those which will be added by results, are left out.
     """
-    places = built.problem.places
-    stages = dict(constellation.stages)
-    for index, name in enumerate(built.stages):
-        if name not in stages:
-            continue
-        spec, place = stages[name], places[plan.place[index]]
+
+    def bind(spec: StageSpec, place: Place) -> StageSpec:
         requires = msgspec.structs.replace(spec.requires, node=place.node, target=place.target)
-        stages[name] = msgspec.structs.replace(spec, requires=requires)
-    return msgspec.structs.replace(constellation, stages=stages)
+        return msgspec.structs.replace(spec, requires=requires)
+
+    return _bound(constellation, built, plan, bind)
 
 
 def preferred(constellation: Constellation, built: Built, plan: Plan) -> Constellation:
-    """The constellation with each stage's place of a plan as its first preference: it goes elsewhere if that is lost or full.
+    """As `pinned`, with each stage's place as its first preference: it goes elsewhere if that is lost or full.
 
     It takes the place of preferences for other nodes, which the plan has weighed, and of the last if there are too many.
     """
-    places = built.problem.places
     most = limits.PREFERENCES_PER_STAGE_MAX - 1
-    stages = {}
-    for index, name in enumerate(built.stages):
-        spec, place = constellation.stages[name], places[plan.place[index]]
+
+    def bind(spec: StageSpec, place: Place) -> StageSpec:
         here = Preference(node=place.node, target=place.target, seconds=limits.PLAN_SOFT_SECONDS)
         avoid = spec.prefers.avoid[:most]
         others = [said for said in spec.prefers.prefer if not said.node][: most - len(avoid)]
-        stages[name] = msgspec.structs.replace(spec, prefers=Preferences(prefer=(here, *others), avoid=avoid))
+        return msgspec.structs.replace(spec, prefers=Preferences(prefer=(here, *others), avoid=avoid))
+
+    return _bound(constellation, built, plan, bind)
+
+
+def _bound(
+    constellation: Constellation, built: Built, plan: Plan, bind: Callable[[StageSpec, Place], StageSpec]
+) -> Constellation:
+    stages = dict(constellation.stages)
+    for index, name in enumerate(built.stages):
+        if name in stages:
+            stages[name] = bind(stages[name], built.problem.places[plan.place[index]])
     return msgspec.structs.replace(constellation, stages=stages)
 
 
@@ -166,6 +172,7 @@ class _Builder:
             resident=self._resident(),
             weight_bytes=np.zeros(len(loading)),
             working_bytes=[*(self._expected[name].memory_bytes for name in self._stages), *[0] * len(ends)],
+            together=[*self._groups(), *[-1] * len(ends)],
             memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
         )
         disliked = tuple(self._disliked(name, seconds[i]) for i, name in enumerate(self._stages))
@@ -186,6 +193,13 @@ class _Builder:
                 seconds[number] = 0.0 if spec.cancelled else self._seconds(name, node, place)
                 penalty[number] = dislike_seconds(node.profile, place.target, kind, spec.prefers)
         return {fault: tuple(places) for fault, places in excluded.items()}
+
+    def _groups(self) -> list[int]:
+        names = list(dict.fromkeys(spec.colocate for spec in self._constellation.stages.values() if spec.colocate))
+        return [
+            names.index(spec.colocate) if spec.colocate and not spec.cancelled else -1
+            for spec in self._constellation.stages.values()
+        ]
 
     def _disliked(self, name: StageId, seconds: Floats) -> dict[int, tuple[str, ...]]:
         prefers = self._constellation.stages[name].prefers

@@ -101,8 +101,8 @@ class _Parts:
                 self._rewire(operation)
             case Redirect():
                 self._redirect(operation)
-            case Move(stage=stage, requires=requires):
-                self._set(stage, requires=requires)
+            case Move(stage=stage, requires=requires, colocate=colocate):
+                self._set(stage, requires=requires, **({} if colocate is None else {"colocate": colocate}))
             case SetPolicy(stage=stage, policy=policy):
                 self._set(stage, policy=policy)
             case SetPreferences(stage=stage, prefers=prefers):
@@ -200,7 +200,10 @@ def _spliced(splice: Splice) -> Iterator[Add | Rewire]:
         else:
             upstream, output = source.split(".")
             arcs.append(Dependency(upstream=StageId(upstream), downstream=stage, output=output, input=binding.input))
-    specs = tuple(msgspec.structs.replace(spec, id=named(spec.id)) for spec in inner.stages.values())
+    specs = tuple(
+        msgspec.structs.replace(spec, id=named(spec.id), colocate=f"{prefix}-{spec.colocate}" if spec.colocate else "")
+        for spec in inner.stages.values()
+    )
     yield Add(stages=specs, dependencies=tuple(arcs), bindings=tuple(bindings))
     for name, consumers in splice.outputs.items():
         output_ = inner.outputs[name]
