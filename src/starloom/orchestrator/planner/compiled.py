@@ -13,6 +13,7 @@ Result = TypeVar("Result")
 
 _HOW: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy"}
 _LEAN: dict[str, Any] = {"_nrt": False}
+_INNER: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 def compiled(function: Callable[Given, Result]) -> Callable[Given, Result]:
@@ -30,7 +31,13 @@ def lean(function: Callable[Given, Result]) -> Callable[Given, Result]:
     return made
 
 
+def inner(function: Callable[Given, Result]) -> Callable[Given, Result]:
+    """As `lean`, for compiled callers only: unpacking forty arrays from Python is most of what is compiled otherwise."""
+    made: Callable[Given, Result] = numba.njit(**_HOW, **_LEAN, **_INNER)(function)
+    return made
+
+
 def inlined(function: Callable[Given, Result]) -> Callable[Given, Result]:
-    """As `lean`, and copied to where it is called: for what is asked of each place or lane."""
-    made: Callable[Given, Result] = numba.njit(forceinline=True, **_HOW, **_LEAN)(function)
+    """As `inner`, and copied to where it is called: for what is asked of each place or lane."""
+    made: Callable[Given, Result] = numba.njit(forceinline=True, **_HOW, **_LEAN, **_INNER)(function)
     return made

@@ -5,9 +5,9 @@ The insertion of HEFT (Topcuoglu, Hariri, Wu 2002), with slots, models that have
 
 import numpy as np
 
-from starloom.orchestrator.planner.compiled import inlined, lean
-from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
-from starloom.orchestrator.planner.problem import Flags, Floats, Indices
+from starloom.orchestrator.planner.compiled import inlined, inner, lean
+from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared
+from starloom.orchestrator.planner.problem import Flags, Floats
 from starloom.orchestrator.planner.standing import clear, fits, link, pays, settle
 
 SLACK = 1e-9
@@ -58,7 +58,7 @@ def earliest(p: Prepared, b: Board, stage: int, place: int, there: float) -> tup
     return start, length, lane, before
 
 
-@lean
+@inner
 def put(p: Prepared, b: Board, stage: int, place: int, there: float) -> None:
     """Puts the stage where it starts first at a place that it fits."""
     start, length, lane, before = earliest(p, b, stage, place, there)
@@ -70,7 +70,7 @@ def put(p: Prepared, b: Board, stage: int, place: int, there: float) -> None:
         link(b, stage, lane, before)
 
 
-@lean
+@inner
 def inputs_at(p: Prepared, b: Board, stage: int, there: Floats, paid: Floats) -> None:
     """For each node the second at which the stage's inputs are there, and what moving them costs beside."""
     there[:] = p.release[stage]
@@ -83,7 +83,7 @@ def inputs_at(p: Prepared, b: Board, stage: int, there: Floats, paid: Floats) ->
             paid[node] += size * p.byte_penalty[source, node]
 
 
-@lean
+@inner
 def seat_started(p: Prepared, b: Board) -> int:
     """Puts what runs already first, at 0. Returns a stage that has no place, or -1."""
     for stage in p.order:
@@ -104,7 +104,7 @@ def seat_started(p: Prepared, b: Board) -> int:
     return NONE
 
 
-@lean
+@inner
 def _empty_lane(p: Prepared, b: Board, place: int) -> int:
     for lane in range(p.lanes[place], p.lanes[place + 1]):
         if b.first[lane] < 0:
@@ -112,7 +112,7 @@ def _empty_lane(p: Prepared, b: Board, place: int) -> int:
     return NONE
 
 
-@lean
+@inner
 def choose(
     p: Prepared, b: Board, stage: int, among: Flags, look: Floats, price: float, late: bool, there: Floats, paid: Floats
 ) -> int:
@@ -135,7 +135,7 @@ def choose(
 
 @lean
 def decode(
-    p: Prepared, b: Board, order: Indices, wished: Indices, among: Flags, look: Floats, price: float, late: bool
+    p: Prepared, b: Board, order: Numbers, wished: Numbers, among: Flags, look: Floats, price: float, late: bool
 ) -> int:
     """Sets all stages out, in this order, upstreams first. Returns -1, or the stage at a dead end.
 
@@ -164,7 +164,7 @@ def decode(
     return NONE
 
 
-@lean
+@inner
 def late_inputs(p: Prepared, b: Board, stage: int) -> bool:
     """Whether an input of a stage that runs would come after its start."""
     node = p.node[b.place[stage]]

@@ -12,8 +12,8 @@ import numpy as np
 from starloom.orchestrator.planner import ranks
 from starloom.orchestrator.planner.decode import decode
 from starloom.orchestrator.planner.minmin import minmin
-from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
-from starloom.orchestrator.planner.problem import Flags, Floats, Indices
+from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared
+from starloom.orchestrator.planner.problem import Flags, Floats
 
 CLASSICS = ("heft", "heft, last of equals", "peft", "cpop", "min-min", "fastest places")
 ALONE_MAX = 16
@@ -24,8 +24,8 @@ class Listing(NamedTuple):
     """One way to set stages out, as `decode.decode` takes it; `order` None: min-min."""
 
     method: str
-    order: Indices | None
-    wished: Indices
+    order: Numbers | None
+    wished: Numbers
     among: Flags
     look: Floats
     price: float = 0.0
@@ -38,7 +38,7 @@ class Table:
     def __init__(self, prepared: Prepared) -> None:
         n, m = prepared.seconds.shape
         self.prepared = prepared
-        self.anywhere = np.full(n, NONE, dtype=np.int32)
+        self.anywhere = np.full(n, NONE, dtype=np.int64)
         self.everywhere = np.ones(m, dtype=np.bool_)
         self.blind = np.zeros((n, m))
         self.link = ranks.mean_link(prepared)
@@ -53,7 +53,7 @@ class Table:
             self._optimistic = ranks.optimistic(self.prepared, *self.link)
         return self._optimistic
 
-    def order(self, urgency: Floats, late: bool = False) -> Indices:
+    def order(self, urgency: Floats, late: bool = False) -> Numbers:
         """Upstreams first, then the most urgent."""
         return ranks.urgent_first(self.prepared, urgency, late)
 
@@ -104,12 +104,12 @@ def portfolio(table: Table) -> Iterator[Listing]:
         yield plain._replace(method=f"list: {name}", among=among)
 
 
-def _fastest(prepared: Prepared) -> Indices:
+def _fastest(prepared: Prepared) -> Numbers:
     seconds = np.where(prepared.allowed, prepared.seconds, np.inf)
-    return np.where(prepared.allowed.any(axis=1), seconds.argmin(axis=1), NONE).astype(np.int32)
+    return np.where(prepared.allowed.any(axis=1), seconds.argmin(axis=1), NONE).astype(np.int64)
 
 
-def _critical(table: Table, urgency: Floats) -> Indices:
+def _critical(table: Table, urgency: Floats) -> Numbers:
     """The stages of CPOP's critical path, wished to the place that runs most of them, and those soonest."""
     prepared, wished = table.prepared, table.anywhere.copy()
     if not len(urgency):

@@ -8,8 +8,8 @@ import numpy as np
 
 from starloom.orchestrator.planner.compiled import compiled, inlined
 from starloom.orchestrator.planner.decode import choose, inputs_at, late_inputs, put, seat_started
-from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
-from starloom.orchestrator.planner.problem import Floats, Indices
+from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared
+from starloom.orchestrator.planner.problem import Floats
 from starloom.orchestrator.planner.standing import clear
 
 
@@ -38,7 +38,7 @@ def _soonest(p: Prepared, stage: int, there: Floats, free: Floats) -> tuple[floa
 
 
 @inlined
-def _first(ready: Indices, count: int, ends: Floats) -> int:
+def _first(ready: Numbers, count: int, ends: Floats) -> int:
     """The index in `ready` of the stage that ends first, the lowest of equals."""
     best = 0
     for index in range(1, count):
@@ -56,8 +56,8 @@ def minmin(p: Prepared, b: Board) -> int:
     arrive, paid = np.zeros((n, len(p.memory))), np.zeros(len(p.memory))
     look = np.zeros((n, m))
     waits = p.lead_heads[1:] - p.lead_heads[:-1]
-    ends, where = np.zeros(n), np.zeros(n, dtype=np.int32)
-    ready, count = np.zeros(n, dtype=np.int32), 0
+    ends, where = np.zeros(n), np.zeros(n, dtype=np.int64)
+    ready, count = np.zeros(n, dtype=np.int64), 0
     stuck = seat_started(p, b)
     if stuck >= 0:
         return stuck

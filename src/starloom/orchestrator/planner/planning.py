@@ -11,9 +11,12 @@ from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
-from starloom.orchestrator.planner.problem import Plan, Problem
+from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
+from starloom.orchestrator.planner.search import Search
 
 ITERATIONS = 2_000
+STEP_STAGES = 3_000
+"""Stages times iterations of the local search between two looks at the time: about half a millisecond."""
 
 
 class Budget(NamedTuple):
@@ -61,17 +64,34 @@ def plan(problem: Problem, budget: Budget = Budget(), seed: int = 0, warm: Plan 
     best = _Best(prepared)
     for made in _listings(prepared, budget, warm):
         best.take(listing.run(prepared, best.work, made), made.method)
-    if best.value < np.inf:
-        found = plan_of(problem, prepared, best.board, best.method)
+    wrong: list[str] = []
+    for found in _finished(problem, prepared, best, budget, seed):
         wrong = faults(problem, found)
         if not wrong:
             return found
+    if wrong:
         raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
     often = sorted(best.stuck, key=lambda stage: (-best.stuck[stage], stage))
     raise Infeasible(
         (Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in often),
         "no plan was found",
     )
+
+
+def _finished(problem: Problem, prepared: Prepared, best: _Best, budget: Budget, seed: int) -> Iterator[Plan]:
+    """Plans to be given out, the best first: what local search makes of the best board, and that board."""
+    if best.value == np.inf:
+        return
+    copy(best.board, best.work)
+    search = Search(prepared, best.work, seed)
+    step = max(1, STEP_STAGES // max(1, len(problem.stages)))
+    left = budget.iterations
+    while left > 0 and search.movable and not budget.spent():
+        search.step(min(step, left))
+        left -= step
+    if search.value < best.value * (1 - 1e-9):
+        yield plan_of(problem, prepared, search.best, "search")
+    yield plan_of(problem, prepared, best.board, best.method)
 
 
 def _listings(prepared: Prepared, budget: Budget, warm: Plan | None) -> Iterator[listing.Listing]:
@@ -85,7 +105,12 @@ def _listings(prepared: Prepared, budget: Budget, warm: Plan | None) -> Iterator
         yield made
 
 
+def warm_up() -> None:
+    """Compiles the planner, or reads what was compiled before: seconds the first time on a machine, then a blink."""
+    plan(problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)]), Budget(iterations=1))
+
+
 def warmed(table: listing.Table, warm: Plan) -> listing.Listing:
     """A listing in the order and at the places of a plan for the same stages."""
-    wished = np.asarray(warm.place, dtype=np.int32)
+    wished = np.asarray(warm.place, dtype=np.int64)
     return table.listing("warm", -np.asarray(warm.start, dtype=np.float64))._replace(wished=wished)

@@ -22,6 +22,8 @@ from starloom.orchestrator.planner.problem import (
 )
 
 NONE = -1
+Numbers = npt.NDArray[np.int64]
+"""Compiled code counts in one width only: with two, each function that takes a stage is compiled twice."""
 
 
 class Prepared(NamedTuple):
@@ -31,35 +33,38 @@ class Prepared(NamedTuple):
     [m + 1]: those of place p are `lanes[p]` up to `lanes[p + 1]`. `lead_*`, `follow_*`: dependencies by downstream and
     by upstream, those of stage i from `heads[i]` to `heads[i + 1]`. `order` [n]: upstreams first. `memory` [k]: bytes,
     infinite where no plan can exceed it. `together`, `apart`: counted from 0. `everywhere` [m]: all places.
+    `user_*`: the stages of each model, as dependencies.
     """
 
     seconds: Floats
     allowed: Flags
     penalty: Floats
-    node: Indices
-    lanes: Indices
+    node: Numbers
+    lanes: Numbers
     available: Floats
     release: Floats
     started: Flags
-    lead_heads: Indices
-    lead_stage: Indices
+    lead_heads: Numbers
+    lead_stage: Numbers
     lead_bytes: Floats
-    follow_heads: Indices
-    follow_stage: Indices
+    follow_heads: Numbers
+    follow_stage: Numbers
     follow_bytes: Floats
     latency: Floats
     per_byte: Floats
     byte_penalty: Floats
-    model: Indices
+    model: Numbers
     load: Floats
     resident: Flags
     weight: Floats
     working: Floats
     memory: Floats
-    together: Indices
-    apart: Indices
-    order: Indices
+    together: Numbers
+    apart: Numbers
+    order: Numbers
     everywhere: Flags
+    user_heads: Numbers
+    user_stage: Numbers
 
 
 class Board(NamedTuple):
@@ -72,21 +77,21 @@ class Board(NamedTuple):
     [groups, k]: of those apart. `there`, `paid` [k]: scratch.
     """
 
-    place: Indices
-    lane: Indices
-    before: Indices
-    after: Indices
+    place: Numbers
+    lane: Numbers
+    before: Numbers
+    after: Numbers
     start: Floats
     length: Floats
-    first: Indices
-    last: Indices
-    loader: Indices
-    users: Indices
+    first: Numbers
+    last: Numbers
+    loader: Numbers
+    users: Numbers
     held: Floats
     top: Floats
-    group_node: Indices
-    group_count: Indices
-    taken: Indices
+    group_node: Numbers
+    group_count: Numbers
+    taken: Numbers
     there: Floats
     paid: Floats
 
@@ -96,28 +101,28 @@ def prepare(problem: Problem) -> Prepared:
     arrays = problem.arrays
     allowed = _allowed(arrays)
     slots = np.minimum(arrays.slots, np.maximum(1, allowed.sum(axis=0)))
-    lanes = np.concatenate([[0], np.cumsum(slots)]).astype(np.int32)
+    lanes = np.concatenate([[0], np.cumsum(slots)]).astype(np.int64)
     lead_heads, leads = predecessors(arrays)
     follow_heads, follows = successors(arrays)
     return Prepared(
         seconds=arrays.seconds,
         allowed=allowed,
         penalty=arrays.penalty,
-        node=arrays.node,
+        node=arrays.node.astype(np.int64),
         lanes=lanes,
         available=arrays.available,
         release=arrays.release,
         started=arrays.started,
-        lead_heads=lead_heads,
-        lead_stage=arrays.upstream[leads],
+        lead_heads=lead_heads.astype(np.int64),
+        lead_stage=arrays.upstream[leads].astype(np.int64),
         lead_bytes=arrays.size_bytes[leads],
-        follow_heads=follow_heads,
-        follow_stage=arrays.downstream[follows],
+        follow_heads=follow_heads.astype(np.int64),
+        follow_stage=arrays.downstream[follows].astype(np.int64),
         follow_bytes=arrays.size_bytes[follows],
         latency=arrays.latency,
         per_byte=arrays.seconds_per_byte,
         byte_penalty=arrays.byte_penalty,
-        model=arrays.model,
+        model=arrays.model.astype(np.int64),
         load=arrays.load_seconds,
         resident=arrays.resident,
         weight=arrays.weight_bytes,
@@ -125,8 +130,10 @@ def prepare(problem: Problem) -> Prepared:
         memory=_memory(arrays, allowed, slots),
         together=_counted(arrays.together),
         apart=_counted(arrays.apart),
-        order=order(arrays),
+        order=order(arrays).astype(np.int64),
         everywhere=np.ones(len(arrays.node), dtype=np.bool_),
+        user_heads=np.searchsorted(np.sort(arrays.model), np.arange(len(arrays.weight_bytes) + 1)).astype(np.int64),
+        user_stage=np.argsort(arrays.model, kind="stable").astype(np.int64),
     )
 
 
@@ -135,8 +142,8 @@ def board(prepared: Prepared) -> Board:
     (n, _), (w, k), lanes = prepared.seconds.shape, prepared.resident.shape, int(prepared.lanes[-1])
     near, far = (int(groups.max(initial=NONE)) + 1 for groups in (prepared.together, prepared.apart))
 
-    def none(*shape: int) -> Indices:
-        return np.full(shape, NONE, dtype=np.int32)
+    def none(*shape: int) -> Numbers:
+        return np.full(shape, NONE, dtype=np.int64)
 
     return Board(
         place=none(n),
@@ -148,12 +155,12 @@ def board(prepared: Prepared) -> Board:
         first=none(lanes),
         last=none(lanes),
         loader=none(w, k),
-        users=np.zeros((w, k), dtype=np.int32),
+        users=np.zeros((w, k), dtype=np.int64),
         held=np.zeros(k),
         top=np.zeros(lanes),
         group_node=none(near),
-        group_count=np.zeros(near, dtype=np.int32),
-        taken=np.zeros((far, k), dtype=np.int32),
+        group_count=np.zeros(near, dtype=np.int64),
+        taken=np.zeros((far, k), dtype=np.int64),
         there=np.zeros(k),
         paid=np.zeros(k),
     )
@@ -168,7 +175,7 @@ def copy(source: Board, target: Board) -> None:
 
 def plan_of(problem: Problem, prepared: Prepared, made: Board, method: str) -> Plan:
     """The plan that a board of placed stages stands for."""
-    arrays, place, stages = problem.arrays, made.place.copy(), np.arange(len(made.place))
+    arrays, place, stages = problem.arrays, made.place.astype(np.int32), np.arange(len(made.place))
     nodes = arrays.node[place]
     loads = np.zeros(len(place), dtype=np.bool_)
     loads[made.loader[made.loader != NONE]] = True
@@ -219,6 +226,6 @@ def _memory(arrays: Arrays, allowed: Flags, slots: npt.NDArray[np.int64]) -> Flo
     return limits
 
 
-def _counted(groups: Indices) -> Indices:
+def _counted(groups: Indices) -> Numbers:
     names = np.unique(groups[groups >= 0])
-    return np.where(groups >= 0, np.searchsorted(names, groups), NONE).astype(np.int32)
+    return np.where(groups >= 0, np.searchsorted(names, groups), NONE).astype(np.int64)

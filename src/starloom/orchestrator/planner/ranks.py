@@ -6,8 +6,8 @@ Upward and downward rank: Topcuoglu, Hariri, Wu 2002. Optimistic cost table: Ara
 import numpy as np
 
 from starloom.orchestrator.planner.compiled import compiled
-from starloom.orchestrator.planner.prepared import Prepared
-from starloom.orchestrator.planner.problem import Floats, Indices
+from starloom.orchestrator.planner.prepared import Numbers, Prepared
+from starloom.orchestrator.planner.problem import Floats
 
 MEAN, LEAST, MOST = 0, 1, 2
 """Which of a stage's run times over its places a rank counts."""
@@ -101,15 +101,15 @@ def optimistic(p: Prepared, latency: float, per_byte: float) -> Floats:
 
 
 @compiled
-def urgent_first(p: Prepared, urgency: Floats, late: bool) -> Indices:
+def urgent_first(p: Prepared, urgency: Floats, late: bool) -> Numbers:
     """The stages, upstreams first, of those that are ready the most urgent; of equals the last if `late`."""
     n = len(urgency)
-    waits = np.zeros(n, dtype=np.int32)
-    heap, count = np.zeros(n, dtype=np.int32), 0
-    rank = np.zeros(n, dtype=np.int32)
+    waits = np.zeros(n, dtype=np.int64)
+    heap, count = np.zeros(n, dtype=np.int64), 0
+    rank = np.zeros(n, dtype=np.int64)
     for index in range(n):
         rank[p.order[index]] = n - index if late else index
-    found = np.zeros(n, dtype=np.int32)
+    found = np.zeros(n, dtype=np.int64)
     for stage in range(n):
         waits[stage] = p.lead_heads[stage + 1] - p.lead_heads[stage]
         if waits[stage] == 0:
@@ -127,12 +127,12 @@ def urgent_first(p: Prepared, urgency: Floats, late: bool) -> Indices:
 
 
 @compiled
-def _sooner(a: int, z: int, urgency: Floats, rank: Indices) -> bool:
+def _sooner(a: int, z: int, urgency: Floats, rank: Numbers) -> bool:
     return urgency[a] > urgency[z] or (urgency[a] == urgency[z] and rank[a] < rank[z])
 
 
 @compiled
-def push(heap: Indices, count: int, stage: int, urgency: Floats, rank: Indices) -> int:
+def push(heap: Numbers, count: int, stage: int, urgency: Floats, rank: Numbers) -> int:
     """Adds a stage to a heap of `count` stages, the most urgent on top. Returns the new count."""
     slot = count
     while slot > 0:
@@ -146,7 +146,7 @@ def push(heap: Indices, count: int, stage: int, urgency: Floats, rank: Indices) 
 
 
 @compiled
-def pop(heap: Indices, count: int, urgency: Floats, rank: Indices) -> int:
+def pop(heap: Numbers, count: int, urgency: Floats, rank: Numbers) -> int:
     """Takes the top off the heap. Returns the new count."""
     count -= 1
     stage = heap[count]

@@ -6,14 +6,14 @@ for each place, as many of the largest working sets as it has slots. It never ho
 
 import numpy as np
 
-from starloom.orchestrator.planner.compiled import inlined, lean
+from starloom.orchestrator.planner.compiled import inlined, inner
 from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
 
 NOT_YET = -2
 """In `Board.place`: the stage has not been put anywhere."""
 
 
-@lean
+@inner
 def clear(p: Prepared, b: Board) -> None:
     """Empties the board."""
     b.place[:] = NOT_YET
@@ -52,7 +52,7 @@ def fits(p: Prepared, b: Board, stage: int, place: int) -> bool:
     return _room(p, b, stage, place, node)
 
 
-@lean
+@inner
 def _room(p: Prepared, b: Board, stage: int, place: int, node: int) -> bool:
     held = b.held[node]
     model = p.model[stage]
@@ -68,7 +68,7 @@ def _room(p: Prepared, b: Board, stage: int, place: int, node: int) -> bool:
     return held <= p.memory[node]
 
 
-@lean
+@inner
 def settle(p: Prepared, b: Board, stage: int, place: int) -> None:
     """Counts the stage at its place: models, memory and groups; `link` puts it on a lane."""
     b.place[stage] = place
@@ -91,7 +91,7 @@ def settle(p: Prepared, b: Board, stage: int, place: int) -> None:
         _rank(p, b, place, p.working[stage])
 
 
-@lean
+@inner
 def _rank(p: Prepared, b: Board, place: int, size: float) -> None:
     slot = p.lanes[place + 1] - 1
     if size <= b.top[slot]:
@@ -102,7 +102,7 @@ def _rank(p: Prepared, b: Board, place: int, size: float) -> None:
     b.top[slot] = size
 
 
-@lean
+@inner
 def lift(p: Prepared, b: Board, stage: int) -> None:
     """Takes the stage off its place and its lane. A model that it loaded is left without a loader."""
     place = b.place[stage]

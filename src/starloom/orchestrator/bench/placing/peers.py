@@ -13,8 +13,8 @@ from starloom.orchestrator.bench.placing.draws import Draws
 from starloom.orchestrator.bench.placing.instances import Instance
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.listing import Listing, Table
-from starloom.orchestrator.planner.prepared import NONE, Prepared, board, plan_of, prepare
-from starloom.orchestrator.planner.problem import Flags, Indices, Plan
+from starloom.orchestrator.planner.prepared import NONE, Numbers, Prepared, board, plan_of, prepare
+from starloom.orchestrator.planner.problem import Flags, Plan
 
 CLASSICS: Final = ("heft", "heft-last", "peft", "cpop", "min-min", "fastest-places")
 """In the order of `listing.classics`."""
@@ -73,8 +73,8 @@ def _fastest(prepared: Prepared) -> int:
     return int(np.argmin(done))
 
 
-def _drawn(allowed: Flags) -> Indices:
+def _drawn(allowed: Flags) -> Numbers:
     counts = allowed.sum(axis=1)
     nth = np.minimum(Draws(5, len(allowed)).uniform(0.0, 1.0, len(allowed)) * counts, counts - 1).astype(np.int64)
-    found: Indices = (allowed.cumsum(axis=1) > nth[:, None]).argmax(axis=1).astype(np.int32)
+    found: Numbers = (allowed.cumsum(axis=1) > nth[:, None]).argmax(axis=1).astype(np.int64)
     return found
