@@ -12,7 +12,7 @@ from starloom.dag.expectation import run_seconds
 from starloom.dag.ids import StageId
 from starloom.devices.links import BY_TIERS, Link
 from starloom.orchestrator.bench import reality, report
-from starloom.orchestrator.bench.calibrating import chain, sleeps
+from starloom.orchestrator.bench.calibrating import chain, side_by_side, sleeps
 from starloom.orchestrator.bench.reality import PREDICTED, Work
 from starloom.orchestrator.clusterfile import ClusterSpec, NodeSpec
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
@@ -80,6 +80,13 @@ def test_a_chain_goes_to_and_fro_between_its_nodes() -> None:
     assert [(arc.upstream, arc.downstream) for arc in made.dependencies] == [("s0", "s1"), ("s1", "s2")]
 
 
+def test_stages_side_by_side_want_a_core_each_on_nodes_in_turns() -> None:
+    made = side_by_side(3, ["a", "b"])
+    assert [stage.requires.node for stage in made.stages.values()] == ["a", "b", "a"]
+    assert not made.dependencies
+    assert not any(sleeps(stage) for stage in made.stages.values())
+
+
 def test_an_imported_execution_sleeps_and_its_longest_path_is_cut_to_the_seconds_asked_for() -> None:
     made = reality.imported(SURVEY, seconds=0.5)
     assert all(sleeps(stage) for stage in made.stages.values())
@@ -95,7 +102,9 @@ def test_an_imported_execution_sleeps_and_its_longest_path_is_cut_to_the_seconds
 
 def test_works_are_chosen_by_name_and_a_strange_name_is_told() -> None:
     found = reality.works([], SURVEY.parents[1])
-    assert [work.name for work in found] == ["demo", "demo-anywhere", "read-a-page", "relay", "survey"]
+    assert [work.name for work in found] == [
+        *("demo", "demo-anywhere", "read-a-page", "private-photo", "relay", "survey-busy", "survey")
+    ]
     assert [work.name for work in reality.select(found, "relay,demo")] == ["demo", "relay"]
     assert reality.select(found, "") == found
     with pytest.raises(InvalidInput, match="rely"):
@@ -123,4 +132,5 @@ def test_a_small_run_predicts_measures_and_keeps_stages_where_the_plan_has_them(
     assert places.keys() == forked().stages.keys()
     assert all(planned == ran for planned, ran in places.values())
     assert {ran for _, ran in places.values()} == {"near", "far"}
+    assert 0 < found.figures["cores"] <= found.machine.cores
     assert report.as_json(found)["figures"]["places"]

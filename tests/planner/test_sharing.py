@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.planning import plan
-from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
-from starloom.orchestrator.planner.sharing import replay
+from starloom.orchestrator.planner.problem import Floats, Place, Plan, Problem, problem
+from starloom.orchestrator.planner.sharing import Shared
 
 
 def planned(made: Problem, *places: int) -> Plan:
@@ -19,6 +20,11 @@ def apart(*seconds: float) -> Problem:
     """Stages without dependencies, and a place for each."""
     names = [str(number) for number in range(len(seconds))]
     return problem(names, [Place(name) for name in names], np.tile(np.array(seconds)[:, None], len(seconds)))
+
+
+def replay(made: Problem, before: Plan, cores: float, processor: Floats) -> Plan:
+    """Played through; `processor` [n], on whichever place."""
+    return Shared(made, cores, np.tile(processor[:, None], len(made.places))).replay(before)
 
 
 def test_cores_that_suffice_change_nothing() -> None:
@@ -69,3 +75,36 @@ def test_loading_wants_a_core_too() -> None:
     )
     after = replay(made, planned(made, 0, 1), 1.0, np.array([1.0, 1.0]))
     assert after.finish.tolist() == pytest.approx([3.0, 2.0])
+
+
+def test_a_better_plan_lets_what_can_wait_wait_for_a_slot_beside_the_longest_path() -> None:
+    # Two of a second that nobody waits for, and one of two seconds before another: by itself the plan spreads them.
+    made = problem(
+        ["long", "last", "a", "b"],
+        [Place("x", slots=2), Place("y", slots=2)],
+        np.outer([2, 1, 1, 1], [1, 1]),
+        [(0, 1, 0.0)],
+    )
+    processor = np.tile(np.array([2.0, 1.0, 1.0, 1.0])[:, None], 2)
+    shared = Shared(made, 2.0, processor)
+    spread = planned(made, 0, 0, 1, 1)
+    assert shared.replay(spread).makespan == pytest.approx(3.5)
+    better = shared.better(spread)
+    assert shared.replay(better).makespan == pytest.approx(3.0)
+    assert faults(made, better) == []
+
+
+def test_a_better_plan_stays_where_stages_may_be_and_their_models_are() -> None:
+    made = problem(
+        ["seen", "said", "free"],
+        [Place("x"), Place("y")],
+        [[1.0, np.inf], [1.0, 0.5], [1.0, 1.0]],
+        models=["m"],
+        model=[-1, 0, -1],
+        load_seconds=1.0,
+        resident=[[True, False]],
+    )
+    before = planned(made, 0, 0, 0)
+    better = Shared(made, 2.0, np.ones((3, 2))).better(before)
+    assert better.place.tolist() == [0, 0, 1]
+    assert Shared(made, 2.0, np.ones((3, 2))).better(better) is better

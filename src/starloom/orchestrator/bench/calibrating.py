@@ -21,17 +21,22 @@ CHAIN: Final = 22
 SHORT: Final = 2
 SMALL_BYTES: Final = 1_000
 LARGE_BYTES: Final = 4_000_000
+BUSY_SECONDS: Final = 0.3
 _WORK: Final = "synthetic.work"
 _SLEEP: Final = "basic.sleep"
 _LEAST_SECONDS_PER_BYTE: Final = 1e-12
 
 
 class Floor(NamedTuple):
-    """What a job costs beside its stages' runs, in seconds: the job, each stage, and the link between two nodes."""
+    """What a job costs beside its stages' runs, in seconds: the job, each stage, and the link between two nodes.
+
+    `cores`: as many as stages that want one each are given together; fewer than the machine has where others want them too.
+    """
 
     job_seconds: float
     stage_seconds: float
     link: Link
+    cores: float
 
 
 class Ran(NamedTuple):
@@ -51,8 +56,11 @@ def once(client: Client, constellation: Constellation, inputs: Mapping[str, Any]
     return Ran(seconds, job.status(), job)
 
 
-def floor(client: Client, nodes: Sequence[str], repeat: int) -> Floor:
-    """Of chains of stages that do nothing, on one node and to and fro between two; medians of `repeat`, in turns."""
+def floor(client: Client, nodes: Sequence[str], cores: int, repeat: int) -> Floor:
+    """Of chains of stages that do nothing, on one node and to and fro between two; medians of `repeat`, in turns.
+
+    `cores`: those of the machine.
+    """
     one, two = list(nodes[:1]), list(nodes[:2])
     chains = {
         "short": chain(SHORT, one, SMALL_BYTES),
@@ -73,7 +81,27 @@ def floor(client: Client, nodes: Sequence[str], repeat: int) -> Floor:
     across = max(stage, (took["two"] - took["short-two"]) / hops)
     per_byte = max(_LEAST_SECONDS_PER_BYTE, (took["large"] - took["two"]) / ((CHAIN - 1) * LARGE_BYTES))
     link = Link(bytes_per_second=1.0 / per_byte, latency_seconds=across - stage)
-    return Floor(max(0.0, took["short"] - SHORT * stage), stage, link)
+    given = cores_given(client, nodes, cores, repeat)
+    return Floor(max(0.0, took["short"] - SHORT * stage), stage, link, given)
+
+
+def cores_given(client: Client, nodes: Sequence[str], cores: int, repeat: int) -> float:
+    """How many cores stages get that want one each, as many as there are `cores`, beside what one gets by itself."""
+    runs: dict[int, list[float]] = {1: [], cores: []}
+    for _ in range(repeat):
+        for count, seconds in runs.items():
+            info = once(client, side_by_side(count, nodes), {}).info
+            seconds.append(statistics.mean(stage.seconds.run for stage in info.stages))
+    return cores * min(1.0, statistics.median(runs[1]) / statistics.median(runs[cores]))
+
+
+def side_by_side(count: int, nodes: Sequence[str]) -> Constellation:
+    """So many stages that want a core each at the same time, on these nodes in turns."""
+    graph = Graph("cores")
+    for number in range(count):
+        require = Requirements(node=nodes[number % len(nodes)])
+        graph.stage(f"s{number}", _WORK, params={"seconds": BUSY_SECONDS}, require=require)
+    return graph.build()
 
 
 def chain(count: int, nodes: Sequence[str], size: int) -> Constellation:

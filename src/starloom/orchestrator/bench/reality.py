@@ -33,10 +33,11 @@ from starloom.orchestrator.clusterfile import DEFAULT, ClusterSpec
 from starloom.orchestrator.fleetfile import Fleet
 from starloom.orchestrator.imports import wfformat
 from starloom.orchestrator.imports.reading import Scale
+from starloom.orchestrator.infos import ClusterInfo
 from starloom.orchestrator.planner.building import Built, Measured, build, pinned
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import Place, Plan
-from starloom.orchestrator.planner.sharing import replay
+from starloom.orchestrator.planner.sharing import Shared
 
 PREDICTED: Final = "predicted"
 DEMO: Final = "demo"
@@ -107,10 +108,9 @@ def against(spec: ClusterSpec, chosen: Sequence[Work], repeat: int, note: Note) 
         ):
             assert cluster.info is not None, "it has started"
             note("what jobs, stages and bytes cost beside the stages' runs")
-            ground = floor(client, [node.name for node in spec.nodes], _FLOOR_REPEAT)
-            kinds = Catalog(points=()).kinds
-            fleet = fleet_of(cluster.info, ground.link, {name for kind in kinds.values() for name in kind.models})
-            found = [_predict(client, work, kinds, fleet, ground, float(before.cores), note) for work in chosen]
+            ground = floor(client, [node.name for node in spec.nodes], before.cores, _FLOOR_REPEAT)
+            predictor = _Predictor(client, cluster.info, ground, note)
+            found = [predictor.predict(work) for work in chosen]
             samples = _measure(client, found, repeat, note)
     return Report(
         bench="reality",
@@ -132,9 +132,12 @@ def works(files: Sequence[Path], examples: Path | None) -> list[Work]:
     if examples is not None:
         page = load((examples / "read-a-page" / "constellation.yaml").read_text("utf-8"))
         relay = load((examples / "faults" / "relay.yaml").read_text("utf-8"))
-        found.append(Work(page.name, page, {"image": inputs["image"]}))
+        private = load((examples / "private-photo" / "constellation.yaml").read_text("utf-8"))
+        found += [Work(each.name, each, {"image": inputs["image"]}) for each in (page, private)]
         found.append(Work(relay.name, relay, {"start": None}))
-        files = [examples / "imports" / "survey.json", *files]
+        survey = examples / "imports" / "survey.json"
+        found.append(Work(f"{survey.stem}-busy", imported(survey, sleep=False)))
+        files = [survey, *files]
     return [*found, *(Work(path.stem, imported(path)) for path in files)]
 
 
@@ -162,15 +165,18 @@ def anywhere(constellation: Constellation) -> Constellation:
     return msgspec.structs.replace(constellation, stages=stages)
 
 
-def imported(path: Path, seconds: float = IMPORT_SECONDS) -> Constellation:
-    """An execution whose stages sleep, scaled so that its longest path takes at most `seconds`. Raises InvalidInput."""
+def imported(path: Path, seconds: float = IMPORT_SECONDS, *, sleep: bool = True) -> Constellation:
+    """An execution scaled so that its longest path takes at most `seconds`; its stages `sleep`, or want a core each.
+
+    Raises InvalidInput.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InvalidInput([Problem(str(path), f"cannot be read: {error.strerror}")]) from error
     longest = _longest(wfformat.read(data, place=str(path)).constellation)
     scale = min(1.0, seconds / longest) if longest else 1.0
-    return wfformat.read(data, Scale(seconds=scale, sizes=min(1.0, scale), sleep=True), place=str(path)).constellation
+    return wfformat.read(data, Scale(scale, scale, sleep), place=str(path)).constellation
 
 
 def _longest(constellation: Constellation) -> float:
@@ -189,36 +195,44 @@ def _longest(constellation: Constellation) -> float:
     return max(ends.values(), default=0.0)
 
 
-def _predict(
-    client: Client,
-    work: Work,
-    kinds: Mapping[str, KindSpec],
-    fleet: Fleet,
-    ground: Floor,
-    cores: float,
-    note: Note,
-) -> Predicted:
-    """Measures a work's stages one at a time, plans it by that, and warms its plan up."""
-    note(f"{work.name}: its stages, one at a time")
-    runs: list[Ran] = []
-    for constellation in (work.constellation, *work.beside.values()):
+class _Predictor:
+    """Measures stages on a cluster, and plans by that."""
+
+    def __init__(self, client: Client, info: ClusterInfo, ground: Floor, note: Note) -> None:
+        self._client, self._ground, self._note = client, ground, note
+        self._kinds = Catalog(points=()).kinds
+        models = {name for kind in self._kinds.values() for name in kind.models}
+        self._fleet = fleet_of(info, ground.link, models)
+        self._known: list[tuple[Constellation, list[Ran]]] = []
+
+    def predict(self, work: Work) -> Predicted:
+        """Measures a work's stages one at a time, plans it by that, and warms its plan up."""
+        runs = [run for what in (work.constellation, *work.beside.values()) for run in self._alone(work, what)]
+        # What results add is planned as well: it is there once the job has ended.
+        grown = runs[0].info.constellation or work.constellation
+        told = measured(runs, self._fleet, self._ground.stage_seconds)
+        built, made = predicted(grown, self._kinds, self._fleet, told, input_bytes(work.inputs), self._ground.cores)
+        bound = pinned(work.constellation, built, made)
+        self._note(f"{work.name}: on its plan")
+        warm = [once(self._client, bound, work.inputs) for _ in range(_WARM_UPS)]
+        ran = {stage.name: str(Place(stage.node, stage.target)) for stage in warm[-1].info.stages}
+        places = {
+            name: (str(built.problem.places[made.place[index]]), ran.get(name, ""))
+            for index, name in enumerate(built.stages)
+        }
+        return Predicted(work, bound, self._ground.job_seconds + made.makespan, places)
+
+    def _alone(self, work: Work, constellation: Constellation) -> list[Ran]:
+        """Runs with one stage at a time, once for each constellation."""
+        for what, runs in self._known:
+            if what == constellation:
+                return runs
+        self._note(f"{work.name}: its stages, one at a time")
         for _ in range(_WARM_UPS):
-            once(client, constellation, work.inputs)
-        alone = [once(client, constellation, work.inputs, max_parallel=1) for _ in range(_ALONE)]
-        runs += alone
-    # What results add is planned as well: it is there once the job has ended.
-    grown = runs[0].info.constellation or work.constellation
-    told = measured(runs, fleet, ground.stage_seconds)
-    built, made = predicted(grown, kinds, fleet, told, input_bytes(work.inputs), cores)
-    bound = pinned(work.constellation, built, made)
-    note(f"{work.name}: on its plan")
-    warm = [once(client, bound, work.inputs) for _ in range(_WARM_UPS)]
-    ran = {stage.name: str(Place(stage.node, stage.target)) for stage in warm[-1].info.stages}
-    places = {
-        name: (str(built.problem.places[made.place[index]]), ran.get(name, ""))
-        for index, name in enumerate(built.stages)
-    }
-    return Predicted(work, bound, ground.job_seconds + made.makespan, places)
+            once(self._client, constellation, work.inputs)
+        found = [once(self._client, constellation, work.inputs, max_parallel=1) for _ in range(_ALONE)]
+        self._known.append((constellation, found))
+        return found
 
 
 def predicted(
@@ -231,13 +245,12 @@ def predicted(
 ) -> tuple[Built, Plan]:
     """The problem and its plan, with the times that it has where all nodes share so many cores. Raises Infeasible."""
     built = build(constellation, kinds, fleet, sizes, told)
-    made = plan(built.problem, Budget())
-    seconds = built.problem.arrays.seconds[np.arange(len(made.place)), made.place]
-    processor = np.where(seconds > 0, seconds, 0.0)
+    processor = np.where(np.isfinite(built.problem.arrays.seconds), built.problem.arrays.seconds, 0.0)
     for index, name in enumerate(built.stages):
         if sleeps(constellation.stages[name]):
-            processor[index] = min(processor[index], told.stage_seconds)
-    return built, replay(built.problem, made, cores, processor)
+            processor[index] = np.minimum(processor[index], told.stage_seconds)
+    shared = Shared(built.problem, cores, processor)
+    return built, shared.replay(shared.better(plan(built.problem, Budget())))
 
 
 def input_bytes(inputs: Mapping[str, Any]) -> dict[str, int]:
@@ -248,11 +261,16 @@ def input_bytes(inputs: Mapping[str, Any]) -> dict[str, int]:
 def _measure(client: Client, found: Sequence[Predicted], repeat: int, note: Note) -> dict[tuple[str, str], list[float]]:
     ours = PlanContender(OURS, client, {each.work.name: (each.bound, each.work.inputs) for each in found})
     peers = [
-        PlanContender(name, client, {DEMO: (each.work.beside[name], each.work.inputs)})
-        for each in found[:1]
+        PlanContender(name, client, {each.work.name: (each.work.beside[name], each.work.inputs)})
+        for each in _with_peers(found)
         for name in each.work.beside
     ]
     return harness.alternate([ours, *peers], [each.work.name for each in found], repeat, warm_ups=0, note=note)
+
+
+def _with_peers(found: Sequence[Predicted]) -> list[Predicted]:
+    """The first work with other placements beside it, where those are run: they are the same of all such works."""
+    return [each for each in found if each.work.beside][:1]
 
 
 def _rows(found: Sequence[Predicted], samples: Mapping[tuple[str, str], Sequence[float]]) -> list[Row]:
@@ -260,7 +278,7 @@ def _rows(found: Sequence[Predicted], samples: Mapping[tuple[str, str], Sequence
     for each in found:
         name = each.work.name
         figures = {OURS: samples[OURS, name], PREDICTED: [each.seconds] * len(samples[OURS, name])}
-        figures |= {peer: samples.get((peer, DEMO), ()) for peer in each.work.beside}
+        figures |= {peer: samples[peer, _with_peers(found)[0].work.name] for peer in each.work.beside}
         rows += harness.rows(name, "s", OURS, [PREDICTED, *each.work.beside], figures.__getitem__)
     return rows
 
@@ -281,6 +299,7 @@ def _figures(
         "median_error": statistics.median(errors.values()),
         "places": {each.work.name: each.places for each in found},
         "load_after": machine().load_before,
+        "cores": ground.cores,
         "job_seconds": ground.job_seconds,
         "stage_seconds": ground.stage_seconds,
         "hop_seconds": ground.stage_seconds + ground.link.latency_seconds,
@@ -292,7 +311,10 @@ def _notes(found: Sequence[Predicted], samples: Mapping[tuple[str, str], Sequenc
     errors = _errors(found, samples)
     return [
         f"{PREDICTED}: by stages measured one at a time on the same cluster, before; a ratio over 1: sooner than predicted",
-        "every node is a process on this one machine, and the prediction has all nodes share its cores",
+        (
+            "every node is a process on this one machine, and the prediction has all nodes share its cores, of which "
+            f"{ground.cores:.2f} were there for stages that want one each"
+        ),
         *(f"{name}: off by {error:.1%} of what was predicted" for name, error in errors.items()),
         f"the median of {len(errors)}: {statistics.median(errors.values()):.1%}",
         (

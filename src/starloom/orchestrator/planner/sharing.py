@@ -1,11 +1,12 @@
-"""How long a plan takes where nodes share one machine's cores: played through, as a fluid. Pure.
+"""Plans where nodes share one machine's cores: how long one takes, played through as a fluid, and a better one. Pure.
 
-    expected = replay(problem, plan, cores=2.0, processor=seconds)
-    expected.makespan
+    shared = Shared(problem, cores=2.0, processor=seconds)
+    shared.replay(plan).makespan
+    shared.better(plan)
 
 A plan takes each node for a machine of its own. On the embedded cluster all nodes are processes of one machine, and
 stages that want more cores than there are get an equal share each (processor sharing, Kleinrock 1967), so that they
-take longer than the plan has them.
+take longer than the plan has them. There, slots are worth leaving empty: what waits for one takes no share from others.
 """
 
 import heapq
@@ -13,21 +14,88 @@ from typing import Final
 
 import numpy as np
 
-from starloom.orchestrator.planner.check import transfer_seconds
-from starloom.orchestrator.planner.problem import Floats, Plan, Problem, successors
+from starloom.dag.errors import Infeasible
+from starloom.orchestrator.planner.check import penalty, transfer_seconds
+from starloom.orchestrator.planner.planning import Budget
+from starloom.orchestrator.planner.planning import plan as find
+from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Plan, Problem, successors
+
+ROUNDS_MAX: Final = 4
+LEAST_GAIN_SECONDS: Final = 1e-4
+"""Less is no gain: a hop takes more than that."""
 
 _SLACK: Final = 1e-9
 """Seconds by which rounding may put the end of a share off."""
 
 
-def replay(problem: Problem, plan: Plan, cores: float, processor: Floats) -> Plan:
-    """The plan with the starts, finishes and makespan that its places give where `cores` are shared by all of them.
+class Shared:
+    """A problem whose places share `cores`. `processor` [n, m]: of a stage's seconds at a place, those that want a core.
 
-    `processor` [n]: of the seconds that a stage takes at its place, those that want a core; they come first. Loading
-    wants one as well. A place begins what is ready in the order of the plan. Models that other stages load are not
-    waited for: meant for plans whose models are resident.
+    They come first; loading wants one as well. A place begins what is ready in the order of the plan. Models that other
+    stages load are not waited for: meant for plans whose models are resident.
     """
-    return _Replay(problem, plan, cores, processor).run()
+
+    def __init__(self, problem: Problem, cores: float, processor: Floats) -> None:
+        self.problem, self._cores, self._processor = problem, cores, processor
+
+    def replay(self, plan: Plan) -> Plan:
+        """The plan with the starts, finishes and makespan that its places give where the cores are shared."""
+        return _Replay(self.problem, plan, self._cores, self._processor).run()
+
+    def better(self, plan: Plan) -> Plan:
+        """A plan with a smaller objective where the cores are shared, or the same; without sharing it may be a worse one.
+
+        All on one node as far as that may be is tried, for each node, and then each stage on each other place, again and
+        again until none gains, or at most ROUNDS_MAX times. Stages are moved only to where their models are resident.
+        """
+        places, value = plan.place, self._value(plan, plan.place)
+        for node in range(len(self.problem.nodes)):
+            tried = self._gathered(plan.place, node)
+            if (found := self._value(plan, tried)) < value - LEAST_GAIN_SECONDS:
+                places, value = tried, found
+        for _ in range(ROUNDS_MAX):
+            before = value
+            for stage in range(len(places)):
+                for place in np.flatnonzero(self._open(stage)):
+                    tried = places.copy()
+                    tried[stage] = place
+                    if (found := self._value(plan, tried)) < value - LEAST_GAIN_SECONDS:
+                        places, value = tried, found
+            if value == before:
+                break
+        return self._held(plan, places)
+
+    def _value(self, plan: Plan, places: Indices) -> float:
+        tried = plan._replace(place=places, loads=np.zeros_like(plan.loads))
+        return self.replay(tried).makespan + penalty(self.problem, tried)
+
+    def _gathered(self, places: Indices, node: int) -> Indices:
+        """Every stage that may stand on the node moved to its first place there that the stage may have."""
+        found = places.copy()
+        for stage in range(len(places)):
+            here = np.flatnonzero(self._open(stage) & (self.problem.arrays.node == node))
+            if len(here):
+                found[stage] = here[0]
+        return found
+
+    def _open(self, stage: int) -> Flags:
+        arrays = self.problem.arrays
+        may: Flags = np.isfinite(arrays.seconds[stage])
+        model = arrays.model[stage]
+        return may if model == NO_MODEL else may & arrays.resident[model][arrays.node]
+
+    def _held(self, plan: Plan, places: Indices) -> Plan:
+        """The plan on these places that keeps what the problem asks for; the one given if there is none."""
+        if (places == plan.place).all():
+            return plan
+        seconds = np.full_like(self.problem.arrays.seconds, np.inf)
+        at = np.arange(len(places))
+        seconds[at, places] = self.problem.arrays.seconds[at, places]
+        bound = self.problem._replace(arrays=self.problem.arrays._replace(seconds=seconds))
+        try:
+            return find(bound, Budget(0))
+        except Infeasible:
+            return plan
 
 
 class _Replay:
@@ -36,9 +104,10 @@ class _Replay:
     def __init__(self, problem: Problem, plan: Plan, cores: float, processor: Floats) -> None:
         arrays, n = problem.arrays, len(plan.place)
         self._problem, self._plan, self._cores = problem, plan, cores
-        self._length = plan.finish - plan.start
-        load = np.where(plan.loads, self._length - arrays.seconds[np.arange(n), plan.place], 0.0)
-        self._processor = np.minimum(processor + load, self._length)
+        at, load = np.arange(n), np.zeros(n)
+        load[plan.loads] = arrays.load_seconds[arrays.model[plan.loads], plan.place[plan.loads]]
+        self._length = arrays.seconds[at, plan.place] + load
+        self._processor = np.minimum(processor[at, plan.place] + load, self._length)
         self._waits = np.bincount(arrays.downstream, minlength=n)
         self._there = arrays.release.copy()
         self._heads, self._follows = successors(arrays)
