@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.sim import planted, planted_growth, planted_streams
+from tests.sim import planted, planted_growth, planted_privacy, planted_streams
 
 from starloom.dag import limits
 from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, Fault, FaultKind, FaultPlan
@@ -59,6 +59,7 @@ BOUNDED = "what a stream keeps is bounded"
 WHOLE = "a patch is visible entirely or not at all"
 REVOKED = "a revoked token is never sent again and never commits"
 GROWN = "a result and its growth are one"
+PRIVATE = "private data stays on its tiers"
 SETTLES = "a patch settles or is refused within its deadline"
 
 BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
@@ -230,6 +231,10 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         80,
         PATCHES,
     ),
+    ("places anywhere", Parts(coordinator=planted_privacy.PlacesAnywhere), PRIVATE, 10, ALL_FAULTS),
+    ("replicates anywhere", Parts(coordinator=planted_privacy.ReplicatesAnywhere), PRIVATE, 20, ALL_FAULTS),
+    ("tells privately", Parts(coordinator=planted_privacy.TellsPrivately), PRIVATE, 10, ALL_FAULTS),
+    ("labels once", Parts(coordinator=planted_privacy.LabelsOnce), PRIVATE, 40, PATCHES),
     ("forgets what grew", Parts(coordinator=planted_growth.ForgetsWhatGrew), "every job ends", 60, ALL_FAULTS),
 ]
 

@@ -12,6 +12,9 @@ from starloom.dag.constellation import (
     Join,
     On,
     OutputBinding,
+    Preference,
+    Preferences,
+    Private,
     Requirements,
     StageSpec,
 )
@@ -29,6 +32,8 @@ from starloom.dag.patch import (
     Rewire,
     SetOutputs,
     SetPolicy,
+    SetPreferences,
+    SetPrivacy,
     Splice,
     inverse,
 )
@@ -37,6 +42,7 @@ from starloom.dag.values import PortType
 from starloom.orchestrator.simulate.judge import JobView
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import BYTES, JSON, KINDS, gives, takes
+from starloom.orchestrator.simulate.private import has_labels
 from starloom.orchestrator.simulate.workload import LOOKS_BACK, Style, output_of
 
 Operations = list[AnyOperation]
@@ -50,10 +56,14 @@ class Drawn(NamedTuple):
 
 
 class Editor:
-    """Draws the patches of one client. `tiers` is how many there are in the fleet."""
+    """Draws the patches of one client. `tiers` is how many there are in the fleet.
 
-    def __init__(self, chance: Chance, name: str, tiers: int) -> None:
+    `aside` is for what patches have beside all else, so that a seed's other draws stay as they were.
+    """
+
+    def __init__(self, chance: Chance, aside: Chance, name: str, tiers: int) -> None:
         self._chance = chance
+        self._aside = aside
         self._name = name
         self._style = Style(chance, tiers)
         self._count = 0
@@ -85,6 +95,7 @@ class Editor:
             operations += self._operations(job)
         if not operations:
             operations = self._replace(job)
+        operations += self._beside(job)
         revision = chance.pick((0, 0, 0, job.revision, job.revision, 1 + chance.below(job.revision + 1)))
         return Drawn(Patch(operations=tuple(operations), if_revision=revision, restart=restart, id=name, why=why))
 
@@ -267,6 +278,21 @@ class Editor:
         policy = self._style.policy(spec.kind)
         limit = self._chance.pick((0.0, 0.0, 0.0, 0.0, 2.0, 6.0, 20.0))
         return [SetPolicy(stage=spec.id, policy=msgspec.structs.replace(policy, deadline_seconds=limit))]
+
+    def _beside(self, job: JobView) -> Operations:
+        """Where stages may and had better stand: where there are labels, a stage is private otherwise, or not any more."""
+        chance = self._aside
+        found: Operations = []
+        if has_labels(job.constellation) and chance.happens(0.1):
+            spec = job.stages[chance.pick(list(job.stages))].spec
+            level = chance.pick((Private.DEVICE, Private.EDGE))
+            private = chance.pick((None, None, level, {output_of(spec): level}))
+            found.append(SetPrivacy(stage=spec.id, private=private, declassify=chance.pick((None, None, True, False))))
+        if chance.happens(0.05):
+            places = (Preference(tiers=(chance.pick(self._style.tiers),), seconds=chance.between(0.1, 2.0)),)
+            prefers = chance.pick((Preferences(prefer=places), Preferences(avoid=places), Preferences()))
+            found.append(SetPreferences(stage=chance.pick(list(job.stages)), prefers=prefers))
+        return found
 
     def _cancel(self, job: JobView) -> Operations:
         return [CancelStage(stage=self._stage(job).id)]

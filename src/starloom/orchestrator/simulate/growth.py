@@ -17,6 +17,7 @@ from starloom.dag.constellation import (
 from starloom.dag.ids import StageId
 from starloom.dag.patch import Add, AnyOperation, Difference, Patch, Redirect, Rewire, swapped
 from starloom.orchestrator.simulate.patched import differing, patched
+from starloom.orchestrator.simulate.private import OF, adding, level_of, said_of
 
 OWN, AGAIN, OWN_INPUT = "@", "@again", "@in"
 
@@ -139,10 +140,17 @@ class _Meant:
         own = self._constellation.stages[self._stage]
         name = self._named(spec.id)
         if spec.kind == OWN:
-            return msgspec.structs.replace(own, id=name, params={**own.params, **spec.params})
+            return self._private(msgspec.structs.replace(own, id=name, params={**own.params, **spec.params}))
+        if spec.declassify:
+            raise LookupError(f"{spec.id} declassifies, which is for people")
         plain = spec.requires == Requirements()
         requires = Requirements(tiers=own.requires.tiers) if plain else spec.requires
-        return msgspec.structs.replace(spec, id=name, requires=requires)
+        return self._private(msgspec.structs.replace(spec, id=name, requires=requires))
+
+    def _private(self, spec: StageSpec) -> StageSpec:
+        """It goes no further than what the stage gives."""
+        level = adding(self._constellation, self._stage)
+        return spec if level is None else msgspec.structs.replace(spec, private=level_of(OF[level] & said_of(spec)))
 
     def _bound(self, binding: InputBinding) -> InputBinding:
         return msgspec.structs.replace(binding, downstream=self._named(binding.downstream))

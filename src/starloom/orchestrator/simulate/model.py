@@ -135,10 +135,12 @@ def make(
     holder: AgentId,
     salt: str = "",
     came: Mapping[str, Sequence[bytes]] = NO_CHUNKS,
+    *,
+    private: bool = False,
 ) -> Made:
     """The outputs of a run, by input digests; `salt` is what a stage that is not deterministic adds.
 
-    `came` has the chunks of streams that a stage made others of.
+    `came` has the chunks of streams that a stage made others of. Nothing is inline of one that is `private`.
     """
     content = content_of(kind, params, inputs, salt)
     outputs: dict[str, ValueRef] = {}
@@ -150,7 +152,12 @@ def make(
             value = values[name] = {"score": params.get("score", 0), "of": content[:16]}
             data, meta = encode(PortType.JSON, value)
             outputs[name] = ValueRef(
-                type=port.type, bytes=len(data), digest=digest(data), meta=meta, inline=data, holder=holder
+                type=port.type,
+                bytes=len(data),
+                digest=digest(data),
+                meta=meta,
+                inline=None if private else data,
+                holder=holder,
             )
         else:
             outputs[name] = ValueRef(type=port.type, bytes=params["size"], digest=content, holder=holder)

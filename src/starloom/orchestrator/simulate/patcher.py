@@ -37,7 +37,7 @@ class Patcher:
         self._client = client
         self._loop = world.loop
         self._chance = world.chances.of("patches")
-        self._editor = Editor(self._chance, client.name, tiers)
+        self._editor = Editor(self._chance, world.chances.of("patches of places"), client.name, tiers)
         self._pause = self._chance.pick(PAUSE_SECONDS)
         self._count = 0
         self._open: dict[str, _Sent] = {}

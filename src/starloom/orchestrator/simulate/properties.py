@@ -40,6 +40,7 @@ from starloom.orchestrator.simulate.restarts import (
     StatesAreValid,
 )
 from starloom.orchestrator.simulate.revisions import Reasons, SettlesInTime, StaysRevoked, TakenOnce, WholeOrNot
+from starloom.orchestrator.simulate.staying import StaysOnItsTiers
 
 
 class Acyclic(Property):
@@ -347,5 +348,6 @@ PROPERTIES: tuple[type[Property], ...] = (
     TakenOnce,
     Reasons,
     *GROWTH,
+    StaysOnItsTiers,
     NoDefects,
 )

@@ -284,7 +284,8 @@ class Runner:
             return
         report = self._report(work, made)
         report = msgspec.structs.replace(report, consumed={**report.consumed, **work.stream.consumed})
-        self._ended(work.assign.task, self._world.lie(report))
+        self._hold(work, made)
+        self._tell(work, made, report)
 
     def _feed(self) -> None:
         while self._threads and self._queue:
@@ -373,13 +374,24 @@ class Runner:
             self._ended(task, WasCancelled(task=task))
             return
         inputs = {item.port: item.ref.digest for item in assign.inputs}
-        made = make(assign.kind, assign.params, inputs, self._process.name, self._world.salt(assign))
+        salt = self._world.salt(assign)
+        made = make(assign.kind, assign.params, inputs, self._process.name, salt, private=assign.private)
         lost = KINDS[assign.kind].grows and self._world.trouble.fires(FaultKind.GROWTH_LOST)
+        if not lost:
+            self._hold(work, made)
+        self._tell(work, made, self._report(work, made))
+
+    def _hold(self, work: _Work, made: Made) -> None:
         for ref in made.outputs.values():
-            if ref.inline is None and not lost:
-                self.held.setdefault(task.job, {})[ref.digest] = ref.bytes
-        report = self._report(work, made)
-        to_put = [port for port in assign.publish if made.outputs[port].inline is None]
+            if ref.inline is None and not ref.stream:
+                self.held.setdefault(work.assign.task.job, {})[ref.digest] = ref.bytes
+
+    def _tell(self, work: _Work, made: Made, report: Finished) -> None:
+        """Reports a result, once what the job store is to have of it is there."""
+        assign = work.assign
+        task = assign.task
+        refs = made.outputs
+        to_put = [port for port in assign.publish if refs[port].inline is None and not refs[port].stream]
         report = self._world.lie(report)
         if not to_put:
             self._ended(task, report)

@@ -160,7 +160,7 @@ class StreamRun:
         else:
             inputs = {item.port: item.ref.digest for item in assign.inputs}
             inputs |= {port: running.hex() for port, running in self._read.items()}
-            made = make(assign.kind, assign.params, inputs, me, self._salt)
+            made = make(assign.kind, assign.params, inputs, me, self._salt, private=assign.private)
         self._end(made, How.FINISHED)
 
     def _lost(self) -> InputLost:

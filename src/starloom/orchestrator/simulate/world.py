@@ -31,6 +31,7 @@ from starloom.orchestrator.simulate.loop import SECOND, START, Chances, Loop
 from starloom.orchestrator.simulate.many import SomeOfMany
 from starloom.orchestrator.simulate.model import KINDS, Made
 from starloom.orchestrator.simulate.network import Network, Stream
+from starloom.orchestrator.simulate.private import labelled
 from starloom.orchestrator.simulate.properties import PROPERTIES
 from starloom.orchestrator.simulate.property import Property
 from starloom.orchestrator.simulate.running import misread
@@ -108,9 +109,15 @@ class World:
         self.tiers = {profile.name: profile.tier for profile in profiles}
         self.slots = {profile.name: profile.slots for profile in profiles}
         tiers = min(len(workload.TIERS), setup.nodes)
-        late, even, flows = (self.chances.of(name) for name in ("deadlines", "plain jobs", "stream jobs"))
+        concerns = ("deadlines", "plain jobs", "stream jobs", "private jobs")
+        late, even, flows, shut = map(self.chances.of, concerns)
         self.clients = [
-            Client(self, f"c{index}", workload.hurried(late, streamed(flows, workload.plain(even, work))), tiers)
+            Client(
+                self,
+                f"c{index}",
+                labelled(shut, workload.hurried(late, streamed(flows, workload.plain(even, work)))),
+                tiers,
+            )
             for index, work in enumerate(
                 workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)
             )

@@ -1,0 +1,61 @@
+"""Bugs of labels for the simulator to find."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from starloom.agents.messages import Assign
+from starloom.dag.ids import Epoch
+from starloom.dag.privacy import NO_LABELS
+from starloom.orchestrator.coordinator import Coordinator
+from starloom.orchestrator.effects import Decision
+from starloom.orchestrator.inputs import Input
+
+
+class PlacesAnywhere(Coordinator):
+    """What is private is no reason to be no candidate."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._lanes.lane
+        self._lanes.lane = (  # type: ignore[method-assign]
+            lambda kind, requires, private, *more: plain(kind, requires, None, *more)
+        )
+
+
+class ReplicatesAnywhere(Coordinator):
+    """Replicas go where nobody asks what is in them."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._replicas._place
+
+        def place(run: Any, *args: Any) -> Any:
+            labels, run.labels = run.labels, NO_LABELS
+            try:
+                return plain(run, *args)
+            finally:
+                run.labels = labels
+
+        self._replicas._place = place  # type: ignore[method-assign, assignment]
+
+
+class TellsPrivately(Coordinator):
+    """Agents are not told to keep what is private."""
+
+    def handle(self, inputs: Sequence[Input], now: int) -> Decision:
+        decision = super().handle(inputs, now)
+        decision.commands[:] = [
+            (agent, msgspec.structs.replace(each, private=False) if isinstance(each, Assign) else each)
+            for agent, each in decision.commands
+        ]
+        return decision
+
+
+class LabelsOnce(Coordinator):
+    """What patches and growth make of labels is not looked at."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        self._changing.relabel = lambda run: None  # type: ignore[method-assign]
