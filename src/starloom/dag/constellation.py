@@ -142,9 +142,9 @@ class Join(StrEnum):
 class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A vertex: a registered kind with its parameters, requirements and policy. `cancelled`: it is skipped, not run.
 
-    `prefers` weighs the places that meet the requirements. Stages of a job with the same `colocate` share a node. `private` says how far the stage and all that it gives may go, or single outputs by their ports; what is computed from
-    those goes no further (`dag.privacy`). `declassify`: what it gives is free of the labels of what it reads, and of its
-    own as a whole; None leaves the former to its kind.
+    `prefers` weighs the places that meet the requirements. `private` says how far the stage and all that it gives may go,
+    or single outputs by their ports; what is computed from those goes no further (`dag.privacy`). `declassify`: what it
+    gives is free of the labels of what it reads, and of its own as a whole; None leaves the former to its kind.
     """
 
     id: StageId
