@@ -57,7 +57,7 @@ def _listings(instance: Instance, prepared: Prepared) -> Iterator[tuple[str, Lis
         nodes = np.array([each is tier for each in instance.tiers], dtype=np.bool_)
         if nodes.any():
             yield name, heft._replace(among=nodes[prepared.node])
-    yield "random", heft._replace(order=prepared.order, wished=_drawn(prepared.allowed))
+    yield "random", heft._replace(order=prepared.order, wished=_drawn(prepared.allowed).astype(table.anywhere.dtype))
 
 
 def _fastest(prepared: Prepared) -> int:
