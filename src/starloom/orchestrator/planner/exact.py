@@ -9,8 +9,8 @@ from ortools.sat.python import cp_model
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.holding import hold
 from starloom.orchestrator.planner.model import Model
-from starloom.orchestrator.planner.problem import Plan, Problem
-from starloom.orchestrator.planner.ticks import FAR, Modes, Ticks, Whole, fitting_tick, heads, tails, ticked
+from starloom.orchestrator.planner.problem import Floats, Plan, Problem
+from starloom.orchestrator.planner.ticks import FAR, Modes, Ticks, Whole, fitting_tick, heads, tails, ticked, up
 from starloom.orchestrator.planner.timing import Spans, earliest, retimed, spans
 
 EFFORT = 2.0
@@ -49,7 +49,8 @@ def exact(
         best = hint
     bound = 0.0
     for share in (FIRST_SHARE, 3 * FIRST_SHARE, 1 - 4 * FIRST_SHARE):
-        search = Search(ticks, best)
+        most = None if best is None else math.ceil(best.objective / ticks.tick) + ticks.rounding()
+        search = Search(ticks, best, most)
         found = search.run(share * effort, share * wall_seconds, seed)
         bound = max(bound, found.bound)
         if found.plan is not None and (best is None or found.plan.objective < best.objective):
@@ -76,19 +77,19 @@ def fitted(problem: Problem) -> Ticks | None:
 
 
 class Search:
-    """One run of CP-SAT over what can still be better than, or as good as, a plan in hand."""
+    """One run of CP-SAT over what can have an objective of `most` ticks. `after` [m]: as in a `Cut`."""
 
-    def __init__(self, ticks: Ticks, best: Plan | None) -> None:
-        self.ticks, self.best = ticks, best
-        self.most = longest(ticks) if best is None else math.ceil(best.objective / ticks.tick) + ticks.rounding()
-        self.modes, bounds = _worth(ticks, self.most)
+    def __init__(self, ticks: Ticks, hint: Plan | None, most: int | None = None, after: Floats | None = None) -> None:
+        self.ticks, self.most = ticks, longest(ticks) if most is None else most
+        rest = np.zeros(len(ticks.problem.places)) if after is None else after
+        self.modes, bounds = _worth(ticks, self.most, up(rest, ticks.tick))
         self.empty = not all(self.modes)
         if not self.empty:
             self.model = Model(ticks, self.modes, bounds, self.most)
             hold(self.model)
             self.model.minimise(self.most)
-            if best is not None:
-                self._hint(best)
+            if hint is not None:
+                self._hint(hint)
 
     def _hint(self, plan: Plan) -> None:
         cp = self.model.cp
@@ -146,11 +147,11 @@ def longest(ticks: Ticks) -> int:
     return total
 
 
-def _worth(ticks: Ticks, most: int) -> tuple[Modes, tuple[list[Whole], list[Whole]]]:
+def _worth(ticks: Ticks, most: int, after: Whole) -> tuple[Modes, tuple[list[Whole], list[Whole]]]:
     """The modes in which a stage can run and the objective still be `most` ticks; and all heads and tails."""
     modes = ticks.modes
     while True:
-        bounds = heads(ticks, modes), tails(ticks, modes)
+        bounds = heads(ticks, modes), tails(ticks, modes, after)
         least = [min((mode.penalty for mode in each), default=0) for each in modes]
         left = most - sum(least)
         kept = [

@@ -88,6 +88,9 @@ class Model:
             found = cp.new_int_var(0, self.horizon, f"e{stage}")
             cp.add(found == end)
             end = found
+        # What comes after it at the least is no news to dependencies; to what follows on a place it is.
+        rest = sum(use * int(tail) for use, tail in zip(uses, self.tails[stage], strict=True))
+        cp.add(self.makespan >= end + rest)
         self.start.append(start)
         self.end.append(end)
         self.uses.append(uses)

@@ -136,18 +136,20 @@ def heads(ticks: Ticks, modes: Modes) -> list[Whole]:
     return found
 
 
-def tails(ticks: Ticks, modes: Modes) -> list[Whole]:
-    """By stage and mode: how many ticks the job takes after its end, at least."""
+def tails(ticks: Ticks, modes: Modes, after: Whole | None = None) -> list[Whole]:
+    """By stage and mode: how many ticks the job takes after its end, at least; `after` [m] what it does by place."""
     arrays = ticks.problem.arrays
     edges, follows = successors(arrays)
     found: list[Whole] = [np.zeros(0, dtype=np.int64)] * len(modes)
     for stage in reversed(order(arrays).tolist()):
         tail = np.zeros(len(modes[stage]), dtype=np.int64)
+        if after is not None:
+            tail = np.array([after[mode.place] if mode.ticks else 0 for mode in modes[stage]], dtype=np.int64)
         for edge in follows[edges[stage] : edges[stage + 1]]:
             sink = int(arrays.downstream[edge])
             rest = found[sink] + np.array([mode.ticks for mode in modes[sink]], dtype=np.int64)
             sends = ticks.transfer(edge, ticks.nodes(modes[stage]), ticks.nodes(modes[sink]))
-            after = np.where(sends == NEVER, FAR, rest[None, :] + sends)
-            tail = np.maximum(tail, after.min(axis=1, initial=FAR))
+            last = np.where(sends == NEVER, FAR, rest[None, :] + sends)
+            tail = np.maximum(tail, last.min(axis=1, initial=FAR))
         found[stage] = np.minimum(tail, FAR)
     return found

@@ -44,6 +44,13 @@ def spans(problem: Problem, place: Indices, loads: Flags) -> Spans:
     return Spans(base, seconds + load, load, arrays.latency[a, b] + arrays.size_bytes * arrays.seconds_per_byte[a, b])
 
 
+def bound_together(arrays: Arrays) -> Indices:
+    """[m]: for each place the first of those on which stages keep their order: of a node whose memory is counted, all."""
+    _, first = np.unique(arrays.node, return_index=True)
+    alone = np.arange(len(arrays.node))
+    return np.where(np.isfinite(arrays.memory_bytes)[arrays.node], first[arrays.node], alone).astype(np.int32)
+
+
 def in_order(problem: Problem, start: Floats) -> list[int]:
     """The stages by their starts, but every upstream before its downstreams."""
     arrays = problem.arrays
@@ -71,10 +78,10 @@ def earliest(problem: Problem, plan: Plan, what: Spans) -> Floats:
     """
     arrays, n = problem.arrays, len(plan.place)
     nodes, takes = arrays.node[plan.place], plan.finish > plan.start + SLACK
-    counted = np.isfinite(arrays.memory_bytes)[nodes]
+    bound = bound_together(arrays)[plan.place]
     heads, leads = predecessors(arrays)
     loaders = _loaders(arrays, plan, nodes)
-    before: dict[tuple[bool, int], list[int]] = {}
+    before: dict[int, list[int]] = {}
     start, finish = np.zeros(n), np.zeros(n)
     for stage in in_order(problem, plan.start):
         soonest = what.base[stage]
@@ -83,8 +90,7 @@ def earliest(problem: Problem, plan: Plan, what: Spans) -> Floats:
         if stage in loaders:
             soonest = max(soonest, start[loaders[stage]] + what.load[loaders[stage]])
         if takes[stage]:
-            key = (True, int(nodes[stage])) if counted[stage] else (False, int(plan.place[stage]))
-            others = before.setdefault(key, [])
+            others = before.setdefault(int(bound[stage]), [])
             ended = [other for other in others if plan.finish[other] <= plan.start[stage] + SLACK / 2]
             soonest = max(soonest, finish[ended].max(initial=0.0))
             others.append(stage)
