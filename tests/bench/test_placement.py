@@ -135,8 +135,9 @@ def test_a_digest_is_of_the_numbers_and_not_of_the_names() -> None:
     one = problem(["a", "b"], [Place("x"), Place("y")], [[1.0, 2.0], [3.0, 4.0]], [(0, 1, 5.0)])
     other = problem(["c", "d"], [Place("u"), Place("v")], [[1.0, 2.0], [3.0, 4.0]], [(0, 1, 5.0)])
     third = problem(["a", "b"], [Place("x"), Place("y")], [[1.0, 2.0], [3.0, 4.0 + 1e-15]], [(0, 1, 5.0)])
+    limited = one._replace(arrays=one.arrays._replace(memory_bytes=np.array([1.0, np.inf])))
     assert digest(one) == digest(other)
-    assert digest(one) != digest(third)
+    assert len({digest(each) for each in (one, third, limited)}) == 3
 
 
 @pytest.mark.parametrize("constrained", [False, True])

@@ -16,6 +16,8 @@ from starloom.orchestrator.planner.problem import Floats, Problem, problem
 
 _DIGEST_BYTES = 12
 _FIT = (0.7, 1.4)
+_NOTHING = (0.0, -1.0, np.inf)
+"""No seconds and no flag, no group or model, no limit."""
 
 
 class Spec(NamedTuple):
@@ -86,12 +88,16 @@ def _mean(numbers: Floats) -> float:
 
 
 def digest(problem: Problem) -> str:
-    """What tells a problem from others: of all its numbers, bit by bit; names do not count."""
+    """What tells a problem from others: of all its numbers, bit by bit; names do not count.
+
+    Arrays that ask for nothing do not count either, so that digests stay when problems learn to ask for more.
+    """
     found = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for name, values in problem.arrays._asdict().items():
-        found.update(f"{name} {values.dtype.str} {values.shape} ".encode())
-        # Which of two zeros it is counts for nothing.
-        found.update((values + 0.0 if values.dtype == np.float64 else values).tobytes())
+        if not np.isin(values, _NOTHING).all():
+            found.update(f"{name} {values.dtype.str} {values.shape} ".encode())
+            # Which of two zeros it is counts for nothing.
+            found.update((values + 0.0 if values.dtype == np.float64 else values).tobytes())
     return found.hexdigest()
 
 
