@@ -80,9 +80,9 @@ class RayCluster:
             except Unavailable:
                 ours = self._ours
                 if ours:
-                    self.stop()
-                    # Ray forgets the processes of a start that failed.
+                    # Ray forgets the processes of a start that failed, and they write to the folder until they end.
                     _kill([child for child in psutil.Process().children() if child.pid not in others])
+                    self.stop()
                 # Seen on a quiet machine too, once in some ten runs of all tests: its processes do not find each other.
                 if not ours or not left:
                     raise
