@@ -143,7 +143,14 @@ class Station:
             token = task(stage).token
             stage_id = StageId(stage)
             found.append(
-                Await(upstream=stage_id, token=token, agent=self.name, address=self.address, streams={port: output})
+                Await(
+                    upstream=stage_id,
+                    token=token,
+                    agent=self.name,
+                    address=self.address,
+                    streams={port: output},
+                    incarnation=incarnation(self.name),
+                )
             )
         return tuple(found)
 
@@ -313,7 +320,7 @@ async def cluster(
         stack.push_async_callback(_stop, server.stop)
         for name in names:
             transfer = await stack.enter_async_context(Transfer(TOKEN, faults))
-            streams = Streams(AgentId(name), known, no_models, transfer, store_address)
+            streams = Streams(AgentId(name), known, no_models, transfer, store_address, incarnation(name))
             breakable = Breakable(streams)
             data = DataServer(Holder(), TOKEN, streams=breakable)
             address = await data.start()
@@ -324,6 +331,11 @@ async def cluster(
             stack.push_async_callback(runtime.stop)
             found.stations[name] = Station(name, runtime, told, breakable, address)
         yield found
+
+
+def incarnation(name: str) -> str:
+    """What the only process of an agent is called."""
+    return f"{name}-1"
 
 
 async def _stop(stop: Callable[[float | None], Awaitable[None]]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import suppress
 from typing import Any
 
+import msgspec
 import pytest
 from tests.agents.fakes import assign, given, task
 from tests.agents.streamkit import (
@@ -281,6 +282,17 @@ async def test_chunks_that_are_not_kept_any_more_are_reported_as_gone(consumer: 
         assert isinstance(lost, InputLost)
         assert lost.gone
         assert lost.missing == {StageId("count"): (a.name,)}
+
+
+async def test_process_that_took_anothers_place_is_not_waited_for() -> None:
+    async with cluster("a", "b") as agents:
+        a, b = agents["a"], agents["b"]
+        (awaited,) = a.awaits(in_="count.out")
+        b.send(consuming("g", "t.gather", (msgspec.structs.replace(awaited, incarnation="the one before"),)))
+        lost = await b.told.final(task("g"))
+        assert isinstance(lost, InputLost)
+        assert lost.missing == {StageId("count"): (a.name,)}
+        assert "a was started anew since" in lost.reason
 
 
 async def test_short_stream_is_read_again_by_an_attempt_that_comes_after_its_end() -> None:

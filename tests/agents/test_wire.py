@@ -92,6 +92,7 @@ COMMANDS: list[Command] = [
                 feeds={"z": "out"},
                 holds=("v > 1",),
                 streams={"s": "chunks"},
+                incarnation="0f3a",
             ),
             Await(upstream=StageId(""), token=FencingToken(Epoch(0), Attempt(0)), streams={"mic": "audio"}),
         ),

@@ -369,6 +369,52 @@ class TestRestart:
         w.finish_all()
         assert w.status(job, "see", "need") == ["succeeded", "succeeded"]
 
+    @pytest.mark.parametrize("restarted", [False, True])
+    def test_what_lacks_an_input_waits_for_what_is_made_again_above_it(self, world: Any, restarted: bool) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(
+            constellation(
+                """
+stages:
+  see: {kind: t.work, cancelled: true}
+  scan: {kind: t.blob, after: [see]}
+  gate: {kind: t.work}
+  need: {kind: t.need, in: {data: {from: scan.data, on: completion}}, after: [gate]}
+"""
+            )
+        )
+        assert w.status(job, "see", "scan", "need") == ["skipped", "skipped", "pending"]
+        w.patched(w.patch(job, "- resume_stage: see", restart=True))
+        w.finish("gate")
+        assert w.status(job, "scan", "need") == ["skipped", "pending"], "scan is judged again once see has ended"
+        assert "another try: see, which it rests on, runs again" in w.coordinator.waits_for(job, StageId("need"))
+        if restarted:
+            w.restart()
+        w.finish("see", "scan", "need")
+        assert w.status(job) == "succeeded"
+
+    @pytest.mark.parametrize("salt", ["", "otherwise"])
+    def test_a_failure_counts_once_what_it_rests_on_has_run_again(self, world: Any, salt: str) -> None:
+        w = world(node("edge-1"))
+        job = w.submit(
+            constellation(
+                "stages: {see: {kind: t.work}, words: {kind: t.work, in: {x: see.value}},"
+                " find: {kind: t.work, in: {x: words.value}}}"
+            )
+        )
+        w.finish("see", "words")
+        w.patched(w.patch(job, "- set_policy: {stage: see, retry: 5}", restart=True))
+        w.fail("find")
+        assert w.status(job, "see", "words", "find") == ["placed", "succeeded", "pending"]
+        w.finish("see", salt=salt)
+        if salt:
+            w.finish("words", salt=salt)
+            w.finish("find")
+            assert w.status(job) == "succeeded"
+        else:
+            w.fail("find")
+            assert w.status(job) == "failed"
+
 
 class TestRefused:
     def test_what_has_started_with_every_reason(self, world: Any) -> None:

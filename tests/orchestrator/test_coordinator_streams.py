@@ -69,6 +69,7 @@ class TestPlaced:
                 agent=w.agents["edge-1"].name,
                 address="edge-1:1",
                 streams={"ticks": "ticks"},
+                incarnation=w.agents["edge-1"].incarnation,
             ),
         )
         assert w.assigned("tick").readers == (Reader(port="ticks", reader="twice-0.ticks", full=Full.BLOCK),)

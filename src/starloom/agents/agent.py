@@ -144,7 +144,8 @@ class Agent:
         if self._faults is not None:
             stages = DisturbedStages(stages, self._faults)
         models = self._models = ModelPool(config.models_root, config.threads)
-        streams = Streams(AgentId(config.name), stages, models, self._transfer, config.orchestrator)
+        name, store = AgentId(config.name), config.orchestrator
+        streams = Streams(name, stages, models, self._transfer, store, self.incarnation)
         data = self._data = DataServer(
             self._holder,
             config.token,

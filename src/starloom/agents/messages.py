@@ -40,8 +40,8 @@ class Await(msgspec.Struct, frozen=True, kw_only=True):
     The downstream starts once all that it awaits have succeeded, and each of `holds`, the keys of comparisons that
     its dependency makes, holds. `feeds` gives the upstream's output port by the input port that it feeds.
     `streams` does so for stream ports: those are read from their first chunk on, and nothing waits for their end.
-    `address` is the agent's data service, `host:port`. An empty upstream is the job itself, whose input streams
-    the orchestrator's data service has.
+    `address` is the agent's data service, `host:port`, and `incarnation` the process that streams are read from. An empty
+    upstream is the job itself, whose input streams the orchestrator's data service has.
     """
 
     upstream: StageId
@@ -51,6 +51,7 @@ class Await(msgspec.Struct, frozen=True, kw_only=True):
     feeds: dict[str, str] = {}
     holds: tuple[str, ...] = ()
     streams: dict[str, str] = {}
+    incarnation: str = ""
 
 
 class Reader(msgspec.Struct, frozen=True, kw_only=True):

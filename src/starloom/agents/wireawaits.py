@@ -29,6 +29,7 @@ def await_to_wire(awaited: Await) -> pb.Await:
         feeds=awaited.feeds,
         holds=awaited.holds,
         streams=awaited.streams,
+        incarnation=awaited.incarnation,
     )
 
 
@@ -46,6 +47,7 @@ def await_from_wire(message: pb.Await, place: str) -> Await:
         feeds=dict(message.feeds),
         holds=tuple(message.holds),
         streams=dict(message.streams),
+        incarnation=message.incarnation,
     )
 
 

@@ -52,7 +52,12 @@ def open_to_wire(wish: ReadOpen) -> pb.ReadRequest:
     """A reader's wish."""
     credit = credit_to_wire(wish.credit)
     message = pb.ReadOpen(
-        stream=name_to_wire(wish.stream), reader=wish.reader, credit=credit, full=wish.full or "", attempt=wish.attempt
+        stream=name_to_wire(wish.stream),
+        reader=wish.reader,
+        credit=credit,
+        full=wish.full or "",
+        attempt=wish.attempt,
+        incarnation=wish.incarnation,
     )
     return pb.ReadRequest(open=message)
 
@@ -66,7 +71,8 @@ def open_from_wire(message: pb.ReadOpen) -> ReadOpen:
     except ValueError:
         raise refusal("open.full", f"is {message.full!r}; use {', '.join(Full)}") from None
     name = name_from_wire(message.stream, "open.stream")
-    return ReadOpen(name, message.reader, credit_from_wire(message.credit), full, message.attempt)
+    credit = credit_from_wire(message.credit)
+    return ReadOpen(name, message.reader, credit, full, message.attempt, message.incarnation)
 
 
 def write_to_wire(wish: WriteOpen) -> pb.WriteRequest:

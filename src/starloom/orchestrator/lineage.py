@@ -90,6 +90,25 @@ def _ended(job: JobState, arcs: list[Dependency]) -> Iterator[tuple[Dependency, 
             yield arc, upstream
 
 
+def made_again(job: JobState, stage: StageId) -> StageId | None:
+    """A stage that has to run again and that what a stage may read rests on, over whatever lies between; None if none has.
+
+    Takes time in the number of all stages above it.
+    """
+    seen, todo = {stage}, [stage]
+    while todo:
+        for arc in job.upstreams[todo.pop()]:
+            name, upstream = arc.upstream, job.stages[arc.upstream]
+            if name in seen:
+                continue
+            seen.add(name)
+            if upstream.former is not None:
+                return name
+            if upstream.status in ENDED:
+                todo.append(name)
+    return None
+
+
 def skip_reason(job: JobState, stage: StageId) -> str:
     """Why a stage is skipped: it was cancelled, or its first upstream that does not let it start."""
     if job.stages[stage].spec.cancelled:

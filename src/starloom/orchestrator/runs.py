@@ -109,6 +109,8 @@ class Run:
         self.lanes: dict[int, Lane] = {}
         #: those of them whose stages wait for its max_parallel
         self.parked: list[Lane] = []
+        #: stages that failed on what is made again, and try once more then: what of, and why they failed
+        self.unsettled: dict[StageId, str] = {}
         #: how often a stage could not reach its inputs since they were made
         self.unreachable: dict[StageId, int] = {}
         #: nodes where a stage could not reach its inputs, or that were lost with it
@@ -161,7 +163,7 @@ class Run:
         for stage in changed:
             self.order.setdefault(stage, len(self.order))
             self.queued.discard(stage)
-            for kept in (self.waits, self.unreachable, self.avoid):
+            for kept in (self.waits, self.unsettled, self.unreachable, self.avoid):
                 kept.pop(stage, None)
         for stage in difference.touched:
             self.clocks.pop(stage, None)

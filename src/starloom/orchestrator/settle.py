@@ -29,6 +29,7 @@ from starloom.orchestrator.lineage import (
     Verdict,
     changes,
     comparisons_of,
+    made_again,
     satisfied,
     skip_reason,
     still_stands,
@@ -76,6 +77,10 @@ class Settler:
         """A pending stage becomes ready, is skipped, or goes on waiting, perhaps ahead, as its upstreams have it."""
         if name in run.held:
             return
+        if name in run.unsettled:
+            if made_again(run.job, name) is not None:
+                return
+            del run.unsettled[name]
         streaming = name in run.streams.groups
         match run.streams.verdict(run.job, name) if streaming else verdict(run.job, name):
             case Verdict.RUN | Verdict.AHEAD if streaming:
@@ -93,6 +98,22 @@ class Settler:
 
     def drain(self) -> None:
         """Works off all consequences, and ends the jobs that have nothing left to do."""
+        self._judge()
+        unsettled = [run for run in self._touched.values() if run.unsettled]
+        for run in unsettled:
+            # Only once all has been judged: what a stage rests on is made again one after the other.
+            for name in tuple(run.unsettled) if run.job.status is JobStatus.RUNNING else ():
+                self.decide(run, name)
+        if unsettled:
+            self._judge()
+        for run in self._touched.values():
+            try:
+                self._endings.check(run)
+            except Exception as error:
+                self._endings.contain(run.job.id, "its end", error)
+        self._touched.clear()
+
+    def _judge(self) -> None:
         while self._ended:
             run, name = self._ended.popleft()
             unjudged = (run.job.id, name) in self._unjudged
@@ -103,12 +124,6 @@ class Settler:
                 self._follow(run, name)
             except Exception as error:
                 self._endings.contain(run.job.id, f"what follows from {name}", error)
-        for run in self._touched.values():
-            try:
-                self._endings.check(run)
-            except Exception as error:
-                self._endings.contain(run.job.id, "its end", error)
-        self._touched.clear()
 
     def commit(self, run: Run, fact: StageCommitted) -> None:
         """The stage has a result."""
@@ -129,8 +144,11 @@ class Settler:
             for name in dict.fromkeys(awaiting):
                 self._awaited(run, fact.stage, name)
 
-    def fail(self, run: Run, name: StageId, token: FencingToken, error: ErrorInfo) -> None:
-        """An attempt failed: another follows if its policy allows, else the stage has failed for good."""
+    def fail(self, run: Run, name: StageId, token: FencingToken, error: ErrorInfo, *, late: bool = False) -> None:
+        """An attempt failed: another follows if its policy allows, else the stage has failed for good.
+
+        Not for good while anything is made again that it rests on, unless it is `late`: with that it may do better.
+        """
         stage = run.job.stages[name]
         if run.job.status is JobStatus.CANCELLING:
             self.stopped(run, name, token, error.message)
@@ -143,6 +161,9 @@ class Settler:
         seconds = None
         if error.transient and stage.failures < policy.retry.times:
             seconds = back_off(policy.retry, stage.failures)
+        elif not late and policy.on_failure is OnFailure.FAIL and (again := made_again(run.job, name)) is not None:
+            self._put_aside(run, name, token, f"{again}, which it rests on, runs again, and it failed: {error.message}")
+            return
         self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
         self._gone(run, name)
         if seconds is not None:
@@ -168,7 +189,12 @@ class Settler:
         *others, last = tuple(stage.live) or (FencingToken(self._ledger.epoch, stage.attempt),)
         for token in others:
             self._ledger.record(StageSuperseded(job=run.job.id, stage=name, token=token, reason=error.message))
-        self.fail(run, name, last, error)
+        self.fail(run, name, last, error, late=True)
+
+    def _put_aside(self, run: Run, name: StageId, token: FencingToken, reason: str) -> None:
+        run.unsettled[name] = reason
+        if token in run.job.stages[name].live:
+            self.supersede(run, name, token, reason)
 
     def supersede(
         self,
@@ -336,6 +362,7 @@ class Settler:
         run.unasked.pop(name, None)
         run.unreachable.pop(name, None)
         run.avoid.pop(name, None)
+        run.unsettled.pop(name, None)
         self._ended.append((run, name))
         self._unjudged.add((run.job.id, name))
         self._touched[run.job.id] = run

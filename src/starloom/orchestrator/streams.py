@@ -142,8 +142,17 @@ class Streams:
         found = []
         for name, streams in ports.items():
             token, agent = _whom(job, name, next(iter(streams)), holders)
-            address = fleet.members[agent].profile.address if agent else ""
-            found.append(Await(upstream=name, token=token, agent=agent, address=address, streams=streams))
+            member = fleet.members[agent] if agent else None
+            found.append(
+                Await(
+                    upstream=name,
+                    token=token,
+                    agent=agent,
+                    address=member.profile.address if member is not None else "",
+                    streams=streams,
+                    incarnation=member.incarnation if member is not None else "",
+                )
+            )
         if fed := self.fed.get(stage):
             found.append(Await(upstream=OF_JOB, token=NO_TOKEN, streams=dict(fed)))
         return found

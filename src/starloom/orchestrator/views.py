@@ -58,6 +58,8 @@ def waits_for(job: JobState, run: Run | None, name: StageId, lanes: ReadyLanes, 
         return ""
     if name in run.held:
         return "a patch of the job to be settled"
+    if name in run.unsettled:
+        return f"another try: {run.unsettled[name]}"
     if stage.live:
         return _for_agent(stage, fleet, run.streams.reads(name))
     if job.undecided[name]:

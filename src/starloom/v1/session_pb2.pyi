@@ -184,7 +184,7 @@ class Reader(_message.Message):
     def __init__(self, port: _Optional[str] = ..., reader: _Optional[str] = ..., full: _Optional[str] = ...) -> None: ...
 
 class Await(_message.Message):
-    __slots__ = ("upstream", "epoch", "attempt", "agent", "address", "feeds", "holds", "streams")
+    __slots__ = ("upstream", "epoch", "attempt", "agent", "address", "feeds", "holds", "streams", "incarnation")
     class FeedsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -207,6 +207,7 @@ class Await(_message.Message):
     FEEDS_FIELD_NUMBER: _ClassVar[int]
     HOLDS_FIELD_NUMBER: _ClassVar[int]
     STREAMS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
     upstream: str
     epoch: int
     attempt: int
@@ -215,7 +216,8 @@ class Await(_message.Message):
     feeds: _containers.ScalarMap[str, str]
     holds: _containers.RepeatedScalarFieldContainer[str]
     streams: _containers.ScalarMap[str, str]
-    def __init__(self, upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., agent: _Optional[str] = ..., address: _Optional[str] = ..., feeds: _Optional[_Mapping[str, str]] = ..., holds: _Optional[_Iterable[str]] = ..., streams: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    incarnation: str
+    def __init__(self, upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., agent: _Optional[str] = ..., address: _Optional[str] = ..., feeds: _Optional[_Mapping[str, str]] = ..., holds: _Optional[_Iterable[str]] = ..., streams: _Optional[_Mapping[str, str]] = ..., incarnation: _Optional[str] = ...) -> None: ...
 
 class Input(_message.Message):
     __slots__ = ("port", "ref", "upstream", "epoch", "attempt", "address", "others")

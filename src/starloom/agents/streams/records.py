@@ -72,7 +72,7 @@ class ReadOpen(NamedTuple):
     """A reader's wish. `reader` is `stage.port`, the same in every call that goes on with one reading.
 
     `full` is its policy, None for what was declared for it. What a later `attempt` of it reads, an earlier one does
-    not take back.
+    not take back. `incarnation` is the process that has the stream, empty for whichever is there.
     """
 
     stream: StreamName
@@ -80,6 +80,7 @@ class ReadOpen(NamedTuple):
     credit: Credit = Credit()
     full: Full | None = None
     attempt: int = 0
+    incarnation: str = ""
 
 
 class WriteOpen(NamedTuple):

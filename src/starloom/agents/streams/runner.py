@@ -24,7 +24,7 @@ from starloom.agents.streams.watching import Watch
 from starloom.agents.transfer import Transfer
 from starloom.agents.workers import Began, Ended
 from starloom.dag import limits
-from starloom.dag.errors import Cancelled, InvalidInput, Problem, StarloomError
+from starloom.dag.errors import Cancelled, InvalidInput, Problem, StarloomError, StreamGone
 from starloom.dag.ids import AgentId, JobId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.streams import has_streams
@@ -42,7 +42,13 @@ class Streams:
     """One agent's streams: `dataservice.StreamSource`. All methods are for the agent's event loop."""
 
     def __init__(
-        self, agent: AgentId, stages: StageLookup, models: ModelsFactory, transfer: Transfer, store_address: str
+        self,
+        agent: AgentId,
+        stages: StageLookup,
+        models: ModelsFactory,
+        transfer: Transfer,
+        store_address: str,
+        incarnation: str,
     ) -> None:
         #: the kinds whose attempts run here: those with a stream port
         self.kinds = frozenset(name for name, kind in stages.kinds.items() if has_streams(kind))
@@ -51,6 +57,7 @@ class Streams:
         self._models = models
         self._transfer = transfer
         self._store_address = store_address
+        self._incarnation = incarnation
         self._loops = Loops(f"{agent}-streams")
         self._hub = Hub()
         self._watch = Watch()
@@ -61,6 +68,9 @@ class Streams:
 
     async def read(self, wish: ReadOpen, told: AsyncIterator[Credit | None]) -> AsyncIterator[StreamBatch]:
         """Batches of one of this agent's streams, for another agent: as `dataservice.StreamSource` says."""
+        if wish.incarnation not in ("", self._incarnation):
+            # It would be waited for as one that is yet to begin.
+            raise StreamGone(f"{self._agent} was started anew since, and has no stream of the process before")
         reading = await self._loops.on_streams(self._hub.open(wish))
         wrong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -164,7 +174,8 @@ class Streams:
         declared = spec.input_port(port)
         assert declared is not None, "the ports were checked"
         name = StreamName(assign.task.job, awaited.upstream, awaited.token, output)
-        wish = ReadOpen(name, f"{assign.task.stage}.{port}", Credit(), declared.full, assign.task.token.attempt)
+        reader, attempt = f"{assign.task.stage}.{port}", assign.task.token.attempt
+        wish = ReadOpen(name, reader, Credit(), declared.full, attempt, awaited.incarnation)
         source: Source
         if awaited.upstream and awaited.agent == self._agent:
             source = LocalSource(self._hub, wish)

@@ -285,7 +285,7 @@ class Reasons(_OfPatches):
         """Looks at refusals by a job's present state: not at repeats, nor where it changed in the same decision."""
         if not decision.answers:
             return
-        changed = {fact.job for fact in decision.facts if isinstance(fact, f.JobPatched)}
+        changed = {getattr(fact, "job", None) for fact in decision.facts if difference_of(fact) is not None}
         for answer in decision.answers:
             asked = self._request(orchestrator, answer)
             if asked is None:

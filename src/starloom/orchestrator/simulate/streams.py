@@ -219,6 +219,9 @@ class Inlet:
             return
         call = self._call = ReadCall(self, asked)
         here.streams.began(call)
+        if self.awaited.incarnation not in ("", asked.incarnation):
+            call.refuse(Broken(f"{asked.name} was started anew since", gone=True))
+            return
         asked.streams.open(self.name, call, self._credit())
 
     def _failed(self) -> None:
