@@ -153,6 +153,47 @@ class TestGroups:
         wrong = constellation("stages: {a: {kind: k, colocate: a camera, straggler: 3}}")
         assert [problem.place for problem in problems(wrong, KINDS)] == ["stages.a.colocate", "stages.a.straggler"]
 
+    @pytest.mark.parametrize(
+        ("first", "second", "why"),
+        [
+            ("require: {node: x}", "require: {node: y}", "a requires node x; b requires node y"),
+            (
+                "require: {tier: [device, edge]}",
+                "require: {tier: cloud}",
+                "a requires the device or edge tier; b requires the cloud tier",
+            ),
+            (
+                "private: device",
+                "require: {tier: [edge, cloud]}",
+                "a has data that is private to device; b requires the edge or cloud tier",
+            ),
+            (
+                "require: {labels: {room: one}}",
+                "require: {labels: {room: two, desk: one}}",
+                "a requires the label room=one; b requires the label room=two",
+            ),
+        ],
+    )
+    def test_stages_that_no_node_could_run_together_are_told_without_a_node(
+        self, first: str, second: str, why: str
+    ) -> None:
+        text = "stages: {{a: {{kind: k, {}}}, b: {{kind: k, {}}}, c: {{kind: k, colocate: cam}}}}"
+        found = problems(constellation(text.format(f"{first}, colocate: cam", f"{second}, colocate: cam")), KINDS)
+        assert [str(problem) for problem in found] == [f"stages.a.colocate: no node can run all of 'cam': {why}"]
+        for apart in ("colocate: other", "colocate: cam, cancelled: true"):
+            assert problems(constellation(text.format(f"{first}, colocate: cam", f"{second}, {apart}")), KINDS) == []
+
+    def test_three_of_which_each_two_could_share_one(self) -> None:
+        tiers = ("[device, edge]", "[edge, cloud]", "[cloud, device]")
+        stages = ", ".join(
+            f"s{n}: {{kind: k, colocate: cam, require: {{tier: {tier}}}}}" for n, tier in enumerate(tiers)
+        )
+        (problem,) = problems(constellation(f"stages: {{{stages}}}"), KINDS)
+        assert problem.what.endswith(
+            "s0 requires the device or edge tier; s1 requires the edge or cloud tier; s2 requires the cloud or device tier"
+        )
+        assert problems(constellation(f"stages: {{{stages.replace('[cloud, device]', 'edge')}}}"), KINDS) == []
+
     def test_patches_move_stages_between_them_and_undo_it(self) -> None:
         before = constellation(self.PAIR)
         edit = Edit()

@@ -66,6 +66,27 @@ def test_explain_tells_what_each_other_place_would_cost_and_why_one_is_excluded(
     assert found["explain"]["excluded"] == {"edge": "is on the edge tier", "far": "is on the cloud tier"}
 
 
+def test_explain_tells_the_way_by_which_a_stage_came_to_be_private(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[0]).write_text("""
+api_version: starloom/v1
+name: private
+inputs: {words: {type: json, private: device}}
+stages:
+  a: {kind: basic.noop, in: {value: $words}}
+  b: {kind: basic.noop, in: {value: a.value}}
+  c: {kind: basic.noop}
+""")
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "b")
+    assert found["explain"]["private"] == "value is private to device: words -> a"
+    assert set(found["explain"]["excluded"]) == {"edge", "far"}
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "c")
+    assert found["explain"]["private"] == ""
+    assert main(["plan", files[0], "--fleet", files[1], "--explain", "b"]) == 0
+    assert "b: value is private to device: words -> a" in capsys.readouterr().out
+
+
 def test_a_preference_is_kept_while_it_is_worth_its_seconds_and_explained(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -134,6 +155,16 @@ def test_or_with_each_stage_preferring_its_place(
     assert again["placement"] == found["placement"]
     code, found = plan(capsys, files[0], "--fleet", files[1], "--soft")
     assert (code, [problem["place"] for problem in found["error"]["problems"]]) == (2, ["--soft"])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("--seed", "-1"), ("--seed", "9" * 30), ("--budget", "nan"), ("--budget", "-1")]
+)
+def test_a_seed_or_a_budget_that_is_none_is_bad_usage(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], name: str, value: str
+) -> None:
+    code, found = plan(capsys, files[0], "--fleet", files[1], name, value)
+    assert (code, found["error"]["type"]) == (2, "UsageError")
 
 
 def test_what_cannot_be_planned_says_why(

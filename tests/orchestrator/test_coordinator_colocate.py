@@ -109,7 +109,7 @@ class TestFaults:
 
 
 class TestRefusals:
-    APART = "stages: {one: {kind: t.work, colocate: g, require: {tier: cloud}}, two: {kind: t.work, colocate: g, require: {tier: edge}}}"
+    APART = "stages: {one: {kind: t.work, colocate: g, require: {tier: cloud}}, two: {kind: t.work, colocate: g, require: {node: b-edge}}}"
 
     def test_a_group_without_a_node_for_all_is_refused(self, world: Any) -> None:
         w = world(*three())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from starloom.dag.errors import InvalidConstellation, InvalidInput, NotFound, Problem
 from starloom.dag.quantities import read_bytes
 from starloom.orchestrator.cli.check import read_constellation
-from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command
+from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count, factor
 
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
@@ -47,8 +47,10 @@ def add_parsers(commands: Commands) -> None:
         metavar="NAME=BYTES",
         help="the size of a job input, such as photo=2MB",
     )
-    parser.add_argument("--budget", type=float, default=100.0, metavar="MS", help="milliseconds to look (default: 100)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the local search (default: 0)")
+    parser.add_argument(
+        "--budget", type=factor, default=100.0, metavar="MS", help="milliseconds to look (default: 100)"
+    )
+    parser.add_argument("--seed", type=count, default=0, metavar="N", help="of the local search (default: 0)")
 
 
 def run_plan(args: argparse.Namespace, out: Output) -> int:
@@ -198,10 +200,14 @@ def _explain(built: "Built", plan: "Plan", stage: int, others: "list[Alternative
         rows.append([str(places[each.place]), told, more, here])
     excluded = {str(places[place]): fault for fault, barred in built.excluded[stage].items() for place in barred}
     rows += [[name, "excluded", "", f"{name} {fault}"] for name, fault in excluded.items()]
+    name, private = built.stages[stage], built.private.get(built.stages[stage], "")
     out.text("")
-    out.table(["PLACE", "JOB ENDS AFTER", "DIFFERENCE", "WHY"], rows, title=f"{built.stages[stage]}, elsewhere:")
+    out.table(["PLACE", "JOB ENDS AFTER", "DIFFERENCE", "WHY"], rows, title=f"{name}, elsewhere:")
+    if private:
+        out.text(f"{name}: {private}")
     return {
-        "stage": built.stages[stage],
+        "stage": name,
+        "private": private,
         "alternatives": [
             {
                 "place": str(places[each.place]),

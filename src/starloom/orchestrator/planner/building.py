@@ -49,13 +49,15 @@ class Built(NamedTuple):
 
     `stages`: the constellation's, which come first. `excluded`: for each stage of the constellation, by index, what is said of
     places on which it may not run, and their indices. `disliked`: for each likewise, what its preferences say against
-    places on which it may, by the index of the place.
+    places on which it may, by the index of the place. `private`: why the data of a stage may not go everywhere, with the way
+    by which its label came; only of stages of which that is so.
     """
 
     problem: Problem
     stages: tuple[StageId, ...]
     excluded: tuple[Mapping[str, tuple[int, ...]], ...]
     disliked: tuple[Mapping[int, tuple[str, ...]], ...]
+    private: Mapping[StageId, str]
 
 
 class Measured(NamedTuple):
@@ -134,7 +136,7 @@ class _Builder:
         self._stages = tuple(constellation.stages)
         self._kinds = {name: kinds[spec.kind] for name, spec in constellation.stages.items()}
         self._expected = {name: expectation(spec, self._kinds[name]) for name, spec in constellation.stages.items()}
-        self._private = labels_of(constellation, kinds)[0].levels
+        self._labels = labels_of(constellation, kinds)[0]
         #: kinds that load something, which is what takes the time of a first run
         self._loading = {kind.name: kind for kind in self._kinds.values() if kind.cost.load_seconds}
         # An accelerator runs one stage at a time.
@@ -176,14 +178,15 @@ class _Builder:
             memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
         )
         disliked = tuple(self._disliked(name, seconds[i]) for i, name in enumerate(self._stages))
-        return Built(made, self._stages, excluded, disliked)
+        private = {name: str(self._labels.of(name)) for name in self._labels.levels}
+        return Built(made, self._stages, excluded, disliked, private)
 
     def _place(self, index: int, name: StageId, seconds: Floats, penalty: Floats) -> dict[str, tuple[int, ...]]:
         """Fills a stage's rows; what is said of places on which it may not run."""
         spec, kind = self._constellation.stages[name], self._kinds[name]
         excluded: dict[str, list[int]] = {}
         for number, (node, place) in enumerate(self._owned):
-            faults = list(misfits(node.profile, True, kind, spec.requires, self._private.get(name)))
+            faults = list(misfits(node.profile, True, kind, spec.requires, self._labels.levels.get(name)))
             wanted = (spec.requires.target,) if spec.requires.target else kind.targets
             if not faults and place.target not in wanted:
                 faults = [f"is its target {place.target}, and {kind.name} computes on {', '.join(wanted)}"]
