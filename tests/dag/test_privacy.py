@@ -352,6 +352,28 @@ class TestGrowth:
         again, _ = self.grown(self.PRIVATE, {"@again": {"kind": "@", "in": {"x": "@in.x"}}})
         assert self.specs(again) == [(EDGE, None)]
 
+    def test_what_is_said_of_an_output_stands_though_the_stage_declassifies(self) -> None:
+        """One that declassifies, by its kind's word or its own, and keeps an output all the same, is not freed of that."""
+        patch, wrong = self.grown(
+            self.PRIVATE,
+            {
+                "@0": {"kind": "blur", "private": {"out": "device"}},
+                "@1": {"kind": "blur", "private": "device"},
+            },
+        )
+        assert wrong == []
+        assert self.specs(patch) == [({"out": DEVICE}, None), (DEVICE, None)]
+        add: Any = patch.operations[0]
+        stages = {spec.id: spec for spec in add.stages}
+        told, _ = labels_of(msgspec.structs.replace(constellation(self.PRIVATE), stages=stages), KINDS)
+        assert [str(told.of_output(name, "out")) for name in stages] == [
+            "its output out is private to device",
+            "the stage is private to device",
+        ]
+        text = self.PRIVATE.replace("$photo}", "$photo}, declassify: true, private: {out: device}")
+        again, wrong = self.grown(text, {"@again": {"kind": "@", "in": {"x": "@in.x"}}})
+        assert (wrong, self.specs(again)) == ([], [({"out": DEVICE}, True)])
+
     def test_a_stage_does_not_declassify_what_it_adds(self) -> None:
         _, wrong = self.grown(self.PRIVATE, {"@0": {"kind": "k", "declassify": True}})
         assert wrong == [

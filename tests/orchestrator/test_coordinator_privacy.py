@@ -12,7 +12,7 @@ from starloom.dag import limits
 from starloom.dag.constellation import Constellation, Tier
 from starloom.dag.document import load
 from starloom.dag.errors import Infeasible, InvalidConstellation, InvalidInput
-from starloom.dag.facts import JobPatched, StageFailed, StagePlaced
+from starloom.dag.facts import JobPatched, StageFailed, StagePlaced, StageSuperseded
 from starloom.dag.ids import JobId
 from starloom.dag.patchdoc import load_patch
 from starloom.devices.node import NodeProfile
@@ -139,6 +139,27 @@ stages:
         assert w.asked("free") == ["b-edge"]
         there = {agent.name for agent in w.agents.values() if any(isinstance(each, Replicate) for each in agent.log)}
         assert there == {"y-pi", "b-edge"}
+
+    def test_a_copy_that_was_asked_for_before_its_label_is_not_asked_for_again(self, world: Any) -> None:
+        text = """
+inputs: {photo: {type: bytes}}
+stages:
+  see: {kind: t.blob, in: {x: $photo}, require: {tier: device}}
+  make: {kind: t.blob, in: {x: see.data}, replicate: 1, require: {tier: device}}
+  read: {kind: t.work, after: [make]}
+  need: {kind: t.need, in: {data: make.data}, after: [read]}
+"""
+        w = world(*three())
+        job = w.submit(constellation(text), {"photo": stored()})
+        w.finish("see", "make")
+        assert w.asked("make") == ["b-edge"]
+        w.silence("b-edge")
+        w.agents["b-edge"].asked.clear()
+        w.patched(w.patch(job, "- set_privacy: {stage: see, private: device}", restart=True))
+        w.hello(w.agents["b-edge"])
+        assert w.asked("make") == []
+        w.join(device("y-pi"))
+        assert w.asked("make") == ["y-pi"]
 
     def test_what_private_stages_give_is_kept_where_it_is_made(self, world: Any) -> None:
         w = world(*three())
@@ -291,6 +312,55 @@ stages:
         found = places(w, job)
         assert (found["one"], found["two"], found["wait"]) == ({"a-cloud"}, {"z-pi"}, {"z-pi"})
 
+    @pytest.mark.parametrize("started", [False, True])
+    @pytest.mark.parametrize("where", ["a-cloud", "z-pi"])
+    def test_what_was_given_out_before_and_reads_it_does_not_go_on(self, world: Any, where: str, started: bool) -> None:
+        """On another tier it would still fetch what is private now, and on the right one tell it with its report."""
+        w = world(node("a-cloud", Tier.CLOUD), device("z-pi"))
+        text = f"""
+inputs: {{photo: {{type: bytes}}}}
+stages:
+  see: {{kind: t.blob, in: {{x: $photo}}, require: {{tier: device}}}}
+  read: {{kind: t.need, in: {{data: see.data}}, prefer: [{{node: {where}, seconds: 100}}]}}
+  say: {{kind: t.work, in: {{x: read.value}}}}
+"""
+        job = w.submit(constellation(text), {"photo": stored()})
+        w.finish("see")
+        if started:
+            w.start("read")
+        before = w.assigned("read").task
+        w.patched(w.patch(job, "- set_privacy: {stage: see, private: device}", restart=True))
+        (superseded,) = (fact for fact in facts_of(w, StageSuperseded) if fact.stage == "read")
+        assert (superseded.token, superseded.reason) == (before.token, "what it reads is private to device now")
+        assert [name for name, agent in w.agents.items() if before in agent.cancelled] == [where]
+        w.acknowledge_cancels()
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        last = w.sent[max((task for task in w.sent if task.stage == "read"), key=lambda task: task.token.attempt)]
+        assert last.private
+        assert w.coordinator.jobs[job].stages["read"].agent == "z-pi"
+        assert w.coordinator.jobs[job].stages["say"].agent == "z-pi"
+
+    def test_what_reads_nothing_of_it_goes_on(self, world: Any) -> None:
+        """`read` joined any, and read what is free; that another way to it is private now changes nothing for it."""
+        w = world(node("a-cloud", Tier.CLOUD), device("z-pi"))
+        text = """
+inputs: {photo: {type: json}}
+stages:
+  see: {kind: t.work, in: {x: $photo}}
+  gate: {kind: t.work, require: {tier: device}}
+  late: {kind: t.work, after: [gate], in: {x: $photo}}
+  read: {kind: t.work, join: any, in: {x: see.value, y: late.value}}
+"""
+        job = w.submit(constellation(text), PHOTO)
+        w.finish("see")
+        w.start("read")
+        w.patched(w.patch(job, "- set_privacy: {stage: late, private: device}"))
+        assert "read" in w.active()
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert places(w, job)["read"] == {"a-cloud"}
+
     def test_people_may_declassify_by_one(self, world: Any) -> None:
         w = world(*three())
         job = w.submit(LINE, PHOTO)
@@ -317,6 +387,23 @@ stages:
         found = places(w, job)
         assert set(found) == {"grow", "grow-0", "grow-1", "grow-2", "end"}
         assert set().union(*found.values()) == {"z-pi"}
+
+    def test_what_it_adds_again_once_it_is_private_is_private_as_well(self, world: Any) -> None:
+        """The same growth, but of data that may not leave now: what it had added reads none of it but by its parameters."""
+        w = world(*three())
+        job = w.submit(constellation(self.TEXT.replace(", private: device", "")), PHOTO)
+        w.finish("grow", growth=load_patch("patch: [{add: {'@0': {kind: t.work, params: {label: a face}}}}]"))
+        w.start("grow-0")
+        assert w.where("grow-0").name != "z-pi"
+        w.patched(w.patch(job, "- set_privacy: {stage: grow, private: device}", restart=True))
+        w.acknowledge_cancels()
+        w.finish("grow", growth=load_patch("patch: [{add: {'@0': {kind: t.work, params: {label: a face}}}}]"))
+        w.acknowledge_cancels()
+        assert w.where("grow-0").name == "z-pi"
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert w.job(job).constellation.stages["grow-0"].private == "device"
+        w.check_replay()
 
     def test_also_what_reads_nothing_of_it(self, world: Any) -> None:
         w = world(*three())

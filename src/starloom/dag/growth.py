@@ -23,7 +23,7 @@ from starloom.dag.errors import Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Add, AnyOperation, Patch, Redirect, Rewire
-from starloom.dag.privacy import labels_in, strictest
+from starloom.dag.privacy import declassifies, labels_in, said_by, strictest
 from starloom.dag.shape import Shape
 
 OWN: Final = StageId("@")
@@ -128,11 +128,15 @@ class _Resolver:
         """As private as what the stage gives: the parameters of what it adds may be computed from that."""
         if self._private is None:
             return spec
-        said = spec.private if isinstance(spec.private, dict) else {"": spec.private}
-        level = strictest(self._private, *said.values())
-        kind = self._kinds.get(spec.kind)
-        frees = spec.declassify is None and kind is not None and kind.declassifies
-        return msgspec.structs.replace(spec, private=level, declassify=True if frees else spec.declassify)
+        said = said_by(spec)
+        level = strictest(self._private, *said)
+        if not declassifies(spec, self._kinds):
+            return msgspec.structs.replace(spec, private=level)
+        if not isinstance(spec.private, dict):
+            frees = True if spec.private is None else spec.declassify
+            return msgspec.structs.replace(spec, private=level, declassify=frees)
+        # What it says of an output stands though it declassifies, which one label for all of the stage could not tell.
+        return spec if level == strictest(*said) else msgspec.structs.replace(spec, private=level, declassify=False)
 
     def _rewire(self, place: str, rewire: Rewire) -> Rewire:
         if rewire.stage.startswith("@"):

@@ -235,6 +235,11 @@ def _gives(spec: StageSpec, port: str) -> tuple[Label, ...]:
     return () if private is None or spec.declassify else (Label(private, "the stage"),)
 
 
+def said_by(spec: StageSpec) -> tuple[Private, ...]:
+    """How far a stage says that it, or single outputs of it, may go; empty where it says nothing."""
+    return tuple(label.level for label in _said(spec))
+
+
 def strictest(*levels: Private | None) -> Private | None:
     """What lets data go least far; None where nothing is private."""
     return next((level for level in _STRICTEST_FIRST if level in levels), None)

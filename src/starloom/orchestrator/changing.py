@@ -1,10 +1,13 @@
 """Takes a change of a job that runs: with all that follows from it, in one decision."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from starloom.agents.messages import Cancel
+from starloom.dag.constellation import Private
 from starloom.dag.ids import StageId
+from starloom.dag.privacy import strictest
 from starloom.dag.stagestate import StageStatus
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler
@@ -15,10 +18,11 @@ from starloom.orchestrator.touching import Plan
 class Changing:
     """What patches and growth have in common."""
 
-    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, settler: Settler) -> None:
+    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, endings: Endings, settler: Settler) -> None:
         self._state = state
         self._ledger = ledger
         self._lanes = lanes
+        self._endings = endings
         self._settler = settler
         self._kinds = state.fleet.kinds
 
@@ -40,7 +44,9 @@ class Changing:
         self._lanes.forget(run, {change.stage for change in difference.stages})
         record()
         run.patched(difference, self._state.fleet.kinds)
+        before = run.labels.levels
         self.relabel(run)
+        confided = self._end_confided(run, before)
         if run.colocated:
             self._lanes.wake(run)
         for name in plan.ended:
@@ -49,8 +55,24 @@ class Changing:
         for name in mine:
             del run.held[name]
         fresh = [change.stage for change in difference.stages if change.before is None]
-        self.decide(run, [*mine, *fresh, *_streaming_together(run)])
+        self.decide(run, [*mine, *fresh, *confided, *_streaming_together(run)])
         self._settler.touch(run)
+
+    def _end_confided(self, run: Run, before: Mapping[StageId, Private]) -> list[StageId]:
+        """Ends what was given out when less was private, and reads what is so now. It has read it, or may yet.
+
+        On another tier it would fetch that, and wherever it is, it would tell what it makes of that with its report.
+        """
+        job, ended = run.job, []
+        for name, level in run.labels.levels.items():
+            was, stage = before.get(name), job.stages[name]
+            if not stage.live or was == strictest(was, level) or not _reads_private(run, name):
+                continue
+            self._endings.cancel_attempts(job, name)
+            for token in tuple(stage.live):
+                self._settler.supersede(run, name, token, f"what it reads is private to {level} now")
+            ended.append(name)
+        return ended
 
     def renew(self, runs: Iterable[Run]) -> None:
         """Kinds may have come, or come back otherwise, and it is their word whether they declassify."""
@@ -75,6 +97,15 @@ class Changing:
             stage = run.job.stages.get(name)
             if stage is not None and stage.status is StageStatus.PENDING:
                 self._settler.decide(run, name)
+
+
+def _reads_private(run: Run, name: StageId) -> bool:
+    """Whether what feeds an attempt of a stage has a result that may not go everywhere."""
+    stages = run.job.stages
+    return any(
+        arc.output and stages[arc.upstream].committed is not None and run.labels.of_output(arc.upstream, arc.output)
+        for arc in run.job.upstreams[name]
+    )
 
 
 def _streaming_together(run: Run) -> list[StageId]:

@@ -95,7 +95,7 @@ class Coordinator:
         self._stragglers = Stragglers(self._state, self._ledger, self._endings, self._dispatcher)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._replicas = Replicas(self._state, self._ledger, self._endings)
-        self._changing = Changing(self._state, self._ledger, self._lanes, self._settler)
+        self._changing = Changing(self._state, self._ledger, self._lanes, self._endings, self._settler)
         growing = Growing(self._state, self._settler, self._admission, self._changing)
         relays = Relays(self._state, self._ledger)
         self._reports = Reports(

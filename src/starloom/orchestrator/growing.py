@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from starloom.agents.messages import Finished
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
+from starloom.dag.constellation import Private
 from starloom.dag.draft import difference_of
 from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.facts import Growth, StageCommitted
@@ -19,6 +20,7 @@ from starloom.dag.ids import AgentId, Revision, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.patch import Difference, Patch, between
 from starloom.dag.patchtext import in_short
+from starloom.dag.privacy import said_by, strictest
 from starloom.dag.shape import Shape, constellation_at
 from starloom.dag.stagestate import ACTIVE, StageState, StageStatus
 from starloom.orchestrator.admission import Admission
@@ -55,7 +57,8 @@ class Growing:
         job, name = run.job, stage.spec.id
         former = job.growths.get(name)
         digest = digest_of(report.growth)
-        if digest == (former.digest if former else ""):
+        given = run.labels.given(name)
+        if digest == (former.digest if former else "") and not _freer(former, given.level if given else None):
             return None
         kinds = self._state.fleet.kinds
         if report.growth is not None and not kinds[stage.spec.kind].grows:
@@ -122,6 +125,12 @@ class Growing:
         gone = {change.stage for change in difference.stages if change.after is None}
         lost = [each for each in job.came_of(name) if each in job.growths and each not in gone]
         return _also(job, plan, lost, name)
+
+
+def _freer(former: Growth | None, level: Private | None) -> bool:
+    """Whether something that a stage has added may go further than what it gives now may."""
+    added = (change.after for change in former.stands.stages if change.before is None) if former is not None else ()
+    return any(spec is not None and strictest(*said_by(spec)) != strictest(level, *said_by(spec)) for spec in added)
 
 
 def _started(job: JobState, name: StageId) -> tuple[StageId, ...]:

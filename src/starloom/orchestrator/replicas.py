@@ -5,7 +5,7 @@ recorded. Copies are made, and those that were lost are made again, while a stag
 run. Looks at the facts of each decision after all else is decided, so that nothing else has to think of copies.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from heapq import heappop, heappush
 from typing import Final
 
@@ -197,6 +197,11 @@ class Replicas:
             self._runs[run.job.id] = run
         for agent in stage.holders:
             self._note(key, copying, agent)
+        allowed = _allowed(run, name)
+        for agent in [each for each in copying.agents if self._fleet.members[each].profile.tier not in allowed]:
+            # Asked for before its label came, and not to be asked again.
+            del copying.agents[agent]
+            self._coming[agent] -= copying.size_bytes
         self._short.pop(key, None)
         living = self._fleet.having(stage.holders)
         lacking = 1 + stage.spec.policy.replicate - len(living) - len(copying.agents)
@@ -243,8 +248,7 @@ class Replicas:
 
         Only to tiers where all that the stage gives may stand.
         """
-        label = run.labels.given(stage.spec.id)
-        allowed = tuple(Tier) if label is None else PRIVATE_TIERS[label.level]
+        allowed = _allowed(run, stage.spec.id)
         taken = [*living, *(self._fleet.members[agent] for agent in copying.agents)]
         zones = {member.profile.labels.get(ZONE_LABEL) for member in taken} - {None}
         tiers = {member.profile.tier for member in taken}
@@ -325,6 +329,12 @@ def nearest(holders: Collection[Member], sink: Member) -> list[Member]:
         return member is not sink, member.state is not AgentState.ONLINE, seconds, member.name
 
     return sorted(holders, key=key) if len(holders) > 1 else list(holders)
+
+
+def _allowed(run: Run, name: StageId) -> Sequence[Tier]:
+    """The tiers where all that a stage gives may stand."""
+    label = run.labels.given(name)
+    return tuple(Tier) if label is None else PRIVATE_TIERS[label.level]
 
 
 def _needed(run: Run, name: StageId) -> bool:

@@ -150,7 +150,13 @@ class _Meant:
     def _private(self, spec: StageSpec) -> StageSpec:
         """It goes no further than what the stage gives."""
         level = adding(self._constellation, self._stage)
-        return spec if level is None else msgspec.structs.replace(spec, private=level_of(OF[level] & said_of(spec)))
+        if level is None:
+            return spec
+        if not (spec.declassify and isinstance(spec.private, dict)):
+            return msgspec.structs.replace(spec, private=level_of(OF[level] & said_of(spec)))
+        if said_of(spec) <= OF[level]:
+            return spec
+        return msgspec.structs.replace(spec, private=level_of(OF[level] & said_of(spec)), declassify=False)
 
     def _bound(self, binding: InputBinding) -> InputBinding:
         return msgspec.structs.replace(binding, downstream=self._named(binding.downstream))
