@@ -74,6 +74,13 @@ def test_more_nodes_than_a_fleet_may_have_are_refused() -> None:
     assert f"FLEET_NODES_MAX = {limits.FLEET_NODES_MAX}" in problems(f"nodes:\n{lines}")["nodes"]
 
 
+@pytest.mark.parametrize("nodes", ["5", "cam", "{cam: device}", "null", "[]"])
+def test_nodes_that_are_no_list_are_refused(nodes: str) -> None:
+    found = problems(f"nodes: {nodes}\nlinks: 5")
+    assert found.keys() == {"nodes", "links"}
+    assert found["nodes"] == "list at least one node, such as {name: edge-1, tier: edge}"
+
+
 def test_links_that_are_no_list_and_a_file_that_is_not_there_are_refused(tmp_path: Path) -> None:
     assert "list links" in problems("nodes: [{name: a, tier: edge}]\nlinks: {a: 1}\n")["links"]
     with pytest.raises(InvalidInput, match="cannot be read"):

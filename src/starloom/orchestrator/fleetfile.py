@@ -89,10 +89,8 @@ class _FleetReader(NodeReader):
 
     def fleet(self, document: Any) -> Fleet:
         part = self.mapping("", document, ("nodes", "links"))
+        # None where what should list nodes does not; else one for each line, so that what else a line holds is read as well.
         specs = self.cluster({"nodes": part.get("nodes")}).nodes
-        if self.problems:
-            # What else the lines hold is read from sound ones only.
-            specs = specs if len(specs) == len(part.get("nodes") or ()) else ()
         nodes = [self._more(f"nodes.{i}", spec, part["nodes"][i]) for i, spec in enumerate(specs)]
         return Fleet(nodes=tuple(nodes), links=self._links(part.get("links", [])))
 
