@@ -189,6 +189,20 @@ class TestBoth:
         with pytest.raises(Conflict):
             await soon(anext(answers))
 
+    async def test_the_end_of_one_before_is_not_the_end_of_who_took_over(self, stream: JobStream) -> None:
+        first, told = writing(stream)
+        await soon(anext(first))
+        second, more = writing(stream)
+        await soon(anext(second))
+        told.say(batch(end=True))
+        with pytest.raises(Conflict):
+            await soon(anext(first))
+        more.say(batch(0))
+        assert (await soon(anext(second))).acknowledged == 1
+        more.say(batch(1, end=True))
+        assert (await soon(anext(second))).acknowledged == 2
+        assert (await read(stream))[0] == [0, 1]
+
     async def test_a_job_that_has_ended_ends_its_readers(self, stream: JobStream, job: Job) -> None:
         await write(stream, batch(0))
         found = asyncio.ensure_future(read(stream))

@@ -323,6 +323,7 @@ class FedStream:
             self._refuse_over()
             yield Credit(self._buffer.next if self._buffer is not None else self._wanted)
             async for part in parts:
+                self._refuse_former(call)
                 for chunk in part.chunks:
                     await self._put(call, chunk)
                 if part.end is not None:
@@ -339,10 +340,8 @@ class FedStream:
         while chunk.offset >= buffer.next and buffer.end is None and not buffer.fits(len(chunk.data), chunk.generation):
             await call.wait()
             self._refuse_over()
-            if call.over:
-                raise Conflict(f"another client feeds {self._name} now")
-        if call.over:
-            raise Conflict(f"another client feeds {self._name} now")
+            self._refuse_former(call)
+        self._refuse_former(call)
         self._refuse_over()
         if buffer.put(chunk):
             self.ring()
@@ -359,6 +358,10 @@ class FedStream:
         spool = self._marker()
         spool.finish(end)
         spool.close()
+
+    def _refuse_former(self, call: _Call) -> None:
+        if call.over:
+            raise Conflict(f"another client feeds {self._name} now")
 
     def _refuse_over(self) -> None:
         end = self._over()
