@@ -113,6 +113,16 @@ def test_weights_may_be_constants_of_the_graph(tmp_path: Path) -> None:
     assert (found.kind, found.parameters, found.flops) == ("Conv 3x3", 108, 2 * 36 * 108)
 
 
+def test_what_follows_from_weights_is_a_weight_and_no_work(tmp_path: Path) -> None:
+    cast = helper.make_node("Cast", ["half"], ["w"], to=FLOAT)
+    product = helper.make_node("MatMul", ["x", "w"], ["out"])
+    path = saved(
+        tmp_path / "half.onnx", [cast, product], {"x": [2, 5]}, ["out"], [weight("half", 5, 3, kind=np.float16)]
+    )
+    (found,) = read(path).operators
+    assert (found.kind, found.flops, found.parameters) == ("MatMul", 2 * 2 * 3 * 5, 15)
+
+
 def test_dimensions_that_are_unknown_by_name_too_are_told_apart_by_place(tmp_path: Path) -> None:
     node = helper.make_node("Relu", ["x"], ["out"])
     path = saved(tmp_path / "nameless.onnx", [node], {"x": ["?", 3, "?"]}, ["out"], [])

@@ -2,7 +2,7 @@
 
 Work is counted as is usual: a multiplication and an addition are two operations, convolutions and matrix products are
 counted by their sums, everything else as one operation for each element of its outputs. Bytes are those of all inputs
-and outputs, so what stays in a cache is counted too.
+and outputs, so what stays in a cache is counted too. What follows from weights alone is a weight: runtimes compute it once.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -80,8 +80,18 @@ def _operators(graph: Any, outer: Mapping[str, _Tensor]) -> Iterator[Operator]:
         for attribute in node.attribute:
             for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
                 yield from _operators(body, tensors)
-        if node.op_type not in _FREE:
+        if node.op_type in _FREE:
+            continue
+        if _follows_from_weights(node, tensors):
+            tensors.update({name: tensors.get(name, _UNKNOWN)._replace(weight=True) for name in node.output})
+        else:
             yield _operator(node, tensors, used=not needed.isdisjoint(node.output))
+
+
+def _follows_from_weights(node: Any, tensors: Mapping[str, _Tensor]) -> bool:
+    given = [tensors.get(name, _UNKNOWN) for name in node.input if name]
+    bodies = any(each.graphs or each.HasField("g") for each in node.attribute)
+    return bool(given) and not bodies and all(each.weight for each in given)
 
 
 def _tensors(graph: Any) -> dict[str, _Tensor]:
