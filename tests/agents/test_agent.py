@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ import pytest
 from tests.agents.fakes import TOKEN, WAIT_SECONDS, FakeOrchestrator, assign, given, task
 from tests.agents.streamkit import OF_THE_JOB, StreamStore
 
+from starloom.agents import samples, selfprofile
 from starloom.agents.agent import Agent, AgentConfig
 from starloom.agents.messages import Await, Cancel, Finished, InputLost, Reader, Release, Started, WasCancelled
 from starloom.agents.streams.records import StreamName
@@ -35,7 +37,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def config(orchestrator: FakeOrchestrator, **fields: Any) -> AgentConfig:
-    chosen: dict[str, Any] = {"name": "a", "tier": "edge", "token": TOKEN, "slots": 2} | fields
+    chosen: dict[str, Any] = {"name": "a", "tier": "edge", "token": TOKEN, "slots": 2, "measures": False} | fields
     return AgentConfig(orchestrator=orchestrator.address, **chosen)
 
 
@@ -49,6 +51,37 @@ async def running(orchestrator: FakeOrchestrator, **fields: Any) -> AsyncIterato
         yield agent
     finally:
         await agent.stop()
+
+
+async def test_what_it_measures_of_its_node_is_told_by_one_heartbeat_and_by_the_next_starts_hello(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_go = threading.Event()
+
+    def measured(provider: str, names: Sequence[str], threads: int, **_: Any) -> tuple[float, ...]:
+        assert let_go.wait(WAIT_SECONDS)
+        return tuple(1.0 for _ in names)
+
+    monkeypatch.setattr(selfprofile, "measure", measured)
+    places = {"profiles_root": str(tmp_path / "profiles"), "models_root": str(tmp_path / "models"), "measures": True}
+    async with FakeOrchestrator() as orchestrator:
+        async with running(orchestrator, **places) as agent:
+            await orchestrator.until(lambda: len(orchestrator.loads) > 1)
+            assert all(load.measured is None for load in orchestrator.loads)
+            let_go.set()
+            await orchestrator.until(lambda: any(load.measured for load in orchestrator.loads))
+            told = len(orchestrator.loads)
+            await orchestrator.until(lambda: len(orchestrator.loads) > told + 2)
+            [found] = [load.measured for load in orchestrator.loads if load.measured is not None]
+            assert found is not None
+            assert found.seconds == {"cpu": (1.0,) * len(samples.load().names)}
+            assert agent.profile.measured == found
+            orchestrator.drop()
+            await orchestrator.until(lambda: len(orchestrator.hellos) == 2)
+        async with running(orchestrator, **places):
+            pass
+        assert [hello.profile.measured for hello in orchestrator.hellos] == [None, found, found]
+        assert not [load for load in orchestrator.loads[told:] if load.measured is not None]
 
 
 async def test_agents_stream_to_each_other_and_to_the_orchestrator() -> None:

@@ -48,6 +48,7 @@ from starloom.dag.stagestate import StageState, StageStatus
 from starloom.dag.values import JOB_STORE, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.coordinator import Coordinator
+from starloom.orchestrator.costs import Costs
 from starloom.orchestrator.effects import Answer, Decision, Patched, Stopped, Submitted
 from starloom.orchestrator.inputs import (
     AgentGoodbye,
@@ -61,6 +62,7 @@ from starloom.orchestrator.inputs import (
 )
 from starloom.orchestrator.inputs import Input as Given
 from starloom.orchestrator.lineage import Verdict, verdict
+from starloom.orchestrator.placement import EarliestFinish, Planner
 
 SECOND = 1_000_000_000
 JSON, BYTES, TEXT = Port(PortType.JSON), Port(PortType.BYTES), Port(PortType.TEXT)
@@ -619,8 +621,17 @@ def snapshot(coordinator: Coordinator) -> dict[str, Any]:
             )
             for name, member in state.fleet.members.items()
         },
-        "costs": vars(state.planner.costs) if hasattr(state.planner, "costs") else None,
+        "costs": learned(state.planner),
     }
+
+
+def learned(planner: Planner) -> dict[str, Any]:
+    """What a planner knows of run times, copied; nothing of one that is a test's own."""
+    if not isinstance(planner, EarliestFinish):
+        return {}
+    costs = planner.costs
+    plain = {name: dict(getattr(costs, name)) for name in Costs.__slots__ if name != "forecasts"}
+    return {**plain, "nodes": dict(costs.forecasts.nodes), "asks": dict(costs.forecasts.asks)}
 
 
 def _job(job: JobState) -> dict[str, Any]:

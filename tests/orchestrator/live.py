@@ -123,7 +123,7 @@ class Cluster:
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[Agent]:
-        config = AgentConfig(name="node", tier="edge", orchestrator=self.address, token=TOKEN, slots=4)
+        config = AgentConfig(name="node", tier="edge", orchestrator=self.address, token=TOKEN, slots=4, measures=False)
         agent = Agent(config, Stages())
         await agent.start()
         await agent.connected.wait()

@@ -135,7 +135,7 @@ class Rig:
 
     async def agent(self, name: str, slots: int = 4, tier: str = "edge") -> Agent:
         """One more agent, once it is connected."""
-        config = AgentConfig(name=name, tier=tier, orchestrator=self.address, token=TOKEN, slots=slots)
+        config = AgentConfig(name=name, tier=tier, orchestrator=self.address, token=TOKEN, slots=slots, measures=False)
         agent = Agent(config, Stages(self.gate))
         await agent.start()
         self._stack.push_async_callback(agent.stop)

@@ -210,7 +210,9 @@ class Processes:
 @asynccontextmanager
 async def agent(address: str, name: str, slots: int = 1) -> AsyncIterator[Agent]:
     """An agent with these stages, in this process."""
-    made = Agent(AgentConfig(name=name, tier="edge", orchestrator=address, token=TOKEN, slots=slots), Stages())
+    made = Agent(
+        AgentConfig(name=name, tier="edge", orchestrator=address, token=TOKEN, slots=slots, measures=False), Stages()
+    )
     await made.start()
     await made.connected.wait()
     try:

@@ -66,7 +66,13 @@ class Stages:
 async def joined(stack: AsyncExitStack, cluster: Cluster, name: str, arena_bytes: int) -> Agent:
     agent = Agent(
         AgentConfig(
-            name=name, tier="edge", orchestrator=cluster.address, token=TOKEN, slots=1, arena_bytes=arena_bytes
+            name=name,
+            tier="edge",
+            orchestrator=cluster.address,
+            token=TOKEN,
+            slots=1,
+            arena_bytes=arena_bytes,
+            measures=False,
         ),
         Stages(),
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.orchestrator.harness import KINDS, World, facts_of, node
+from tests.orchestrator.harness import KINDS, World, facts_of, learned, node
 
 from starloom.dag import limits
 from starloom.dag.builder import Graph
@@ -150,10 +150,10 @@ class TestRestart:
         w = world(node("edge-1"), node("edge-2"))
         w.submit(chain(1))
         w.finish("s0", run=5.0, load=1.0)
-        learned = vars(w.coordinator._state.planner.costs)
+        before = learned(w.coordinator._state.planner)
         w.restart()
-        assert vars(w.coordinator._state.planner.costs) == learned
-        assert learned["run"] == {("t.work", "edge-1", "cpu"): 5.0}
+        assert learned(w.coordinator._state.planner) == before
+        assert before["run"] == {("t.work", "edge-1", "cpu"): 5.0}
 
 
 class TestPurity:

@@ -52,7 +52,13 @@ class FaultyRig(Rig):
     async def faulty(self, name: str) -> Agent:
         """One more agent, once it is online."""
         config = AgentConfig(
-            name=name, tier="edge", orchestrator=self.address, token=TOKEN, slots=4, faults_allowed=True
+            name=name,
+            tier="edge",
+            orchestrator=self.address,
+            token=TOKEN,
+            slots=4,
+            faults_allowed=True,
+            measures=False,
         )
         agent = self.agents[name] = Agent(config, Stages(self.gate))
         await agent.start()

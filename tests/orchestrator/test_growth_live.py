@@ -37,7 +37,9 @@ async def client(cluster: Cluster) -> AsyncIterator[AsyncClient]:
 @pytest.fixture
 async def shipped(cluster: Cluster) -> AsyncIterator[Agent]:
     """An agent with the kinds that ship."""
-    config = AgentConfig(name="shipped", tier="edge", orchestrator=cluster.address, token=TOKEN, slots=2)
+    config = AgentConfig(
+        name="shipped", tier="edge", orchestrator=cluster.address, token=TOKEN, slots=2, measures=False
+    )
     agent = Agent(config, Catalog(points=()))
     await agent.start()
     await agent.connected.wait()

@@ -68,7 +68,9 @@ class Stages:
 async def stages(cluster: Cluster) -> AsyncIterator[Stages]:
     """Those of an agent with one slot, the only one there is for them."""
     found = Stages()
-    agent = Agent(AgentConfig(name="one", tier="edge", orchestrator=cluster.address, token=TOKEN, slots=1), found)
+    agent = Agent(
+        AgentConfig(name="one", tier="edge", orchestrator=cluster.address, token=TOKEN, slots=1, measures=False), found
+    )
     await agent.start()
     await agent.connected.wait()
     yield found

@@ -57,7 +57,7 @@ async def until_started(job: AsyncJob, *stages: str) -> None:
 
 
 async def test_a_running_job_gets_a_recogniser_a_stage_and_another_place(cluster: Cluster, client: AsyncClient) -> None:
-    config = AgentConfig(name="far", tier="cloud", orchestrator=cluster.address, token=TOKEN, slots=2)
+    config = AgentConfig(name="far", tier="cloud", orchestrator=cluster.address, token=TOKEN, slots=2, measures=False)
     far = Agent(config, Stages())
     await far.start()
     await far.connected.wait()

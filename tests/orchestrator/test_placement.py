@@ -15,12 +15,12 @@ from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import PortType
 from starloom.devices.node import NodeProfile
+from starloom.orchestrator.costs import Costs
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, may, misfits, target_for, targets_for
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.placement import (
     Candidate,
     Choice,
-    Costs,
     EarliestFinish,
     Move,
     Want,

@@ -29,7 +29,10 @@ from starloom.agents.agent import Agent, AgentConfig
 
 async def main():
     name, orchestrator, token = sys.argv[1:]
-    agent = Agent(AgentConfig(name=name, tier="edge", orchestrator=orchestrator, token=token, kinds=("basic.make_bytes",)))
+    config = AgentConfig(
+        name=name, tier="edge", orchestrator=orchestrator, token=token, kinds=("basic.make_bytes",), measures=False
+    )
+    agent = Agent(config)
     await agent.start()
     await agent.connected.wait()
     print("there", flush=True)
@@ -86,7 +89,9 @@ async def test_a_value_whose_maker_was_killed_is_read_from_its_copy(cluster: Clu
     """The node that made it is asked first, for nobody knows yet that it is dead."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(AsyncClient(cluster.address, TOKEN))
-        config = AgentConfig(name="keeper", tier="cloud", orchestrator=cluster.address, token=TOKEN, slots=1)
+        config = AgentConfig(
+            name="keeper", tier="cloud", orchestrator=cluster.address, token=TOKEN, slots=1, measures=False
+        )
         keeper = Agent(config, Stages())
         await keeper.start()
         stack.push_async_callback(keeper.stop)

@@ -253,7 +253,7 @@ async def process(tmp_path: Path) -> AsyncIterator[Process]:
 async def run_over_kills(process: Process, document: Constellation, kills: int) -> None:
     gate = Gate()
     serving = await process.start()
-    config = AgentConfig(name="n0", tier="edge", orchestrator=serving.address, token=TOKEN, slots=2)
+    config = AgentConfig(name="n0", tier="edge", orchestrator=serving.address, token=TOKEN, slots=2, measures=False)
     agent = Agent(config, Stages(gate))
     await agent.start()
     try:

@@ -4,12 +4,14 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from starloom.agents import selfprofile
 from starloom.agents.catalog import Catalog
 from starloom.agents.core import AgentCore
 from starloom.agents.dataservice import DataServer
@@ -19,19 +21,21 @@ from starloom.agents.faultstages import DisturbedStages
 from starloom.agents.holder import Holder
 from starloom.agents.link import Link
 from starloom.agents.messages import Command, Hello, Load, Report, Welcome
+from starloom.agents.modelstore import ModelStore
 from starloom.agents.neighbours import Neighbours
 from starloom.agents.peers import Peers
-from starloom.agents.probe import LoadMeter, probe
+from starloom.agents.probe import LoadMeter, probe, provider_of
 from starloom.agents.runtime import Runtime
+from starloom.agents.selfprofile import Means, Profiling
 from starloom.agents.sharedmemory import open_arena
 from starloom.agents.stage import CancelToken
 from starloom.agents.streams.runner import Streams
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
-from starloom.dag.errors import Fenced, InvalidInput, Problem
+from starloom.dag.errors import Fenced, InvalidInput, Problem, StarloomError
 from starloom.dag.ids import AgentId, Epoch
 from starloom.dag.kinds import Batch, KindSpec
-from starloom.devices.node import NodeProfile
+from starloom.devices.node import Measured, NodeProfile
 
 if TYPE_CHECKING:
     from starloom.agents.sessions import SessionPool
@@ -47,7 +51,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     `kinds` names what it offers, empty for all that can run here. `host` is where its data service listens.
     `arena_bytes` bounds its shared memory, 0 for none. `verify_shared`: whether what is read in others' is hashed again.
     `load_ahead`: whether models are loaded while attempts that need them wait,
-    `batches`: whether attempts of kinds that say so share a call. `faults_allowed`: whoever has the token may make things go wrong in it.
+    `batches`: whether attempts of kinds that say so share a call. `measures`: whether it profiles its targets and reads its
+    models' graphs, once on a machine, and keeps that in `profiles_root`, empty for the user's cache. `faults_allowed`: whoever has the token may make things go wrong in it.
     """
 
     name: str
@@ -65,6 +70,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     verify_shared: bool = False
     load_ahead: bool = True
     batches: bool = True
+    measures: bool = True
+    profiles_root: str = ""
     faults_allowed: bool = False
 
 
@@ -81,7 +88,6 @@ class ModelPool:
         """The models of one call; raises StageError for an unknown target."""
         with self._guard:
             if self._pool is None:
-                from starloom.agents.modelstore import ModelStore
                 from starloom.agents.sessions import SessionPool
 
                 self._pool = SessionPool(ModelStore(self._root), limits.AGENT_SESSIONS_MAX, self._threads)
@@ -113,6 +119,9 @@ class Agent:
         self._runtime: Runtime | None = None
         self._models: ModelPool | None = None
         self._meter = LoadMeter()
+        self._profiling: Profiling | None = None
+        #: whether what was measured since the last hello is still to be told
+        self._untold = False
         self._dialing: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -167,6 +176,7 @@ class Agent:
                 tuple(kind.name for kind in self._kinds),
                 address,
             )
+            means = await asyncio.to_thread(self._find_means) if config.measures else None
         except BaseException:
             await self._end_data()
             raise
@@ -183,6 +193,10 @@ class Agent:
             streams,
         )
         self._dialing = asyncio.create_task(self._link.run(), name=f"{config.name}-link")
+        if means is not None:
+            loop = asyncio.get_running_loop()
+            self._profiling = Profiling(means, partial(self._from_thread, loop))
+            self._profiling.start()
 
     async def run(self) -> None:
         """Lasts until `stop`. Raises what the orchestrator refuses the agent for: Unauthenticated or InvalidInput."""
@@ -205,6 +219,8 @@ class Agent:
         if dialing is None:
             return
         self._stopped.set()
+        if self._profiling is not None:
+            await asyncio.to_thread(self._profiling.stop)
         await self.runtime.stop()
         connected = self.connected.is_set()
         self._link.leave("the agent was stopped")
@@ -223,6 +239,7 @@ class Agent:
 
     def hello(self, session: str, received: int, kept: Sequence[Report]) -> Hello:
         """For the link: who this is and what it holds."""
+        self._untold = False
         core = self.runtime.core
         return Hello(
             agent=self.profile.name,
@@ -254,7 +271,32 @@ class Agent:
         """For the link: what a heartbeat tells."""
         core = self.runtime.core
         load = self._meter.measure(core.queued, core.running, self._holder.held_bytes, core.stale_refused)
-        return msgspec.structs.replace(load, resident=self._models.resident() if self._models is not None else ())
+        measured = self.profile.measured if self._untold else None
+        self._untold = False
+        resident = self._models.resident() if self._models is not None else ()
+        return msgspec.structs.replace(load, resident=resident, measured=measured)
+
+    def _find_means(self) -> Means | None:
+        """What it profiles with; takes over what is kept from earlier starts. None where that cannot be had."""
+        config, profile = self.config, self.profile
+        folder = Path(config.profiles_root) if config.profiles_root else selfprofile.default_folder()
+        providers = {target.name: provider_of(target.name) for target in profile.targets}
+        try:
+            store = ModelStore(Path(config.models_root) if config.models_root else None)
+            means = Means(folder, providers, config.threads, self._kinds, store)
+            self._profile = msgspec.structs.replace(profile, measured=selfprofile.kept(means))
+        except (StarloomError, OSError) as error:
+            _log.warning("%s: its profile cannot be kept: %s", config.name, error)
+            return None
+        return means
+
+    def _from_thread(self, loop: asyncio.AbstractEventLoop, measured: Measured) -> None:
+        loop.call_soon_threadsafe(self._learned, measured)
+
+    def _learned(self, measured: Measured) -> None:
+        """The next heartbeat or hello tells of it."""
+        self._profile = msgspec.structs.replace(self.profile, measured=measured)
+        self._untold = True
 
     def _loading(self) -> frozenset[str]:
         """The kinds whose models are loaded ahead."""

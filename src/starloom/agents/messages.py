@@ -10,7 +10,7 @@ from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskT
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Patch
 from starloom.dag.values import Full, ValueRef
-from starloom.devices.node import NodeProfile
+from starloom.devices.node import Measured, NodeProfile
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -255,7 +255,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What a heartbeat carries: measured load of the agent's process and queues.
 
-    `resident` are the kinds whose models are loaded, None where the agent does not say.
+    `resident` are the kinds whose models are loaded, None where the agent does not say. `measured` is what the agent has
+    learned of its node since its hello, told once.
     """
 
     queued: int = 0
@@ -266,6 +267,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     file_handles: int = 0
     stale_refused: int = 0
     resident: tuple[str, ...] | None = None
+    measured: Measured | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):

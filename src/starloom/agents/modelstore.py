@@ -174,6 +174,15 @@ class ModelStore:
                 self._verified[path] = stamp
         return path
 
+    def stored(self, model: str, name: str) -> StoredFile:
+        """What is known of a file without reading it. Raises as `file`, but where its bytes differ."""
+        found = self._expected(self.entry(model)).get(name)
+        if found is None:
+            raise NotFound(
+                f"model {model!r} has no file {name!r}; its files: {', '.join(self.entry(model).stored_names)}"
+            )
+        return found
+
     def present(self, model: str) -> bool:
         """Whether every file of the model is there with its right size; digests are not computed. Raises NotFound."""
         try:

@@ -122,6 +122,13 @@ def _targets(names: Iterable[str]) -> tuple[tuple[Target, ...], list[Problem]]:
     return tuple(found), problems
 
 
+def provider_of(target: str) -> str:
+    """ONNX Runtime's execution provider for a target of the profile."""
+    from starloom.agents.sessions import BACKENDS
+
+    return BACKENDS[target].provider
+
+
 def _providers() -> tuple[str, ...]:
     import onnxruntime
 

@@ -170,20 +170,24 @@ class SessionPool:
         began = self._clock()
         path = self.store.file(key.model, key.file)
         try:
-            session = ort.InferenceSession(str(path), self._session_options(), providers=[backend(key.target).provider])
+            session = ort.InferenceSession(
+                str(path), session_options(self._threads), providers=[backend(key.target).provider]
+            )
         # ONNX Runtime's errors have no common class below Exception.
         except Exception as error:
             raise StageError(f"{key.model}/{key.file} is no model that ONNX Runtime can load: {error}") from error
         return _Loaded(session, path.stat().st_size, self._clock() - began)
 
-    def _session_options(self) -> Any:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = self._threads
-        options.inter_op_num_threads = 1
-        options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = _LOG_ERRORS_ONLY
-        return options
+
+def session_options(threads: int) -> Any:
+    """The `onnxruntime.SessionOptions` of every session of an agent."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = _LOG_ERRORS_ONLY
+    return options
 
 
 def backend(target: str) -> TargetBackend:

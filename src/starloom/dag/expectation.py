@@ -49,6 +49,11 @@ def run_seconds(stage: StageSpec, kind: KindSpec | None) -> float:
     return _told(stage, kind, cost.params.run_seconds, cost.run_seconds)
 
 
+def told_seconds(stage: StageSpec, kind: KindSpec | None) -> float | None:
+    """The seconds that the stage's parameters tell; None for a kind of which no parameter does."""
+    return run_seconds(stage, kind) if kind is not None and kind.cost.params.run_seconds else None
+
+
 def _told(stage: StageSpec, kind: KindSpec | None, param: str, otherwise: float) -> float:
     value = _value(stage, kind, param)
     return otherwise if value is None or number_fault(value) else value

@@ -48,16 +48,31 @@ class CostParams(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     entry_bytes: str = ""
 
 
+class GraphUse(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A model's graph that a usual run of a kind computes `times` over, for predictions on nodes where it did not run yet.
+
+    `sizes` are those of its inputs' dimensions, by name (`agents.graphreading`). `targets`: on which it does, all if empty.
+    """
+
+    model: str
+    file: str = "model.onnx"
+    sizes: dict[str, int] = {}
+    times: float = 1.0
+    targets: tuple[str, ...] = ()
+
+
 class Cost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A hint for placement until runs were measured: seconds on one core of the reference machine.
 
-    `params` names the parameters that know better for one stage; `dag.expectation` reads them.
+    `params` names the parameters that know better for one stage; `dag.expectation` reads them. `graphs` are what a usual
+    run computes: with what an agent measured of its node they tell the run time there better than `run_seconds`.
     """
 
     run_seconds: float = 0.01
     load_seconds: float = 0.0
     memory_bytes: int = 0
     params: CostParams = CostParams()
+    graphs: tuple[GraphUse, ...] = ()
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

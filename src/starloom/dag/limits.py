@@ -185,6 +185,10 @@ AGENT_FETCHES_AHEAD: Final = 4
 AGENT_FETCHED_BYTES_MAX: Final = 256 * 1024 * 1024
 AGENT_SESSIONS_MAX: Final = 32
 AGENT_STOP_SECONDS: Final = 5.0
+AGENT_PROFILE_SECONDS: Final = 3.0
+"""How long an agent measures its targets at its first start on a machine, in all."""
+AGENT_GRAPHS_SECONDS: Final = 1.5
+"""How long it reads graphs of models that it has not read before, at one start."""
 INPUT_PATIENCE_SECONDS: Final = 2.0
 FIGURES_PER_STAGE_MAX: Final = 16
 TRACE_LINES_MAX: Final = 20

@@ -6,6 +6,7 @@ import msgspec
 
 from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId
+from starloom.devices.demand import Demand
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -16,12 +17,26 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     note: str = ""
 
 
+class Measured(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What an agent has measured of its node's targets, and read of its models' graphs, for predictions.
+
+    `seconds`: by target, of one run of each of `agents.samples`, in their order; 0 for one that there was no time for.
+    `samples` is the digest of these. `asks`: what one usual run of a kind asks, by kind and target, as `devices.demand`
+    has it, of kinds that say which graphs they run and whose models are there.
+    """
+
+    samples: str = ""
+    seconds: dict[str, tuple[float, ...]] = {}
+    asks: dict[str, dict[str, Demand]] = {}
+
+
 class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One node: its place, and what was measured of it.
 
     `cores`: usable ones, counting cgroup limits. `memory_bytes`: likewise. `slots`: stages that run
     at once. `providers`: ONNX Runtime's execution providers. `kinds`: stage kinds that its agent
-    can run, by name. `address`: where its data service listens, `host:port`. `pid`: of its agent.
+    can run, by name. `address`: where its data service listens, `host:port`. `pid`: of its agent. `measured` is told
+    once it is there.
     """
 
     name: AgentId
@@ -36,6 +51,7 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     address: str = ""
     pid: int = 0
     details: dict[str, Any] = {}
+    measured: Measured | None = None
 
     def target(self, name: str) -> Target | None:
         """The target of that name, or None."""

@@ -8,6 +8,7 @@ from starloom.agents.messages import Await
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
 from starloom.dag.constellation import Dependency
+from starloom.dag.expectation import told_seconds
 from starloom.dag.ids import FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import ENDED
 from starloom.orchestrator.ahead import NO_ROOM, Ahead
@@ -74,7 +75,9 @@ class Delegation:
             return None
         moves = [*moves_of(fed, holders), *(Move(0, maker) for maker in {each.maker: None for each in awaited})]
         avoid = run.avoid.get(name, ())
-        choice = self._planner.choose(Want(job.id, name, lane.spec, moves, avoid, max(0, after) / NANOS), candidates)
+        told = told_seconds(job.stages[name].spec, lane.spec)
+        want = Want(job.id, name, lane.spec, moves, avoid, max(0, after) / NANOS, told=told)
+        choice = self._planner.choose(want, candidates)
         if choice is None:
             return NO_ROOM
         if choice.seconds > limits.DELEGATED_SECONDS or choice.candidate.member.name in avoid:

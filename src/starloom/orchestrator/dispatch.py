@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import msgspec
 
 from starloom.agents.messages import Assign, Await, Input, Source
+from starloom.dag.expectation import told_seconds
 from starloom.dag.facts import ErrorInfo, StagePlaced
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import StageStatus
@@ -82,7 +83,8 @@ class Dispatcher:
         holders = self.holders(fed)
         if set(lane.required).difference(item.port for item in fed) or not all(map(any_online, holders.values())):
             return False
-        choice = self._planner.choose(Want(job.id, name, lane.spec, moves_of(fed, holders)), free)
+        told = told_seconds(stage.spec, lane.spec)
+        choice = self._planner.choose(Want(job.id, name, lane.spec, moves_of(fed, holders), told=told), free)
         if choice is None:
             return False
         inputs = [input_of(run, item, holders, choice.candidate.member) for item in fed]
@@ -134,7 +136,9 @@ class Dispatcher:
             producers = run.streams.producers(job, name)
             moves = [*moves, *(Move(0, self._fleet.members[agent]) for agent in producers)]
         avoid = run.avoid.get(name, ())
-        choice = self._planner.choose(Want(job.id, name, lane.spec, moves, avoid, anyway=anyway), candidates)
+        told = told_seconds(job.stages[name].spec, lane.spec)
+        want = Want(job.id, name, lane.spec, moves, avoid, anyway=anyway, told=told)
+        choice = self._planner.choose(want, candidates)
         if choice is None:
             return False
         member = choice.candidate.member

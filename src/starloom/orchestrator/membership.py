@@ -9,6 +9,8 @@ from starloom.agents.messages import Cancel
 from starloom.dag import limits
 from starloom.dag.facts import AgentJoined, AgentLost, JobStatus
 from starloom.dag.ids import AgentId, TaskToken
+from starloom.dag.kinds import KindSpec
+from starloom.devices.node import NodeProfile
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
@@ -72,20 +74,25 @@ class Membership:
         if member is None or member.state is AgentState.LOST or member.incarnation != given.incarnation:
             if member is not None and member.state is not AgentState.LOST:
                 self._lose(member, "another process of that name said hello")
-            member = self._join(given)
+            member = self._join(given.agent, given.incarnation, given.profile, given.kinds)
             self._rest_if_flapping(member)
-        elif not given.resumed and (member.profile, member.kinds) != (given.profile, given.kinds):
-            self._join(given)
+        elif (member.profile, member.kinds) != (given.profile, given.kinds):
+            self._join(given.agent, given.incarnation, given.profile, given.kinds)
         self._heard(member)
         if not given.resumed:
             self._reconcile(member, given)
 
     def heartbeat(self, given: AgentHeartbeat) -> None:
-        """Renews a lease."""
+        """Renews a lease. What the agent has learned of its node meanwhile is joined to its profile."""
         member = self._known(given)
-        if member is not None:
-            member.beat(given.load)
-            self._heard(member)
+        if member is None:
+            return
+        measured = given.load.measured
+        member.beat(given.load if measured is None else msgspec.structs.replace(given.load, measured=None))
+        if measured not in (None, member.profile.measured):
+            profile = msgspec.structs.replace(member.profile, measured=measured)
+            self._join(member.name, member.incarnation, profile, member.kinds)
+        self._heard(member)
 
     def reported(self, given: AgentReports) -> None:
         """Reports are a sign of life as well."""
@@ -138,12 +145,10 @@ class Membership:
             return None
         return member
 
-    def _join(self, given: AgentHello) -> Member:
-        profile = msgspec.to_builtins(given.profile)
-        self._ledger.record(
-            AgentJoined(agent=given.agent, incarnation=given.incarnation, profile=profile, kinds=given.kinds)
-        )
-        return self._fleet.members[given.agent]
+    def _join(self, agent: AgentId, incarnation: str, profile: NodeProfile, kinds: tuple[KindSpec, ...]) -> Member:
+        told = msgspec.to_builtins(profile)
+        self._ledger.record(AgentJoined(agent=agent, incarnation=incarnation, profile=told, kinds=kinds))
+        return self._fleet.members[agent]
 
     def _rest_if_flapping(self, member: Member) -> None:
         """An agent that dies again and again would take work along each time."""

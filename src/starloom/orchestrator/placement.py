@@ -1,7 +1,7 @@
 """Where a ready stage goes: the planner's interface, what was learned of runs, and the first planner."""
 
 from collections.abc import Collection, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
@@ -9,10 +9,9 @@ from starloom.dag.facts import Timing
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.devices.links import STORE_TIER, link
+from starloom.devices.node import Measured
+from starloom.orchestrator.costs import Costs
 from starloom.orchestrator.fleet import Member
-
-_NEWEST_SHARE: Final = 0.3
-"""Weight of the newest run in a moving average."""
 
 
 class Candidate(NamedTuple):
@@ -40,7 +39,7 @@ class Want(NamedTuple):
     """One stage, as placement sees it. `avoid`: nodes that could not reach its inputs, or were lost with it.
 
     `anyway`: it goes to a node that is there, whatever that has. `ahead`: the seconds after which its upstreams are expected to have ended, for one that is placed ahead of them;
-    None for one that is ready.
+    None for one that is ready. `told`: the seconds that its parameters tell, if they do.
     """
 
     job: JobId
@@ -50,6 +49,7 @@ class Want(NamedTuple):
     avoid: Collection[AgentId] = ()
     ahead: float | None = None
     anyway: bool = False
+    told: float | None = None
 
 
 class Choice(NamedTuple):
@@ -67,50 +67,17 @@ class Planner(Protocol):
         """A place among the candidates, ordered by name, that are open, or open ahead; None if no one is."""
         ...
 
-    def expected_seconds(self, kind: KindSpec, node: AgentId, target: str) -> float:
-        """Seconds that a run takes there, as far as is known."""
+    def expected_seconds(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> float:
+        """Seconds that a run takes there, as far as is known; `told` as in Want."""
         ...
 
-    def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
+    def meet(self, node: AgentId, measured: Measured | None) -> None:
+        """Takes in what a node that joined tells of itself. Called as facts are applied, as `learn` is."""
+        ...
+
+    def learn(self, kind: str, node: AgentId, target: str, timing: Timing, told: float | None = None) -> None:
         """Takes in a run that was measured. Called as facts are applied, so a replay teaches the same."""
         ...
-
-
-class Costs:
-    """Seconds that runs and model loads take: measured where that kind ran, else the kind's own hint."""
-
-    def __init__(self) -> None:
-        self.run: dict[tuple[str, AgentId, str], float] = {}
-        #: on whichever node, for those where it did not run yet: a hint of the kind's author would compare badly
-        self.run_anywhere: dict[tuple[str, str], float] = {}
-        self.load: dict[str, float] = {}
-
-    def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
-        """Takes in one run."""
-        here, anywhere = (kind, node, target), (kind, target)
-        self.run[here] = _average(self.run.get(here), timing.run)
-        self.run_anywhere[anywhere] = _average(self.run_anywhere.get(anywhere), timing.run)
-        if timing.load > 0:
-            self.load[kind] = _average(self.load.get(kind), timing.load)
-
-    def run_seconds(self, kind: KindSpec, node: AgentId, target: str) -> float:
-        """Seconds of one run there."""
-        found = self.run.get((kind.name, node, target))
-        if found is None:
-            found = self.run_anywhere.get((kind.name, target), kind.cost.run_seconds)
-        return found
-
-    def known(self, kind: KindSpec, target: str) -> bool:
-        """Whether the kind ran on that target, on whichever node."""
-        return (kind.name, target) in self.run_anywhere
-
-    def load_seconds(self, kind: KindSpec) -> float:
-        """Seconds to load what the kind needs, where it did not run yet."""
-        return self.load.get(kind.name, kind.cost.load_seconds)
-
-
-def _average(known: float | None, newest: float) -> float:
-    return newest if known is None else known + _NEWEST_SHARE * (newest - known)
 
 
 class EarliestFinish:
@@ -125,13 +92,17 @@ class EarliestFinish:
     def __init__(self) -> None:
         self.costs = Costs()
 
-    def learn(self, kind: str, node: AgentId, target: str, timing: Timing) -> None:
-        """Takes in a run that was measured."""
-        self.costs.learn(kind, node, target, timing)
+    def meet(self, node: AgentId, measured: Measured | None) -> None:
+        """Takes in what a node tells of itself."""
+        self.costs.meet(node, measured)
 
-    def expected_seconds(self, kind: KindSpec, node: AgentId, target: str) -> float:
-        """Seconds that a run takes there: measured there, or on whichever node, or hinted."""
-        return self.costs.run_seconds(kind, node, target)
+    def learn(self, kind: str, node: AgentId, target: str, timing: Timing, told: float | None = None) -> None:
+        """Takes in a run that was measured."""
+        self.costs.learn(kind, node, target, timing, told)
+
+    def expected_seconds(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> float:
+        """Seconds that a run takes there: measured there, or predicted, or hinted."""
+        return self.costs.run_seconds(kind, node, target, told)
 
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
         """The open candidate that ends the stage soonest; None if no one is open."""
@@ -142,7 +113,7 @@ class EarliestFinish:
             member, target, preferred, counts = candidate
             if not (member.there if want.anyway else member.open if ahead is None else member.open_ahead):
                 continue
-            seconds = costs.run_seconds(kind, member.name, target)
+            seconds = costs.run_seconds(kind, member.name, target, want.told)
             if not member.is_resident(kind):
                 seconds += costs.load_seconds(kind)
             if ahead is None:

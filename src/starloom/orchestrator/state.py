@@ -5,6 +5,7 @@ from collections import deque
 from starloom.agents.messages import Command
 from starloom.dag import limits
 from starloom.dag.errors import InvalidTransition, StarloomError
+from starloom.dag.expectation import told_seconds
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
@@ -64,6 +65,7 @@ class State:
                 self._retire(self.open.pop(fact.job))
             case AgentJoined():
                 self.fleet.joined(fact)
+                self.planner.meet(fact.agent, self.fleet.members[fact.agent].profile.measured)
             case AgentLost():
                 self.fleet.lost(fact)
             case EpochStarted():
@@ -90,7 +92,8 @@ class State:
 
     def _learn(self, stage: StageState) -> None:
         kind = stage.spec.kind
-        self.planner.learn(kind, stage.agent, stage.target, stage.timing)
+        told = told_seconds(stage.spec, self.fleet.kinds.get(kind))
+        self.planner.learn(kind, stage.agent, stage.target, stage.timing, told)
         member = self.fleet.members.get(stage.agent)
         if member is not None:
             member.ran(kind)

@@ -4,6 +4,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from starloom.dag import limits
+from starloom.dag.expectation import told_seconds
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import FencingToken, JobId, StageId
 from starloom.orchestrator.agenda import Agenda
@@ -110,7 +111,8 @@ class Stragglers:
         kind = self._state.fleet.kinds.get(stage.spec.kind)
         if policy is None or kind is None or kind.effects:
             return None
-        expected = self._state.planner.expected_seconds(kind, stage.agent, stage.target)
+        told = told_seconds(stage.spec, kind)
+        expected = self._state.planner.expected_seconds(kind, stage.agent, stage.target, told)
         return round(max(policy.after_seconds, policy.factor * expected) * NANOS)
 
 

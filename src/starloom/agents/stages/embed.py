@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from starloom.agents.stage import Models, Outputs, Stage, StageCall
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
-from starloom.dag.kinds import Batch, Cost, KindSpec
+from starloom.dag.kinds import Batch, Cost, GraphUse, KindSpec
 from starloom.dag.values import Port, PortType
 
 MODEL = "minilm-l6-v2"
@@ -85,7 +85,13 @@ class Embed(Stage):
         outputs={"embedding": Port(PortType.TENSOR)},
         models=(MODEL,),
         tier=Tier.CLOUD,
-        cost=Cost(run_seconds=0.003, load_seconds=0.25, memory_bytes=80 * 1024 * 1024),
+        cost=Cost(
+            run_seconds=0.003,
+            load_seconds=0.25,
+            memory_bytes=80 * 1024 * 1024,
+            # a short question
+            graphs=(GraphUse(model=MODEL, sizes={"batch": 1, "steps": 12}),),
+        ),
     )
 
     def load(self, models: Models, target: str) -> None:

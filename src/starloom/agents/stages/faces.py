@@ -10,7 +10,7 @@ from starloom.agents.stages.image import Image, resize
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
-from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.kinds import Cost, GraphUse, KindSpec, Param
 from starloom.dag.values import Port, PortType
 
 MODEL = "centerface"
@@ -46,7 +46,15 @@ class DetectFaces(Stage):
         targets=("cpu", "npu"),
         models=(MODEL,),
         tier=Tier.DEVICE,
-        cost=Cost(run_seconds=0.08, load_seconds=0.2, memory_bytes=150 * 1024 * 1024),
+        cost=Cost(
+            run_seconds=0.08,
+            load_seconds=0.2,
+            memory_bytes=150 * 1024 * 1024,
+            graphs=tuple(
+                GraphUse(model=MODEL, file=file, sizes={"batch": 1, "height": 256, "width": 640}, targets=(target,))
+                for target, file in FILES.items()
+            ),
+        ),
     )
 
     def load(self, models: Models, target: str) -> None:

@@ -22,7 +22,7 @@ from starloom.agents.stages.language import details, tell
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput, Problem
-from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.kinds import Cost, GraphUse, KindSpec, Param
 
 PICTURE: Final = "picture"
 """The title of what was read in a picture, as the family was trained on it."""
@@ -69,6 +69,16 @@ def fitting(model: LanguageModel, question: str, shown: Sequence[Snippet]) -> li
     return kept
 
 
+def _sizes(tokens: int, before: int) -> dict[str, int]:
+    """Of a language model's inputs, for so many tokens behind so many."""
+    return {
+        "batch_size": 1,
+        "sequence_length": tokens,
+        "past_sequence_length": before,
+        "total_sequence_length": tokens + before,
+    }
+
+
 class ReadAndAnswer(Stage):
     """`question`, `read`, `passages` (as text.retrieve gives them) -> `answer`, as `text.answer` has its ports.
 
@@ -99,7 +109,17 @@ class ReadAndAnswer(Stage):
         models=Answer.spec.models,
         tier=Tier.CLOUD,
         deterministic=False,
-        cost=Cost(run_seconds=0.3, load_seconds=0.5, memory_bytes=160 * 1024 * 1024),
+        cost=Cost(
+            run_seconds=0.3,
+            load_seconds=0.5,
+            memory_bytes=160 * 1024 * 1024,
+            # a prompt of a few passages, a short answer, and the sentences that are compared with the question
+            graphs=(
+                GraphUse(model=LARGEST, sizes=_sizes(214, 0)),
+                GraphUse(model=LARGEST, sizes=_sizes(1, 218), times=7),
+                GraphUse(model=Answer.spec.models[0], sizes={"batch": 1, "steps": 20}, times=20),
+            ),
+        ),
     )
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ from starloom.agents.stages.textlines import as_text
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
-from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.kinds import Cost, GraphUse, KindSpec, Param
 from starloom.dag.values import Port, PortType
 
 MODEL = "ppocr-v6"
@@ -85,6 +85,21 @@ DETECT_PARAMS: Mapping[str, Param] = {
 }
 
 
+DETECT_COST = Cost(
+    run_seconds=0.5,
+    load_seconds=0.3,
+    memory_bytes=400 * 1024 * 1024,
+    # a photograph twice as wide as high, as large as min_side has it
+    graphs=(
+        GraphUse(
+            model=MODEL,
+            file=DETECT_FILE,
+            sizes={"DynamicDimension.0": 1, "DynamicDimension.1": 640, "DynamicDimension.2": 1600},
+        ),
+    ),
+)
+
+
 class DetectText(Stage):
     """Finds lines of text, in reading order: `[{"score": 0 to 1, "box": [[x, y] * 4]}]`, and `bend` where one is bent."""
 
@@ -96,7 +111,7 @@ class DetectText(Stage):
         params=dict(DETECT_PARAMS),
         models=(MODEL,),
         tier=Tier.EDGE,
-        cost=Cost(run_seconds=0.5, load_seconds=0.3, memory_bytes=400 * 1024 * 1024),
+        cost=DETECT_COST,
     )
 
     def load(self, models: Models, target: str) -> None:
@@ -126,7 +141,20 @@ class RecogniseText(Stage):
         },
         models=(MODEL,),
         tier=Tier.EDGE,
-        cost=Cost(run_seconds=0.6, load_seconds=0.5, memory_bytes=500 * 1024 * 1024),
+        cost=Cost(
+            run_seconds=0.6,
+            load_seconds=0.5,
+            memory_bytes=500 * 1024 * 1024,
+            # four lines of usual length
+            graphs=(
+                GraphUse(model=MODEL, file=ORIENT_FILE, sizes={"x.0": 4, "x.2": LINE_HEIGHT, "x.3": _ORIENT_WIDTH}),
+                GraphUse(
+                    model=MODEL,
+                    file=RECOGNISE_FILE,
+                    sizes={"DynamicDimension.0": 4, "DynamicDimension.1": 1040},
+                ),
+            ),
+        ),
     )
 
     def load(self, models: Models, target: str) -> None:

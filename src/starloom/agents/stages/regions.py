@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from starloom.agents.growing import Growing
 from starloom.agents.stage import Grown, Models, Outputs, Stage, StageCall
-from starloom.agents.stages.reading import DETECT_FILE, DETECT_PARAMS, MODEL, Region, find_lines
+from starloom.agents.stages.reading import DETECT_COST, DETECT_FILE, DETECT_PARAMS, MODEL, Region, find_lines
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
-from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.kinds import KindSpec, Param
 from starloom.dag.values import Port, PortType
 
 _NEAR_HEIGHTS = 0.3
@@ -37,7 +37,7 @@ class ReadText(Stage):
         models=(MODEL,),
         tier=Tier.EDGE,
         grows=True,
-        cost=Cost(run_seconds=0.5, load_seconds=0.3, memory_bytes=400 * 1024 * 1024),
+        cost=DETECT_COST,
     )
 
     def load(self, models: Models, target: str) -> None:

@@ -22,7 +22,7 @@ from starloom.agents.stages.audio import at_rate
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
-from starloom.dag.kinds import Cost, KindSpec
+from starloom.dag.kinds import Cost, GraphUse, KindSpec
 from starloom.dag.values import Port, PortType
 
 MODEL = "whisper-tiny-en"
@@ -140,7 +140,16 @@ class Transcribe(Stage):
         outputs={"text": Port(PortType.TEXT), "segments": Port(PortType.JSON)},
         models=(MODEL,),
         tier=Tier.EDGE,
-        cost=Cost(run_seconds=0.25, load_seconds=0.3, memory_bytes=350 * 1024 * 1024),
+        cost=Cost(
+            run_seconds=0.25,
+            load_seconds=0.3,
+            memory_bytes=350 * 1024 * 1024,
+            # ten seconds of speech, and as many tokens as a short question has
+            graphs=(
+                GraphUse(model=MODEL, file="encoder.onnx", sizes={"frames": 1000}),
+                GraphUse(model=MODEL, file="decoder.onnx", sizes={"steps": 1, "past": 5, "context": 500}, times=11),
+            ),
+        ),
     )
 
     def load(self, models: Models, target: str) -> None:

@@ -11,7 +11,7 @@ from starloom.agents.stages.audio import at_rate
 from starloom.agents.values import Audio
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
-from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.kinds import Cost, GraphUse, KindSpec, Param
 from starloom.dag.values import Port, PortType
 
 MODEL = "silero-vad"
@@ -50,7 +50,13 @@ class DetectSpeech(Stage):
         },
         models=(MODEL,),
         tier=Tier.DEVICE,
-        cost=Cost(run_seconds=0.03, load_seconds=0.1, memory_bytes=32 * 1024 * 1024),
+        cost=Cost(
+            run_seconds=0.03,
+            load_seconds=0.1,
+            memory_bytes=32 * 1024 * 1024,
+            # three seconds of sound
+            graphs=(GraphUse(model=MODEL, sizes={"input.0": 1, "input.1": 576, "state.1": 1}, times=90),),
+        ),
     )
 
     def load(self, models: Models, target: str) -> None:

@@ -9,6 +9,7 @@ import msgspec
 from starloom.dag import facts
 
 if TYPE_CHECKING:
+    from starloom.devices.node import NodeProfile
     from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo, StageInfo
 
 _NANOS = 1_000_000_000
@@ -78,9 +79,21 @@ def node_row(node: "NodeInfo") -> dict[str, Any]:
         "memory_bytes": profile.memory_bytes,
         "slots": profile.slots,
         "providers": profile.providers,
+        "speed": speeds(profile),
         "load": msgspec.to_builtins(node.load),
         "heard_seconds": node.heard_seconds,
     }
+
+
+def speeds(profile: "NodeProfile") -> dict[str, float]:
+    """By target, how many times as fast as the reference machine, as a fleet file has it; of those that were measured."""
+    from starloom.agents import samples
+
+    measured = profile.measured
+    if measured is None or measured.samples != samples.load().digest:
+        return {}
+    found = {target: samples.speed(seconds) for target, seconds in measured.seconds.items()}
+    return {target: round(speed, 3) for target, speed in found.items() if speed is not None}
 
 
 def cluster_row(info: "ClusterInfo", address: str) -> dict[str, Any]:
