@@ -8,6 +8,7 @@ from tests.orchestrator.harness import KINDS, World, facts_of, node
 
 from starloom import Graph
 from starloom.agents.messages import Assign, Await, Cancel, Finished, Reader, Started
+from starloom.dag import limits
 from starloom.dag.constellation import Constellation, OnFailure, Policy, Requirements, Retry
 from starloom.dag.facts import Consumed, StageCommitted, StagePlaced, StageSkipped, StageSuperseded, StreamOptions
 from starloom.dag.ids import Attempt, Epoch, FencingToken, StageId
@@ -235,6 +236,25 @@ class TestTogether:
         assert [w.stage(job, name).input_losses for name in ("tick", "one", "two")] == [0, 1, 0]
         w.finish("tick", "one", "two")
         assert w.status(job) == "succeeded"
+
+    @pytest.mark.parametrize("dies", [False, True])
+    def test_a_reader_that_fails_while_its_producer_is_made_again_holds_nobody_up(self, world: Any, dies: bool) -> None:
+        w = world(node("edge-1", slots=8))
+        job = w.submit(fan())
+        w.start("tick", "one", "two")
+        w.finish("tick")
+        w.lose_input("one", "tick", gone=True)
+        w.acknowledge_cancels()
+        assert w.assigned("tick").task.token.attempt == 2
+        if dies:
+            w.join(node("edge-2", slots=8))
+            for _ in range(limits.AGENT_DEATHS_PER_STAGE_MAX):
+                name = w.where("one").name
+                w.goodbye(name)
+                w.join(node(name, slots=8))
+        else:
+            w.fail("one")
+        assert w.status(job) == "failed"
 
     def test_a_producer_that_has_ended_is_made_again_with_what_read_it(self, world: Any) -> None:
         w = world(node("edge-1", slots=8))

@@ -99,10 +99,10 @@ class RetriesForEver(Coordinator):
         settler = self._settler
         plain = settler.fail
 
-        def fail(run: Any, name: StageId, token: FencingToken, error: f.ErrorInfo, *, late: bool = False) -> None:
+        def fail(run: Any, name: StageId, token: FencingToken, error: f.ErrorInfo, *, final: bool = False) -> None:
             stage = run.job.stages[name]
             if not stage.live or run.job.status is not JobStatus.RUNNING:
-                plain(run, name, token, error, late=late)
+                plain(run, name, token, error, final=final)
                 return
             fact = f.StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=0.2)
             self._ledger.record(fact)

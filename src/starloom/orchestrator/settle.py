@@ -144,10 +144,11 @@ class Settler:
             for name in dict.fromkeys(awaiting):
                 self._awaited(run, fact.stage, name)
 
-    def fail(self, run: Run, name: StageId, token: FencingToken, error: ErrorInfo, *, late: bool = False) -> None:
+    def fail(self, run: Run, name: StageId, token: FencingToken, error: ErrorInfo, *, final: bool = False) -> None:
         """An attempt failed: another follows if its policy allows, else the stage has failed for good.
 
-        Not for good while anything is made again that it rests on, unless it is `late`: with that it may do better.
+        Not for good while anything is made again that it rests on, for with that it may do better; unless it is `final`, as
+        what no input changes. What streams is not kept from that either: its producer would wait for it.
         """
         stage = run.job.stages[name]
         if run.job.status is JobStatus.CANCELLING:
@@ -161,8 +162,7 @@ class Settler:
         seconds = None
         if error.transient and stage.failures < policy.retry.times:
             seconds = back_off(policy.retry, stage.failures)
-        elif not late and policy.on_failure is OnFailure.FAIL and (again := made_again(run.job, name)) is not None:
-            self._put_aside(run, name, token, f"{again}, which it rests on, runs again, and it failed: {error.message}")
+        elif not final and policy.on_failure is OnFailure.FAIL and self._put_aside(run, name, token, error.message):
             return
         self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
         self._gone(run, name)
@@ -189,12 +189,16 @@ class Settler:
         *others, last = tuple(stage.live) or (FencingToken(self._ledger.epoch, stage.attempt),)
         for token in others:
             self._ledger.record(StageSuperseded(job=run.job.id, stage=name, token=token, reason=error.message))
-        self.fail(run, name, last, error, late=True)
+        self.fail(run, name, last, error, final=True)
 
-    def _put_aside(self, run: Run, name: StageId, token: FencingToken, reason: str) -> None:
-        run.unsettled[name] = reason
+    def _put_aside(self, run: Run, name: StageId, token: FencingToken, message: str) -> bool:
+        again = made_again(run.job, name) if name not in run.streams.groups else None
+        if again is None:
+            return False
+        reason = run.unsettled[name] = f"{again}, which it rests on, runs again, and it failed: {message}"
         if token in run.job.stages[name].live:
             self.supersede(run, name, token, reason)
+        return True
 
     def supersede(
         self,
@@ -228,7 +232,8 @@ class Settler:
         elif input_lost and stage.input_losses >= limits.INPUT_LOSSES_PER_STAGE_MAX:
             limit = f"its inputs could not be had {stage.input_losses} times"
         if limit:
-            self.fail(run, name, token, ErrorInfo(message=f"{limit}; the last time: {reason}", cause="Unavailable"))
+            error = ErrorInfo(message=f"{limit}; the last time: {reason}", cause="Unavailable")
+            self.fail(run, name, token, error, final=True)
         return not limit
 
     def stopped(self, run: Run, name: StageId, token: FencingToken, why: str) -> None:
