@@ -80,6 +80,10 @@ class FaultLayer:
         """A stream to another agent's data service, with the faults of that path."""
         return DisturbedCall(call, partial(self._passes_peer, address), lambda _: None)
 
+    def held_up(self, address: str, deliver: Callable[[Any], None]) -> "HeldUp":
+        """What comes from another agent beside its data service's calls, with the faults of that path."""
+        return HeldUp(partial(self._passes_peer, address, Way.DOWN), deliver)
+
     async def passes(self, way: Way, sent: int) -> None:
         """Returns when a message that was sent at this monotonic nanosecond arrives."""
         await self._arrives(sent, partial(self._rules.cuts_session, way), self._rules.session_delay)
@@ -235,6 +239,30 @@ class DisturbedCall:
                 self._down.put_nowait((0, error))
                 return
             self._down.put_nowait((time.monotonic_ns(), message))
+
+
+class HeldUp:
+    """Messages that come outside of calls, and take their time, in order; `deliver` takes each when it has passed."""
+
+    def __init__(self, passes: Callable[[int], Awaitable[None]], deliver: Callable[[Any], None]) -> None:
+        self._passes = passes
+        self._deliver = deliver
+        self._queue: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        self._task = asyncio.create_task(self._pass())
+
+    def put(self, message: Any) -> None:
+        """One has come."""
+        self._queue.put_nowait((time.monotonic_ns(), message))
+
+    def cancel(self) -> None:
+        """What has not passed yet is lost."""
+        self._task.cancel()
+
+    async def _pass(self) -> None:
+        while True:
+            sent, message = await self._queue.get()
+            await self._passes(sent)
+            self._deliver(message)
 
 
 def _turned(chunk: memoryview) -> memoryview:

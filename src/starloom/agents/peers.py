@@ -1,6 +1,7 @@
 """What agents tell each other of their attempts, on one stream for each that asks another: DataService.Await, both ends.
 
-A message is written as soon as there is one; what comes up while it is being written goes with the next.
+A message is written as soon as there is one; what comes up while it is being written goes with the next. On one host
+outcomes come by a shortcut instead (`agents.shortcuts`), each by itself.
 """
 
 import asyncio
@@ -11,15 +12,18 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+from google.protobuf.message import DecodeError
 from grpc import aio
 
-from starloom.agents import status, wire
+from starloom.agents import shortcuts, status, wire
 from starloom.agents.core import Ask
 from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.messages import Outcome
 from starloom.agents.peerasks import PeerAsks
+from starloom.agents.shortcuts import Offer, Outlet, Shortcuts
+from starloom.agents.wirevalues import refusal
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, StarloomError, Unavailable
 from starloom.dag.ids import TaskToken
@@ -92,7 +96,6 @@ class _Peer:
             self._asks.dialing(time.monotonic_ns())
             try:
                 await self._connect()
-                reason = f"{self._address} has ended the stream"
             except StarloomError as error:
                 unreadable = isinstance(error, InvalidInput)
                 reason = f"{self._address}: {error}"
@@ -107,7 +110,7 @@ class _Peer:
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             wait = min(2 * wait, limits.RECONNECT_LAST_SECONDS)
 
-    async def _connect(self) -> None:
+    async def _connect(self) -> NoReturn:
         """One stream, from its dial to its end. Raises StarloomError."""
         async with aio.insecure_channel(self._address, options=status.channel_options(self._address)) as channel:
             stub: Any = data_pb2_grpc.DataServiceStub(channel)  # type: ignore[no-untyped-call]
@@ -119,13 +122,12 @@ class _Peer:
             try:
                 async with asyncio.timeout(limits.INPUT_PATIENCE_SECONDS):
                     # The first message has no outcomes: it says that the call was let in.
-                    if await call.read() is aio.EOF:  # type: ignore[attr-defined]
-                        return
+                    first = _some(await call.read())
                 self._asks.connected()
                 self._asked, self._unasked = list(self._asks.open), []
                 self._woken.set()
                 writer = asyncio.create_task(self._write(call))
-                await self._read(call)
+                await self._hear(call, first)
             except aio.AioRpcError as error:
                 raise await end.error() from error
             except TimeoutError as error:
@@ -136,13 +138,39 @@ class _Peer:
                 if writer is not None:
                     writer.cancel()
 
+    async def _hear(self, call: Any, first: data_pb2.AwaitResponse) -> NoReturn:
+        """Takes outcomes in, from the stream and from its shortcut, until the one or the other ends."""
+        hearing: list[asyncio.Task[None]] = [asyncio.create_task(self._read(call))]
+        if first.HasField("shortcut"):
+            offer = Offer(first.shortcut.name, first.shortcut.key)
+            hearing.append(asyncio.create_task(shortcuts.follow(offer, self._take_bytes, self._address, self._faults)))
+        try:
+            done, _ = await asyncio.wait(hearing, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+        finally:
+            for task in hearing:
+                task.cancel()
+            await asyncio.gather(*hearing, return_exceptions=True)
+        raise AssertionError("a stream that is read ends with an error")
+
     async def _read(self, call: Any) -> None:
-        while (message := await call.read()) is not aio.EOF:  # type: ignore[attr-defined]
+        while True:
+            message = _some(await call.read())
             for number, each in enumerate(message.outcomes):
-                outcome = wire.outcome_from_wire(each, f"outcomes.{number}")
-                # Of the attempts of others it knows nothing, and what is asked for no more changes nothing.
-                if self._asks.is_open(outcome.task):
-                    self._answered(outcome)
+                self._take(wire.outcome_from_wire(each, f"outcomes.{number}"))
+
+    def _take_bytes(self, data: bytes) -> None:
+        try:
+            message = data_pb2.Outcome.FromString(data)
+        except DecodeError as error:
+            raise refusal("outcome", f"is no message: {error}") from error
+        self._take(wire.outcome_from_wire(message))
+
+    def _take(self, outcome: Outcome) -> None:
+        # Of the attempts of others it knows nothing, and what is asked for no more changes nothing.
+        if self._asks.is_open(outcome.task):
+            self._answered(outcome)
 
     async def _write(self, call: Any) -> None:
         with suppress(*status.CALL_OVER):
@@ -155,12 +183,38 @@ class _Peer:
                     await call.write(message)
 
 
+def _some(message: Any) -> data_pb2.AwaitResponse:
+    """What was read, if it is a message; raises Unavailable where the other end has ended the stream."""
+    if message is aio.EOF:  # type: ignore[attr-defined]
+        raise Unavailable("it has ended the stream")
+    assert isinstance(message, data_pb2.AwaitResponse)
+    return message
+
+
 class _Subscriber:
     """One stream on which another agent asks, and what it was not told yet."""
 
     def __init__(self) -> None:
         self.outcomes: list[Outcome] = []
         self.woken = asyncio.Event()
+        self.outlet: Outlet | None = None
+        #: the shortcut has broken, and with it the stream ends: what was on its way there has to be asked for again
+        self.broken = False
+
+    def tell(self, outcome: Outcome) -> bool:
+        """Whether it has gone, by the shortcut. If not it goes by the stream, in a later turn of the loop."""
+        if self.outlet is not None and self.outlet.send(wire.outcome_to_wire(outcome).SerializeToString()):
+            return True
+        self.outcomes.append(outcome)
+        self.woken.set()
+        return False
+
+    def entered(self, outlet: Outlet) -> None:
+        self.outlet = outlet
+
+    def left(self) -> None:
+        self.broken = True
+        self.woken.set()
 
 
 class Peers:
@@ -175,6 +229,7 @@ class Peers:
         self._addresses: dict[TaskToken, str] = {}
         self._subscribers: dict[int, _Subscriber] = {}
         self._numbers = itertools.count(1)
+        self._shortcuts = Shortcuts()
 
     def bind(self, awaiter: Awaiter) -> None:
         """Says who awaits and who answers; before anything else is called."""
@@ -182,6 +237,7 @@ class Peers:
 
     async def stop(self) -> None:
         """Ends all streams on which this agent asks."""
+        self._shortcuts.stop()
         running = list(self._running.values())
         for task in running:
             task.cancel()
@@ -227,26 +283,46 @@ class Peers:
 
     # -- the end that is asked
 
-    def answer(self, subscriber: int, outcome: Outcome) -> None:
-        """An attempt that was asked for has succeeded. To a stream that has ended nothing is told: it asks again."""
+    def answer(self, subscriber: int, outcome: Outcome) -> bool:
+        """An attempt that was asked for has succeeded. To a stream that has ended nothing is told: it asks again.
+
+        False where the loop has to have a turn before the other agent hears of it.
+        """
         found = self._subscribers.get(subscriber)
-        if found is not None:
-            found.outcomes.append(outcome)
-            found.woken.set()
+        return found is None or found.tell(outcome)
 
     async def serve(
         self, requests: AsyncIterator[data_pb2.AwaitRequest], context: aio.ServicerContext[Any, Any]
     ) -> None:
-        """One call of Await, until its client ends it. Raises InvalidInput for a malformed request."""
+        """One call of Await, until its client ends it, or its shortcut breaks. Raises InvalidInput and Unavailable."""
         assert self._awaiter is not None, "bind comes first"
         number, subscriber = next(self._numbers), _Subscriber()
-        await context.write(data_pb2.AwaitResponse())
-        self._subscribers[number] = subscriber
-        reader = asyncio.create_task(self._hear(self._awaiter, number, subscriber, requests))
+        offer = await self._shortcuts.offer(subscriber.entered, subscriber.left)
+        try:
+            await context.write(_first(offer))
+            self._subscribers[number] = subscriber
+            await self._tell(self._awaiter, number, subscriber, requests, context)
+        finally:
+            if offer is not None:
+                self._shortcuts.withdraw(offer)
+            if subscriber.outlet is not None:
+                subscriber.outlet.close()
+
+    async def _tell(
+        self,
+        awaiter: Awaiter,
+        number: int,
+        subscriber: _Subscriber,
+        requests: AsyncIterator[data_pb2.AwaitRequest],
+        context: aio.ServicerContext[Any, Any],
+    ) -> None:
+        reader = asyncio.create_task(self._hear(awaiter, number, subscriber, requests))
         try:
             while not reader.done() or subscriber.outcomes:
                 await subscriber.woken.wait()
                 subscriber.woken.clear()
+                if subscriber.broken:
+                    raise Unavailable("the shortcut of this stream broke off; ask again")
                 outcomes, subscriber.outcomes = subscriber.outcomes, []
                 for message in wire.outcomes_to_wire(outcomes):
                     await context.write(message)
@@ -254,7 +330,7 @@ class Peers:
         finally:
             reader.cancel()
             del self._subscribers[number]
-            self._awaiter.unsubscribed(number)
+            awaiter.unsubscribed(number)
 
     async def _hear(
         self,
@@ -272,3 +348,10 @@ class Peers:
                     awaiter.unsubscribed(number, task)
         finally:
             subscriber.woken.set()
+
+
+def _first(offer: Offer | None) -> data_pb2.AwaitResponse:
+    """The message that says that a call was let in."""
+    if offer is None:
+        return data_pb2.AwaitResponse()
+    return data_pb2.AwaitResponse(shortcut=data_pb2.Shortcut(name=offer.name, key=offer.key))

@@ -215,9 +215,9 @@ class Runtime:
             case Unask(task):
                 self._peers.unask(task)
             case Answer(subscriber, outcome):
-                self._peers.answer(subscriber, outcome)
-                # The stream's task has been woken: it writes before more stages run on this loop.
-                self._runs.pause()
+                if not self._peers.answer(subscriber, outcome):
+                    # The stream's task has been woken: it writes before more stages run on this loop.
+                    self._runs.pause()
 
     def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
         """Nothing of the attempt runs any more."""

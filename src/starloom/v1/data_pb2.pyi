@@ -185,10 +185,20 @@ class AwaitRequest(_message.Message):
     def __init__(self, asked: _Optional[_Iterable[_Union[_session_pb2.Task, _Mapping]]] = ..., unasked: _Optional[_Iterable[_Union[_session_pb2.Task, _Mapping]]] = ...) -> None: ...
 
 class AwaitResponse(_message.Message):
-    __slots__ = ("outcomes",)
+    __slots__ = ("outcomes", "shortcut")
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
+    SHORTCUT_FIELD_NUMBER: _ClassVar[int]
     outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
-    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ...) -> None: ...
+    shortcut: Shortcut
+    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ..., shortcut: _Optional[_Union[Shortcut, _Mapping]] = ...) -> None: ...
+
+class Shortcut(_message.Message):
+    __slots__ = ("name", "key")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    key: bytes
+    def __init__(self, name: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class Outcome(_message.Message):
     __slots__ = ("task", "outputs", "holds")

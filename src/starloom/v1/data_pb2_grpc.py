@@ -108,8 +108,8 @@ class DataServiceServicer:
 
     def Await(self, request_iterator, context):
         """What attempts of the agent give, as soon as they succeed, for another agent that awaits them: one stream for all of
-        them. The first answer is empty, and says that the call was let in. Each is told once; nothing is told of one that
-        does not succeed.
+        them. The first answer has no outcomes, and says that the call was let in. Each is told once, on the stream or by its
+        shortcut; nothing is told of one that does not succeed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
