@@ -111,7 +111,7 @@ async def test_a_peer_whose_answer_cannot_be_read_is_reported_at_once() -> None:
         order = waiting(peer.address)
         a.send(order)
         await peer.until(lambda: peer.asked)
-        await peer.write(data_pb2.AwaitResponse(outcomes=[data_pb2.Outcome()]))
+        await peer.write(data_pb2.AwaitResponse(outcomes=[b"\xc1"]))
         await a.told.until(lambda: a.reports(AwaitUnreachable))
         assert "outcomes.0" in a.reports(AwaitUnreachable)[0].reason
         a.send(Resolve(task=order.task, upstream=StageId("far"), token=task("far").token))
@@ -208,7 +208,7 @@ async def test_large_answers_go_in_several_messages() -> None:
         while len(got) < count:
             message = await call.read()
             assert message.ByteSize() <= 1.1 * limits.SESSION_FRAME_BYTES_MAX
-            got += [outcome.task.stage for outcome in message.outcomes]
+            got += [wire.outcome_from_wire(outcome).task.stage for outcome in message.outcomes]
         assert sorted(got) == sorted(f"s{number}" for number in range(count))
 
 

@@ -19,7 +19,7 @@ from starloom.agents.faultrules import Armed
 from starloom.agents.messages import AwaitUnreachable, Outcome
 from starloom.dag import limits
 from starloom.dag.errors import Unavailable
-from starloom.dag.ids import TaskToken
+from starloom.dag.ids import JobId, StageId, TaskToken
 from starloom.devices.faults import FaultKind
 from starloom.v1 import data_pb2, data_pb2_grpc
 
@@ -30,7 +30,7 @@ ENTERED = LENGTH.pack(0)
 
 
 def frame(outcome: Outcome) -> bytes:
-    data = wire.outcome_to_wire(outcome).SerializeToString()
+    data = wire.outcome_to_wire(outcome)
     return LENGTH.pack(len(data)) + data
 
 
@@ -47,7 +47,7 @@ class Asker:
 
     async def by_stream(self) -> list[str]:
         """The stages of the next message on the stream."""
-        return [each.task.stage for each in (await self.call.read()).outcomes]
+        return [wire.outcome_from_wire(each).task.stage for each in (await self.call.read()).outcomes]
 
     @asynccontextmanager
     async def dialed(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -80,7 +80,7 @@ async def asking(address: str) -> AsyncIterator[Asker]:
 async def heard(reader: asyncio.StreamReader) -> Outcome:
     """The next outcome that comes by a shortcut."""
     (size,) = LENGTH.unpack(await reader.readexactly(LENGTH.size))
-    return wire.outcome_from_wire(data_pb2.Outcome.FromString(await reader.readexactly(size)))
+    return wire.outcome_from_wire(await reader.readexactly(size))
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -257,10 +257,10 @@ async def test_a_shortcut_that_is_not_there_or_lets_nobody_in_leaves_the_stream(
 
 
 async def test_what_cannot_be_read_is_reported_at_once() -> None:
-    malformed = data_pb2.Outcome().SerializeToString() or b"\x0a\x00"
+    nobody = TaskToken(JobId("j"), StageId(""), task().token)
     for data, said in (
-        (b"\xff\xff", "is no message"),
-        (malformed, "outcome.task"),
+        (b"\xc1", "is no readable MessagePack"),
+        (wire.outcome_to_wire(Outcome(task=nobody)), "outcome.task"),
         (None, "MESSAGE_BYTES_MAX"),
     ):
         async with met() as (peer, shortcut, a):

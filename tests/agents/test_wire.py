@@ -1,6 +1,8 @@
 """Every message to the wire and back, through bytes; and what is malformed is refused with its place."""
 
 from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -46,13 +48,14 @@ from starloom.dag import limits
 from starloom.dag.constellation import Comparison, Tier
 from starloom.dag.errors import InvalidInput
 from starloom.dag.facts import Consumed, ErrorInfo, Timing
-from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId
+from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import Cost, KindSpec, Param
+from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import Full, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
-from starloom.v1 import data_pb2, value_pb2
 from starloom.v1 import session_pb2 as pb
+from starloom.v1 import value_pb2
 
 DIGEST = values.digest(b"")
 REFS = [
@@ -153,8 +156,27 @@ REPORTS: list[Report] = [
 ]
 
 
+pack = msgspec.msgpack.encode
+NO_STAGE = TaskToken(JobId("j"), StageId(""), task().token)
+NO_TRY = TaskToken(JobId("j"), StageId("s"), FencingToken(Epoch(1), Attempt(0)))
+NO_REF = ValueRef(type=PortType.JSON, bytes=0, digest="")
+BY: dict[str, Any] = {"task": task(), "upstream": StageId("u"), "token": task().token}
+
+
 def bare_assign(**fields: Any) -> pb.Command:
-    return pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), kind="k", target="cpu", **fields))
+    """An assignment as it comes, with whatever fields."""
+    return pb.Command(assign=pb.Assign(packed=pack(Assign(**{"task": task(), "kind": "k", **fields}))))
+
+
+def bare_result(**fields: Any) -> pb.Report:
+    """A result as it comes, with whatever fields."""
+    usual = {"task": task(), "outputs": {}, "consumed": {}, "timing": Timing()}
+    return pb.Report(finished=pb.Finished(packed=pack(Finished(**{**usual, **fields}))))
+
+
+def with_json(message: pb.Command, **fields: Any) -> pb.Command:
+    """The same assignment, with fields of JSON beside it."""
+    return pb.Command(assign=pb.Assign(packed=message.assign.packed, **fields))
 
 
 def refusal(function: Any, *args: Any) -> str:
@@ -262,8 +284,10 @@ def test_malformed_json_inside_fields_is_refused_with_its_place(data: bytes) -> 
     if data:
         ref.meta_json = data
         assert "value.meta_json" in refusal(wire.ref_from_wire, ref)
-        assert "command.assign.params_json" in refusal(wire.command_from_wire, bare_assign(params_json=data))
-    command = bare_assign(comparisons_json=[data])
+        assert "command.assign.params_json" in refusal(
+            wire.command_from_wire, with_json(bare_assign(), params_json=data)
+        )
+    command = with_json(bare_assign(), comparisons_json=[data])
     assert "command.assign.comparisons_json.0" in refusal(wire.command_from_wire, command)
     hello = pb.Hello(agent="a", incarnation="i", profile_json=data)
     assert "hello.profile_json" in refusal(wire.hello_from_wire, hello)
@@ -280,12 +304,42 @@ def test_malformed_json_inside_fields_is_refused_with_its_place(data: bytes) -> 
     ],
 )
 def test_outcomes_arrive_as_they_were_sent(outcome: Outcome) -> None:
-    data = wire.outcome_to_wire(outcome).SerializeToString()
-    assert wire.outcome_from_wire(data_pb2.Outcome.FromString(data)) == outcome
+    assert wire.outcome_from_wire(wire.outcome_to_wire(outcome)) == outcome
 
 
-def test_an_outcome_of_no_attempt_is_refused() -> None:
-    assert "outcomes.0.task" in refusal(wire.outcome_from_wire, data_pb2.Outcome(), "outcomes.0")
+@pytest.mark.parametrize(
+    ("data", "place"),
+    [
+        (b"", "outcomes.0"),
+        (b"\xc1", "outcomes.0"),
+        (pack({}), "outcomes.0"),
+        (pack([1]), "outcomes.0"),
+        (pack(Outcome(task=NO_STAGE)), "outcomes.0.task"),
+        (pack(Outcome(task=NO_TRY)), "outcomes.0.task"),
+        (pack(Outcome(task=task(), outputs={"o": NO_REF})), "outcomes.0.outputs.o.digest"),
+        (pack(Outcome(task=task())) + b"\0", "outcomes.0"),
+        (b"\x91" * 100_000, "outcomes.0"),
+    ],
+)
+def test_malformed_outcomes_are_refused(data: bytes, place: str) -> None:
+    assert place in refusal(wire.outcome_from_wire, data, "outcomes.0")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"shape": float("nan")},
+        {"shape": b"bytes"},
+        {"at": datetime(2026, 1, 1, tzinfo=UTC)},
+        {"by": {1: 2}},
+        {"x": msgspec.msgpack.Ext(7, b"x")},
+    ],
+)
+def test_what_a_journal_could_not_say_is_refused(meta: dict[str, Any]) -> None:
+    ref = ValueRef(type=PortType.JSON, bytes=0, digest=DIGEST, meta=meta)
+    assert "outcome.outputs.o.meta" in refusal(wire.outcome_from_wire, pack(Outcome(task=task(), outputs={"o": ref})))
+    report = bare_result(outputs={"o": ref})
+    assert "report.finished.outputs.o.meta" in refusal(wire.report_from_wire, report)
 
 
 @pytest.mark.parametrize(
@@ -310,14 +364,22 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
     "command",
     [
         pb.Command(),
-        bare_assign(awaits=[pb.Await(upstream="a", epoch=1, attempt=1, agent="n")]),
-        bare_assign(awaits=[pb.Await(feeds={"x": "y"})]),
-        pb.Command(assign=pb.Assign(kind="k", target="cpu")),
-        pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), target="cpu")),
-        pb.Command(assign=pb.Assign(task=wire.task_to_wire(task()), kind="k")),
+        bare_assign(awaits=(Await(upstream=StageId("a"), token=task().token, agent=AgentId("n")),)),
+        bare_assign(awaits=(Await(upstream=StageId(""), token=task().token, feeds={"x": "y"}),)),
+        bare_assign(awaits=(Await(upstream=StageId("a"), token=NO_TRY.token, agent=AgentId("n"), address="n:1"),)),
+        bare_assign(readers=(Reader(port="", reader="a.b"),)),
+        pb.Command(assign=pb.Assign()),
+        bare_assign(task=NO_STAGE),
+        bare_assign(task=NO_TRY),
+        bare_assign(kind=""),
+        bare_assign(target=""),
+        bare_assign(params={"a": 1}),
+        bare_assign(comparisons=(Comparison(output="v", operator="==", value=1),)),
         pb.Command(cancel=pb.Cancel(task=pb.Task(job_id="j", stage="s", epoch=1))),
-        pb.Command(resolve=pb.Resolve(task=wire.task_to_wire(task()), upstream="u", epoch=1)),
-        pb.Command(resolve=pb.Resolve(upstream="u", epoch=1, attempt=1)),
+        pb.Command(resolve=pb.Resolve()),
+        pb.Command(resolve=pb.Resolve(packed=pack(Resolve(**{**BY, "token": NO_TRY.token})))),
+        pb.Command(resolve=pb.Resolve(packed=pack(Resolve(**{**BY, "upstream": ""})))),
+        pb.Command(resolve=pb.Resolve(packed=pack(Resolve(**{**BY, "task": NO_STAGE})))),
         pb.Command(revoke=pb.Revoke()),
         pb.Command(release=pb.Release()),
         pb.Command(replicate=pb.Replicate(task=wire.task_to_wire(task()), values=[wire.ref_to_wire(REFS[1])])),
@@ -337,9 +399,9 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
         bare_assign(timeout_seconds=float("nan")),
         bare_assign(timeout_seconds=float("inf")),
         bare_assign(timeout_seconds=-1),
-        bare_assign(inputs=[pb.Input(ref=wire.ref_to_wire(REFS[0]))]),
-        bare_assign(inputs=[pb.Input(port="x")]),
-        bare_assign(inputs=[pb.Input(port="x", ref=wire.ref_to_wire(REFS[0]), others=[pb.Source(address="b:1")])]),
+        bare_assign(inputs=(msgspec.structs.replace(JOB_INPUT, port=""),)),
+        bare_assign(inputs=(msgspec.structs.replace(JOB_INPUT, ref=NO_REF),)),
+        bare_assign(inputs=(msgspec.structs.replace(JOB_INPUT, others=(Source(agent=AgentId(""), address="b:1"),)),)),
     ],
 )
 def test_malformed_commands_are_refused(command: pb.Command) -> None:
@@ -359,17 +421,24 @@ def test_malformed_commands_are_refused(command: pb.Command) -> None:
         pb.Report(published=pb.Published(reason="full")),
         pb.Report(not_held=pb.NotHeld(reason="full")),
         pb.Report(was_cancelled=pb.WasCancelled(task=pb.Task(job_id="j"))),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), run_seconds=float("nan"))),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), queue_seconds=float("inf"))),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), load_seconds=-0.1)),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), figures={"tokens": float("nan")})),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), figures={"": 1.0})),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), figures={f"f{n}": 1.0 for n in range(17)})),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), outputs={"o": value_pb2.ValueRef()})),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), consumed={"i": pb.Consumed(digest="x")})),
-        pb.Report(finished=pb.Finished(task=wire.task_to_wire(task()), growth_json=b'{"operations": [{"op": "x"}]}')),
+        pb.Report(finished=pb.Finished()),
+        bare_result(task=NO_TRY),
+        bare_result(timing=Timing(run=float("nan"))),
+        bare_result(timing=Timing(queue=float("inf"))),
+        bare_result(timing=Timing(load=-0.1)),
+        bare_result(figures={"tokens": float("nan")}),
+        bare_result(figures={"": 1.0}),
+        bare_result(figures={f"f{n}": 1.0 for n in range(17)}),
+        bare_result(outputs={"o": NO_REF}),
+        bare_result(outputs={"o": ValueRef(type=PortType.JSON, bytes=-1, digest=DIGEST)}),
+        bare_result(growth=Patch(operations=())),
+        bare_result(consumed={"i": Consumed(StageId("u"), task().token, "x")}),
+        bare_result(consumed={"i": Consumed(StageId("u"), NO_TRY.token, DIGEST)}),
         pb.Report(
-            finished=pb.Finished(task=wire.task_to_wire(task()), growth_json=b" " * (limits.GROWTH_BYTES_MAX + 1))
+            finished=pb.Finished(packed=bare_result().finished.packed, growth_json=b'{"operations": [{"op": "x"}]}')
+        ),
+        pb.Report(
+            finished=pb.Finished(packed=bare_result().finished.packed, growth_json=b" " * (limits.GROWTH_BYTES_MAX + 1))
         ),
     ],
 )
@@ -430,3 +499,22 @@ def test_no_bytes_raise_anything_but_invalid_input(data: bytes) -> None:
             message.ParseFromString(data)
             with suppress(InvalidInput):
                 convert(message)
+
+
+PACKED = [pack(REPORTS[2]), pack(COMMANDS[1]), pack(COMMANDS[-1]), pack(Outcome(task=task(), outputs={"o": REFS[4]}))]
+
+
+@for_all(st.sampled_from(PACKED), st.data())
+@settings(max_examples=300, deadline=None)
+def test_no_packed_bytes_raise_anything_but_invalid_input(whole: bytes, drawn: st.DataObject) -> None:
+    start = drawn.draw(st.integers(0, len(whole)))
+    end = drawn.draw(st.integers(start, min(len(whole), start + 8)))
+    data = whole[:start] + drawn.draw(st.binary(max_size=12)) + whole[end:]
+    for convert in (
+        partial(wire.report_from_wire, pb.Report(finished=pb.Finished(packed=data))),
+        partial(wire.command_from_wire, pb.Command(assign=pb.Assign(packed=data))),
+        partial(wire.command_from_wire, pb.Command(resolve=pb.Resolve(packed=data))),
+        partial(wire.outcome_from_wire, data),
+    ):
+        with suppress(InvalidInput):
+            convert()

@@ -14,7 +14,6 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
-from google.protobuf.message import DecodeError
 from grpc import aio
 
 from starloom.agents import shortcuts, status, wire
@@ -23,7 +22,6 @@ from starloom.agents.faultlayer import FaultLayer
 from starloom.agents.messages import Outcome
 from starloom.agents.peerasks import PeerAsks
 from starloom.agents.shortcuts import Offer, Outlet, Shortcuts
-from starloom.agents.wirevalues import refusal
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, StarloomError, Unavailable
 from starloom.dag.ids import TaskToken
@@ -161,11 +159,7 @@ class _Peer:
                 self._take(wire.outcome_from_wire(each, f"outcomes.{number}"))
 
     def _take_bytes(self, data: bytes) -> None:
-        try:
-            message = data_pb2.Outcome.FromString(data)
-        except DecodeError as error:
-            raise refusal("outcome", f"is no message: {error}") from error
-        self._take(wire.outcome_from_wire(message))
+        self._take(wire.outcome_from_wire(data))
 
     def _take(self, outcome: Outcome) -> None:
         # Of the attempts of others it knows nothing, and what is asked for no more changes nothing.
@@ -203,7 +197,7 @@ class _Subscriber:
 
     def tell(self, outcome: Outcome) -> bool:
         """Whether it has gone, by the shortcut. If not it goes by the stream, in a later turn of the loop."""
-        if self.outlet is not None and self.outlet.send(wire.outcome_to_wire(outcome).SerializeToString()):
+        if self.outlet is not None and self.outlet.send(wire.outcome_to_wire(outcome)):
             return True
         self.outcomes.append(outcome)
         self.woken.set()

@@ -12,11 +12,11 @@ from starloom.agents.channel import Frame
 from starloom.agents.messages import Command, Hello, Load, Report, Welcome
 from starloom.agents.wireawaits import asks_from_wire as asks_from_wire
 from starloom.agents.wireawaits import asks_to_wire as asks_to_wire
-from starloom.agents.wireawaits import outcome_from_wire as outcome_from_wire
-from starloom.agents.wireawaits import outcome_to_wire as outcome_to_wire
 from starloom.agents.wireawaits import outcomes_to_wire as outcomes_to_wire
 from starloom.agents.wirecommands import command_from_wire as command_from_wire
 from starloom.agents.wirecommands import command_to_wire as command_to_wire
+from starloom.agents.wirepacked import outcome_from_wire as outcome_from_wire
+from starloom.agents.wirepacked import outcome_to_wire as outcome_to_wire
 from starloom.agents.wirereports import report_from_wire as report_from_wire
 from starloom.agents.wirereports import report_to_wire as report_to_wire
 from starloom.agents.wirevalues import digest_from_wire as digest_from_wire

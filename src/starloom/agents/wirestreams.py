@@ -1,6 +1,5 @@
 """What goes through a stream, as protobuf and back. Used by the data services and by those who call them."""
 
-from starloom.agents.messages import Reader
 from starloom.agents.streams.records import (
     Bound,
     Credit,
@@ -17,7 +16,6 @@ from starloom.dag import limits
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.values import Full, PortType
 from starloom.v1 import data_pb2 as pb
-from starloom.v1 import session_pb2
 
 
 def name_to_wire(name: StreamName) -> pb.StreamName:
@@ -157,19 +155,3 @@ def end_from_wire(message: pb.StreamEnd) -> StreamEnd:
         raise refusal("end.how", f"is {message.how!r}; use {', '.join(How)}") from None
     digest = digest_from_wire(message.digest, "end.digest")
     return StreamEnd(how, message.chunks, message.bytes, digest, message.message)
-
-
-def reader_to_wire(reader: Reader) -> session_pb2.Reader:
-    """A downstream that reads a stream output."""
-    return session_pb2.Reader(port=reader.port, reader=reader.reader, full=reader.full.value)
-
-
-def reader_from_wire(message: session_pb2.Reader, place: str) -> Reader:
-    """A downstream that reads a stream output; raises InvalidInput."""
-    if not message.port or not message.reader:
-        raise refusal(place, "lacks a port or a reader")
-    try:
-        full = Full(message.full)
-    except ValueError:
-        raise refusal(f"{place}.full", f"is {message.full!r}; use {', '.join(Full)}") from None
-    return Reader(port=message.port, reader=message.reader, full=full)

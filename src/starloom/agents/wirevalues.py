@@ -1,14 +1,14 @@
 """Tokens and references to values as protobuf and back, and how a malformed message is refused. Used through `agents.wire`."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import msgspec
 
 from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, Problem
-from starloom.dag.facts import Consumed
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.values import PortType, ValueRef
 from starloom.v1 import session_pb2, value_pb2
@@ -16,6 +16,7 @@ from starloom.v1 import session_pb2, value_pb2
 Parsed = TypeVar("Parsed")
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_BYTE_SIZE: Any = methodcaller("ByteSize")
 
 encode = msgspec.json.Encoder().encode
 _objects: msgspec.json.Decoder[dict[str, Any]] = msgspec.json.Decoder(dict[str, Any])
@@ -56,11 +57,6 @@ def token_from_wire(epoch: int, attempt: int) -> FencingToken:
     return FencingToken(Epoch(epoch), Attempt(attempt))
 
 
-def consumed_from_wire(upstream: str, epoch: int, attempt: int, digest: str) -> Consumed:
-    """What an input port was fed with, by its parts; epoch 0 is a job input's."""
-    return Consumed(StageId(upstream), token_from_wire(epoch, attempt) if epoch else None, digest)
-
-
 def ref_to_wire(ref: ValueRef) -> value_pb2.ValueRef:
     """A reference, its inline bytes with it."""
     return value_pb2.ValueRef(
@@ -79,22 +75,38 @@ def ref_from_wire(message: value_pb2.ValueRef, place: str = "value") -> ValueRef
         port_type = PortType(message.type)
     except ValueError:
         raise refusal(f"{place}.type", f"is {message.type!r}; known types are {', '.join(PortType)}") from None
-    digest_from_wire(message.digest, f"{place}.digest")
-    meta = object_from_wire(message.meta_json, f"{place}.meta_json")
-    # Of a stream these are the bytes of all chunks, which are nowhere in one piece.
-    if message.bytes > limits.VALUE_BYTES_MAX and not meta.get("stream"):
-        raise refusal(f"{place}.bytes", f"is {message.bytes}, over VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}")
-    inline = message.inline if message.HasField("inline") else None
-    if inline is not None and len(inline) != message.bytes:
-        raise refusal(f"{place}.inline", f"has {len(inline)} bytes, but the value has {message.bytes}")
-    return ValueRef(
+    found = ValueRef(
         type=port_type,
         bytes=message.bytes,
         digest=message.digest,
-        meta=meta,
-        inline=inline,
+        meta=object_from_wire(message.meta_json, f"{place}.meta_json"),
+        inline=message.inline if message.HasField("inline") else None,
         holder=message.holder,
     )
+    check_ref(found, place)
+    return found
+
+
+def check_ref(ref: ValueRef, place: str) -> None:
+    """Raises InvalidInput for a digest that is none, a wrong size, or a meta that JSON cannot say."""
+    digest_from_wire(ref.digest, f"{place}.digest")
+    # Of a stream these are the bytes of all chunks, which are nowhere in one piece.
+    if ref.bytes < 0 or (ref.bytes > limits.VALUE_BYTES_MAX and not ref.meta.get("stream")):
+        raise refusal(f"{place}.bytes", f"is {ref.bytes}, not 0 to VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}")
+    if ref.inline is not None and len(ref.inline) != ref.bytes:
+        raise refusal(f"{place}.inline", f"has {len(ref.inline)} bytes, but the value has {ref.bytes}")
+    if ref.meta:
+        _check_plain(ref.meta, f"{place}.meta")
+
+
+def _check_plain(meta: dict[str, Any], place: str) -> None:
+    """A journal is JSON: what that has no word for would be another value there, or none."""
+    try:
+        plain = _objects.decode(encode(meta)) == meta
+    except (TypeError, ValueError, RecursionError) as error:
+        raise refusal(place, f"cannot be said in JSON: {error}") from error
+    if not plain:
+        raise refusal(place, "cannot be said in JSON")
 
 
 def digest_from_wire(digest: str, place: str = "digest") -> str:
@@ -104,12 +116,14 @@ def digest_from_wire(digest: str, place: str = "digest") -> str:
     return digest
 
 
-def split(sequence: int, packed: Iterable[Parsed]) -> Iterator[tuple[int, list[Parsed]]]:
+def split(
+    sequence: int, packed: Iterable[Parsed], size_of: Callable[[Parsed], int] = _BYTE_SIZE
+) -> Iterator[tuple[int, list[Parsed]]]:
     """The messages in parts, each with its first one's number; an empty frame is one empty part."""
     part: list[Parsed] = []
     room = limits.SESSION_FRAME_BYTES_MAX
     for message in packed:
-        size = message.ByteSize()  # type: ignore[attr-defined]
+        size = size_of(message)
         if part and size > room:
             yield sequence, part
             sequence += len(part)

@@ -188,9 +188,9 @@ class AwaitResponse(_message.Message):
     __slots__ = ("outcomes", "shortcut")
     OUTCOMES_FIELD_NUMBER: _ClassVar[int]
     SHORTCUT_FIELD_NUMBER: _ClassVar[int]
-    outcomes: _containers.RepeatedCompositeFieldContainer[Outcome]
+    outcomes: _containers.RepeatedScalarFieldContainer[bytes]
     shortcut: Shortcut
-    def __init__(self, outcomes: _Optional[_Iterable[_Union[Outcome, _Mapping]]] = ..., shortcut: _Optional[_Union[Shortcut, _Mapping]] = ...) -> None: ...
+    def __init__(self, outcomes: _Optional[_Iterable[bytes]] = ..., shortcut: _Optional[_Union[Shortcut, _Mapping]] = ...) -> None: ...
 
 class Shortcut(_message.Message):
     __slots__ = ("name", "key")
@@ -199,20 +199,3 @@ class Shortcut(_message.Message):
     name: str
     key: bytes
     def __init__(self, name: _Optional[str] = ..., key: _Optional[bytes] = ...) -> None: ...
-
-class Outcome(_message.Message):
-    __slots__ = ("task", "outputs", "holds")
-    class OutputsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: _value_pb2.ValueRef
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ...) -> None: ...
-    TASK_FIELD_NUMBER: _ClassVar[int]
-    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
-    task: _session_pb2.Task
-    outputs: _containers.MessageMap[str, _value_pb2.ValueRef]
-    holds: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, task: _Optional[_Union[_session_pb2.Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...

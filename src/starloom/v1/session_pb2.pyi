@@ -146,96 +146,14 @@ class Command(_message.Message):
     def __init__(self, assign: _Optional[_Union[Assign, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., release: _Optional[_Union[Release, _Mapping]] = ..., revoke: _Optional[_Union[Revoke, _Mapping]] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ..., resolve: _Optional[_Union[Resolve, _Mapping]] = ..., publish: _Optional[_Union[Publish, _Mapping]] = ...) -> None: ...
 
 class Assign(_message.Message):
-    __slots__ = ("task", "kind", "params_json", "inputs", "target", "timeout_seconds", "priority", "publish", "comparisons_json", "awaits", "readers", "private")
-    TASK_FIELD_NUMBER: _ClassVar[int]
-    KIND_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("packed", "params_json", "comparisons_json")
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     PARAMS_JSON_FIELD_NUMBER: _ClassVar[int]
-    INPUTS_FIELD_NUMBER: _ClassVar[int]
-    TARGET_FIELD_NUMBER: _ClassVar[int]
-    TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    PRIORITY_FIELD_NUMBER: _ClassVar[int]
-    PUBLISH_FIELD_NUMBER: _ClassVar[int]
     COMPARISONS_JSON_FIELD_NUMBER: _ClassVar[int]
-    AWAITS_FIELD_NUMBER: _ClassVar[int]
-    READERS_FIELD_NUMBER: _ClassVar[int]
-    PRIVATE_FIELD_NUMBER: _ClassVar[int]
-    task: Task
-    kind: str
+    packed: bytes
     params_json: bytes
-    inputs: _containers.RepeatedCompositeFieldContainer[Input]
-    target: str
-    timeout_seconds: float
-    priority: int
-    publish: _containers.RepeatedScalarFieldContainer[str]
     comparisons_json: _containers.RepeatedScalarFieldContainer[bytes]
-    awaits: _containers.RepeatedCompositeFieldContainer[Await]
-    readers: _containers.RepeatedCompositeFieldContainer[Reader]
-    private: bool
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., kind: _Optional[str] = ..., params_json: _Optional[bytes] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., target: _Optional[str] = ..., timeout_seconds: _Optional[float] = ..., priority: _Optional[int] = ..., publish: _Optional[_Iterable[str]] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ..., awaits: _Optional[_Iterable[_Union[Await, _Mapping]]] = ..., readers: _Optional[_Iterable[_Union[Reader, _Mapping]]] = ..., private: _Optional[bool] = ...) -> None: ...
-
-class Reader(_message.Message):
-    __slots__ = ("port", "reader", "full")
-    PORT_FIELD_NUMBER: _ClassVar[int]
-    READER_FIELD_NUMBER: _ClassVar[int]
-    FULL_FIELD_NUMBER: _ClassVar[int]
-    port: str
-    reader: str
-    full: str
-    def __init__(self, port: _Optional[str] = ..., reader: _Optional[str] = ..., full: _Optional[str] = ...) -> None: ...
-
-class Await(_message.Message):
-    __slots__ = ("upstream", "epoch", "attempt", "agent", "address", "feeds", "holds", "streams", "incarnation")
-    class FeedsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-    class StreamsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: str
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
-    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    AGENT_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    FEEDS_FIELD_NUMBER: _ClassVar[int]
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
-    STREAMS_FIELD_NUMBER: _ClassVar[int]
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
-    upstream: str
-    epoch: int
-    attempt: int
-    agent: str
-    address: str
-    feeds: _containers.ScalarMap[str, str]
-    holds: _containers.RepeatedScalarFieldContainer[str]
-    streams: _containers.ScalarMap[str, str]
-    incarnation: str
-    def __init__(self, upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., agent: _Optional[str] = ..., address: _Optional[str] = ..., feeds: _Optional[_Mapping[str, str]] = ..., holds: _Optional[_Iterable[str]] = ..., streams: _Optional[_Mapping[str, str]] = ..., incarnation: _Optional[str] = ...) -> None: ...
-
-class Input(_message.Message):
-    __slots__ = ("port", "ref", "upstream", "epoch", "attempt", "address", "others")
-    PORT_FIELD_NUMBER: _ClassVar[int]
-    REF_FIELD_NUMBER: _ClassVar[int]
-    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    OTHERS_FIELD_NUMBER: _ClassVar[int]
-    port: str
-    ref: _value_pb2.ValueRef
-    upstream: str
-    epoch: int
-    attempt: int
-    address: str
-    others: _containers.RepeatedCompositeFieldContainer[Source]
-    def __init__(self, port: _Optional[str] = ..., ref: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ..., upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., address: _Optional[str] = ..., others: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
+    def __init__(self, packed: _Optional[bytes] = ..., params_json: _Optional[bytes] = ..., comparisons_json: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Source(_message.Message):
     __slots__ = ("agent", "address")
@@ -274,20 +192,10 @@ class Replicate(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., values: _Optional[_Iterable[_Union[_value_pb2.ValueRef, _Mapping]]] = ..., sources: _Optional[_Iterable[_Union[Source, _Mapping]]] = ...) -> None: ...
 
 class Resolve(_message.Message):
-    __slots__ = ("task", "upstream", "epoch", "attempt", "inputs", "holds")
-    TASK_FIELD_NUMBER: _ClassVar[int]
-    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    INPUTS_FIELD_NUMBER: _ClassVar[int]
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
-    task: Task
-    upstream: str
-    epoch: int
-    attempt: int
-    inputs: _containers.RepeatedCompositeFieldContainer[Input]
-    holds: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., inputs: _Optional[_Iterable[_Union[Input, _Mapping]]] = ..., holds: _Optional[_Iterable[str]] = ...) -> None: ...
+    __slots__ = ("packed",)
+    PACKED_FIELD_NUMBER: _ClassVar[int]
+    packed: bytes
+    def __init__(self, packed: _Optional[bytes] = ...) -> None: ...
 
 class Publish(_message.Message):
     __slots__ = ("task", "values")
@@ -336,69 +244,12 @@ class Started(_message.Message):
     def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ...) -> None: ...
 
 class Finished(_message.Message):
-    __slots__ = ("task", "outputs", "consumed", "queue_seconds", "transfer_seconds", "load_seconds", "run_seconds", "models", "target", "target_emulated", "published", "holds", "figures", "growth_json")
-    class OutputsEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: _value_pb2.ValueRef
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[_value_pb2.ValueRef, _Mapping]] = ...) -> None: ...
-    class ConsumedEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: Consumed
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Consumed, _Mapping]] = ...) -> None: ...
-    class FiguresEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
-    TASK_FIELD_NUMBER: _ClassVar[int]
-    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
-    CONSUMED_FIELD_NUMBER: _ClassVar[int]
-    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    TRANSFER_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    LOAD_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    RUN_SECONDS_FIELD_NUMBER: _ClassVar[int]
-    MODELS_FIELD_NUMBER: _ClassVar[int]
-    TARGET_FIELD_NUMBER: _ClassVar[int]
-    TARGET_EMULATED_FIELD_NUMBER: _ClassVar[int]
-    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
-    HOLDS_FIELD_NUMBER: _ClassVar[int]
-    FIGURES_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("packed", "growth_json")
+    PACKED_FIELD_NUMBER: _ClassVar[int]
     GROWTH_JSON_FIELD_NUMBER: _ClassVar[int]
-    task: Task
-    outputs: _containers.MessageMap[str, _value_pb2.ValueRef]
-    consumed: _containers.MessageMap[str, Consumed]
-    queue_seconds: float
-    transfer_seconds: float
-    load_seconds: float
-    run_seconds: float
-    models: _containers.RepeatedScalarFieldContainer[str]
-    target: str
-    target_emulated: bool
-    published: _containers.RepeatedScalarFieldContainer[str]
-    holds: _containers.RepeatedScalarFieldContainer[bool]
-    figures: _containers.ScalarMap[str, float]
+    packed: bytes
     growth_json: bytes
-    def __init__(self, task: _Optional[_Union[Task, _Mapping]] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., consumed: _Optional[_Mapping[str, Consumed]] = ..., queue_seconds: _Optional[float] = ..., transfer_seconds: _Optional[float] = ..., load_seconds: _Optional[float] = ..., run_seconds: _Optional[float] = ..., models: _Optional[_Iterable[str]] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., published: _Optional[_Iterable[str]] = ..., holds: _Optional[_Iterable[bool]] = ..., figures: _Optional[_Mapping[str, float]] = ..., growth_json: _Optional[bytes] = ...) -> None: ...
-
-class Consumed(_message.Message):
-    __slots__ = ("upstream", "epoch", "attempt", "digest")
-    UPSTREAM_FIELD_NUMBER: _ClassVar[int]
-    EPOCH_FIELD_NUMBER: _ClassVar[int]
-    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
-    DIGEST_FIELD_NUMBER: _ClassVar[int]
-    upstream: str
-    epoch: int
-    attempt: int
-    digest: str
-    def __init__(self, upstream: _Optional[str] = ..., epoch: _Optional[int] = ..., attempt: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
+    def __init__(self, packed: _Optional[bytes] = ..., growth_json: _Optional[bytes] = ...) -> None: ...
 
 class Failed(_message.Message):
     __slots__ = ("task", "message", "cause", "transient", "trace")
