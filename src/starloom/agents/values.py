@@ -14,6 +14,7 @@ JSON takes numpy's numbers and arrays for its own. What it has not, as a tuple, 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite, prod
 from typing import Any, Protocol, TypeVar
 
@@ -100,17 +101,18 @@ def encode_into(room: Room | None, port_type: PortType, value: Any, place: str) 
 
 def empty_in(room: Room | None) -> Callable[..., NDArray[Any]]:
     """As `numpy.empty`; arrays of AGENT_ARENA_VALUE_BYTES_MIN or more lie in `room`, if it has room."""
+    # No function of its own in here: what it is annotated with would be made anew for each attempt.
+    return partial(_empty, room)
 
-    def empty(shape: int | Sequence[int], dtype: DTypeLike = np.float64) -> NDArray[Any]:
-        sizes = (shape,) if isinstance(shape, int) else tuple(shape)
-        found = np.dtype(dtype)
-        size = prod(sizes) * found.itemsize
-        fits = limits.AGENT_ARENA_VALUE_BYTES_MIN <= size <= limits.VALUE_BYTES_MAX and not found.hasobject
-        block = room.room(size) if room is not None and fits else None
-        # By its buffer, and no view: an array's base would be the whole room, and nothing would keep the block.
-        return np.empty(sizes, found) if block is None else np.frombuffer(block.data, found).reshape(sizes)
 
-    return empty
+def _empty(room: Room | None, shape: int | Sequence[int], dtype: DTypeLike = np.float64) -> NDArray[Any]:
+    sizes = (shape,) if isinstance(shape, int) else tuple(shape)
+    found = np.dtype(dtype)
+    size = prod(sizes) * found.itemsize
+    fits = limits.AGENT_ARENA_VALUE_BYTES_MIN <= size <= limits.VALUE_BYTES_MAX and not found.hasobject
+    block = room.room(size) if room is not None and fits else None
+    # By its buffer, and no view: an array's base would be the whole room, and nothing would keep the block.
+    return np.empty(sizes, found) if block is None else np.frombuffer(block.data, found).reshape(sizes)
 
 
 def decode(port_type: PortType, data: Data, meta: dict[str, Any], place: str = "value") -> Any:
