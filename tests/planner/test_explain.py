@@ -97,6 +97,12 @@ def test_a_place_that_nothing_is_said_of_is_told_too() -> None:
     assert text == "see can run nowhere"
 
 
+def test_a_place_that_runs_nothing_is_nobody_s_wish() -> None:
+    text, lifts = explained([{"pinned": [EDGE]}] * 2, apart=0, seconds=[[1.0, 1.0, np.inf]] * 2)
+    assert text == "see may not have edge: pinned; tell may not have edge: pinned; see, tell stand on different nodes"
+    assert lifts[:2] == ("see on edge", "tell on edge")
+
+
 def test_groups_that_cannot_be_are_told() -> None:
     text, lifts = explained([{"pinned": [EDGE, CLOUD]}, {"is private": [PHONE]}], together=0)
     assert "see, tell share a node" in text

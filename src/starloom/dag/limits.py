@@ -219,6 +219,10 @@ PLAN_OTHER_TIER_SECONDS: Final = 0.001
 """What it counts that a stage stands on another tier than its kind usually does: of equal places its own is taken."""
 PLAN_SOFT_SECONDS: Final = 3_600.0
 """How much later a stage may end where its plan has it, if it is written as a preference: as long as that node is there."""
+PLAN_PROVEN_STAGES_MAX: Final = 16
+"""Stages of a job whose plan CP-SAT looks for as a whole, and proves; of larger ones it looks at windows."""
+PLAN_SETTLED_CHOICES_MAX: Final = 20_000
+"""Stages times places up to which CP-SAT is asked for any plan, or why there is none, if list schedulers find none."""
 CLUSTER_READY_SECONDS: Final = 120.0
 STOP_GRACE_SECONDS: Final = 10.0
 DOWN_SECONDS: Final = 45.0

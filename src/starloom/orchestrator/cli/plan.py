@@ -60,9 +60,11 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     constellation, built = _read(args)
     problem = built.problem
     # What is compiled at its first use is no part of planning.
-    planning.plan(problem, planning.Budget(1), args.seed)
+    planning.warm_up()
     began = time.perf_counter()
-    plan = planning.plan(problem, planning.Budget(spent=_until(args.budget)), args.seed)
+    budget = args.budget / _MILLIS
+    looks = planning.Budget(spent=_until(args.budget), effort=budget, effort_seconds=budget)
+    plan = planning.plan(problem, looks, args.seed, reasons=built.excluded)
     seconds = time.perf_counter() - began
 
     def again(changed: "PlannedProblem", before: "Plan") -> "Plan":

@@ -16,8 +16,8 @@ from starloom.orchestrator.planner.timing import Spans, earliest, retimed, spans
 EFFORT = 2.0
 """CP-SAT's deterministic time, about seconds of one core."""
 
-FIRST_SHARE = 0.05
-"""Of the effort, to find a plan at all or a better one: the better it is, the fewer modes are left to look at."""
+SHARES = (0.05, 0.15, 0.8)
+"""Of the effort, of one run after the other: the better the plan in hand, the fewer modes are left to look at."""
 
 
 class Proof(NamedTuple):
@@ -48,10 +48,11 @@ def exact(
     if hint is not None and best is not None and (best.objective > hint.objective or faults(problem, best)):
         best = hint
     bound = 0.0
-    for share in (FIRST_SHARE, 3 * FIRST_SHARE, 1 - 4 * FIRST_SHARE):
+    for share in SHARES:
         most = None if best is None else math.ceil(best.objective / ticks.tick) + ticks.rounding()
         search = Search(ticks, best, most)
-        found = search.run(share * effort, share * wall_seconds, seed)
+        found = search.run(share * effort, wall_seconds, seed)
+        wall_seconds = max(0.0, wall_seconds - search.wall_seconds)
         bound = max(bound, found.bound)
         if found.plan is not None and (best is None or found.plan.objective < best.objective):
             best = found.plan
@@ -83,6 +84,7 @@ class Search:
         self.ticks, self.most = ticks, longest(ticks) if most is None else most
         rest = np.zeros(len(ticks.problem.places)) if after is None else after
         self.modes, bounds = _worth(ticks, self.most, up(rest, ticks.tick))
+        self.wall_seconds = 0.0
         self.empty = not all(self.modes)
         if not self.empty:
             self.model = Model(ticks, self.modes, bounds, self.most)
@@ -103,6 +105,7 @@ class Search:
             return Proof(None, math.inf, True)
         solver = solving(effort, wall_seconds, seed)
         status = solver.solve(self.model.cp)
+        self.wall_seconds = float(solver.wall_time)
         if status == cp_model.INFEASIBLE:
             return Proof(None, math.inf, True)
         bound = max(0.0, (solver.best_objective_bound - self.ticks.rounding()) * self.ticks.tick)

@@ -6,12 +6,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from ortools.sat.python import cp_model
 
+from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.exact import fitted, longest, read, solving
 from starloom.orchestrator.planner.holding import hold
 from starloom.orchestrator.planner.model import Model
 from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem
-from starloom.orchestrator.planner.requirements import Reasons, Requirement, bare, requirements, unlinked
+from starloom.orchestrator.planner.requirements import Reasons, Requirement, bare, requirements, shut, unlinked
 from starloom.orchestrator.planner.ticks import Ticks, heads, tails, ticked
+from starloom.orchestrator.planner.timing import retimed
 
 EFFORT = 1.0
 """CP-SAT's deterministic time for each question that is put to it, about seconds."""
@@ -41,12 +43,20 @@ def explain(
     Smallest: none of them can be left out. There may be others, of fewer. `deadline`: seconds by which all must end.
     The same for the same arguments.
     """
+    found = settle(problem, reasons, deadline, effort=effort)
+    return found if isinstance(found, Conflict) else None
+
+
+def settle(
+    problem: Problem, reasons: Reasons = (), deadline: float | None = None, *, effort: float = EFFORT
+) -> Plan | Conflict | None:
+    """Some valid plan, however slow, or why there is none, as `explain` says it; nothing where `effort` shows neither."""
     if not problem.stages:
         return None
     asked = _Asked(problem, reasons, deadline, effort)
     core = asked.core()
-    if core is None:
-        return None
+    if not isinstance(core, list):
+        return core
     for requirement in tuple(core):
         fewer = [other for other in core if other is not requirement]
         if asked.infeasible(fewer):
@@ -60,7 +70,7 @@ class _Asked:
     def __init__(self, problem: Problem, reasons: Reasons, deadline: float | None, effort: float) -> None:
         self.problem, self.deadline, self.effort = problem, deadline, effort
         self.requirements = requirements(problem, reasons, deadline)
-        left = bare(problem, timed=deadline is not None)
+        left = bare(problem, shut(problem, reasons), timed=deadline is not None)
         ticks = fitted(left) if deadline is not None else ticked(left, 1.0)
         assert ticks is not None
         self.model, self.literals = _model(ticks, self.requirements)
@@ -93,14 +103,17 @@ class _Asked:
         solver = solving(self.effort, math.inf, 0)
         return solver.solve(self.model.cp), solver
 
-    def core(self) -> list[Requirement] | None:
-        """Some requirements that conflict; nothing where it is not known that any do."""
+    def core(self) -> list[Requirement] | Plan | None:
+        """Some requirements that conflict, or a plan; nothing where neither is known."""
         status, solver = self.solve(self.requirements)
+        if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            found = retimed(self.problem, read(self.model, solver, "any"))
+            return None if faults(self.problem, found) else found
         if status != cp_model.INFEASIBLE:
             return None
         which = set(solver.sufficient_assumptions_for_infeasibility())
-        found = zip(self.requirements, self.literals, strict=True)
-        return [requirement for requirement, literal in found if literal.index in which]
+        asked = zip(self.requirements, self.literals, strict=True)
+        return [requirement for requirement, literal in asked if literal.index in which]
 
     def infeasible(self, kept: list[Requirement]) -> bool:
         status, _ = self.solve(kept)

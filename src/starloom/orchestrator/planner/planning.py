@@ -1,20 +1,32 @@
-"""Plans: a portfolio of list schedulers, then local search, then the checker. Pure: time is asked of the caller."""
+"""Plans: a portfolio of list schedulers, local search, CP-SAT, and the checker. Pure: time is asked of the caller."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
+from starloom.dag import limits
 from starloom.dag.errors import Infeasible
 from starloom.dag.errors import Problem as Trouble
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.decode import value_of
+from starloom.orchestrator.planner.exact import exact
+from starloom.orchestrator.planner.explain import Conflict, settle
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
 from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
+from starloom.orchestrator.planner.requirements import Reasons, nowhere
 from starloom.orchestrator.planner.search import Search
+from starloom.orchestrator.planner.windows import EFFORT as WINDOW_EFFORT
+from starloom.orchestrator.planner.windows import improved
 
 ITERATIONS = 2_000
+RESCUE_EFFORT = 0.5
+"""Least of CP-SAT's deterministic time for a plan that list schedulers did not find: any plan, that is slow at first."""
+
+NO_PLAN = "no plan can keep all of this"
+
 STEP_STAGES = 3_000
 """Stages times iterations of the local search between two looks at the time: about half a millisecond."""
 
@@ -22,11 +34,15 @@ STEP_STAGES = 3_000
 class Budget(NamedTuple):
     """How long to look: at most so many `iterations` of the local search, and until `spent` says so.
 
-    With `spent` left as it is, the same problem, seed and iterations give the same plan. The classics are always run.
+    `effort`: then CP-SAT's deterministic time, about seconds, on small jobs as a whole and on windows of larger ones;
+    on small ones no longer than `effort_seconds`. With `spent` and those left as they are, the same problem, seed and
+    budget give the same plan. The classics are always run.
     """
 
     iterations: int = ITERATIONS
     spent: Callable[[], bool] = lambda: False
+    effort: float = 0.0
+    effort_seconds: float = math.inf
 
 
 class _Best:
@@ -51,31 +67,58 @@ class _Best:
             copy(self.work, self.board)
 
 
-def plan(problem: Problem, budget: Budget = Budget(), seed: int = 0, warm: Plan | None = None) -> Plan:  # noqa: B008
+def plan(
+    problem: Problem,
+    budget: Budget = Budget(),  # noqa: B008
+    seed: int = 0,
+    warm: Plan | None = None,
+    reasons: Reasons = (),
+) -> Plan:
     """The best plan found, without a fault by `check.faults`.
 
-    `warm`: a plan to begin with; places that it has and that are allowed no more are chosen anew. Raises Infeasible
-    if a stage has no place, or if no plan was found that keeps all requirements; the latter is no proof.
+    `warm`: a plan to begin with; places that it has and that are allowed no more are chosen anew. `reasons`: for each
+    stage, why it may not have places. Raises Infeasible with a smallest set of requirements that conflict; or if no
+    plan was found that keeps all requirements, which is no proof, and said.
     """
+    if ruled_out := nowhere(problem, reasons):
+        raise Infeasible([Trouble(f"stages.{problem.stages[i]}", text) for i, text in ruled_out.items()], NO_PLAN)
     prepared = prepare(problem)
-    nowhere = np.flatnonzero(~prepared.allowed.any(axis=1))
-    if len(nowhere):
-        raise Infeasible(Trouble(f"stages.{problem.stages[i]}", "no place may have it") for i in nowhere)
     best = _Best(prepared)
-    for made in _listings(prepared, budget, warm):
-        best.take(listing.run(prepared, best.work, made), made.method)
+    if prepared.allowed.any(axis=1).all():
+        for made in _listings(prepared, budget, warm):
+            best.take(listing.run(prepared, best.work, made), made.method)
+    if best.value == np.inf:
+        return _rescued(problem, best, budget, seed, reasons)
     wrong: list[str] = []
     for found in _finished(problem, prepared, best, budget, seed):
         wrong = faults(problem, found)
         if not wrong:
-            return found
-    if wrong:
-        raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
-    often = sorted(best.stuck, key=lambda stage: (-best.stuck[stage], stage))
-    raise Infeasible(
-        (Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in often),
-        "no plan was found",
-    )
+            return _polished(problem, found, budget, seed)
+    raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
+
+
+def _rescued(problem: Problem, best: _Best, budget: Budget, seed: int, reasons: Reasons) -> Plan:
+    """A plan by CP-SAT where list schedulers found none. Raises Infeasible, with the proof if there is one."""
+    found = settle(problem, reasons) if problem.arrays.seconds.size <= limits.PLAN_SETTLED_CHOICES_MAX else None
+    if isinstance(found, Conflict):
+        told = [Trouble("conflict", requirement.words) for requirement in found.requirements]
+        raise Infeasible([*told, *(Trouble("enough would be", lift) for lift in found.lifts)], NO_PLAN)
+    if found is None:
+        often = sorted(best.stuck, key=lambda stage: (-best.stuck[stage], stage))
+        stuck = (Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in often)
+        raise Infeasible(stuck, "no plan was found")
+    return _polished(problem, found, budget._replace(effort=max(budget.effort, RESCUE_EFFORT)), seed)
+
+
+def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
+    """What CP-SAT makes of a valid plan."""
+    if len(problem.stages) > limits.PLAN_PROVEN_STAGES_MAX:
+        return improved(problem, found, int(budget.effort / WINDOW_EFFORT), seed, spent=budget.spent)
+    if budget.effort <= 0 or budget.effort_seconds <= 0:
+        return found
+    proof = exact(problem, found, effort=budget.effort, wall_seconds=budget.effort_seconds, seed=seed)
+    better = proof.plan is not None and proof.plan.objective < found.objective and not faults(problem, proof.plan)
+    return proof.plan if better and proof.plan is not None else found
 
 
 def _finished(problem: Problem, prepared: Prepared, best: _Best, budget: Budget, seed: int) -> Iterator[Plan]:
@@ -86,6 +129,9 @@ def _finished(problem: Problem, prepared: Prepared, best: _Best, budget: Budget,
     search = Search(prepared, best.work, seed)
     step = max(1, STEP_STAGES // max(1, len(problem.stages)))
     left = budget.iterations
+    # The rest of the time is for the proof.
+    if budget.effort > 0 and len(problem.stages) <= limits.PLAN_PROVEN_STAGES_MAX:
+        left = min(left, ITERATIONS)
     while left > 0 and search.movable and not budget.spent():
         search.step(min(step, left))
         left -= step

@@ -27,8 +27,12 @@ class Requirement(NamedTuple):
 
 
 def requirements(problem: Problem, reasons: Reasons, deadline: float | None) -> list[Requirement]:
-    """All of them. What no reason rules out, and is ruled out, is one more requirement of the stage."""
-    found = [what for stage in range(len(problem.stages)) for what in _places(problem, stage, reasons)]
+    """All of them. What no reason rules out, and is ruled out, is one more requirement of the stage.
+
+    Not so a place that runs nothing, and of which nothing is said: that is no wish of anybody's.
+    """
+    open_to_none = shut(problem, reasons)
+    found = [what for stage in range(len(problem.stages)) for what in _places(problem, stage, reasons, open_to_none)]
     found += [*_nodes(problem), *_groups(problem), *_links(problem)]
     if deadline is not None:
         found.append(Requirement("deadline", 0, f"all ends within {deadline:g} s"))
@@ -47,18 +51,40 @@ def barred(problem: Problem) -> Flags:
     return ~able
 
 
-def bare(problem: Problem, *, timed: bool) -> Problem:
+def shut(problem: Problem, reasons: Reasons) -> Flags:
+    """[n, m]: places that run nothing, and of which no reason speaks, but for stages that had no other."""
+    closed = barred(problem)
+    told = {place for said in reasons for places in said.values() for place in places}
+    silent = [place not in told and bool(told) for place in range(len(problem.places))]
+    nothing = (closed | (problem.arrays.seconds == 0)).all(axis=0) & np.array(silent, dtype=np.bool_)
+    found: Flags = closed & nothing[None, :] & ~nothing.all()
+    return found
+
+
+def nowhere(problem: Problem, reasons: Reasons) -> dict[int, str]:
+    """The stages that may have no place, whatever the others do, with what is said of the places."""
+    found = {}
+    for stage in np.flatnonzero(barred(problem).all(axis=1)).tolist():
+        told = [f"{_listed(problem, places)}: {text}" for text, places in _said(problem, stage, reasons)]
+        found[stage] = "no place may have it" + (f": {'; '.join(told)}" if told else "")
+    return found
+
+
+def bare(problem: Problem, open_to_none: Flags, *, timed: bool) -> Problem:
     """The problem with every requirement dropped: each stage may have each place, as fast as on its best.
 
-    Unless `timed`, what takes time takes one second, and nothing is waited for but what stages need of each other.
+    But for those that are `open_to_none`, as `shut` tells them. Unless `timed`, what takes time takes one second, and nothing is waited for but what stages need of each other.
     """
     arrays, closed = problem.arrays, barred(problem)
     best = np.where(closed, np.inf, arrays.seconds).min(axis=1, keepdims=True, initial=np.inf)
     seconds = np.where(closed, np.where(np.isfinite(best), best, 1.0), arrays.seconds)
+    if not timed:
+        seconds = np.minimum(np.ceil(seconds), 1.0)
+    seconds[open_to_none] = np.inf
     load = np.where(np.isfinite(arrays.load_seconds), arrays.load_seconds, 0.0)
     waits = ~arrays.started[arrays.downstream]
     left = arrays._replace(
-        seconds=seconds if timed else np.minimum(np.ceil(seconds), 1.0),
+        seconds=seconds,
         load_seconds=load if timed else np.zeros_like(load),
         penalty=np.zeros_like(arrays.penalty),
         byte_penalty=np.zeros_like(arrays.byte_penalty),
@@ -99,15 +125,24 @@ def _loadable(arrays: Arrays, model: int) -> Flags:
     return found
 
 
-def _places(problem: Problem, stage: int, reasons: Reasons) -> Iterator[Requirement]:
+def _said(problem: Problem, stage: int, reasons: Reasons) -> Iterator[tuple[str, frozenset[int]]]:
+    """What is said of places that the stage may not have, and of which."""
     closed = frozenset(np.flatnonzero(barred(problem)[stage]).tolist())
-    name, rest = problem.stages[stage], closed
     for text, places in reasons[stage].items() if stage < len(reasons) else ():
-        here = closed & frozenset(places)
+        if here := closed & frozenset(places):
+            yield text, here
+
+
+def _listed(problem: Problem, places: Collection[int]) -> str:
+    return listed([str(problem.places[place]) for place in sorted(places)])
+
+
+def _places(problem: Problem, stage: int, reasons: Reasons, open_to_none: Flags) -> Iterator[Requirement]:
+    rest = frozenset(np.flatnonzero(barred(problem)[stage] & ~open_to_none[stage]).tolist())
+    name = problem.stages[stage]
+    for text, here in _said(problem, stage, reasons):
         rest -= here
-        if here:
-            which = listed([str(problem.places[place]) for place in sorted(here)])
-            yield Requirement("places", stage, f"{name} may not have {which}: {text}", here)
+        yield Requirement("places", stage, f"{name} may not have {_listed(problem, here)}: {text}", here)
     if rest:
         able = [str(place) for index, place in enumerate(problem.places) if index not in rest]
         words = f"can run only on {listed(able)}" if able else "can run nowhere"

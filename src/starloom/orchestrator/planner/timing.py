@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from starloom.orchestrator.planner.check import SLACK, penalty
+from starloom.orchestrator.planner.check import SLACK
 from starloom.orchestrator.planner.problem import (
     NO_MODEL,
     Arrays,
@@ -118,6 +118,8 @@ def retimed(problem: Problem, plan: Plan) -> Plan:
     """The same plan, each stage as early as it can be."""
     what = spans(problem, plan.place, plan.loads)
     start = earliest(problem, plan, what)
-    finish = start + what.run
-    moved = plan._replace(start=start, finish=finish, makespan=float(finish.max(initial=0.0)))
-    return moved._replace(penalty=penalty(problem, moved))
+    finish, arrays = start + what.run, problem.arrays
+    a, b = arrays.node[plan.place[arrays.upstream]], arrays.node[plan.place[arrays.downstream]]
+    costs = float(arrays.penalty[np.arange(len(start)), plan.place].sum())
+    costs += float((arrays.byte_penalty[a, b] * arrays.size_bytes).sum())
+    return plan._replace(start=start, finish=finish, makespan=float(finish.max(initial=0.0)), penalty=costs)
