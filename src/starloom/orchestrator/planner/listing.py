@@ -14,8 +14,11 @@ from starloom.orchestrator.planner.decode import decode
 from starloom.orchestrator.planner.minmin import minmin
 from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared
 from starloom.orchestrator.planner.problem import Flags, Floats
+from starloom.orchestrator.planner.seating import seats
 
 CLASSICS = ("heft", "heft, last of equals", "peft", "cpop", "min-min", "fastest places")
+FEW = 8
+"""Listings of the portfolio that are worth their time on large problems too."""
 ALONE_MAX = 16
 """Nodes that are tried alone: those that would be done with all work first."""
 
@@ -84,24 +87,34 @@ def classics(table: Table) -> Iterator[Listing]:
 
 
 def portfolio(table: Table) -> Iterator[Listing]:
-    """Ranks x how far to look ahead, then one node alone, then the fastest few places; penalties count."""
+    """Ranks x how far to look ahead, one node alone, the fastest few places; penalties count. The first FEW tell most."""
     prepared = table.prepared
     least = ranks.typical(prepared, ranks.LEAST)
-    urgencies = {
-        "mean": table.upward,
-        "least": ranks.upward(prepared, least, 0.0, 0.0),
-        "far": ranks.upward(prepared, least, *table.link),
-        "table": table.optimistic.mean(axis=1),
-    }
-    sparse = table.optimistic * 0.5
-    for name, urgency in urgencies.items():
-        plain = table.listing(f"list: {name}", urgency, price=1.0)
-        yield plain._replace(method=f"{plain.method}, half ahead", look=sparse)
-        yield plain._replace(method=f"{plain.method}, ahead", look=table.optimistic)
-        yield plain
-    plain = table.listing("list", table.upward, price=1.0)
-    for name, among in _subsets(prepared):
-        yield plain._replace(method=f"list: {name}", among=among)
+    far = table.listing("list: far", ranks.upward(prepared, least, *table.link), price=1.0)
+    mean = table.listing("list: mean", table.upward, price=1.0)
+    near = table.listing("list: near", ranks.upward(prepared, least, 0.0, 0.0), price=1.0)
+    whole = table.listing("list: table", table.optimistic.mean(axis=1), price=1.0)
+    half = table.optimistic * 0.5
+    alone = [mean._replace(method=f"list: {name}", among=among) for name, among in _alone(prepared)]
+    yield from (_ahead(far, half, "half "), _ahead(mean, table.optimistic), *alone[:4], _ahead(mean, half, "half "))
+    yield whole
+    yield from (mean, far, near, _ahead(far, table.optimistic), _ahead(near, half, "half "))
+    yield from (_ahead(near, table.optimistic), _ahead(whole, half, "half "), _ahead(whole, table.optimistic))
+    yield from alone[4:]
+    yield from (mean._replace(method=f"list: {name}", among=among) for name, among in _fast(prepared))
+
+
+def seated(table: Table, board: Board) -> Listing | None:
+    """A listing that meets no dead end, with places given out before times; None if no such places were found."""
+    prepared = table.prepared
+    turn = np.lexsort((-table.upward, prepared.allowed.sum(axis=1)))
+    if not seats(prepared, board, turn, np.zeros(len(prepared.node))):
+        return None
+    return table.listing("seated", table.upward)._replace(wished=board.place.copy())
+
+
+def _ahead(plain: Listing, look: Floats, how: str = "") -> Listing:
+    return plain._replace(method=f"{plain.method}, {how}ahead", look=look)
 
 
 def _fastest(prepared: Prepared) -> Numbers:
@@ -127,19 +140,25 @@ def _critical(table: Table, urgency: Floats) -> Numbers:
     return wished
 
 
-def _subsets(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
-    """Single nodes, then the fastest quarter, half and so on of all places."""
+def _speed(prepared: Prepared) -> Floats:
+    """[m] The mean seconds of a stage; more where few may stand: a place that few may have is worth little alone."""
     able = prepared.allowed & (prepared.seconds > 0)
     counts = np.maximum(1, able.sum(axis=0))
-    speed = np.where(able, prepared.seconds, 0.0).sum(axis=0) / counts
-    # A place that few stages may have is worth little alone, however fast.
-    speed = speed * (1 + able.any(axis=1).sum()) / counts
-    slots = np.diff(prepared.lanes)
-    nodes = np.unique(prepared.node)
-    done = [float(1 / (slots / np.maximum(speed, 1e-12))[prepared.node == node].sum()) for node in nodes]
-    for node in nodes[np.argsort(done, kind="stable")][:ALONE_MAX]:
+    speed: Floats = np.where(able, prepared.seconds, 0.0).sum(axis=0) / counts * (1 + able.any(axis=1).sum()) / counts
+    return speed
+
+
+def _alone(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
+    """Single nodes, those first that would be done with all stages first."""
+    rate = np.diff(prepared.lanes) / np.maximum(_speed(prepared), 1e-12)
+    rates = np.bincount(prepared.node, weights=rate)
+    for node in np.argsort(-rates, kind="stable")[:ALONE_MAX]:
         yield f"node {node} alone", prepared.node == node
-    fast = np.argsort(speed, kind="stable")
+
+
+def _fast(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
+    """The 2, 4, 8 and so on fastest places."""
+    fast = np.argsort(_speed(prepared), kind="stable")
     few = 2
     while few < len(fast):
         among = np.zeros(len(fast), dtype=np.bool_)

@@ -31,6 +31,14 @@ STEP_STAGES = 3_000
 """Stages times iterations of the local search between two looks at the time: about half a millisecond."""
 
 
+FEW_FROM = 1_500
+"""Stages times places from which on local search earns more than the rest of the portfolio."""
+TRIAL_ITERATIONS = 400
+"""Of local search from each start, before it goes on from one."""
+GAIN = 1e-9
+"""The share by which a plan has to be better to count as better."""
+
+
 class Budget(NamedTuple):
     """How long to look: at most so many `iterations` of the local search, and until `spent` says so.
 
@@ -45,26 +53,38 @@ class Budget(NamedTuple):
     effort_seconds: float = math.inf
 
 
-class _Best:
-    """The best board so far, and a second one to work on."""
+class _Start(NamedTuple):
+    """A full board, its objective in seconds, and what set it out."""
+
+    value: float
+    board: Board
+    method: str
+
+
+class _Starts:
+    """The best board of each family of listings, and one to work on."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.work: Board = board(prepared)
-        self.board: Board = board(prepared)
-        self.value = np.inf
-        self.method = ""
         self.stuck: dict[int, int] = {}
+        self._best: dict[str, _Start] = {}
 
-    def take(self, stage: int, method: str) -> None:
+    def take(self, stage: int, method: str, family: str = "") -> None:
         """Keeps what is on the work board if it is better; `stage`: what found no place there, or -1."""
         if stage >= 0:
             self.stuck[stage] = self.stuck.get(stage, 0) + 1
             return
         value = value_of(self.prepared, self.work)
-        if value < self.value:
-            self.value, self.method = value, method
-            copy(self.work, self.board)
+        before = self._best.get(family)
+        if before is None or value < before.value:
+            kept = board(self.prepared) if before is None else before.board
+            copy(self.work, kept)
+            self._best[family] = _Start(value, kept, method)
+
+    def all(self) -> list[_Start]:
+        """The best first."""
+        return sorted(self._best.values(), key=lambda start: start.value)
 
 
 def plan(
@@ -83,30 +103,29 @@ def plan(
     if ruled_out := nowhere(problem, reasons):
         raise Infeasible([Trouble(f"stages.{problem.stages[i]}", text) for i, text in ruled_out.items()], NO_PLAN)
     prepared = prepare(problem)
-    best = _Best(prepared)
+    starts = _Starts(prepared)
     if prepared.allowed.any(axis=1).all():
-        for made in _listings(prepared, budget, warm):
-            best.take(listing.run(prepared, best.work, made), made.method)
-    if best.value == np.inf:
-        return _rescued(problem, best, budget, seed, reasons)
+        _list(prepared, starts, budget, warm)
+    if not starts.all():
+        return _rescued(problem, starts.stuck, budget, seed, reasons)
     wrong: list[str] = []
-    for found in _finished(problem, prepared, best, budget, seed):
+    for found in _finished(problem, prepared, starts.all(), budget, seed):
         wrong = faults(problem, found)
         if not wrong:
             return _polished(problem, found, budget, seed)
     raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
 
 
-def _rescued(problem: Problem, best: _Best, budget: Budget, seed: int, reasons: Reasons) -> Plan:
+def _rescued(problem: Problem, stuck: dict[int, int], budget: Budget, seed: int, reasons: Reasons) -> Plan:
     """A plan by CP-SAT where list schedulers found none. Raises Infeasible, with the proof if there is one."""
     found = settle(problem, reasons) if problem.arrays.seconds.size <= limits.PLAN_SETTLED_CHOICES_MAX else None
     if isinstance(found, Conflict):
         told = [Trouble("conflict", requirement.words) for requirement in found.requirements]
         raise Infeasible([*told, *(Trouble("enough would be", lift) for lift in found.lifts)], NO_PLAN)
     if found is None:
-        often = sorted(best.stuck, key=lambda stage: (-best.stuck[stage], stage))
-        stuck = (Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in often)
-        raise Infeasible(stuck, "no plan was found")
+        often = sorted(stuck, key=lambda stage: (-stuck[stage], stage))
+        told = [Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in often]
+        raise Infeasible(told, "no plan was found")
     return _polished(problem, found, budget._replace(effort=max(budget.effort, RESCUE_EFFORT)), seed)
 
 
@@ -121,34 +140,54 @@ def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
     return proof.plan if better and proof.plan is not None else found
 
 
-def _finished(problem: Problem, prepared: Prepared, best: _Best, budget: Budget, seed: int) -> Iterator[Plan]:
-    """Plans to be given out, the best first: what local search makes of the best board, and that board."""
-    if best.value == np.inf:
-        return
-    copy(best.board, best.work)
-    search = Search(prepared, best.work, seed)
-    step = max(1, STEP_STAGES // max(1, len(problem.stages)))
+def _finished(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Iterator[Plan]:
+    """Plans to be given out, the best first: what local search makes of the starts, then the starts themselves."""
+    if starts and not prepared.started.all():
+        found = _search(prepared, starts, budget, seed)
+        if found.value < starts[0].value * (1 - GAIN):
+            yield plan_of(problem, prepared, found.best, "search")
+    for start in starts:
+        yield plan_of(problem, prepared, start.board, start.method)
+
+
+def _search(prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Search:
+    """Tries each start for a while, and goes on with the one that has become best."""
+    step = max(1, STEP_STAGES // max(1, len(prepared.seconds)))
     left = budget.iterations
     # The rest of the time is for the proof.
-    if budget.effort > 0 and len(problem.stages) <= limits.PLAN_PROVEN_STAGES_MAX:
+    if budget.effort > 0 and len(prepared.seconds) <= limits.PLAN_PROVEN_STAGES_MAX:
         left = min(left, ITERATIONS)
-    while left > 0 and search.movable and not budget.spent():
-        search.step(min(step, left))
-        left -= step
-    if search.value < best.value * (1 - 1e-9):
-        yield plan_of(problem, prepared, search.best, "search")
-    yield plan_of(problem, prepared, best.board, best.method)
+
+    def go_on(search: Search, iterations: int) -> None:
+        nonlocal left
+        end = left - iterations
+        while left > max(0, end) and not budget.spent():
+            search.step(min(step, left - max(0, end)))
+            left -= step
+
+    searches = [Search(prepared, start.board, seed) for start in starts]
+    for search in searches:
+        go_on(search, TRIAL_ITERATIONS)
+    best = min(searches, key=lambda search: search.value)
+    go_on(best, left)
+    return best
 
 
-def _listings(prepared: Prepared, budget: Budget, warm: Plan | None) -> Iterator[listing.Listing]:
+def _list(prepared: Prepared, starts: _Starts, budget: Budget, warm: Plan | None) -> None:
+    """Runs the listings that there is time for; all, and seats given out beforehand, as long as there is no plan."""
     table = listing.Table(prepared)
     if warm is not None:
-        yield warmed(table, warm)
-    yield from listing.classics(table)
-    for made in listing.portfolio(table):
-        if budget.spent():
+        starts.take(listing.run(prepared, starts.work, warmed(table, warm)), "warm", "warm")
+    for made in listing.classics(table):
+        starts.take(listing.run(prepared, starts.work, made), made.method)
+    few = prepared.seconds.size > FEW_FROM
+    for index, made in enumerate(listing.portfolio(table)):
+        if starts.all() and (budget.spent() or (few and index >= listing.FEW)):
             return
-        yield made
+        family = "alone" if made.among is not table.everywhere else ""
+        starts.take(listing.run(prepared, starts.work, made), made.method, family)
+    if not starts.all() and (seated := listing.seated(table, starts.work)) is not None:
+        starts.take(listing.run(prepared, starts.work, seated), seated.method)
 
 
 def warm_up() -> None:

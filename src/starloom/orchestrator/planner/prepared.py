@@ -72,7 +72,7 @@ class Board(NamedTuple):
 
     `place`, `lane`, `before`, `after` [n]: neighbours on the lane; -1 for none. `start`, `length` [n]: seconds, loading
     included. `first`, `last` [lanes]. `loader` [w, k]: the stage that loads the model there. `users` [w, k]: stages
-    that take time with that model there. `held` [k]: bytes of models. `top` [lanes]: of each place the largest
+    that take time with that model there. `held`, `busy` [k]: bytes of models, and of `top`. `top` [lanes]: of each place the largest
     working sets, one for each slot, falling. `group_node`, `group_count` [groups]: of those together. `taken`
     [groups, k]: of those apart. `there`, `paid` [k]: scratch.
     """
@@ -88,6 +88,7 @@ class Board(NamedTuple):
     loader: Numbers
     users: Numbers
     held: Floats
+    busy: Floats
     top: Floats
     group_node: Numbers
     group_count: Numbers
@@ -157,6 +158,7 @@ def board(prepared: Prepared) -> Board:
         loader=none(w, k),
         users=np.zeros((w, k), dtype=np.int64),
         held=np.zeros(k),
+        busy=np.zeros(k),
         top=np.zeros(lanes),
         group_node=none(near),
         group_count=np.zeros(near, dtype=np.int64),

@@ -1,138 +1,45 @@
 """Local search on a full board: take a few stages that hang together off, mostly critical ones, and put each back best.
 
-Where a stage goes is judged by its longest path through the schedule without it (after Mastrolilli and Gambardella
-2000, whose neighbourhood is for job shops), so that all places and positions are seen for less than one schedule costs.
-What comes out is taken by annealing. Compiled.
+What comes out is taken by annealing, in cycles that grow. Compiled.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
 from starloom.orchestrator.planner.compiled import inlined, inner, lean
 from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared, board, copy
 from starloom.orchestrator.planner.problem import Floats
-from starloom.orchestrator.planner.standing import fits, pays
+from starloom.orchestrator.planner.seeking import penalties, seek
 from starloom.orchestrator.planner.trail import Trail, begin, chance, put_on, settle_times, sort, take_off, trail
 
 CYCLE_FIRST = 256
-SLIGHT = 1e-3
-"""What a second on a path that is not the longest counts."""
+"""Iterations of the first cycle of annealing; each has twice as many as the one before."""
+
+DRAWN = 4
+"""Stages drawn to find one that is near in time."""
+NEAR = 0.4
+"""How often to go on with such a one, beside four ways to go on with a neighbour."""
 
 
-@lean
-def penalties(p: Prepared, b: Board) -> float:
-    """All penalties of a full board, in seconds."""
-    total = 0.0
-    for stage in range(len(b.place)):
-        place = b.place[stage]
-        total += p.penalty[stage, place]
-        node = p.node[place]
-        for lead in range(p.lead_heads[stage], p.lead_heads[stage + 1]):
-            total += p.lead_bytes[lead] * p.byte_penalty[p.node[b.place[p.lead_stage[lead]]], node]
-    return total
+class Ways(NamedTuple):
+    """How the search goes about it: shares of iterations, but for four. Chosen by trial.
 
-
-@inner
-def _around(p: Prepared, b: Board, t: Trail, stage: int) -> None:
-    """For each node: when the stage's inputs are there, and the longest rest behind its output."""
-    k = len(t.there)
-    t.there[:] = p.release[stage]
-    t.rest[:] = 0.0
-    for lead in range(p.lead_heads[stage], p.lead_heads[stage + 1]):
-        up, size = p.lead_stage[lead], p.lead_bytes[lead]
-        ends = b.start[up] + b.length[up]
-        if t.off[up]:
-            for node in range(k):
-                t.there[node] = max(t.there[node], ends)
-        else:
-            source = p.node[b.place[up]]
-            for node in range(k):
-                moved = p.latency[source, node] + size * p.per_byte[source, node]
-                t.there[node] = max(t.there[node], ends + moved)
-    for follow in range(p.follow_heads[stage], p.follow_heads[stage + 1]):
-        down, size = p.follow_stage[follow], p.follow_bytes[follow]
-        tail = t.tail[down]
-        if t.off[down]:
-            for node in range(k):
-                t.rest[node] = max(t.rest[node], tail)
-        else:
-            sink = p.node[b.place[down]]
-            for node in range(k):
-                t.rest[node] = max(t.rest[node], tail + p.latency[node, sink] + size * p.per_byte[node, sink])
-
-
-@inner
-def _price(p: Prepared, b: Board, t: Trail, stage: int, place: int) -> float:
-    price, node = p.penalty[stage, place], p.node[place]
-    for lead in range(p.lead_heads[stage], p.lead_heads[stage + 1]):
-        up = p.lead_stage[lead]
-        if not t.off[up]:
-            price += p.lead_bytes[lead] * p.byte_penalty[p.node[b.place[up]], node]
-    for follow in range(p.follow_heads[stage], p.follow_heads[stage + 1]):
-        down = p.follow_stage[follow]
-        if not t.off[down]:
-            price += p.follow_bytes[follow] * p.byte_penalty[node, p.node[b.place[down]]]
-    return price
-
-
-@inlined
-def _score(path: float, span: float, price: float) -> float:
-    return max(path, span) + SLIGHT * path + price
-
-
-@inner
-def seek(
-    p: Prepared, b: Board, t: Trail, stage: int, span: float, priced: bool, blind: float, lane_was: int, was: int
-) -> tuple[int, int, int]:
-    """The best place for a stage, its lane, and the stage before it there; place -1 for none.
-
-    `span`: the last finish without the stage. `blind`: the share of places overlooked by chance. `lane_was`, `was`:
-    where it may not return to.
+    `single`: take one stage off; otherwise 2 up to 1 + `more`. `critical`: begin with a critical stage. `scattered`: go
+    on with critical ones; `along`: with a path of dependencies; otherwise with neighbours. `one_node`: put all on one
+    node. `blind`: the share of places that are overlooked. `hot`, `cold`: a cycle's first and last temperature, as
+    shares of the objective.
     """
-    _around(p, b, t, stage)
-    best, found, on, behind = np.inf, NONE, NONE, NONE
-    for place in range(len(p.node)):
-        if not p.allowed[stage, place]:
-            continue
-        node, length = p.node[place], p.seconds[stage, place]
-        ready, rest = max(t.there[node], p.available[place] if length > 0.0 else 0.0), t.rest[node]
-        if _score(ready + length + rest, span, 0.0) >= best or not fits(p, b, stage, place):
-            continue
-        price = _price(p, b, t, stage, place) if priced else 0.0
-        if pays(p, b, stage, place):
-            loader = b.loader[p.model[stage], node]
-            if loader < 0:
-                length += p.load[p.model[stage], place]
-            else:
-                ready = max(ready, b.start[loader] + p.load[p.model[stage], b.place[loader]])
-        if _score(ready + length + rest, span, price) >= best:
-            continue
-        if blind > 0.0 and chance(t.draw) < blind:
-            continue
-        if length <= 0.0:
-            best, found, on, behind = _score(ready + rest, span, price), place, NONE, NONE
-            continue
-        empty = False
-        for lane in range(p.lanes[place], p.lanes[place + 1]):
-            before, after = NONE, b.first[lane]
-            if after < 0:
-                if empty:
-                    continue
-                empty = True
-            while after >= 0 and (p.started[after] or b.start[after] + b.length[after] <= ready):
-                before, after = after, b.after[after]
-            while True:
-                start = ready if before < 0 else max(ready, b.start[before] + b.length[before])
-                if _score(start + length + rest, span, price) >= best:
-                    break
-                path = start + length + (rest if after < 0 else max(rest, t.tail[after]))
-                score = _score(path, span, price)
-                if score < best and not (lane == lane_was and before == was):
-                    best, found, on, behind = score, place, lane, before
-                # Behind what has the shorter rest it would start later for nothing, and might close a circle.
-                if after < 0 or t.tail[after] <= rest:
-                    break
-                before, after = after, b.after[after]
-    return found, on, behind
+
+    single: float = 0.2
+    more: float = 5.0
+    scattered: float = 0.2
+    critical: float = 0.7
+    hot: float = 0.01
+    cold: float = 0.0005
+    blind: float = 0.03
+    one_node: float = 0.2
+    along: float = 0.25
 
 
 @inlined
@@ -162,6 +69,7 @@ def _copy(source: Board, target: Board, deep: bool) -> None:
         _over_table(source.loader, target.loader)
         _over_table(source.users, target.users)
         _over(source.held, target.held)
+        _over(source.busy, target.busy)
         _over(source.top, target.top)
         _over(source.group_node, target.group_node)
         _over(source.group_count, target.group_count)
@@ -199,10 +107,10 @@ def _pick(p: Prepared, t: Trail, stage: int, count: int) -> int:
 
 @inner
 def _neighbour(p: Prepared, b: Board, t: Trail, stage: int) -> int:
-    """One of the stages beside this one, by a dependency or on the lane."""
+    """One of the stages beside this one: by a dependency, on the lane, or in time."""
     leads = p.lead_heads[stage + 1] - p.lead_heads[stage]
     follows = p.follow_heads[stage + 1] - p.follow_heads[stage]
-    which = int(chance(t.draw) * 4)
+    which = int(chance(t.draw) * (4.0 + NEAR))
     if which == 0 and leads > 0:
         return p.lead_stage[p.lead_heads[stage] + int(chance(t.draw) * leads)]
     if which == 1 and follows > 0:
@@ -211,29 +119,52 @@ def _neighbour(p: Prepared, b: Board, t: Trail, stage: int) -> int:
         return b.before[stage]
     if which == 3 and b.lane[stage] >= 0 and b.after[stage] >= 0:
         return b.after[stage]
-    return stage
+    nearest, least = stage, np.inf
+    for _ in range(DRAWN):
+        other = int(chance(t.draw) * len(t.tail))
+        far = abs(b.start[other] - b.start[stage])
+        if other != stage and far < least:
+            nearest, least = other, far
+    return nearest
 
 
 @inner
-def _ruin(p: Prepared, b: Board, t: Trail, span: float, knobs: Floats) -> int:
+def _further(p: Prepared, t: Trail, up: int, down: int) -> tuple[int, int]:
+    """The two ends of a path of dependencies, one stage further each."""
+    leads = p.lead_heads[up + 1] - p.lead_heads[up]
+    if leads > 0:
+        up = p.lead_stage[p.lead_heads[up] + int(chance(t.draw) * leads)]
+    follows = p.follow_heads[down + 1] - p.follow_heads[down]
+    if follows > 0:
+        down = p.follow_stage[p.follow_heads[down] + int(chance(t.draw) * follows)]
+    return up, down
+
+
+@inner
+def _ruin(p: Prepared, b: Board, t: Trail, span: float, ways: Ways) -> int:
     """Picks the stages to take off; how many."""
     n = len(t.tail)
     wanted = 1
-    if chance(t.draw) >= knobs[0]:
-        wanted = 2 + int(chance(t.draw) * knobs[1])
+    if chance(t.draw) >= ways.single:
+        wanted = 2 + int(chance(t.draw) * ways.more)
     critical = _critical(b, t, span)
-    scatter = critical > 0 and chance(t.draw) < knobs[2]
+    how = chance(t.draw)
     first = int(chance(t.draw) * n)
-    if critical > 0 and chance(t.draw) < knobs[3]:
+    if critical > 0 and chance(t.draw) < ways.critical:
         first = t.critical[int(chance(t.draw) * critical)]
     count = _pick(p, t, first, 0)
     if count == 0:
         return 0
-    tries = 0
+    tries, up, down = 0, first, first
     while count < wanted and tries < 4 * wanted:
         tries += 1
-        if scatter:
+        if how < ways.scattered and critical > 0:
             count = _pick(p, t, t.critical[int(chance(t.draw) * critical)], count)
+        elif how < ways.scattered + ways.along:
+            up, down = _further(p, t, up, down)
+            count = _pick(p, t, up, count)
+            if count < wanted:
+                count = _pick(p, t, down, count)
         else:
             count = _pick(p, t, _neighbour(p, b, t, t.picked[int(chance(t.draw) * count)]), count)
     for index in range(count):
@@ -253,11 +184,21 @@ def _arrange(t: Trail, count: int, how: float) -> None:
 
 
 @inner
-def _rebuild(p: Prepared, b: Board, t: Trail, count: int, span: float, priced: bool, blind: float) -> float:
+def _some_node(p: Prepared, t: Trail, stage: int) -> int:
+    """A node that the stage may stand on."""
+    found, seen = NONE, 0
+    for place in range(len(p.node)):
+        if p.allowed[stage, place]:
+            seen += 1
+            if chance(t.draw) * seen < 1.0:
+                found = p.node[place]
+    return found
+
+
+@inner
+def _rebuild(p: Prepared, b: Board, t: Trail, count: int, priced: bool, ways: Ways) -> float:
     """Takes the picked stages off and puts them back. The last finish; infinite if one found no place."""
-    lane_was, was = NONE, NONE
-    if count == 1:
-        lane_was, was = b.lane[t.picked[0]], b.before[t.picked[0]]
+    t.was[0], t.was[1] = b.lane[t.picked[0]], b.before[t.picked[0]]
     _arrange(t, count, chance(t.draw))
     low, high, anew = len(t.order), 0, False
     for index in range(count):
@@ -269,8 +210,13 @@ def _rebuild(p: Prepared, b: Board, t: Trail, count: int, span: float, priced: b
             return np.inf
         low, high = 0, len(t.order) - 1
     span = settle_times(p, b, t, low, high)
+    only = NONE
+    if count > 1 and chance(t.draw) < ways.one_node:
+        only = _some_node(p, t, t.picked[0])
     for index in range(count):
-        place, lane, before = seek(p, b, t, t.picked[index], span, priced, blind, lane_was, was)
+        place, lane, before = seek(p, b, t, t.picked[index], span, priced, ways.blind, only, count > 1)
+        if place < 0 and only >= 0:
+            place, lane, before = seek(p, b, t, t.picked[index], span, priced, 0.0, NONE, True)
         if place < 0:
             return np.inf
         span = put_on(p, b, t, t.picked[index], place, lane, before)
@@ -298,23 +244,23 @@ def improve(
     iterations: int,
     priced: bool,
     deep: bool,
-    knobs: Floats,
+    ways: Ways,
 ) -> None:
     """So many iterations. `b` with `t` is where the search stands, `best` what it found; `saved`, `kept`: scratch."""
     for _ in range(iterations):
         if counts[STEP] >= counts[CYCLE]:
             counts[STEP] = 0
             counts[CYCLE] *= 2
-        heat = knobs[4] * (knobs[5] / knobs[4]) ** (counts[STEP] / counts[CYCLE]) * values[BEST]
+        heat = ways.hot * (ways.cold / ways.hot) ** (counts[STEP] / counts[CYCLE]) * values[BEST]
         counts[STEP] += 1
-        count = _ruin(p, b, t, values[SPAN], knobs)
+        count = _ruin(p, b, t, values[SPAN], ways)
         if count == 0:
             continue
         _copy(b, saved, deep)
         _over(t.tail, kept.tail)
         _over(t.order, kept.order)
         _over(t.rank, kept.rank)
-        span = _rebuild(p, b, t, count, values[SPAN], priced, knobs[6])
+        span = _rebuild(p, b, t, count, priced, ways)
         value = span + (penalties(p, b) if priced and span < np.inf else 0.0)
         if value < np.inf and value <= values[CURRENT] - heat * np.log(1.0 - chance(t.draw)):
             values[CURRENT], values[SPAN] = value, span
@@ -331,7 +277,7 @@ def improve(
             t.soon[:] = False
 
 
-KNOBS = np.array([0.35, 5.0, 0.2, 0.7, 0.01, 0.0005, 0.03])
+WAYS = Ways()
 
 
 class Search:
@@ -339,18 +285,19 @@ class Search:
 
     def __init__(self, prepared: Prepared, first: Board, seed: int) -> None:
         self.prepared = prepared
-        self.board, self.saved, self.best = first, board(prepared), board(prepared)
+        self.board, self.saved, self.best = board(prepared), board(prepared), board(prepared)
         self.trail, self.kept = trail(prepared, seed), trail(prepared, seed)
         self.priced = bool(prepared.penalty.any() or prepared.byte_penalty.any())
         groups = max(prepared.together.max(initial=NONE), prepared.apart.max(initial=NONE)) >= 0
         self.deep = bool(len(prepared.weight) or np.isfinite(prepared.memory).any() or groups)
-        span = begin(prepared, first, self.trail)
-        value = span + (penalties(prepared, first) if self.priced else 0.0)
-        copy(first, self.best)
+        copy(first, self.board)
+        span = begin(prepared, self.board, self.trail)
+        value = span + (penalties(prepared, self.board) if self.priced else 0.0)
+        copy(self.board, self.best)
         self.values = np.array([value, value, span, span])
         self.counts = np.array([0, CYCLE_FIRST], dtype=np.int64)
 
-    def step(self, iterations: int, knobs: Floats = KNOBS) -> None:
+    def step(self, iterations: int, ways: Ways = WAYS) -> None:
         """So many iterations more."""
         improve(
             self.prepared,
@@ -364,13 +311,8 @@ class Search:
             iterations,
             self.priced,
             self.deep,
-            knobs,
+            ways,
         )
-
-    @property
-    def movable(self) -> bool:
-        """Whether there is anything to improve."""
-        return bool(np.isfinite(self.values[BEST]) and not self.prepared.started.all())
 
     @property
     def value(self) -> float:

@@ -29,6 +29,7 @@ def clear(p: Prepared, b: Board) -> None:
     b.group_count[:] = 0
     b.taken[:] = 0
     b.held[:] = 0.0
+    b.busy[:] = 0.0
     for model in range(len(p.weight)):
         for node in range(len(p.memory)):
             if p.resident[model, node]:
@@ -54,14 +55,10 @@ def fits(p: Prepared, b: Board, stage: int, place: int) -> bool:
 
 @inner
 def _room(p: Prepared, b: Board, stage: int, place: int, node: int) -> bool:
-    held = b.held[node]
+    held = b.held[node] + b.busy[node]
     model = p.model[stage]
     if model >= 0 and b.users[model, node] == 0 and not p.resident[model, node]:
         held += p.weight[model]
-    for other in range(len(p.node)):
-        if p.node[other] == node:
-            for slot in range(p.lanes[other], p.lanes[other + 1]):
-                held += b.top[slot]
     smallest = b.top[p.lanes[place + 1] - 1]
     if p.working[stage] > smallest:
         held += p.working[stage] - smallest
@@ -96,6 +93,7 @@ def _rank(p: Prepared, b: Board, place: int, size: float) -> None:
     slot = p.lanes[place + 1] - 1
     if size <= b.top[slot]:
         return
+    b.busy[p.node[place]] += size - b.top[slot]
     while slot > p.lanes[place] and b.top[slot - 1] < size:
         b.top[slot] = b.top[slot - 1]
         slot -= 1
@@ -125,7 +123,9 @@ def lift(p: Prepared, b: Board, stage: int) -> None:
         if b.loader[model, node] == stage:
             b.loader[model, node] = NONE
     if p.memory[node] != np.inf:
-        b.top[p.lanes[place] : p.lanes[place + 1]] = 0.0
+        for slot in range(p.lanes[place], p.lanes[place + 1]):
+            b.busy[node] -= b.top[slot]
+            b.top[slot] = 0.0
         for lane in range(p.lanes[place], p.lanes[place + 1]):
             other = b.first[lane]
             while other >= 0:

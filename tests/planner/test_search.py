@@ -1,0 +1,126 @@
+"""Local search: all times stay exact, nothing gets worse, and what is known to be best is found."""
+
+import itertools
+
+import numpy as np
+import pytest
+from tests.planner.instances import NETWORKS, SHAPES, constrained, instance
+
+from starloom.orchestrator.planner import listing
+from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.decode import value_of
+from starloom.orchestrator.planner.planning import Budget, plan
+from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
+from starloom.orchestrator.planner.problem import Place, Problem, problem
+from starloom.orchestrator.planner.search import Search
+from starloom.orchestrator.planner.trail import begin, trail
+
+
+def _start(prepared: Prepared) -> Board | None:
+    made = board(prepared)
+    table = listing.Table(prepared)
+    ways = [*listing.classics(table), *listing.portfolio(table)]
+    return made if any(listing.run(prepared, made, way) < 0 for way in ways) else None
+
+
+def _searched(asked: Problem, seed: int) -> tuple[Prepared, Search] | None:
+    prepared = prepare(asked)
+    start = _start(prepared) if prepared.allowed.any(axis=1).all() else None
+    if start is None or prepared.started.all():
+        return None
+    before = value_of(prepared, start)
+    search = Search(prepared, start, seed)
+    search.step(300)
+    assert search.value <= before + 1e-9
+    return prepared, search
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_times_stay_exact(seed: int) -> None:
+    made = _searched(constrained(10 + seed, 4, seed), seed)
+    if made is None:
+        return
+    prepared, search = made
+    anew, along = board(prepared), trail(prepared, 0)
+    copy(search.board, anew)
+    anew.start[:] = 0.0
+    begin(prepared, anew, along)
+    np.testing.assert_allclose(anew.start, search.board.start, atol=1e-12)
+    np.testing.assert_allclose(along.tail, search.trail.tail, atol=1e-12)
+    assert value_of(prepared, search.board) == pytest.approx(float(search.values[0]))
+    assert value_of(prepared, search.best) == pytest.approx(search.value)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_shares_a_node_is_counted_right(seed: int) -> None:
+    asked = constrained(30, 5, 1_000 + seed)
+    made = _searched(asked, seed)
+    if made is None:
+        return
+    prepared, search = made
+    assert faults(asked, plan_of(asked, prepared, search.best, "search")) == []
+    now = search.board
+    running = prepared.seconds[np.arange(len(now.place)), now.place] > 0
+    nodes = prepared.node[now.place]
+    for model in range(len(prepared.weight)):
+        here = running & (prepared.model == model)
+        assert np.array_equal(now.users[model], np.bincount(nodes[here], minlength=len(prepared.memory)))
+    for group in range(len(now.taken)):
+        assert np.array_equal(
+            now.taken[group], np.bincount(nodes[prepared.apart == group], minlength=len(prepared.memory))
+        )
+    for place in np.flatnonzero(np.isfinite(prepared.memory)[prepared.node]):
+        lanes = slice(prepared.lanes[place], prepared.lanes[place + 1])
+        sizes = np.sort(prepared.working[running & (now.place == place)])[::-1]
+        most = np.zeros(len(now.top[lanes]))
+        most[: len(sizes)] = sizes[: len(most)]
+        np.testing.assert_allclose(now.top[lanes], most)
+
+
+def test_search_finds_what_lists_miss() -> None:
+    ratios = []
+    for shape, network, seed in itertools.product(SHAPES, NETWORKS, range(3)):
+        asked = instance(shape, network, 80, 10, 1.0, seed)
+        ratios.append(plan(asked, Budget(1_000)).objective / plan(asked, Budget(0)).objective)
+    assert np.mean(ratios) < 0.95
+    assert max(ratios) <= 1.0
+
+
+def test_the_best_split_of_a_bag_of_stages_is_found() -> None:
+    seconds = [7.0, 7.0, 6.0, 6.0, 5.0, 5.0, 4.0, 4.0, 4.0]
+    asked = problem([f"s{i}" for i in range(9)], [Place(name) for name in "abcd"], [[s] * 4 for s in seconds])
+    assert plan(asked, Budget(2_000)).makespan == 12.0
+
+
+def test_cp_sat_mends_what_memory_makes_too_tight_for_lists() -> None:
+    # By the clock the two never run together; the lists reckon that with two slots they might.
+    asked = problem(["x", "y"], [Place("a", "cpu", 2)], 1.0, [(0, 1, 0.0)], working_bytes=2.0, memory_bytes=3.0)
+    found = plan(asked, Budget(10))
+    assert found.makespan == 2.0
+    assert faults(asked, found) == []
+
+
+def test_cp_sat_gives_a_plan_that_is_never_worse() -> None:
+    asked = constrained(9, 3, 12)
+    plain = plan(asked, Budget(0))
+    better = plan(asked, Budget(0, effort=1.0))
+    assert faults(asked, better) == []
+    assert better.objective <= plain.objective + 1e-9
+
+
+def test_places_are_given_out_where_lists_run_into_dead_ends() -> None:
+    # The first stages are fastest on the small node, where only the last one fits in.
+    names = ["x", "y", "z"]
+    seconds = [[1.0, 9.0], [1.0, 9.0], [1.0, np.inf]]
+    asked = problem(
+        names,
+        [Place("small"), Place("large")],
+        seconds,
+        [(0, 2, 0.0), (1, 2, 0.0)],
+        models=["m", "n", "o"],
+        model=[0, 1, 2],
+        weight_bytes=[2.0, 2.0, 2.0],
+        memory_bytes=[2.0, 9.0],
+    )
+    found = plan(asked, Budget(10))
+    assert found.place.tolist() == [1, 1, 0]
