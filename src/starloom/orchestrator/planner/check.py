@@ -46,36 +46,40 @@ def faults(problem: Problem, plan: Plan) -> list[str]:
 
 
 def _runs(problem: Problem, plan: Plan) -> Iterator[str]:
-    arrays = problem.arrays
-    for stage, name in enumerate(problem.stages):
-        place = plan.place[stage]
-        seconds = arrays.seconds[stage, place]
-        if not np.isfinite(seconds):
-            yield f"{name} may not run on {problem.places[place]}"
-            continue
-        if plan.loads[stage]:
-            seconds += arrays.load_seconds[arrays.model[stage], place] if arrays.model[stage] != NO_MODEL else 0.0
-        if abs(plan.finish[stage] - plan.start[stage] - seconds) > SLACK:
-            yield f"{name} takes {plan.finish[stage] - plan.start[stage]} s, not {seconds}"
-        earliest = 0.0 if arrays.started[stage] else max(arrays.release[stage], _opens(problem, stage, place))
-        if plan.start[stage] < earliest - SLACK:
-            yield f"{name} starts at {plan.start[stage]}, before {earliest}"
-        if arrays.started[stage] and plan.start[stage] > SLACK:
-            yield f"{name} runs already, and is to start at {plan.start[stage]}"
-
-
-def _opens(problem: Problem, stage: int, place: int) -> float:
+    arrays, each = problem.arrays, np.arange(len(plan.place))
+    runs = arrays.seconds[each, plan.place]
+    seconds = runs.copy()
+    loading = np.flatnonzero(plan.loads & (arrays.model != NO_MODEL))
+    seconds[loading] += arrays.load_seconds[arrays.model[loading], plan.place[loading]]
     # What takes no time takes no slot: it has ended, or is a mark.
-    return float(problem.arrays.available[place]) if problem.arrays.seconds[stage, place] > 0 else 0.0
+    opens = np.where(runs > 0, arrays.available[plan.place], 0.0)
+    earliest = np.where(arrays.started, 0.0, np.maximum(arrays.release, opens))
+    takes = plan.finish - plan.start
+    barred, long = ~np.isfinite(runs), abs(takes - seconds) > SLACK
+    soon, late = plan.start < earliest - SLACK, arrays.started & (plan.start > SLACK)
+    for stage in np.flatnonzero(barred | long | soon | late):
+        name = problem.stages[stage]
+        if barred[stage]:
+            yield f"{name} may not run on {problem.places[plan.place[stage]]}"
+            continue
+        if long[stage]:
+            yield f"{name} takes {takes[stage]} s, not {seconds[stage]}"
+        if soon[stage]:
+            yield f"{name} starts at {plan.start[stage]}, before {earliest[stage]}"
+        if late[stage]:
+            yield f"{name} runs already, and is to start at {plan.start[stage]}"
 
 
 def _dependencies(problem: Problem, plan: Plan) -> Iterator[str]:
     arrays = problem.arrays
-    for edge, (up, down) in enumerate(zip(arrays.upstream, arrays.downstream, strict=True)):
-        there = plan.finish[up] + transfer_seconds(problem, edge, plan.place[up], plan.place[down])
-        if plan.start[down] < there - SLACK:
-            at = f"starts at {plan.start[down]}, and its input from {problem.stages[up]} comes at {there}"
-            yield f"{problem.stages[down]} {at}"
+    up, down, nodes = arrays.upstream, arrays.downstream, arrays.node[plan.place]
+    a, b, moves = nodes[up], nodes[down], arrays.size_bytes > 0
+    # Of nothing, a link without end carries nothing: infinity times zero is no number.
+    per_byte = np.where(moves, arrays.seconds_per_byte[a, b], 0.0)
+    there = plan.finish[up] + arrays.latency[a, b] + arrays.size_bytes * per_byte
+    for edge in np.flatnonzero(plan.start[down] < there - SLACK):
+        sink, source = problem.stages[down[edge]], problem.stages[up[edge]]
+        yield f"{sink} starts at {plan.start[down[edge]]}, and its input from {source} comes at {there[edge]}"
 
 
 def _slots(problem: Problem, plan: Plan) -> Iterator[str]:

@@ -5,6 +5,7 @@ there. The others weigh penalties, look ahead, and keep to one node or to the fa
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,9 @@ ALONE_MAX = 16
 
 
 class Listing(NamedTuple):
-    """One way to set stages out, as `decode.decode` takes it; `order` None: min-min."""
+    """One way to set stages out, as `decode.decode` takes it; `order` None: min-min. `least`: seconds that it takes about
+    at least, where that is known beforehand.
+    """
 
     method: str
     order: Numbers | None
@@ -33,6 +36,7 @@ class Listing(NamedTuple):
     look: Floats
     price: float = 0.0
     late: bool = False
+    least: float = 0.0
 
 
 class Table:
@@ -47,14 +51,21 @@ class Table:
         self.link = ranks.mean_link(prepared)
         self.mean = ranks.typical(prepared, ranks.MEAN)
         self.upward = ranks.upward(prepared, self.mean, *self.link)
-        self._optimistic: Floats | None = None
 
-    @property
+    @cached_property
     def optimistic(self) -> Floats:
         """The optimistic cost table, [n, m]."""
-        if self._optimistic is None:
-            self._optimistic = ranks.optimistic(self.prepared, *self.link)
-        return self._optimistic
+        return ranks.optimistic(self.prepared, *self.link)
+
+    @cached_property
+    def half(self) -> Floats:
+        """Half of the optimistic cost table, [n, m]."""
+        return self.optimistic * 0.5
+
+    @cached_property
+    def least(self) -> Floats:
+        """[n] The seconds of each stage where it runs fastest."""
+        return ranks.typical(self.prepared, ranks.LEAST)
 
     def order(self, urgency: Floats, late: bool = False) -> Numbers:
         """Upstreams first, then the most urgent."""
@@ -67,7 +78,7 @@ class Table:
 
 def run(prepared: Prepared, board: Board, listing: Listing) -> int:
     """Sets all stages out on the board. Returns -1, or the stage for which no place was left."""
-    _, order, wished, among, look, price, late = listing
+    _, order, wished, among, look, price, late, _ = listing
     if order is None:
         return minmin(prepared, board)
     return decode(prepared, board, order, wished, among, look, price, late)
@@ -87,19 +98,22 @@ def classics(table: Table) -> Iterator[Listing]:
 
 
 def portfolio(table: Table) -> Iterator[Listing]:
-    """Ranks x how far to look ahead, one node alone, the fastest few places; penalties count. The first FEW tell most."""
+    """Ranks x how far to look ahead, one node alone, the fastest few places; penalties count. The first FEW tell most.
+
+    What a listing needs is computed when it is its turn: on large problems that takes as long as the listing.
+    """
     prepared = table.prepared
-    least = ranks.typical(prepared, ranks.LEAST)
-    far = table.listing("list: far", ranks.upward(prepared, least, *table.link), price=1.0)
+    far = table.listing("list: far", ranks.upward(prepared, table.least, *table.link), price=1.0)
+    yield _ahead(far, table.half, "half ")
     mean = table.listing("list: mean", table.upward, price=1.0)
-    near = table.listing("list: near", ranks.upward(prepared, least, 0.0, 0.0), price=1.0)
+    yield _ahead(mean, table.optimistic)
+    alone = [mean._replace(method=f"list: {name}", among=among, least=least) for name, among, least in _alone(prepared)]
+    yield from (*alone[:4], _ahead(mean, table.half, "half "))
     whole = table.listing("list: table", table.optimistic.mean(axis=1), price=1.0)
-    half = table.optimistic * 0.5
-    alone = [mean._replace(method=f"list: {name}", among=among) for name, among in _alone(prepared)]
-    yield from (_ahead(far, half, "half "), _ahead(mean, table.optimistic), *alone[:4], _ahead(mean, half, "half "))
-    yield whole
-    yield from (mean, far, near, _ahead(far, table.optimistic), _ahead(near, half, "half "))
-    yield from (_ahead(near, table.optimistic), _ahead(whole, half, "half "), _ahead(whole, table.optimistic))
+    yield from (whole, mean, far)
+    near = table.listing("list: near", ranks.upward(prepared, table.least, 0.0, 0.0), price=1.0)
+    yield from (near, _ahead(far, table.optimistic), _ahead(near, table.half, "half "))
+    yield from (_ahead(near, table.optimistic), _ahead(whole, table.half, "half "), _ahead(whole, table.optimistic))
     yield from alone[4:]
     yield from (mean._replace(method=f"list: {name}", among=among) for name, among in _fast(prepared))
 
@@ -148,12 +162,14 @@ def _speed(prepared: Prepared) -> Floats:
     return speed
 
 
-def _alone(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
-    """Single nodes, those first that would be done with all stages first."""
-    rate = np.diff(prepared.lanes) / np.maximum(_speed(prepared), 1e-12)
-    rates = np.bincount(prepared.node, weights=rate)
+def _alone(prepared: Prepared) -> Iterator[tuple[str, Flags, float]]:
+    """Single nodes, those first that would be done with all stages first, and the seconds that their work there takes."""
+    slots = np.diff(prepared.lanes)
+    rates = np.bincount(prepared.node, weights=slots / np.maximum(_speed(prepared), 1e-12))
     for node in np.argsort(-rates, kind="stable")[:ALONE_MAX]:
-        yield f"node {node} alone", prepared.node == node
+        here = prepared.node == node
+        best = np.where(prepared.allowed[:, here], prepared.seconds[:, here], np.inf).min(axis=1)
+        yield f"node {node} alone", here, float(best[np.isfinite(best)].sum()) / int(slots[here].sum())
 
 
 def _fast(prepared: Prepared) -> Iterator[tuple[str, Flags]]:

@@ -30,11 +30,12 @@ NO_PLAN = "no plan can keep all of this"
 STEP_STAGES = 3_000
 """Stages times iterations of the local search between two looks at the time: about half a millisecond."""
 
-
 FEW_FROM = 1_500
 """Stages times places from which on local search earns more than the rest of the portfolio."""
 TRIAL_ITERATIONS = 400
 """Of local search from each start, before it goes on from one."""
+WORTH = 1.5
+"""A start that is so many times as bad as the best is not tried."""
 GAIN = 1e-9
 """The share by which a plan has to be better to count as better."""
 
@@ -81,6 +82,11 @@ class _Starts:
             kept = board(self.prepared) if before is None else before.board
             copy(self.work, kept)
             self._best[family] = _Start(value, kept, method)
+
+    @property
+    def least(self) -> float:
+        """The best objective; infinite where there is none."""
+        return min((start.value for start in self._best.values()), default=math.inf)
 
     def all(self) -> list[_Start]:
         """The best first."""
@@ -165,10 +171,14 @@ def _search(prepared: Prepared, starts: list[_Start], budget: Budget, seed: int)
             search.step(min(step, left - max(0, end)))
             left -= step
 
-    searches = [Search(prepared, start.board, seed) for start in starts]
-    for search in searches:
-        go_on(search, TRIAL_ITERATIONS)
-    best = min(searches, key=lambda search: search.value)
+    best = Search(prepared, starts[0].board, seed)
+    go_on(best, TRIAL_ITERATIONS)
+    for start in starts[1:]:
+        if left <= 0 or budget.spent() or start.value > WORTH * starts[0].value:
+            break
+        other = Search(prepared, start.board, seed)
+        go_on(other, TRIAL_ITERATIONS)
+        best = min(best, other, key=lambda search: search.value)
     go_on(best, left)
     return best
 
@@ -184,6 +194,8 @@ def _list(prepared: Prepared, starts: _Starts, budget: Budget, warm: Plan | None
     for index, made in enumerate(listing.portfolio(table)):
         if starts.all() and (budget.spent() or (few and index >= listing.FEW)):
             return
+        if made.least > starts.least:
+            continue
         family = "alone" if made.among is not table.everywhere else ""
         starts.take(listing.run(prepared, starts.work, made), made.method, family)
     if not starts.all() and (seated := listing.seated(table, starts.work)) is not None:

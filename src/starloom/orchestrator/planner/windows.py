@@ -39,6 +39,8 @@ def improved(
     Windows are drawn around stages that the makespan hangs on, now in time, now along the critical paths. The same for
     the same arguments, unless `spent` ends it.
     """
+    if rounds <= 0:
+        return plan
     draw = np.random.default_rng(seed)
     best, rest = plan, lasts(problem, plan)
     for turn in range(rounds if len(plan.place) > 1 else 0):
