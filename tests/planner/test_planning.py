@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from tests.planner.brute import best_objective
 from tests.planner.instances import NETWORKS, SHAPES, constrained, instance
 
-from starloom.dag.errors import Infeasible
-from starloom.orchestrator.planner import listing
+from starloom.dag import limits
+from starloom.dag.errors import Infeasible, InvalidInput
+from starloom.orchestrator.bench.placing import instances
+from starloom.orchestrator.bench.placing.peers import plans
+from starloom.orchestrator.planner import listing, planning
 from starloom.orchestrator.planner.bound import lower_bound
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.decode import value_of
-from starloom.orchestrator.planner.planning import Budget, plan
+from starloom.orchestrator.planner.planning import NO_PLAN, PROVEN, UNPROVEN, Budget, plan
 from starloom.orchestrator.planner.prepared import board, prepare
 from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
 
@@ -36,7 +39,7 @@ def test_a_plan_keeps_all_requirements(stages: int, nodes: int, seed: int) -> No
     try:
         found = plan(asked, SHORT, seed)
     except Infeasible as error:
-        assert error.what in ("no plan was found", "no plan can keep all of this")  # noqa: PT017
+        assert error.what in (NO_PLAN, UNPROVEN)  # noqa: PT017
         return
     assert faults(asked, found) == []
     assert found.objective >= lower_bound(prepare(asked)) - 1e-6
@@ -212,12 +215,52 @@ def test_where_list_schedulers_find_none_of_a_large_job_there_may_be_one() -> No
     assert found.makespan < 40.0
 
 
-def test_effort_finds_the_best_of_small_jobs() -> None:
+@pytest.mark.parametrize("stages", [4, 120])
+def test_a_pair_that_cannot_share_a_node_is_told_in_jobs_of_any_size(
+    stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "PLAN_SETTLED_CHOICES_MAX", 1_000)
+    seconds = np.ones((stages, 20))
+    seconds[1, ::2] = np.inf
+    seconds[3, 1::2] = np.inf
+    together = np.full(stages, -1)
+    together[[1, 3]] = 7
+    asked = problem([f"s{i}" for i in range(stages)], [Place(f"n{i}") for i in range(20)], seconds, together=together)
+    with pytest.raises(Infeasible) as raised:
+        plan(asked, SHORT)
+    assert raised.value.what == NO_PLAN
+    assert "conflict: s1, s3 share a node" in [str(trouble) for trouble in raised.value.problems]
+
+
+def test_what_is_not_proven_is_called_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PLAN_SETTLED_CHOICES_MAX", 4)
+    monkeypatch.setattr(planning, "HARD_STAGES", 2)
+    with pytest.raises(Infeasible) as raised:
+        plan(problem(["x", "y", "z"], PAIR, 1.0, apart=[0, 0, 0]), SHORT)
+    assert raised.value.what == UNPROVEN
+    assert raised.value.problems
+
+
+def test_a_tier_alone_is_tried_where_tiers_are_known() -> None:
+    for spec in instances.specs("100")[3::6]:
+        made = instances.instance(spec)
+        found = plan(made.problem, Budget(0))
+        for name, peer in plans(made):
+            assert not name.startswith("all-") or peer is None or found.objective <= peer.objective * (1 + 1e-9), name
+
+
+def test_tiers_are_one_for_each_node() -> None:
+    with pytest.raises(InvalidInput, match="tiers: are 1, of 2 nodes"):
+        problem(["x"], PAIR, 1.0, tiers=[0])
+
+
+def test_effort_finds_and_proves_the_best_of_small_jobs() -> None:
     for seed in range(12):
         asked = constrained(4, 2, seed)
         best = best_objective(asked)
         if best < np.inf:
             found = plan(asked, Budget(iterations=20, effort=1.0), seed)
+            assert found.method.endswith(PROVEN)
             assert faults(asked, found) == []
             assert found.objective == pytest.approx(best, rel=1e-4)
 

@@ -47,7 +47,7 @@ class InvalidConstellation(InvalidInput):
 
 
 class Infeasible(InvalidInput):
-    """No node meets a stage's requirements; a problem per stage gives the reason per node."""
+    """No node meets a stage's requirements, or all cannot be kept at once; a problem per stage or requirement says which."""
 
     status = "FAILED_PRECONDITION"
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from starloom.dag import limits
-from starloom.dag.constellation import Constellation, Preference, Preferences, StageSpec
+from starloom.dag.constellation import Constellation, Preference, Preferences, StageSpec, Tier
 from starloom.dag.expectation import expectation
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
@@ -176,6 +176,7 @@ class _Builder:
             working_bytes=[*(self._expected[name].memory_bytes for name in self._stages), *[0] * len(ends)],
             together=[*self._groups(), *[-1] * len(ends)],
             memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
+            tiers=[*(list(Tier).index(node.node.tier) for node in self._fleet.nodes), -1],
         )
         disliked = tuple(self._disliked(name, seconds[i]) for i, name in enumerate(self._stages))
         private = {name: str(self._labels.of(name)) for name in self._labels.levels}

@@ -6,6 +6,7 @@ there. The others weigh penalties, look ahead, and keep to one node or to the fa
 
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -18,15 +19,15 @@ from starloom.orchestrator.planner.problem import Flags, Floats
 from starloom.orchestrator.planner.seating import seats
 
 CLASSICS = ("heft", "heft, last of equals", "peft", "cpop", "min-min", "fastest places")
-FEW = 8
-"""Listings of the portfolio that are worth their time on large problems too."""
 ALONE_MAX = 16
 """Nodes that are tried alone: those that would be done with all work first."""
+ALONE_FIRST = 4
+"""Of those as many are tried before other listings."""
 
 
 class Listing(NamedTuple):
     """One way to set stages out, as `decode.decode` takes it; `order` None: min-min. `least`: seconds that it takes about
-    at least, where that is known beforehand.
+    at least, where that is known beforehand. `family`: of each, the best is searched from.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Listing(NamedTuple):
     price: float = 0.0
     late: bool = False
     least: float = 0.0
+    family: str = ""
 
 
 class Table:
@@ -78,7 +80,7 @@ class Table:
 
 def run(prepared: Prepared, board: Board, listing: Listing) -> int:
     """Sets all stages out on the board. Returns -1, or the stage for which no place was left."""
-    _, order, wished, among, look, price, late, _ = listing
+    _, order, wished, among, look, price, late, *_ = listing
     if order is None:
         return minmin(prepared, board)
     return decode(prepared, board, order, wished, among, look, price, late)
@@ -98,24 +100,48 @@ def classics(table: Table) -> Iterator[Listing]:
 
 
 def portfolio(table: Table) -> Iterator[Listing]:
-    """Ranks x how far to look ahead, one node alone, the fastest few places; penalties count. The first FEW tell most.
+    """Those that tell most, then the others."""
+    yield from telling(table)
+    yield from others(table)
+
+
+def telling(table: Table) -> Iterator[Listing]:
+    """Ranks that look ahead, tiers, and nodes alone; penalties count.
 
     What a listing needs is computed when it is its turn: on large problems that takes as long as the listing.
     """
-    prepared = table.prepared
-    far = table.listing("list: far", ranks.upward(prepared, table.least, *table.link), price=1.0)
+    far = _ranked(table, "far")
     yield _ahead(far, table.half, "half ")
-    mean = table.listing("list: mean", table.upward, price=1.0)
+    mean = _ranked(table, "mean")
     yield _ahead(mean, table.optimistic)
-    alone = [mean._replace(method=f"list: {name}", among=among, least=least) for name, among, least in _alone(prepared)]
-    yield from (*alone[:4], _ahead(mean, table.half, "half "))
-    whole = table.listing("list: table", table.optimistic.mean(axis=1), price=1.0)
-    yield from (whole, mean, far)
-    near = table.listing("list: near", ranks.upward(prepared, table.least, 0.0, 0.0), price=1.0)
-    yield from (near, _ahead(far, table.optimistic), _ahead(near, table.half, "half "))
+    yield from (_among(table, mean, *each, "tiers") for each in _tiers(table.prepared))
+    yield from (_among(table, mean, *each, "alone") for each in islice(_alone(table.prepared), ALONE_FIRST))
+    yield _ahead(mean, table.half, "half ")
+    yield _ranked(table, "table")
+
+
+def others(table: Table) -> Iterator[Listing]:
+    """All ranks x how far to look ahead that are left, more nodes alone, and the fastest few places."""
+    far, mean, near, whole = (_ranked(table, name) for name in ("far", "mean", "near", "table"))
+    yield from (mean, far, near, _ahead(far, table.optimistic), _ahead(near, table.half, "half "))
     yield from (_ahead(near, table.optimistic), _ahead(whole, table.half, "half "), _ahead(whole, table.optimistic))
-    yield from alone[4:]
-    yield from (mean._replace(method=f"list: {name}", among=among) for name, among in _fast(prepared))
+    yield from (_among(table, mean, *each, "alone") for each in islice(_alone(table.prepared), ALONE_FIRST, None))
+    yield from (_among(table, mean, *each, "alone") for each in _fast(table.prepared))
+
+
+def _ranked(table: Table, name: str) -> Listing:
+    """Penalties count. The urgency is what is left on the longest path: of mean or least seconds, without links if near."""
+    if name == "mean":
+        urgency = table.upward
+    elif name == "table":
+        urgency = table.optimistic.mean(axis=1)
+    else:
+        urgency = ranks.upward(table.prepared, table.least, *(table.link if name == "far" else (0.0, 0.0)))
+    return table.listing(f"list: {name}", urgency, price=1.0)
+
+
+def _among(table: Table, plain: Listing, name: str, among: Flags, family: str) -> Listing:
+    return plain._replace(method=f"list: {name}", among=among, least=_work(table.prepared, among), family=family)
 
 
 def seated(table: Table, board: Board) -> Listing | None:
@@ -162,14 +188,23 @@ def _speed(prepared: Prepared) -> Floats:
     return speed
 
 
-def _alone(prepared: Prepared) -> Iterator[tuple[str, Flags, float]]:
-    """Single nodes, those first that would be done with all stages first, and the seconds that their work there takes."""
-    slots = np.diff(prepared.lanes)
-    rates = np.bincount(prepared.node, weights=slots / np.maximum(_speed(prepared), 1e-12))
+def _work(prepared: Prepared, among: Flags) -> float:
+    """The seconds that these places take for the stages that may stand there, at the least, if none waits."""
+    best = np.where(prepared.allowed[:, among], prepared.seconds[:, among], np.inf).min(axis=1, initial=np.inf)
+    return float(best[np.isfinite(best)].sum()) / int(np.diff(prepared.lanes)[among].sum())
+
+
+def _alone(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
+    """Single nodes, those first that would be done with all stages first."""
+    rates = np.bincount(prepared.node, weights=np.diff(prepared.lanes) / np.maximum(_speed(prepared), 1e-12))
     for node in np.argsort(-rates, kind="stable")[:ALONE_MAX]:
-        here = prepared.node == node
-        best = np.where(prepared.allowed[:, here], prepared.seconds[:, here], np.inf).min(axis=1)
-        yield f"node {node} alone", here, float(best[np.isfinite(best)].sum()) / int(slots[here].sum())
+        yield f"node {node} alone", prepared.node == node
+
+
+def _tiers(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
+    """Each tier; stages that no place of it may have go where they end first."""
+    for tier in range(int(prepared.tier.max(initial=NONE)) + 1):
+        yield f"tier {tier} alone", prepared.tier[prepared.node] == tier
 
 
 def _fast(prepared: Prepared) -> Iterator[tuple[str, Flags]]:

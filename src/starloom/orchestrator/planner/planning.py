@@ -15,8 +15,8 @@ from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.explain import Conflict, settle
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
-from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
-from starloom.orchestrator.planner.requirements import Reasons, nowhere
+from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem
+from starloom.orchestrator.planner.requirements import Reasons, nowhere, part
 from starloom.orchestrator.planner.search import Search
 from starloom.orchestrator.planner.windows import EFFORT as WINDOW_EFFORT
 from starloom.orchestrator.planner.windows import improved
@@ -25,7 +25,14 @@ ITERATIONS = 2_000
 RESCUE_EFFORT = 0.5
 """Least of CP-SAT's deterministic time for a plan that list schedulers did not find: any plan, that is slow at first."""
 
+HARD_STAGES = 12
+"""Of those for which lists find no place: as many are looked at for a conflict before all are."""
+
 NO_PLAN = "no plan can keep all of this"
+UNPROVEN = "no plan was found, which is no proof that there is none"
+
+PROVEN = ", proven best"
+"""What a plan's method ends with if CP-SAT has shown that none is better by more than some millionths."""
 
 STEP_STAGES = 3_000
 """Stages times iterations of the local search between two looks at the time: about half a millisecond."""
@@ -103,8 +110,8 @@ def plan(
     """The best plan found, without a fault by `check.faults`.
 
     `warm`: a plan to begin with; places that it has and that are allowed no more are chosen anew. `reasons`: for each
-    stage, why it may not have places. Raises Infeasible with a smallest set of requirements that conflict; or if no
-    plan was found that keeps all requirements, which is no proof, and said.
+    stage, why it may not have places. Raises Infeasible: NO_PLAN with a smallest set of requirements that conflict, or
+    UNPROVEN, where a large job has no plan that was found, and no conflict.
     """
     if ruled_out := nowhere(problem, reasons):
         raise Infeasible([Trouble(f"stages.{problem.stages[i]}", text) for i, text in ruled_out.items()], NO_PLAN)
@@ -113,7 +120,7 @@ def plan(
     if prepared.allowed.any(axis=1).all():
         _list(prepared, starts, budget, warm)
     if not starts.all():
-        return _rescued(problem, starts.stuck, budget, seed, reasons)
+        return _rescued(problem, prepared, starts.stuck, budget, seed, reasons)
     wrong: list[str] = []
     for found in _finished(problem, prepared, starts.all(), budget, seed):
         wrong = faults(problem, found)
@@ -122,17 +129,33 @@ def plan(
     raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
 
 
-def _rescued(problem: Problem, stuck: dict[int, int], budget: Budget, seed: int, reasons: Reasons) -> Plan:
+def _rescued(
+    problem: Problem, prepared: Prepared, stuck: dict[int, int], budget: Budget, seed: int, reasons: Reasons
+) -> Plan:
     """A plan by CP-SAT where list schedulers found none. Raises Infeasible, with the proof if there is one."""
-    found = settle(problem, reasons) if problem.arrays.seconds.size <= limits.PLAN_SETTLED_CHOICES_MAX else None
-    if isinstance(found, Conflict):
-        told = [Trouble("conflict", requirement.words) for requirement in found.requirements]
-        raise Infeasible([*told, *(Trouble("enough would be", lift) for lift in found.lifts)], NO_PLAN)
-    if found is None:
-        often = sorted(stuck, key=lambda stage: (-stuck[stage], stage))
-        told = [Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in often]
-        raise Infeasible(told, "no plan was found")
-    return _polished(problem, found, budget._replace(effort=max(budget.effort, RESCUE_EFFORT)), seed)
+    hard = np.flatnonzero(~prepared.allowed.any(axis=1)).tolist()
+    hard += sorted(stuck, key=lambda stage: (-stuck[stage], stage))
+    found = None
+    # A conflict of few is soon shown, and is one of all.
+    for most in (HARD_STAGES, limits.PLAN_SETTLED_CHOICES_MAX // max(1, len(problem.places))):
+        stages = _around(prepared, hard, most)
+        found = settle(part(problem, stages), [reasons[stage] for stage in stages] if reasons else ())
+        if isinstance(found, Conflict):
+            told = [Trouble("conflict", requirement.words) for requirement in found.requirements]
+            raise Infeasible([*told, *(Trouble("enough would be", lift) for lift in found.lifts)], NO_PLAN)
+        if found is not None and len(stages) == len(problem.stages):
+            return _polished(problem, found, budget._replace(effort=max(budget.effort, RESCUE_EFFORT)), seed)
+    told = [Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in hard]
+    raise Infeasible(told, UNPROVEN)
+
+
+def _around(prepared: Prepared, hard: list[int], most: int) -> Indices:
+    """At most so many stages: those, with who shares groups with them, then who has the fewest places. By index."""
+    first = list(hard)
+    for groups in (prepared.together, prepared.apart):
+        first += np.flatnonzero((groups >= 0) & np.isin(groups, groups[hard])).tolist()
+    first += np.argsort(prepared.allowed.sum(axis=1), kind="stable").tolist()
+    return np.sort(list(dict.fromkeys(first))[:most]).astype(np.int32)
 
 
 def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
@@ -142,8 +165,10 @@ def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
     if budget.effort <= 0 or budget.effort_seconds <= 0:
         return found
     proof = exact(problem, found, effort=budget.effort, wall_seconds=budget.effort_seconds, seed=seed)
-    better = proof.plan is not None and proof.plan.objective < found.objective and not faults(problem, proof.plan)
-    return proof.plan if better and proof.plan is not None else found
+    if proof.plan is None or faults(problem, proof.plan):
+        return found
+    best = min(found, proof.plan, key=lambda each: each.objective)
+    return best._replace(method=f"{best.method}{PROVEN}") if proof.proven else best
 
 
 def _finished(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Iterator[Plan]:
@@ -187,19 +212,24 @@ def _list(prepared: Prepared, starts: _Starts, budget: Budget, warm: Plan | None
     """Runs the listings that there is time for; all, and seats given out beforehand, as long as there is no plan."""
     table = listing.Table(prepared)
     if warm is not None:
-        starts.take(listing.run(prepared, starts.work, warmed(table, warm)), "warm", "warm")
+        made = warmed(table, warm)
+        starts.take(listing.run(prepared, starts.work, made), made.method, made.family)
     for made in listing.classics(table):
         starts.take(listing.run(prepared, starts.work, made), made.method)
-    few = prepared.seconds.size > FEW_FROM
-    for index, made in enumerate(listing.portfolio(table)):
-        if starts.all() and (budget.spent() or (few and index >= listing.FEW)):
-            return
-        if made.least > starts.least:
-            continue
-        family = "alone" if made.among is not table.everywhere else ""
-        starts.take(listing.run(prepared, starts.work, made), made.method, family)
+    _take_more(starts, listing.telling(table), budget)
+    if not starts.all() or prepared.seconds.size <= FEW_FROM:
+        _take_more(starts, listing.others(table), budget)
     if not starts.all() and (seated := listing.seated(table, starts.work)) is not None:
         starts.take(listing.run(prepared, starts.work, seated), seated.method)
+
+
+def _take_more(starts: _Starts, listings: Iterator[listing.Listing], budget: Budget) -> None:
+    for made in listings:
+        if starts.all() and budget.spent():
+            return
+        # A node alone whose work takes longer than the best plan gives no better one.
+        if made.least <= starts.least:
+            starts.take(listing.run(starts.prepared, starts.work, made), made.method, made.family)
 
 
 def warm_up() -> None:
@@ -210,4 +240,4 @@ def warm_up() -> None:
 def warmed(table: listing.Table, warm: Plan) -> listing.Listing:
     """A listing in the order and at the places of a plan for the same stages."""
     wished = np.asarray(warm.place, dtype=np.int64)
-    return table.listing("warm", -np.asarray(warm.start, dtype=np.float64))._replace(wished=wished)
+    return table.listing("warm", -np.asarray(warm.start, dtype=np.float64))._replace(wished=wished, family="warm")

@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
     [m + 1]: those of place p are `lanes[p]` up to `lanes[p + 1]`. `lead_*`, `follow_*`: dependencies by downstream and
     by upstream, those of stage i from `heads[i]` to `heads[i + 1]`. `order` [n]: upstreams first. `memory` [k]: bytes,
     infinite where no plan can exceed it. `together`, `apart`: counted from 0. `everywhere` [m]: all places.
-    `user_*`: the stages of each model, as dependencies.
+    `user_*`: the stages of each model, as dependencies. `tier` [k]: of each node, counted from 0; -1 if not known.
     """
 
     seconds: Floats
@@ -65,6 +65,7 @@ class Prepared(NamedTuple):
     everywhere: Flags
     user_heads: Numbers
     user_stage: Numbers
+    tier: Numbers
 
 
 class Board(NamedTuple):
@@ -135,6 +136,7 @@ def prepare(problem: Problem) -> Prepared:
         everywhere=np.ones(len(arrays.node), dtype=np.bool_),
         user_heads=np.searchsorted(np.sort(arrays.model), np.arange(len(arrays.weight_bytes) + 1)).astype(np.int64),
         user_stage=np.argsort(arrays.model, kind="stable").astype(np.int64),
+        tier=_counted(np.array(problem.tiers or [NONE] * len(problem.nodes), dtype=np.int32)),
     )
 
 

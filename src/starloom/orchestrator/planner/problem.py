@@ -68,13 +68,17 @@ class Arrays(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """Names beside numbers. Make one with `problem`, which checks it."""
+    """Names beside numbers. Make one with `problem`, which checks it. `tiers` [k]: what kind of node each is, by number.
+
+    Tiers say where to look first, and ask for nothing; none where they are not known.
+    """
 
     stages: tuple[str, ...]
     places: tuple[Place, ...]
     nodes: tuple[str, ...]
     models: tuple[str, ...]
     arrays: Arrays
+    tiers: tuple[int, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -121,6 +125,7 @@ def problem(
     memory_bytes: npt.ArrayLike = np.inf,
     together: npt.ArrayLike = -1,
     apart: npt.ArrayLike = -1,
+    tiers: Sequence[int] = (),
 ) -> Problem:
     """A checked problem; single numbers are spread over their shape, and diagonals of links set to zero.
 
@@ -167,9 +172,11 @@ def problem(
     for links in (arrays.latency, arrays.seconds_per_byte, arrays.byte_penalty):
         np.fill_diagonal(links, 0.0)
     troubles += _faults(arrays, n, w)
+    if len(tiers) not in (0, k):
+        troubles.append(Trouble("tiers", f"are {len(tiers)}, of {k} nodes; give one for each, or none"))
     if troubles:
         raise InvalidInput(troubles)
-    return Problem(tuple(stages), tuple(places), nodes, tuple(models), arrays)
+    return Problem(tuple(stages), tuple(places), nodes, tuple(models), arrays, tuple(tiers))
 
 
 def order(arrays: Arrays) -> Indices:

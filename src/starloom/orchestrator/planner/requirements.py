@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from starloom.orchestrator.planner.problem import NO_MODEL, Arrays, Flags, Floats, Problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Arrays, Flags, Floats, Indices, Problem
 
 Reasons = Sequence[Mapping[str, Collection[int]]]
 """For each stage, by index: what is said of places on which it may not run, and which they are."""
@@ -31,8 +31,8 @@ def requirements(problem: Problem, reasons: Reasons, deadline: float | None) -> 
 
     Not so a place that runs nothing, and of which nothing is said: that is no wish of anybody's.
     """
-    open_to_none = shut(problem, reasons)
-    found = [what for stage in range(len(problem.stages)) for what in _places(problem, stage, reasons, open_to_none)]
+    closed = barred(problem) & ~shut(problem, reasons)
+    found = [what for stage in range(len(problem.stages)) for what in _places(problem, stage, reasons, closed[stage])]
     found += [*_nodes(problem), *_groups(problem), *_links(problem)]
     if deadline is not None:
         found.append(Requirement("deadline", 0, f"all ends within {deadline:g} s"))
@@ -46,8 +46,9 @@ def barred(problem: Problem) -> Flags:
     runs = arrays.seconds > 0
     waits = ~np.isfinite(arrays.available)[None, :] & runs | ~np.isfinite(arrays.release)[:, None]
     able &= ~waits | arrays.started[:, None]
-    for stage in np.flatnonzero((arrays.model != NO_MODEL) & ~arrays.started):
-        able[stage] &= ~runs[stage] | _loadable(arrays, int(arrays.model[stage]))
+    needs = np.flatnonzero((arrays.model != NO_MODEL) & ~arrays.started)
+    if len(needs):
+        able[needs] &= ~runs[needs] | _loadable(arrays)[arrays.model[needs]]
     return ~able
 
 
@@ -63,17 +64,35 @@ def shut(problem: Problem, reasons: Reasons) -> Flags:
 
 def nowhere(problem: Problem, reasons: Reasons) -> dict[int, str]:
     """The stages that may have no place, whatever the others do, with what is said of the places."""
-    found = {}
-    for stage in np.flatnonzero(barred(problem).all(axis=1)).tolist():
-        told = [f"{_listed(problem, places)}: {text}" for text, places in _said(problem, stage, reasons)]
+    found, closed = {}, barred(problem)
+    for stage in np.flatnonzero(closed.all(axis=1)).tolist():
+        told = [f"{_listed(problem, places)}: {text}" for text, places in _said(stage, reasons, closed[stage])]
         found[stage] = "no place may have it" + (f": {'; '.join(told)}" if told else "")
     return found
+
+
+def part(problem: Problem, stages: Indices) -> Problem:
+    """The problem of some stages, by rising index, as if there were no others: if that has no plan, the whole has none."""
+    arrays = problem.arrays
+    number = np.full(len(problem.stages), -1, dtype=np.int32)
+    number[stages] = np.arange(len(stages), dtype=np.int32)
+    up, down = number[arrays.upstream], number[arrays.downstream]
+    kept = (up >= 0) & (down >= 0)
+    of_stages = ("seconds", "penalty", "release", "started", "model", "working_bytes", "together", "apart")
+    left = arrays._replace(
+        **{name: getattr(arrays, name)[stages] for name in of_stages},
+        upstream=up[kept],
+        downstream=down[kept],
+        size_bytes=arrays.size_bytes[kept],
+    )
+    return problem._replace(stages=tuple(problem.stages[stage] for stage in stages), arrays=left)
 
 
 def bare(problem: Problem, open_to_none: Flags, *, timed: bool) -> Problem:
     """The problem with every requirement dropped: each stage may have each place, as fast as on its best.
 
-    But for those that are `open_to_none`, as `shut` tells them. Unless `timed`, what takes time takes one second, and nothing is waited for but what stages need of each other.
+    But for those that are `open_to_none`, as `shut` tells them. Unless `timed`, what takes time takes one second, and
+    nothing is waited for but what stages need of each other.
     """
     arrays, closed = problem.arrays, barred(problem)
     best = np.where(closed, np.inf, arrays.seconds).min(axis=1, keepdims=True, initial=np.inf)
@@ -118,18 +137,21 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _loadable(arrays: Arrays, model: int) -> Flags:
-    able = np.isfinite(arrays.load_seconds[model])
-    nodes = arrays.resident[model] | (np.bincount(arrays.node[able], minlength=len(arrays.memory_bytes)) > 0)
-    found: Flags = nodes[arrays.node]
+def _loadable(arrays: Arrays) -> Flags:
+    """[w, m]: whether a model is on the place's node, or some place of the node can load it."""
+    able = np.isfinite(arrays.load_seconds)
+    nodes = arrays.resident.copy()
+    for place, node in enumerate(arrays.node):
+        nodes[:, node] |= able[:, place]
+    found: Flags = nodes[:, arrays.node]
     return found
 
 
-def _said(problem: Problem, stage: int, reasons: Reasons) -> Iterator[tuple[str, frozenset[int]]]:
-    """What is said of places that the stage may not have, and of which."""
-    closed = frozenset(np.flatnonzero(barred(problem)[stage]).tolist())
+def _said(stage: int, reasons: Reasons, closed: Flags) -> Iterator[tuple[str, frozenset[int]]]:
+    """What is said of places that the stage may not have, and of which; `closed` [m]: those."""
+    places_closed = frozenset(np.flatnonzero(closed).tolist())
     for text, places in reasons[stage].items() if stage < len(reasons) else ():
-        if here := closed & frozenset(places):
+        if here := places_closed & frozenset(places):
             yield text, here
 
 
@@ -137,10 +159,9 @@ def _listed(problem: Problem, places: Collection[int]) -> str:
     return listed([str(problem.places[place]) for place in sorted(places)])
 
 
-def _places(problem: Problem, stage: int, reasons: Reasons, open_to_none: Flags) -> Iterator[Requirement]:
-    rest = frozenset(np.flatnonzero(barred(problem)[stage] & ~open_to_none[stage]).tolist())
-    name = problem.stages[stage]
-    for text, here in _said(problem, stage, reasons):
+def _places(problem: Problem, stage: int, reasons: Reasons, closed: Flags) -> Iterator[Requirement]:
+    rest, name = frozenset(np.flatnonzero(closed).tolist()), problem.stages[stage]
+    for text, here in _said(stage, reasons, closed):
         rest -= here
         yield Requirement("places", stage, f"{name} may not have {_listed(problem, here)}: {text}", here)
     if rest:
