@@ -13,7 +13,7 @@ from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput
 from starloom.orchestrator.bench import placement
 from starloom.orchestrator.bench.placement import Measured, PlanRow, Shot, Timed
-from starloom.orchestrator.bench.placing import best, instances, traces
+from starloom.orchestrator.bench.placing import best, instances, judging, losses, proofs, traces
 from starloom.orchestrator.bench.placing.best import Best
 from starloom.orchestrator.bench.placing.draws import Draws
 from starloom.orchestrator.bench.placing.instances import Instance, Spec, digest, instance
@@ -22,6 +22,8 @@ from starloom.orchestrator.bench.placing.networks import NETWORKS, network
 from starloom.orchestrator.bench.placing.peers import PEERS, plans
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.planning import Budget
+from starloom.orchestrator.planner.planning import plan as find
 from starloom.orchestrator.planner.problem import Place, problem
 
 TRACES = traces.folder()
@@ -255,6 +257,7 @@ def test_all_rows_come_of_a_run_with_one_row_each_beside_the_best_known(
     monkeypatch.setattr(
         placement, "ROWS", {name: Timed(each.size, 0.01, each.seldom) for name, each in placement.ROWS.items()}
     )
+    monkeypatch.setattr(placement, "CHECKS", ())
     path = tmp_path / "best.json"
     command = ["bench", "placement", "--json", "--repeat", "1", "--traces", str(tmp_path), "--best", str(path)]
     assert main([*command, "--write-best"]) == 0
@@ -274,6 +277,35 @@ def test_all_rows_come_of_a_run_with_one_row_each_beside_the_best_known(
     again = json.loads(capsys.readouterr().out)
     assert [row["what"] for row in again["rows"] if "mean" in row] == ["1000"]
     assert all(each["known"] for each in again["figures"]["instances"])
+
+
+def test_proofs_losses_and_random_cases_are_counted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = {
+        "small": [Spec("fork", "tiered", 10, 4, 1.0, constrained=True), Spec("fork", "uneven", 10, 4, 5.0)],
+        "100": [Spec("layered", "tiered", 20, 6, 1.0)],
+    }
+    monkeypatch.setattr(instances, "specs", few.__getitem__)
+    monkeypatch.setattr(losses, "LONG_SECONDS", 0.1)
+    monkeypatch.setattr(proofs, "DRAWN", 2)
+    monkeypatch.setattr(judging, "CASES", 4)
+    assert main(["bench", "placement", "--json", "--repeat", "1", "--rows", "proofs,loss,random"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["rows"] == []
+    checks = told["figures"]["checks"]
+    assert {kind: figures["plans"] for kind, figures in checks["proofs"].items()} == {
+        "constrained": 1,
+        "free": 1,
+        "drawn": 2,
+    }
+    assert checks["loss"]["renewed"] + len(checks["loss"]["hopeless"]) == 1
+    assert checks["random"]["planned"] + checks["random"]["explained"] == checks["random"]["cases"] == 4
+
+
+def test_the_busiest_node_is_the_one_that_works_longest() -> None:
+    asked = problem(["a", "b", "c"], [Place("x"), Place("y"), Place("y", "npu")], [[4, 9, 9], [9, 3, 9], [9, 9, 3]])
+    assert losses.busiest(asked, find(asked, Budget(10))) == "y"
 
 
 @pytest.mark.parametrize("wrong", [{"rows": "1000,20"}, {"scale": 0.0}, {"scale": 1.5}])

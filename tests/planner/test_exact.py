@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.planner.brute import best_objective
-from tests.planner.constrained import Shape, feasible
 
+from starloom.orchestrator.bench.placing.cases import Shape, feasible
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.problem import Place, Plan, problem

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 from tests.planner.brute import best_objective
-from tests.planner.constrained import Shape, feasible
 from tests.planner.instances import instance
 
+from starloom.orchestrator.bench.placing.cases import Shape, feasible
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.cutting import cut, join, lasts
 from starloom.orchestrator.planner.exact import exact

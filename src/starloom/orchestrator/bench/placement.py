@@ -3,7 +3,7 @@
 import argparse
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -11,7 +11,7 @@ from starloom.dag.errors import Infeasible, InvalidInput, Problem
 from starloom.orchestrator.bench import harness
 from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.placing import best as known
-from starloom.orchestrator.bench.placing import instances, traces
+from starloom.orchestrator.bench.placing import instances, judging, losses, proofs, traces
 from starloom.orchestrator.bench.placing.best import GAIN, Best
 from starloom.orchestrator.bench.placing.instances import Instance, Spec
 from starloom.orchestrator.bench.placing.peers import CLASSICS, PEERS, plans
@@ -54,6 +54,13 @@ ROWS: Final = {
 FURTHER: Final = {"small": Timed(instances.SMALL, 0.1), _TRACES: Timed(_TRACES, 0.1)}
 """Sets that have figures and no row."""
 
+PROOFS, LOSS, RANDOM = "proofs", "loss", "random"
+CHECKS: Final = (PROOFS, LOSS)
+"""What is measured apart, without the best plans known."""
+
+WHOLE: Final = (RANDOM,)
+"""And what takes so long that it is run where it is named only: some half an hour at scale 1."""
+
 
 class PlanRow(Row, frozen=True, kw_only=True):
     """Starloom beside the best plans known: the mean, the 95th percentile and the worst of its objectives over theirs.
@@ -91,13 +98,14 @@ def run(args: argparse.Namespace, note: Note) -> Report:
     if not 0 < args.scale <= 1:
         raise InvalidInput([Problem("--scale", f"is {args.scale:g}; give a number over 0, at most 1")], "bad scale")
     before = machine()
+    timed = [row for row in wanted if row in ROWS or row in FURTHER]
     best = known.load(args.best or known.FILE)
     note("compiling")
     compiling = warm_up()
     measured, improved = [], []
-    for made, timed in _works(wanted, args.scale, args.traces or traces.folder()):
+    for made, each in _works(timed, args.scale, args.traces or traces.folder()):
         note(made.name)
-        found, better = measure(made, timed, args.repeat, best)
+        found, better = measure(made, each, args.repeat, best)
         measured.append(found)
         if better:
             improved.append(better)
@@ -110,6 +118,7 @@ def run(args: argparse.Namespace, note: Note) -> Report:
         "unplanned": [each.name for each in measured if any(math.isinf(s.objective) for s in _shots(each))],
         "worse_than_a_classic": worse_than_classics(measured),
         "compiling_seconds": compiling,
+        "checks": _checks(wanted, args.scale, args.repeat, note),
         "instances": [_told(each) for each in measured],
     }
     return Report(
@@ -261,6 +270,15 @@ def worse_than_classics(measured: Iterable[Measured]) -> list[str]:
     ]
 
 
+def _checks(wanted: Sequence[str], scale: float, repeat: int, note: Note) -> dict[str, dict[str, Any]]:
+    does: dict[str, Callable[[], dict[str, Any]]] = {
+        PROOFS: lambda: proofs.run(scale, note),
+        LOSS: lambda: losses.run(repeat, scale, note),
+        RANDOM: lambda: judging.many(max(1, round(judging.CASES * scale)), 0, note),
+    }
+    return {name: do() for name, do in does.items() if name in wanted}
+
+
 def _works(wanted: Sequence[str], scale: float, folder: Path) -> Iterator[tuple[Instance, dict[str, Timed]]]:
     everything = ROWS | FURTHER
     by_size: dict[str, dict[str, Timed]] = {}
@@ -285,8 +303,9 @@ def _share(these: Sequence[Some], scale: float) -> list[Some]:
 
 
 def _chosen(text: str) -> list[str]:
-    known_rows = [*ROWS, *FURTHER]
-    names = [name.strip() for name in text.split(",") if name.strip()] or known_rows
+    usual = [*ROWS, *FURTHER, *CHECKS]
+    known_rows = [*usual, *WHOLE]
+    names = [name.strip() for name in text.split(",") if name.strip()] or usual
     problems = [
         Problem("--rows", f"{name!r} is none of {', '.join(known_rows)}") for name in names if name not in known_rows
     ]
@@ -302,6 +321,15 @@ def _shots(measured: Measured) -> list[Shot]:
 def _told(each: Measured) -> dict[str, Any]:
     ours = {row: [_finite(shot.objective) for shot in shots] for row, shots in each.ours.items()}
     return {"name": each.name, "best": _finite(each.best), "known": each.before, "ours": ours, "peers": each.peers}
+
+
+def _counted(figure: Any) -> str:
+    """A figure, some by name, or a list, in one line."""
+    if isinstance(figure, dict):
+        return ", ".join(f"{name} {_counted(each)}" for name, each in figure.items())
+    if isinstance(figure, list):
+        return "; ".join(map(str, figure)) or "none"
+    return f"{figure:.4g}" if isinstance(figure, float) else str(figure)
 
 
 def _finite(number: float) -> float | None:
@@ -320,6 +348,8 @@ def _notes(measured: Sequence[Measured], figures: dict[str, Any]) -> list[str]:
             f"{name}: mean {own['mean']:.3f}, p95 {own['p95']:.3f}, worst {own['worst']:.3f} of the best known, "
             f"{own['planner_ms']:.1f} ms at the median, {own['planner_worst_ms']:.1f} at most, n = {own['n']}"
         )
+    for name, check in figures["checks"].items():
+        told += [f"{name}: {what}: {_counted(figure)}" for what, figure in check.items()]
     new = sum(not each.before for each in measured)
     told.append(
         f"{len(measured)} instances, {new} of them without a best known plan; compiling: {figures['compiling_seconds']:.1f} s"

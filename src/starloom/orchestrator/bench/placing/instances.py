@@ -70,6 +70,7 @@ def placed(name: str, made: Job, on: Network, ratio: float, constrained: bool, d
             [(up, down, float(size * scale)) for (up, down), size in zip(made.edges, made.size, strict=True)],
             latency=on.latency,
             seconds_per_byte=on.per_byte,
+            tiers=[list(Tier).index(tier) for tier in on.tiers],
             **more,
         ),
         on.tiers,

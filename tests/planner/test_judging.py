@@ -1,0 +1,51 @@
+"""Random problems with all kinds of requirements: every plan holds, every contradiction is explained, and judges notice."""
+
+import pytest
+
+from starloom.orchestrator.bench.placing import judging
+from starloom.orchestrator.bench.placing.judging import EXPLAINED, PLANNED, amiss, judged, many, possible
+from starloom.orchestrator.planner.explain import Conflict, explain
+from starloom.orchestrator.planner.planning import Budget
+from starloom.orchestrator.planner.planning import plan as find
+from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
+from starloom.orchestrator.planner.requirements import requirements
+
+
+def _crowd() -> Problem:
+    """Three stages apart on two nodes, and one that stands where it likes."""
+    return problem(["a", "b", "c", "d"], [Place("x"), Place("y")], 1.0, apart=[0, 0, 0, -1])
+
+
+@pytest.mark.parametrize("first", range(0, 40, 20))
+def test_cases_are_planned_or_explained(first: int) -> None:
+    told = many(20, first, lambda _: None)
+    assert told["wrong"] == []
+    assert told[PLANNED] + told[EXPLAINED] == told["cases"] == 20
+    assert told[PLANNED] >= 10
+    assert told[EXPLAINED] >= 1
+
+
+def test_a_conflict_of_too_many_or_too_few_is_noticed() -> None:
+    asked = _crowd()
+    found = explain(asked)
+    assert found is not None
+    assert amiss(asked, found) == ""
+    slots = next(each for each in requirements(asked, (), None) if each.kind == "slots")
+    assert f"conflicts without '{slots.words}'" in amiss(asked, Conflict((*found.requirements, slots), ()))
+    assert "is not shown to conflict" in amiss(asked, Conflict((), ()))
+
+
+def test_what_is_possible_within_a_deadline_is_known() -> None:
+    asked = problem(["a", "b"], [Place("x")], 2.0)
+    assert [possible(asked, deadline) for deadline in (None, 4.0, 3.9)] == [True, True, False]
+    assert possible(_crowd()) is False
+
+
+def test_a_plan_that_does_not_hold_is_a_violation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoilt(asked: Problem, budget: Budget, seed: int = 0, **more: object) -> Plan:
+        return find(asked, budget, seed)._replace(makespan=-1.0)
+
+    monkeypatch.setattr(judging, "plan", spoilt)
+    verdict = judged(2)
+    assert verdict.kind == judging.VIOLATION
+    assert "the makespan is -1.0" in verdict.wrong
