@@ -22,6 +22,7 @@ from starloom.orchestrator.simulate.growth import (
 from starloom.orchestrator.simulate.judge import JobView, StageView
 from starloom.orchestrator.simulate.model import KINDS
 from starloom.orchestrator.simulate.patched import differing, same
+from starloom.orchestrator.simulate.private import OF, adding, said_of
 from starloom.orchestrator.simulate.property import Property
 
 REFUSED = "PatchRefused"
@@ -37,6 +38,12 @@ class _OfGrowth(Property):
         """What the attempt asked for, as its agent reported it."""
         made = self.judge.made.get(TaskToken(fact.job, fact.stage, fact.token))
         return made.growth if made is not None else None
+
+    def freer(self, fact: f.StageFact, job: JobView) -> bool:
+        """Whether what stands of the stage's growth may be where nothing may be that it adds now: more is private since."""
+        allowed = OF[adding(job.constellation, fact.stage)]
+        added = (change.after for change in job.growths[fact.stage].difference.stages if change.before is None)
+        return any(spec is not None and not said_of(spec) <= allowed for spec in added)
 
     def same_again(self, fact: f.StageFact, job: JobView) -> bool:
         """Whether the attempt asked for what stands."""
@@ -84,7 +91,7 @@ class GrownOnce(_OfGrowth):
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
         if job is None or not isinstance(fact, f.StageCommitted | f.StageFailed) or not self.same_again(fact, job):
             return
-        if isinstance(fact, f.StageCommitted) and fact.growth is not None:
+        if isinstance(fact, f.StageCommitted) and fact.growth is not None and not self.freer(fact, job):
             self.broken(f"it grows again, as revision {fact.growth.revision}", fact.job, fact.stage)
         elif isinstance(fact, f.StageFailed) and fact.error.cause == REFUSED:
             self.broken(f"it asks for what it has grown, and is refused: {fact.error.message}", fact.job, fact.stage)
@@ -96,7 +103,7 @@ class TakenBack(_OfGrowth):
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
         if not isinstance(fact, f.StageCommitted) or job is None or fact.stage not in job.growths:
             return
-        if self.same_again(fact, job):
+        if self.same_again(fact, job) and fact.growth is None:
             return
         asked = self.wish(fact)
         now = job.constellation if fact.growth is None else differing(job.constellation, fact.growth.difference)
