@@ -25,6 +25,10 @@ def test_cases_are_planned_or_explained(first: int) -> None:
     assert told[EXPLAINED] >= 1
 
 
+def test_what_two_reasons_rule_out_is_explained_by_both() -> None:
+    assert judged(105) == (EXPLAINED, 2, "")
+
+
 def test_a_conflict_of_too_many_or_too_few_is_noticed() -> None:
     asked = _crowd()
     found = explain(asked)

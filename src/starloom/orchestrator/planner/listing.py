@@ -106,15 +106,14 @@ def portfolio(table: Table) -> Iterator[Listing]:
 
 
 def telling(table: Table) -> Iterator[Listing]:
-    """Ranks that look ahead, tiers, and nodes alone; penalties count.
+    """Tiers, nodes alone, and ranks that look ahead; penalties count. The cheapest come first.
 
     What a listing needs is computed when it is its turn: on large problems that takes as long as the listing.
     """
-    far = _ranked(table, "far")
-    yield _ahead(far, table.half, "half ")
     mean = _ranked(table, "mean")
-    yield _ahead(mean, table.optimistic)
     yield from (_among(table, mean, *each, "tiers") for each in _tiers(table.prepared))
+    yield _ahead(_ranked(table, "far"), table.half, "half ")
+    yield _ahead(mean, table.optimistic)
     yield from (_among(table, mean, *each, "alone") for each in islice(_alone(table.prepared), ALONE_FIRST))
     yield _ahead(mean, table.half, "half ")
     yield _ranked(table, "table")

@@ -37,7 +37,7 @@ _DEADLINES: Final = (0.3, 1.2)
 
 _SETTLE_EFFORT: Final = 4.0
 _SHOW_EFFORT: Final = 4.0
-_CONFLICTS_MAX: Final = 8
+_CONFLICTS_MAX: Final = 50
 _ROUNDING: Final = 1e-4
 
 PLANNED, EXPLAINED, UNEXPLAINED, VIOLATION = "planned", "explained", "unexplained", "violation"
@@ -110,9 +110,23 @@ def _explained(problem: Problem, reasons: Reasons, deadline: float | None) -> Ve
             return Verdict(VIOLATION, count, wrong)
         asked = requirements(problem, reasons, deadline)
         problem = only(problem, [each for each in asked if each not in conflict.requirements])
+        reasons = _unsaid(reasons, conflict)
         if any(each.kind == "deadline" for each in conflict.requirements):
             deadline = None
     return Verdict(UNEXPLAINED, _CONFLICTS_MAX, "there is still no plan")
+
+
+def _unsaid(reasons: Reasons, conflict: Conflict) -> Reasons:
+    """What is said of places without what a conflict names: other reasons may rule out the same places."""
+    words = {(each.which, each.words) for each in conflict.requirements if each.kind == "places"}
+    return [
+        {
+            text: places
+            for text, places in said.items()
+            if not any(i == stage and w.endswith(f": {text}") for i, w in words)
+        }
+        for stage, said in enumerate(reasons)
+    ]
 
 
 def amiss(problem: Problem, conflict: Conflict, deadline: float | None = None) -> str:
