@@ -312,6 +312,24 @@ stages:
         found = places(w, job)
         assert (found["one"], found["two"], found["wait"]) == ({"a-cloud"}, {"z-pi"}, {"z-pi"})
 
+    def test_what_is_ready_and_fed_with_private_data_moves_as_well(self, world: Any) -> None:
+        w = world(node("a-cloud", Tier.CLOUD), device("z-pi"))
+        text = """
+inputs: {photo: {type: json, private: device}}
+stages:
+  one: {kind: t.work}
+  gate: {kind: t.work, after: [one]}
+  two: {kind: t.work, after: [gate]}
+  wait: {kind: t.work, in: {x: one.value}}
+"""
+        job = w.submit(constellation(text), PHOTO, max_parallel=1)
+        w.finish("one")
+        assert w.active() == ["gate"]
+        assert w.coordinator._endings.runs[job].queued == {"wait"}
+        w.patched(w.patch(job, "- rewire: {stage: wait, in: {y: $photo}}"))
+        w.finish_all()
+        assert places(w, job)["wait"] == {"z-pi"}
+
     @pytest.mark.parametrize("started", [False, True])
     @pytest.mark.parametrize("where", ["a-cloud", "z-pi"])
     def test_what_was_given_out_before_and_reads_it_does_not_go_on(self, world: Any, where: str, started: bool) -> None:

@@ -41,7 +41,8 @@ class Changing:
                 continue
             self._ledger.send(agent, Cancel(task=task))
             self._settler.supersede(run, task.stage, task.token, why)
-        self._lanes.forget(run, {change.stage for change in difference.stages})
+        # Also what is only fed otherwise: it may be ready in the lane of what it could read before.
+        self._lanes.forget(run, {*plan.touched, *(change.stage for change in difference.stages)})
         record()
         run.patched(difference, self._state.fleet.kinds)
         before = run.labels.levels
@@ -85,9 +86,10 @@ class Changing:
 
     def relabel(self, run: Run) -> None:
         """Finds the labels of a job's data anew: what is ready, and may now run elsewhere than before, is ready there."""
-        moved = [name for name in run.relabel(self._state.fleet.kinds) if name in run.queued]
+        changed = run.relabel(self._state.fleet.kinds)
+        moved = [name for name in changed if name in run.queued]
         run.queued.difference_update(moved)
-        self._lanes.forget(run, moved)
+        self._lanes.forget(run, changed)
         for name in moved:
             self._lanes.push(run, name)
 
