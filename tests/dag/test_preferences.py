@@ -82,7 +82,7 @@ class TestValidation:
 
     def test_one_that_fits_every_place_says_nothing(self) -> None:
         assert faults(avoid=(Preference(seconds=3.0),)) == [
-            "stages.a.avoid[0]: fits every place; name a tier, a target, labels or a node"
+            "stages.a.avoid[0]: fits every place; name a tier, a target, labels, attributes or a node"
         ]
 
     @pytest.mark.parametrize("seconds", [-1.0, 0.0, float("inf"), float("nan"), limits.DURATION_SECONDS_MAX + 1, "1"])

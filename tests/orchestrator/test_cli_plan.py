@@ -194,3 +194,20 @@ def test_the_example_has_a_plan_for_its_fleet(example_folder: Path, capsys: pyte
     placement = found["placement"]
     assert placement["see"]["node"] == placement["faces"]["node"] == "camera"
     assert placement["faces"]["target"] == "npu"
+
+
+def test_replicas_stand_on_different_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parents[2] / "examples" / "replicas"
+    files = [str(folder / name) for name in ("constellation.yaml", "fleet.yaml")]
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "first")
+    assert code == 0
+    placement = found["placement"]
+    assert {placement[name]["node"] for name in ("first", "second", "third")} == {"kiosk", "edge-1", "cloud"}
+    assert found["explain"]["excluded"] == {"edge-2": "has driver=11.8, where >= v12.2 is required"}
+
+
+def test_what_plans_do_not_keep_to_is_refused(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    Path(files[0]).write_text(CHAIN.replace("after: [a]", "after: [a], spread: {group: g, over: rack}"))
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 2
+    assert [problem["place"] for problem in found["error"]["problems"]] == ["stages.b.spread"]

@@ -6,7 +6,7 @@ import pytest
 
 from starloom.dag import limits
 from starloom.dag.builder import Graph
-from starloom.dag.constellation import Constellation, Preference, Preferences, Private, Requirements, Tier
+from starloom.dag.constellation import Constellation, Preference, Preferences, Private, Requirements, Spread, Tier
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import Port, PortType
@@ -197,3 +197,30 @@ def test_stages_of_a_group_share_a_node_in_a_plan() -> None:
     assert built.problem.arrays.together.tolist() == [0, 0, -1, -1]
     place = plan(built.problem, Budget(50)).place
     assert [built.problem.places[place[stage]].node for stage in (0, 1)] == ["edge", "edge"]
+
+
+def test_stages_that_are_spread_stand_on_different_nodes_in_a_plan() -> None:
+    graph = Graph("spread")
+    words = graph.input("words", PortType.TEXT)
+    for name, group in (("a", "g"), ("b", "g"), ("c", "")):
+        graph.stage(name, "say", inputs={"text": words}, spread=Spread(group=group) if group else None)
+    built = build(graph.build(), KINDS, FLEET)
+    assert built.problem.arrays.apart.tolist() == [0, 0, -1, -1]
+    place = plan(built.problem, Budget(50)).place
+    assert {built.problem.places[place[stage]].node for stage in (0, 1)} == {"cam", "edge"}
+
+
+def test_what_is_asked_of_attributes_is_told_of_places_that_do_not_have_it() -> None:
+    fleet = parse(
+        b"nodes:\n"
+        b"  - {name: a, tier: edge, slots: 2, labels: {driver: '12.10'}}\n"
+        b"  - {name: b, tier: edge, labels: {driver: '11.8'}}\n"
+        b"  - {name: c, tier: edge}\n"
+    )
+    built = build(constellation(Requirements(attributes={"driver": ">= v12.2", "cores": "2"})), KINDS, fleet)
+    assert np.isfinite(built.problem.arrays.seconds[1]).tolist() == [True, False, False, False]
+    assert built.excluded[1] == {
+        "has driver=11.8, where >= v12.2 is required": (1,),
+        "has cores=1, where 2 is required": (1, 2),
+        "has no attribute driver, where >= v12.2 is required": (2,),
+    }

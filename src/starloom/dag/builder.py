@@ -33,6 +33,7 @@ from starloom.dag.constellation import (
     Preferences,
     Private,
     Requirements,
+    Spread,
     StageSpec,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
@@ -153,6 +154,7 @@ class Graph:
         prefer: Iterable[Preference] = (),
         avoid: Iterable[Preference] = (),
         colocate: str = "",
+        spread: Spread | None = None,
         policy: Policy | None = None,
         private: Private | dict[str, Private] | None = None,
         declassify: bool | None = None,
@@ -164,7 +166,7 @@ class Graph:
         """Adds a stage of a registered kind, fed by keyword; an empty `name` makes one from the kind's.
 
         `prefer` and `avoid` weigh the places that meet `require`, as in `constellation.Preference`.
-        `colocate`: on one node with all others that are given the same name.
+        `colocate`: on one node with all others that are given the same name. `spread`: apart from others.
         `private` and `declassify` say how far what it gives may go, as in `constellation.StageSpec`.
         `inputs` feeds ports whose names are no Python names, or are taken by a parameter here.
         """
@@ -188,6 +190,7 @@ class Graph:
             private=private,
             declassify=declassify,
             colocate=colocate,
+            spread=spread,
             prefers=Preferences(prefer=tuple(prefer), avoid=tuple(avoid)),
             join=join,
         )

@@ -43,12 +43,14 @@ class Requirements(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """What a node must have to run a stage. Empty fields require nothing.
 
     `tiers`: one of these. `target`: such a target (`cpu`, `gpu`, `npu`, `fpga`). `labels`: all of
-    these node labels, equal. `memory_bytes`: at least this much memory. `node`: this very node.
+    these node labels, equal. `attributes`: all of these hold, by name, each as `dag.attributes` reads it.
+    `memory_bytes`: at least this much memory. `node`: this very node.
     """
 
     tiers: tuple[Tier, ...] = ()
     target: str = ""
     labels: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     memory_bytes: int = 0
     node: str = ""
 
@@ -57,12 +59,13 @@ class Preference(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Places, and the seconds that a stage may end later for standing on one of them, or, where they are avoided, elsewhere.
 
     A place is meant that fits all that is said: `tiers`: one of these. `target`: what it computes on there. `labels`: all of
-    these node labels, equal. `node`: this very node.
+    these node labels, equal. `attributes`: all of these hold, as in `Requirements`. `node`: this very node.
     """
 
     tiers: tuple[Tier, ...] = ()
     target: str = ""
     labels: dict[str, str] = {}
+    attributes: dict[str, str] = {}
     node: str = ""
     seconds: float = limits.PREFERENCE_SECONDS
 
@@ -75,6 +78,18 @@ class Preferences(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
 
     def __bool__(self) -> bool:
         return bool(self.prefer or self.avoid)
+
+
+class Spread(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """The stages of a job that say the same `group` stand apart: on different nodes, or where an attribute `over` differs.
+
+    `seconds`: how much later one of them may end rather than stand where another does; 0: it never stands there. All of a
+    group say the same.
+    """
+
+    group: str
+    over: str = ""
+    seconds: float = 0.0
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -158,6 +173,7 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     declassify: bool | None = None
     prefers: Preferences = Preferences()
     colocate: str = ""
+    spread: Spread | None = None
 
 
 class On(StrEnum):

@@ -14,10 +14,13 @@
         kind: audio.decode
         in: {data: $audio}                      # a job input; `stage.port` is an upstream's output
         params: {sample_rate_hz: 16000}
-        require: {tier: [device, edge], target: npu, labels: {sensor: microphone}, memory: 512MiB, node: cam-1}
+        require: {tier: [device, edge], target: npu, labels: {sensor: microphone}, memory: 512MiB, node: cam-1,
+                  attributes: {cores: ">= 4", driver: ">= v12.2 | v11.8"}}      # as `dag.attributes` reads it
         colocate: camera                        # on one node with all stages of the job that say the same name
         prefer: {tier: edge, seconds: 2s}       # how much later it may end for standing there, 1s unless said; or a list
         avoid: [{node: cam-1}, {labels: {power: battery}, target: npu, seconds: 10}]       # for standing elsewhere
+        spread: replicas                        # on another node than each stage of the job that says the same name, or
+        spread: {group: replicas, over: rack, seconds: 2s}      # where an attribute differs, or it may end so much later
         retry: {times: 2, first: 100ms, factor: 2, last: 30s}       # or short: `retry: 2`
         timeout: 30s                            # of one attempt's run
         deadline: 2m                            # of the stage, from when its dependencies hold
@@ -66,6 +69,7 @@ from starloom.dag.constellation import (
     Private,
     Requirements,
     Retry,
+    Spread,
     StageSpec,
     Straggler,
     Tier,
@@ -282,6 +286,7 @@ def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> 
             "require": requirements_to_json(stage.requires),
             **preferences_to_json(stage.prefers),
             "colocate": stage.colocate,
+            "spread": spread_to_json(stage.spread) or None,
             **policy_to_json(stage.policy),
             **privacy_to_json(stage.private, stage.declassify),
             "join": str(stage.join) if stage.join != Join.ALL else None,
@@ -325,10 +330,19 @@ def requirements_to_json(requires: Requirements) -> dict[str, Any]:
             "tier": _tiers(requires.tiers),
             "target": requires.target,
             "labels": requires.labels,
+            "attributes": requires.attributes,
             "memory": _bytes_text(requires.memory_bytes),
             "node": requires.node,
         }
     )
+
+
+def spread_to_json(spread: Spread | None) -> str | dict[str, Any]:
+    """What stands under `spread`; an empty name for none."""
+    if spread is None or spread == Spread(group=spread.group):
+        return spread.group if spread else ""
+    more = {"over": spread.over, "seconds": _seconds_text(spread.seconds) if spread.seconds else None}
+    return {"group": spread.group, **_without_empty(more)}
 
 
 def preferences_to_json(prefers: Preferences) -> dict[str, Any]:
@@ -345,6 +359,7 @@ def _preference(preference: Preference) -> dict[str, Any]:
         "tier": _tiers(preference.tiers),
         "target": preference.target,
         "labels": preference.labels,
+        "attributes": preference.attributes,
         "node": preference.node,
     }
     return {**_without_empty(place), "seconds": _seconds_text(preference.seconds)}

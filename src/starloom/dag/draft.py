@@ -42,6 +42,7 @@ from starloom.dag.privacy import Expected, conflicts, labels_in, loosened
 from starloom.dag.redirect import redirected
 from starloom.dag.shape import Shape
 from starloom.dag.splice import Spliced, spliced
+from starloom.dag.spreads import group_problems
 from starloom.dag.validate import problems_of_part
 
 REFUSED = "the patch was refused, and nothing has changed"
@@ -103,9 +104,8 @@ class _Draft:
             case Redirect(stage=stage):
                 if self._known(f"{place}.redirect.from", stage):
                     self._redirect(f"{place}.redirect", operation)
-            case Move(stage=stage, requires=requires, colocate=colocate):
-                group = {} if colocate is None else {"colocate": colocate}
-                self._set(f"{place}.move", stage, requires=requires, **group)
+            case Move(stage=stage):
+                self._set(f"{place}.move", stage, **operation.fields)
             case SetPreferences(stage=stage, prefers=prefers):
                 self._set(f"{place}.set_preferences", stage, prefers=prefers)
             case SetPolicy(stage=stage, policy=policy):
@@ -175,6 +175,7 @@ class _Draft:
         part = self._part(difference, stages, set(gone))
         yield from problems_of_part(part, kinds, stages)
         yield from closing_problems(part, difference, self.arcs_into, self._arcs_out(), kinds)
+        yield from self._spread_faults(difference)
         yield from self._privacy_faults(difference, kinds)
 
     def _problem(self, place: str, what: str) -> None:
@@ -316,6 +317,13 @@ class _Draft:
         labels, parts = labels_in(self._shape, kinds, difference)
         yield from conflicts(labels, parts)
         yield from loosened(labels, parts, self._expected)
+
+    def _spread_faults(self, difference: Difference) -> Iterator[Problem]:
+        """Where what differs is spread otherwise than the rest of its group."""
+        spreads = (change.after.spread for change in difference.stages if change.after is not None)
+        groups = {spread.group for spread in spreads if spread is not None}
+        if groups:
+            yield from group_problems(filter(None, map(self.spec, self.names())), groups)
 
     def _bindings_of(self, stage: StageId) -> list[InputBinding]:
         return self._bindings.get(stage, self._shape.bindings.get(stage, []))

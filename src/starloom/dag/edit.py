@@ -11,8 +11,24 @@ patch = edit.patch()
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from starloom.dag.constellation import Constellation, Join, Policy, Preference, Preferences, Private, Requirements
-from starloom.dag.document import policy_to_json, preferences_to_json, privacy_to_json, requirements_to_json, to_json
+from starloom.dag.constellation import (
+    Constellation,
+    Join,
+    Policy,
+    Preference,
+    Preferences,
+    Private,
+    Requirements,
+    Spread,
+)
+from starloom.dag.document import (
+    policy_to_json,
+    preferences_to_json,
+    privacy_to_json,
+    requirements_to_json,
+    spread_to_json,
+    to_json,
+)
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import patch_from_json
 
@@ -44,6 +60,7 @@ class Edit:
         prefer: Iterable[Preference] = (),
         avoid: Iterable[Preference] = (),
         colocate: str = "",
+        spread: Spread | None = None,
         policy: Policy | None = None,
         private: Private | dict[str, Private] | None = None,
         declassify: bool | None = None,
@@ -59,6 +76,7 @@ class Edit:
             "require": requirements_to_json(require or Requirements()),
             **preferences_to_json(Preferences(prefer=tuple(prefer), avoid=tuple(avoid))),
             "colocate": colocate,
+            "spread": spread_to_json(spread),
             **policy_to_json(policy or Policy()),
             **privacy_to_json(private, declassify),
             "join": str(join),
@@ -105,12 +123,22 @@ class Edit:
         self._operations.append({"redirect": {"from": source, "to": list(to), **spared}})
 
     def move(
-        self, stage: str, require: Requirements | None = None, *, colocate: str | None = None, **fields: Any
+        self,
+        stage: str,
+        require: Requirements | None = None,
+        *,
+        colocate: str | None = None,
+        spread: Spread | None = None,
+        **fields: Any,
     ) -> None:
-        """Other requirements: a value, or a document's fields, as `tier="cloud"`; another group, "" for none, if it is given."""
+        """Other requirements: a value, or a document's fields, as `tier="cloud"`; other groups, if they are given.
+
+        An empty group is none.
+        """
         wanted = requirements_to_json(require) if require is not None else {}
         group = {} if colocate is None else {"colocate": colocate}
-        self._operations.append({"move": {"stage": stage, "require": {**wanted, **fields}, **group}})
+        apart = {} if spread is None else {"spread": spread_to_json(spread)}
+        self._operations.append({"move": {"stage": stage, "require": {**wanted, **fields}, **group, **apart}})
 
     def set_preferences(self, stage: str, prefer: Iterable[Preference] = (), avoid: Iterable[Preference] = ()) -> None:
         """Other preferences, in place of those that it has."""

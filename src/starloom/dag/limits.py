@@ -21,6 +21,9 @@ DURATION_SECONDS_MAX: Final = 30 * 86_400.0
 PREFERENCES_PER_STAGE_MAX: Final = 16
 PREFERENCE_SECONDS: Final = 1.0
 """How much later a stage may end for a place that it prefers, where nothing else is said."""
+ATTRIBUTE_CHARACTERS_MAX: Final = 256
+SPREAD_STAGES_MAX: Final = 64
+"""Stages of a job that may be spread together: each is placed so that the others still find places."""
 CYCLES_REPORTED_MAX: Final = 10
 CYCLE_NAMES_SHOWN: Final = 12
 SUGGESTION_NAMES_MAX: Final = 1_000

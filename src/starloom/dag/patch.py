@@ -9,7 +9,7 @@ kinds nor newer code.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -24,6 +24,7 @@ from starloom.dag.constellation import (
     Preferences,
     Private,
     Requirements,
+    Spread,
     StageSpec,
 )
 from starloom.dag.ids import StageId
@@ -76,11 +77,25 @@ class Rewire(Operation, frozen=True, tag="rewire"):
 
 
 class Move(Operation, frozen=True, tag="move"):
-    """Other requirements, and so another place. `colocate`: another group, "" for none; None leaves it."""
+    """Other requirements, and so another place.
+
+    `colocate`, `spread`: to stand with others, or apart from them; nothing for an empty group. None leaves it.
+    """
 
     stage: StageId
     requires: Requirements
     colocate: str | None = None
+    spread: Spread | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What a stage has instead, by the names of its fields."""
+        found: dict[str, Any] = {"requires": self.requires}
+        if self.colocate is not None:
+            found["colocate"] = self.colocate
+        if self.spread is not None:
+            found["spread"] = self.spread if self.spread.group else None
+        return found
 
 
 class SetPreferences(Operation, frozen=True, tag="set_preferences"):
@@ -306,10 +321,10 @@ def _of_change(change: Change) -> Iterator[AnyOperation]:
         return
     if (before.kind, before.params) != (after.kind, after.params):
         yield Replace(stage=after.id, kind=after.kind, params=after.params)
-    if before.colocate != after.colocate:
-        yield Move(stage=after.id, requires=after.requires, colocate=after.colocate)
-    elif before.requires != after.requires:
-        yield Move(stage=after.id, requires=after.requires)
+    if (before.requires, before.colocate, before.spread) != (after.requires, after.colocate, after.spread):
+        colocate = after.colocate if before.colocate != after.colocate else None
+        spread = (after.spread or Spread(group="")) if before.spread != after.spread else None
+        yield Move(stage=after.id, requires=after.requires, colocate=colocate, spread=spread)
     if before.prefers != after.prefers:
         yield SetPreferences(stage=after.id, prefers=after.prefers)
     if before.policy != after.policy:

@@ -12,7 +12,7 @@ patch:                               # done in this order, all or none
   - rewire: {stage: speak, in: {text: summary.text, more: null}, after: [x], join: any}
   - rewire: {stage: speak, wait: [x], free: [y]}
   - redirect: {from: words.text, to: short.text, but: [speak]}      # all that reads it; `to` may be a list
-  - move: {stage: words, require: {tier: cloud}}           # and colocate: NAME for another group, '' for none
+  - move: {stage: words, require: {tier: cloud}}           # and colocate or spread: NAME, '' for none
   - set_preferences: {stage: words, prefer: {tier: edge}, avoid: [{node: cam-1, seconds: 5s}]}     # in place of all
   - set_policy: {stage: words, retry: 3, timeout: 5s}
   - set_privacy: {stage: words, private: device, declassify: false}    # in place of what it says of both
@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from starloom.dag.checks import kind_of
-from starloom.dag.constellation import API_VERSION, Dependency, InputBinding, Join, OutputBinding, StageSpec
+from starloom.dag.constellation import API_VERSION, Dependency, InputBinding, Join, OutputBinding, Spread, StageSpec
 from starloom.dag.document import (
     order_to_json,
     policy_to_json,
@@ -35,6 +35,7 @@ from starloom.dag.document import (
     read_document,
     requirements_to_json,
     source_to_json,
+    spread_to_json,
     stage_to_json,
     to_json,
 )
@@ -109,9 +110,10 @@ def operation_to_json(operation: AnyOperation) -> dict[str, Any]:
         case Redirect(stage=stage, output=output, sources=sources, but=but):
             to = [f"{source.upstream}.{source.output}" for source in sources]
             return {"redirect": {"from": f"{stage}.{output}", "to": to, **({"but": list(but)} if but else {})}}
-        case Move(stage=stage, requires=requires, colocate=colocate):
+        case Move(stage=stage, requires=requires, colocate=colocate, spread=spread):
             group = {} if colocate is None else {"colocate": colocate}
-            return {"move": {"stage": stage, "require": requirements_to_json(requires), **group}}
+            apart = {} if spread is None else {"spread": spread_to_json(spread)}
+            return {"move": {"stage": stage, "require": requirements_to_json(requires), **group, **apart}}
         case SetPreferences(stage=stage, prefers=prefers):
             return {"set_preferences": {"stage": stage, **preferences_to_json(prefers)}}
         case SetPolicy(stage=stage, policy=policy):
@@ -283,13 +285,17 @@ class _PatchReader(Reader):
         )
 
     def _read_move(self, place: str, value: Any) -> Move:
-        stage, part = self._named(place, value, ("require", "colocate"))
+        stage, part = self._named(place, value, ("require", "colocate", "spread"))
+        spread = None
+        if "spread" in part:
+            spread = self._spread(f"{place}.spread", part["spread"]) or Spread(group="")
         if "require" not in part and isinstance(value, dict):
             self._problem(f"{place}.require", "is missing; say where it is to run, {} for anywhere")
         return Move(
             stage=stage,
             requires=self._requirements(f"{place}.require", part.get("require", {})),
             colocate=self._text(f"{place}.colocate", part["colocate"]) if "colocate" in part else None,
+            spread=spread,
         )
 
     def _read_preferences(self, place: str, value: Any) -> SetPreferences:

@@ -13,7 +13,13 @@ from typing import Any
 
 from starloom.dag import limits
 from starloom.dag.constellation import Dependency, On
-from starloom.dag.document import policy_to_json, preferences_to_json, privacy_to_json, requirements_to_json
+from starloom.dag.document import (
+    policy_to_json,
+    preferences_to_json,
+    privacy_to_json,
+    requirements_to_json,
+    spread_to_json,
+)
 from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice
 
 _VALUE_CHARACTERS_MAX = 80
@@ -74,6 +80,7 @@ def _stage_lines(change: Change) -> Iterator[str]:
     parts: tuple[tuple[str, Any, Any], ...] = (
         ("require", requirements_to_json(before.requires), requirements_to_json(after.requires)),
         ("colocate", before.colocate, after.colocate),
+        ("spread", spread_to_json(before.spread), spread_to_json(after.spread)),
         ("preferences", preferences_to_json(before.prefers), preferences_to_json(after.prefers)),
         ("policy", policy_to_json(before.policy), policy_to_json(after.policy)),
         (

@@ -29,6 +29,7 @@ from starloom.dag.constellation import (
     Private,
     Requirements,
     Retry,
+    Spread,
     StageSpec,
     Straggler,
     Tier,
@@ -45,7 +46,7 @@ _NOTHING_PREFERRED = Preferences()
 POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow", "replicate")
 PRIVACY_KEYS = ("private", "declassify")
 PREFERENCE_KEYS = ("prefer", "avoid")
-_SPEC_KEYS = ("kind", "in", "params", "require", "colocate", "join", "after", "cancelled")
+_SPEC_KEYS = ("kind", "in", "params", "require", "colocate", "spread", "join", "after", "cancelled")
 _STAGE_KEYS = (*_SPEC_KEYS, *PREFERENCE_KEYS, *POLICY_KEYS, *PRIVACY_KEYS)
 
 E = TypeVar("E", bound=StrEnum)
@@ -220,6 +221,7 @@ class Reader:
             private=private,
             declassify=declassify,
             colocate=self._text(f"{place}.colocate", part["colocate"]) if "colocate" in part else "",
+            spread=self._spread(f"{place}.spread", part["spread"]) if "spread" in part else None,
             prefers=self._preferences(place, part)
             if not part.keys().isdisjoint(PREFERENCE_KEYS)
             else _NOTHING_PREFERRED,
@@ -309,13 +311,34 @@ class Reader:
         )
 
     def _requirements(self, place: str, value: Any) -> Requirements:
-        part = self._mapping(place, value, ("tier", "target", "labels", "memory", "node"))
+        part = self._mapping(place, value, ("tier", "target", "labels", "attributes", "memory", "node"))
         return Requirements(
             tiers=self._tiers(f"{place}.tier", part.get("tier", [])),
             target=self._text(f"{place}.target", part.get("target", "")),
             labels=self._labels(f"{place}.labels", part.get("labels", {})),
+            attributes=self._attributes(f"{place}.attributes", part.get("attributes", {})),
             memory_bytes=self._quantity(f"{place}.memory", part.get("memory", 0), 0, read_bytes),
             node=self._text(f"{place}.node", part.get("node", "")),
+        )
+
+    def _attributes(self, place: str, value: Any) -> dict[str, str]:
+        """What is asked of attributes; numbers, true and false as the text that they are written as."""
+        found = {}
+        for name, asked in self._mapping(place, value).items():
+            if isinstance(asked, bool):
+                asked = str(asked).lower()
+            found[name] = str(asked) if isinstance(asked, int | float) else self._text(f"{place}.{name}", asked)
+        return found
+
+    def _spread(self, place: str, value: Any) -> Spread | None:
+        """A group, by its name or with all that is said of it; none for an empty name."""
+        if isinstance(value, str):
+            return Spread(group=value) if value else None
+        part = self._mapping(place, value, ("group", "over", "seconds"), needed=("group",))
+        return Spread(
+            group=self._text(f"{place}.group", part.get("group", "")),
+            over=self._text(f"{place}.over", part.get("over", "")),
+            seconds=self._quantity(f"{place}.seconds", part.get("seconds", 0.0), 0.0, read_seconds),
         )
 
     def _tiers(self, place: str, value: Any) -> tuple[Tier, ...]:
@@ -335,12 +358,13 @@ class Reader:
         return ()
 
     def _preference(self, place: str, value: Any) -> Preference:
-        part = self._mapping(place, value, ("tier", "target", "labels", "node", "seconds"))
+        part = self._mapping(place, value, ("tier", "target", "labels", "attributes", "node", "seconds"))
         seconds = part.get("seconds", limits.PREFERENCE_SECONDS)
         return Preference(
             tiers=self._tiers(f"{place}.tier", part.get("tier", [])),
             target=self._text(f"{place}.target", part.get("target", "")),
             labels=self._labels(f"{place}.labels", part.get("labels", {})),
+            attributes=self._attributes(f"{place}.attributes", part.get("attributes", {})),
             node=self._text(f"{place}.node", part.get("node", "")),
             seconds=self._quantity(f"{place}.seconds", seconds, limits.PREFERENCE_SECONDS, read_seconds),
         )

@@ -43,7 +43,10 @@ def spliced(place: str, splice: Splice) -> Spliced | list[Problem]:
             dependencies.append(arc)
     stages = tuple(
         msgspec.structs.replace(
-            spec, id=names[stage], colocate=f"{splice.prefix}-{spec.colocate}" if spec.colocate else ""
+            spec,
+            id=names[stage],
+            colocate=f"{splice.prefix}-{spec.colocate}" if spec.colocate else "",
+            spread=spec.spread and msgspec.structs.replace(spec.spread, group=f"{splice.prefix}-{spec.spread.group}"),
         )
         for stage, spec in inner.stages.items()
     )

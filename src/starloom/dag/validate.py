@@ -21,6 +21,7 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.order import cycle_text, find_cycles
 from starloom.dag.privacy import conflicts, labels_of
 from starloom.dag.sharing import sharing_problems
+from starloom.dag.spreads import group_problems
 from starloom.dag.streams import buffer_fault, start_problems
 from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, private_fault, stage_problems
 from starloom.dag.values import Port, PortType
@@ -110,6 +111,7 @@ class _Validator:
             if fault := private_fault(level):
                 yield Problem(f"inputs.{name}.private", fault)
         yield from self.part_problems(self._c.stages)
+        yield from group_problems(self._c.stages.values())
         labels, parts = labels_of(self._c, self._kinds)
         yield from conflicts(labels, parts)
         yield from sharing_problems(self._c.stages, labels.levels)

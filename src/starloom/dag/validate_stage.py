@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from starloom.dag import limits
+from starloom.dag import attributes, limits
 from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
 from starloom.dag.constellation import (
     OnFailure,
@@ -20,6 +20,7 @@ from starloom.dag.constellation import (
 )
 from starloom.dag.errors import Problem
 from starloom.dag.kinds import OUTPUTS_PARAM, PARAM_TYPES, KindSpec, Param
+from starloom.dag.spreads import spread_problems
 from starloom.dag.streams import has_streams
 from starloom.dag.values import Port, PortType
 
@@ -46,6 +47,8 @@ def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -
     yield from _requirement_problems(f"{place}.require", stage.requires, kind)
     if stage.colocate:
         yield from _colocate_problems(place, stage)
+    if stage.spread is not None:
+        yield from spread_problems(place, stage, stage.spread)
     if stage.prefers:
         yield from _preferences_problems(place, stage.prefers, kind)
     yield from _policy_problems(place, stage.policy, kind, stage.params)
@@ -128,6 +131,9 @@ def _place_problems(place: str, said: Requirements | Preference, kind: KindSpec 
     if fault := text_fault(said.node):
         yield Problem(f"{place}.node", fault)
     yield from label_problems(f"{place}.labels", said.labels)
+    for name, asked in said.attributes.items():
+        if fault := text_fault(name) or attributes.fault(asked):
+            yield Problem(f"{place}.attributes.{name}", fault)
 
 
 def _preferences_problems(place: str, prefers: Preferences, kind: KindSpec | None) -> Iterator[Problem]:
@@ -139,8 +145,8 @@ def _preferences_problems(place: str, prefers: Preferences, kind: KindSpec | Non
     for key, listed in (("prefer", prefers.prefer), ("avoid", prefers.avoid)):
         for index, said in enumerate(listed):
             at = f"{place}.{key}[{index}]"
-            if not (said.tiers or said.target or said.labels or said.node):
-                yield Problem(at, "fits every place; name a tier, a target, labels or a node")
+            if not (said.tiers or said.target or said.labels or said.attributes or said.node):
+                yield Problem(at, "fits every place; name a tier, a target, labels, attributes or a node")
             yield from _place_problems(at, said, kind)
             if fault := number_fault(said.seconds, at_most=limits.DURATION_SECONDS_MAX, unit="seconds"):
                 yield Problem(f"{at}.seconds", fault)

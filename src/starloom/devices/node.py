@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from starloom.dag import attributes
 from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId
 from starloom.devices.demand import Demand
@@ -52,6 +53,34 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     pid: int = 0
     details: dict[str, Any] = {}
     measured: Measured | None = None
+
+    def attribute(self, name: str) -> attributes.Value | None:
+        """What the node says of itself under a name; None if it says nothing.
+
+        That is a label, which goes before all else, or `name`, `tier`, `cores`, `memory` (bytes), `slots`, or a detail.
+        """
+        if name in self.labels:
+            return self.labels[name]
+        match name:
+            case "name":
+                return self.name
+            case "tier":
+                return str(self.tier)
+            case "cores":
+                return self.cores
+            case "memory":
+                return float(self.memory_bytes)
+            case "slots":
+                return float(self.slots)
+        detail = self.details.get(name)
+        if isinstance(detail, str):
+            return detail or None
+        return float(detail) if isinstance(detail, int | float) else None
+
+    def attribute_text(self, name: str) -> str:
+        """The same as text; empty if the node says nothing."""
+        found = self.attribute(name)
+        return "" if found is None else attributes.as_text(found)
 
     def target(self, name: str) -> Target | None:
         """The target of that name, or None."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from starloom.dag import limits
 from starloom.dag.checks import number_fault
-from starloom.dag.constellation import OutputBinding, Private, StageSpec
+from starloom.dag.constellation import OutputBinding, Private, Spread, StageSpec
 from starloom.dag.errors import (
     Conflict,
     Infeasible,
@@ -33,6 +33,7 @@ from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.inputs import Submit
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.settle import Settler
+from starloom.orchestrator.spreading import Apart, crowded
 from starloom.orchestrator.state import Ledger, State
 
 
@@ -124,6 +125,7 @@ class Admission:
         if unfit:
             raise InvalidInput(unfit, "the job cannot be accepted")
         infeasible = [*self.infeasible(stages, labels), *self._parted(stages, stages, labels)]
+        infeasible += self._crowded(stages, stages, labels)
         if infeasible:
             raise Infeasible(infeasible, "no node meets the requirements of these stages")
 
@@ -198,6 +200,28 @@ class Admission:
                 )
                 yield Problem(f"stages.{members[0]}.colocate", f"no node may run all of {group!r}: {what}")
 
+    def _crowded(
+        self, names: Iterable[StageId], stages: Mapping[StageId, StageSpec], labels: Labels
+    ) -> Iterator[Problem]:
+        """Groups with one of these stages that are to stand apart, where each may run somewhere but not all at once."""
+        told = {spread.group for name in names if name in stages and (spread := stages[name].spread) is not None}
+        groups: dict[str, list[StageId]] = {}
+        for name, spec in stages.items():
+            if spec.spread is not None and not spec.spread.seconds and not spec.cancelled and spec.spread.group in told:
+                groups.setdefault(spec.spread.group, []).append(name)
+        for group, members in groups.items():
+            apart = Apart(stages[members[0]].spread or Spread(group=group))
+            nodes = {name: sorted(self._nodes(stages[name], labels.levels.get(name))) for name in members}
+            zones = {name: apart.zones(self._fleet.members[node].profile for node in nodes[name]) for name in members}
+            over = f"values of {apart.spread.over}" if apart.spread.over else "nodes"
+            if all(nodes.values()) and (left := len(crowded(zones))):
+                shown = "; ".join(
+                    f"{name} on {', '.join(each[: limits.NODES_EXPLAINED_MAX]) or 'none'}"
+                    for name, each in list(zones.items())[: limits.NODES_EXPLAINED_MAX]
+                )
+                what = f"all {len(members)} of {group!r} need {over} of their own, and {left} can have none: {shown}"
+                yield Problem(f"stages.{members[0]}.spread", what)
+
     def _nodes(self, stage: StageSpec, private: Private | None) -> set[AgentId]:
         """The nodes that may run a stage, or that were lost lately and might."""
         lane = self._lanes.lane(stage.kind, stage.requires, private)
@@ -214,12 +238,13 @@ class Admission:
             if before.levels.get(name) != level:
                 placeable[name] = parts.specs[name]
         yield from self.infeasible(placeable, labels)
-        if any(spec.colocate for spec in placeable.values()):
+        if any(spec.colocate or spec.spread for spec in placeable.values()):
             after = {**shape.specs, **placeable}
             for change in difference.stages:
                 if change.after is None:
                     after.pop(change.stage, None)
             yield from self._parted(placeable, after, labels)
+            yield from self._crowded(placeable, after, labels)
 
     def _why_nowhere(self, lane: Lane) -> str:
         """Why no node may run a lane's stages; empty if one may, or one that was lost lately might."""

@@ -48,7 +48,7 @@ class Changing:
         before = run.labels.levels
         self.relabel(run)
         confided = self._end_confided(run, before)
-        if run.colocated:
+        if run.colocated or run.spread:
             self._lanes.wake(run)
         for name in plan.ended:
             if name in job.stages:
@@ -111,6 +111,6 @@ def _reads_private(run: Run, name: StageId) -> bool:
 
 
 def _streaming_together(run: Run) -> list[StageId]:
-    """What streams, and shares a node with others: it may have been put aside for a node that it need no longer have."""
-    aside = (name for name in run.colocated if name in run.streams.groups)
+    """What streams, and stands with others or apart: it may have been put aside for a node that it need no longer have."""
+    aside = (name for name in (*run.colocated, *run.spread) if name in run.streams.groups)
     return [name for name in aside if name not in run.waits and name not in run.held]

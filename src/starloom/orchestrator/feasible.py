@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from starloom.dag import limits
+from starloom.dag import attributes, limits
 from starloom.dag.constellation import PRIVATE_TIERS, Preference, Preferences, Private, Requirements
 from starloom.dag.kinds import KindSpec
 from starloom.devices.node import NodeProfile
@@ -58,6 +58,7 @@ def _fits(profile: NodeProfile, target: str, said: Preference) -> bool:
         and (not said.tiers or profile.tier in said.tiers)
         and (not said.target or said.target == target)
         and all(profile.labels.get(name) == value for name, value in said.labels.items())
+        and all(attributes.holds(asked, profile.attribute(name)) for name, asked in said.attributes.items())
     )
 
 
@@ -67,6 +68,7 @@ def _named(said: Preference) -> str:
         f"node {said.node}" if said.node else "",
         f"target {said.target}" if said.target else "",
         *(f"{name}={value}" for name, value in said.labels.items()),
+        *(f"{name} {asked}" for name, asked in said.attributes.items()),
     ]
     return " with ".join(filter(None, parts))
 
@@ -102,5 +104,10 @@ def misfits(
             yield f"has no label {name}"
         elif found != value:
             yield f"has the label {name}={found}"
+    for name, asked in requires.attributes.items():
+        attribute = profile.attribute(name)
+        if not attributes.holds(asked, attribute):
+            has = "no attribute " + name if attribute is None else f"{name}={attributes.as_text(attribute)}"
+            yield f"has {has}, where {asked} is required"
     if requires.memory_bytes > profile.memory_bytes:
         yield f"has {profile.memory_bytes} bytes of memory"

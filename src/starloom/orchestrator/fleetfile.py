@@ -52,6 +52,7 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
             # What is not known is taken to suffice.
             memory_bytes=self.memory_bytes or _UNBOUNDED_BYTES,
             slots=max(1, node.slots),
+            cores=float(max(1, node.slots)),
             labels=node.labels,
         )
 

@@ -1,8 +1,8 @@
 """Ready stages, in the order in which they are to be placed.
 
 A lane holds the ready stages of one kind with equal requirements and preferences, and as private as each other: they share their candidates, and when
-no candidate has room, the lane is put aside as a whole until one has. Stages that share a node with others have lanes of
-their own, for each job and group. Between lanes, the job's priority
+no candidate has room, the lane is put aside as a whole until one has. Stages that share a node with others, or stand
+apart from them, have lanes of their own, for each job and group. Between lanes, the job's priority
 decides, then the jobs take turns (each served stage moves its job back by one), then within a job the
 greatest upward rank, then the order of the constellation.
 """
@@ -19,8 +19,10 @@ from starloom.orchestrator.feasible import dislike_seconds, may, misfits, target
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.placement import Candidate
 from starloom.orchestrator.runs import Run
+from starloom.orchestrator.spreading import Apart
 
-LaneKey = tuple[str, tuple[str, ...], str, str, int, tuple[tuple[str, str], ...], str, tuple[Any, ...], tuple[str, ...]]
+LaneKey = tuple[str, tuple[Any, ...], str, tuple[Any, ...], tuple[str, ...]]
+"""A kind, what it requires, how private it is, what it prefers, and the group that it stands with or apart from."""
 _NOTHING_PREFERRED: Final = Preferences()
 Head = tuple[int, int, int]
 Place = Callable[["Lane", "Run", StageId], bool]
@@ -66,6 +68,14 @@ class Lane:
             self._candidates = tuple(self._find(fleet))
         return self._candidates
 
+    def crowded(self, candidate: Candidate, apart: Apart, taken: Collection[str]) -> Candidate:
+        """A candidate that counts as so much later if another that had better stand elsewhere is there."""
+        profile, target = candidate.member.profile, candidate.target
+        more = apart.spread.seconds if apart.zone(profile) in taken else 0.0
+        return Candidate(
+            candidate.member, target, True, dislike_seconds(profile, target, self.spec, self.prefers) + more
+        )
+
     def misfits(self, member: Member) -> str:
         """Why a node may not run these stages; empty if it may, or is only lost."""
         offers = self.kind in member.offers
@@ -110,8 +120,10 @@ class ReadyLanes:
         return self.lane(spec.kind, spec.requires, run.labels.levels.get(stage), spec.prefers, run.group_key(stage))
 
     def candidates(self, lane: Lane, run: Run, stage: StageId) -> Sequence[Candidate]:
-        """The nodes that may run a stage of a lane, beside those that its group is on."""
+        """The nodes that may run a stage of a lane, as far as its group, or those that it stands apart from, leave them."""
         found = lane.candidates(self._fleet)
+        if run.spread and (apart := run.spread.get(stage)) is not None:
+            return self._apart(apart, lane, run, stage)
         group = run.colocated.get(stage) if run.colocated else None
         if group is None:
             return found
@@ -120,6 +132,16 @@ class ReadyLanes:
             return {each.member.name for each in self.lane_of(run, name).candidates(self._fleet)}
 
         return group.narrowed(run.job, found, self._fleet, nodes)
+
+    def _apart(self, apart: Apart, lane: Lane, run: Run, stage: StageId) -> Sequence[Candidate]:
+        if apart.spread.seconds:
+            taken = apart.taken(run.job, self._fleet, stage)
+            return [lane.crowded(each, apart, taken) for each in lane.candidates(self._fleet)]
+
+        def zones(name: StageId) -> list[str]:
+            return apart.zones(each.member.profile for each in self.lane_of(run, name).candidates(self._fleet))
+
+        return apart.narrowed(run.job, stage, lane.candidates(self._fleet), self._fleet, zones)
 
     def lane(
         self,
@@ -131,9 +153,10 @@ class ReadyLanes:
     ) -> Lane:
         """The lane for a kind with requirements and preferences, and for how far its data may go."""
         labels = tuple(sorted(requires.labels.items())) if requires.labels else ()
+        attributes = tuple(sorted(requires.attributes.items())) if requires.attributes else ()
         preferred = _key_of(prefers) if prefers else ()
-        required = (requires.tiers, requires.target, requires.node, requires.memory_bytes, labels)
-        key = (kind, *required, private or "", preferred, group)
+        required = (requires.tiers, requires.target, requires.node, requires.memory_bytes, labels, attributes)
+        key = (kind, required, private or "", preferred, group)
         lane = self._lanes.get(key)
         if lane is None:
             if len(self._lanes) >= limits.READY_LANES_KEPT:
@@ -280,4 +303,5 @@ def _key_of(prefers: Preferences) -> tuple[Any, ...]:
 
 
 def _said(said: Preference) -> tuple[Any, ...]:
-    return said.tiers, said.target, tuple(sorted(said.labels.items())), said.node, said.seconds
+    labels, attributes = (tuple(sorted(each.items())) for each in (said.labels, said.attributes))
+    return said.tiers, said.target, labels, attributes, said.node, said.seconds

@@ -15,6 +15,7 @@ from starloom.dag.patch import Difference, Patch
 from starloom.dag.privacy import labels_in
 from starloom.orchestrator.agenda import Agenda
 from starloom.orchestrator.colocated import Group, groups_in
+from starloom.orchestrator.spreading import Apart, apart_in
 from starloom.orchestrator.streams import Streams
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ class Run:
         self.labels = labels_in(job.shape, kinds)[0]
         #: those of its stages that share a node
         self.colocated: dict[StageId, Group] = groups_in(job)
+        #: those that are spread
+        self.spread: dict[StageId, Apart] = apart_in(job)
         #: this job's turn among those of its priority
         self.tag = 0
         self.closed = False
@@ -142,9 +145,12 @@ class Run:
         return 0 < bound <= self.job.active_attempts
 
     def group_key(self, stage: StageId) -> tuple[str, ...]:
-        """The job and the group, of a stage that shares a node with others."""
-        group = self.colocated.get(stage) if self.colocated else None
-        return (self.job.id, group.name) if group is not None else ()
+        """The job and the group, of a stage that stands with others, or apart from them."""
+        if self.colocated and (group := self.colocated.get(stage)) is not None:
+            return (self.job.id, group.name)
+        if self.spread and (apart := self.spread.get(stage)) is not None:
+            return (self.job.id, "apart", apart.spread.group)
+        return ()
 
     def to_publish(self, stage: StageId) -> tuple[str, ...]:
         """The ports whose bytes the job store has to have; also of outputs that the stage's growth led away from it."""
@@ -169,6 +175,7 @@ class Run:
             self.clocks.pop(stage, None)
         self.streams = Streams(self.job, kinds)
         self.colocated = groups_in(self.job)
+        self.spread = apart_in(self.job)
         if difference.outputs:
             self.publish.clear()
             self._declare()
@@ -176,7 +183,7 @@ class Run:
 
     def relabel(self, kinds: Mapping[str, KindSpec]) -> list[StageId]:
         """Finds the labels anew; the stages that may run elsewhere than before."""
-        self.colocated = groups_in(self.job)
+        self.colocated, self.spread = groups_in(self.job), apart_in(self.job)
         before, self.labels = self.labels.levels, labels_in(self.job.shape, kinds)[0]
         now = self.labels.levels
         return [name for name in {**before, **now} if before.get(name) != now.get(name)]

@@ -111,6 +111,9 @@ def _for_place(run: Run, name: StageId, lanes: ReadyLanes, fleet: Fleet) -> str:
         names = _names(list(dict.fromkeys(candidate.member.name for candidate in candidates)))
         names += f", with {group.name}" if group is not None else ""
         return f"a place on {names}{f'; it {told}' if (told := in_words(lane.prefers)) else ''}"
+    apart = run.spread.get(name)
+    if apart is not None and lane.candidates(fleet):
+        return f"a node {apart.words(run.job, fleet, name)}"
     if group is not None and lane.candidates(fleet):
         return f"a node that may run all of {group.name}: {_names(group.members)}"
     reasons = [f"{agent} {lane.misfits(fleet.members[agent]) or 'is lost'}" for agent in sorted(fleet.members)]

@@ -175,6 +175,7 @@ class _Builder:
             weight_bytes=np.zeros(len(loading)),
             working_bytes=[*(self._expected[name].memory_bytes for name in self._stages), *[0] * len(ends)],
             together=[*self._groups(), *[-1] * len(ends)],
+            apart=[*self._apart(), *[-1] * len(ends)],
             memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
             tiers=[*(list(Tier).index(node.node.tier) for node in self._fleet.nodes), -1],
         )
@@ -204,6 +205,17 @@ class _Builder:
             names.index(spec.colocate) if spec.colocate and not spec.cancelled else -1
             for spec in self._constellation.stages.values()
         ]
+
+    def _apart(self) -> list[int]:
+        """Groups that stand on different nodes; over attributes, and weighed, they are left to where the job runs."""
+        spreads = [
+            spec.spread.group
+            if spec.spread and not spec.cancelled and not spec.spread.over and not spec.spread.seconds
+            else ""
+            for spec in self._constellation.stages.values()
+        ]
+        names = list(dict.fromkeys(filter(None, spreads)))
+        return [names.index(group) if group else -1 for group in spreads]
 
     def _disliked(self, name: StageId, seconds: Floats) -> dict[int, tuple[str, ...]]:
         prefers = self._constellation.stages[name].prefers

@@ -1,7 +1,7 @@
 """What a patch makes of a constellation, by plain lists and without a check: the model that the real patches are judged by."""
 
 from collections.abc import Iterable, Iterator
-from typing import assert_never
+from typing import Any, assert_never
 
 import msgspec
 
@@ -101,8 +101,11 @@ class _Parts:
                 self._rewire(operation)
             case Redirect():
                 self._redirect(operation)
-            case Move(stage=stage, requires=requires, colocate=colocate):
-                self._set(stage, requires=requires, **({} if colocate is None else {"colocate": colocate}))
+            case Move(stage=stage, requires=requires, colocate=colocate, spread=spread):
+                groups: dict[str, Any] = {} if colocate is None else {"colocate": colocate}
+                if spread is not None:
+                    groups["spread"] = spread if spread.group else None
+                self._set(stage, requires=requires, **groups)
             case SetPolicy(stage=stage, policy=policy):
                 self._set(stage, policy=policy)
             case SetPreferences(stage=stage, prefers=prefers):
@@ -201,7 +204,12 @@ def _spliced(splice: Splice) -> Iterator[Add | Rewire]:
             upstream, output = source.split(".")
             arcs.append(Dependency(upstream=StageId(upstream), downstream=stage, output=output, input=binding.input))
     specs = tuple(
-        msgspec.structs.replace(spec, id=named(spec.id), colocate=f"{prefix}-{spec.colocate}" if spec.colocate else "")
+        msgspec.structs.replace(
+            spec,
+            id=named(spec.id),
+            colocate=f"{prefix}-{spec.colocate}" if spec.colocate else "",
+            spread=spec.spread and msgspec.structs.replace(spec.spread, group=f"{prefix}-{spec.spread.group}"),
+        )
         for spec in inner.stages.values()
     )
     yield Add(stages=specs, dependencies=tuple(arcs), bindings=tuple(bindings))
