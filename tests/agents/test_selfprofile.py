@@ -1,6 +1,7 @@
 """What an agent measures of its node and keeps: bounded, shared, made anew where it is damaged or of another machine."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -290,6 +291,34 @@ class TestBeside:
         again.start()
         again.stop()
         assert len(found) == 1, "nothing was lacking"
+
+    def test_what_a_busy_start_left_is_gone_on_with(
+        self, means: Means, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "AGENT_PROFILE_WAIT_SECONDS", 0.01)
+        bench.gives = lambda name: 1.0 if len(bench.asked) == NAMES.index(name) + 1 else 0.0
+        found: list[Measured] = []
+        profiling = Profiling(means, found.append)
+        profiling.start()
+        profiling.join()
+        measured = [sum(each > 0 for each in told.seconds["cpu"]) for told in found]
+        assert measured == list(range(1, limits.AGENT_PROFILE_ROUNDS + 1))
+        assert bench.asked == [NAMES[place:] for place in range(limits.AGENT_PROFILE_ROUNDS)]
+
+    def test_only_its_own_thread_gives_way(self, means: Means, bench: Bench) -> None:
+        seen: list[int] = []
+
+        def gives(_: str) -> float:
+            seen.append(os.getpriority(os.PRIO_PROCESS, 0))
+            return 1.0
+
+        bench.gives = gives
+        before = os.getpriority(os.PRIO_PROCESS, 0)
+        profiling = Profiling(means, lambda _: None)
+        profiling.start()
+        profiling.join()
+        assert set(seen) == {19}
+        assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
     def test_stopped_it_says_nothing(self, means: Means, bench: Bench) -> None:
         begun, goes = threading.Event(), threading.Event()

@@ -91,7 +91,8 @@ def lacking(means: Means) -> bool:
 class Profiling:
     """Completes what is kept in a thread of its own, of the lowest priority, and calls `done` there with all of it.
 
-    Does nothing where nothing is lacking.
+    Does nothing where nothing is lacking. A start is when a machine is busiest, so what is still lacking is looked at
+    again, AGENT_PROFILE_ROUNDS times in all, and `done` is called with each that is new.
     """
 
     def __init__(self, means: Means, done: Callable[[Measured], None]) -> None:
@@ -112,16 +113,24 @@ class Profiling:
     def stop(self) -> None:
         """Returns once nothing of it runs any more, which takes a run of a sample or the reading of a file."""
         self._stopped.set()
+        self.join()
+
+    def join(self) -> None:
+        """Returns once all is done."""
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
         lower_priority()
         try:
-            if lacking(self._means):
+            told = None
+            for _ in range(limits.AGENT_PROFILE_ROUNDS if lacking(self._means) else 0):
                 found = complete(self._means, lambda: not self._stopped.is_set())
-                if found is not None and not self._stopped.is_set():
+                if found is not None and found != told and not self._stopped.is_set():
                     self._done(found)
+                    told = found
+                if not lacking(self._means) or self._stopped.wait(limits.AGENT_PROFILE_WAIT_SECONDS):
+                    return
         # An agent works as well without, and its node is taken to be like others.
         except Exception:
             _log.exception("this node could not be profiled; run times on it are told by those on others")
@@ -131,13 +140,14 @@ def complete(means: Means, goes_on: Callable[[], bool] = lambda: True) -> Measur
     """Measures and reads what is not kept, keeps it, and returns all of it; what there was no time for is for the next start.
 
     Takes AGENT_PROFILE_SECONDS and AGENT_GRAPHS_SECONDS at most, and a run or a file more; ends once `goes_on()` is false.
-    Where another agent measures for longer than that, what is kept. Raises OSError where nothing can be kept.
+    Before that it waits its turn, for AGENT_PROFILE_WAIT_SECONDS; without one it returns what is kept. Raises OSError where
+    nothing can be kept.
     """
     means.folder.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + limits.AGENT_PROFILE_SECONDS
-    with _alone(means.folder, end, goes_on) as alone:
+    with _alone(means.folder, time.monotonic() + limits.AGENT_PROFILE_WAIT_SECONDS, goes_on) as alone:
         if not alone:
             return kept(means)
+        end = time.monotonic() + limits.AGENT_PROFILE_SECONDS
         found: dict[str, tuple[float, ...]] = {}
         for provider in dict.fromkeys(means.providers.values()):
             known = dict(zip(samples.load().names, _read_seconds(means, provider), strict=True))

@@ -192,6 +192,10 @@ AGENT_PROFILE_SECONDS: Final = 3.0
 """How long an agent measures its targets at its first start on a machine, in all."""
 AGENT_GRAPHS_SECONDS: Final = 1.5
 """How long it reads graphs of models that it has not read before, at one start."""
+AGENT_PROFILE_WAIT_SECONDS: Final = 30.0
+"""How long it waits for another agent of the machine that measures, and before it goes on with what there was no time for."""
+AGENT_PROFILE_ROUNDS: Final = 4
+"""How often it measures and reads at most, where a busy machine leaves no time for all of it at once."""
 INPUT_PATIENCE_SECONDS: Final = 2.0
 FIGURES_PER_STAGE_MAX: Final = 16
 TRACE_LINES_MAX: Final = 20

@@ -55,8 +55,9 @@ class OrchestratorHost(StrEnum):
 class EmbeddedCluster:
     """The cluster that `spec` describes, with its state in `folder`; use it as a context manager.
 
-    `orchestrator` says where that runs, and `patience` how often its supervisor starts it again. `models_root` is the folder of the model store, the user's unless given. Each agent computes with
-    `threads` threads: they share one machine. Unless `load_ahead`, models are loaded by the stages that need them alone.
+    `orchestrator` says where that runs, and `patience` how often its supervisor starts it again. `models_root` is the folder
+    of the model store, the user's unless given, and `profiles_root` that of what agents have measured of this machine. Each
+    agent computes with `threads` threads: they share one machine. Unless `load_ahead`, models are loaded by the stages that need them alone.
     With `faults_allowed`, whoever has the token may make things go wrong. After `start`: `address` and `token` for clients,
     `info` on the nodes, and `start_up`, what the start took. A process holds one at a time, as Ray has it.
     """
@@ -69,6 +70,7 @@ class EmbeddedCluster:
         orchestrator: OrchestratorHost = OrchestratorHost.PROCESS,
         patience: Patience = PATIENT,
         models_root: str = "",
+        profiles_root: str = "",
         threads: int = 1,
         load_ahead: bool = True,
         faults_allowed: bool = False,
@@ -81,6 +83,7 @@ class EmbeddedCluster:
         self.info: ClusterInfo | None = None
         self.start_up = StartUp(orchestrator=0.0, ray=0.0, agents=0.0, total=0.0)
         self._models_root = models_root
+        self._profiles_root = profiles_root
         self._threads = threads
         self._load_ahead = load_ahead
         self._in_actor = orchestrator is OrchestratorHost.ACTOR
@@ -186,6 +189,7 @@ class EmbeddedCluster:
             orchestrator=self.address,
             token=self.token,
             models_root=self._models_root,
+            profiles_root=self._profiles_root,
             threads=self._threads,
             load_ahead=self._load_ahead,
             faults_allowed=self._faults_allowed,

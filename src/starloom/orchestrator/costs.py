@@ -112,6 +112,8 @@ class Costs(_Remembers):
         if told is not None:
             return told * self._ratio(here)
         found = self.run.get(here)
+        if found is None and not self.forecasts.nodes:
+            return self.run_anywhere.get((kind.name, target), kind.cost.run_seconds)
         if found is None:
             found = self._worked_out.get(here)
         if found is None:

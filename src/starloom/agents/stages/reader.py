@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from starloom.agents.language import prompt
 from starloom.agents.language.budget import Finish
-from starloom.agents.language.family import LARGEST
+from starloom.agents.language.family import LARGEST, chosen
 from starloom.agents.language.model import LanguageModel, load
 from starloom.agents.language.prompt import Reply, Snippet
 from starloom.agents.language.reading import ANSWER_TOKENS_MAX, Read, asked
@@ -115,8 +115,8 @@ class ReadAndAnswer(Stage):
             memory_bytes=160 * 1024 * 1024,
             # a prompt of a few passages, a short answer, and the sentences that are compared with the question
             graphs=(
-                GraphUse(model=LARGEST, sizes=_sizes(214, 0)),
-                GraphUse(model=LARGEST, sizes=_sizes(1, 218), times=7),
+                GraphUse(model=chosen(LARGEST), sizes=_sizes(214, 0)),
+                GraphUse(model=chosen(LARGEST), sizes=_sizes(1, 218), times=7),
                 GraphUse(model=Answer.spec.models[0], sizes={"batch": 1, "steps": 20}, times=20),
             ),
         ),
