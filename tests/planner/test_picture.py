@@ -57,3 +57,16 @@ def test_the_svg_is_well_formed_and_has_a_box_for_each_stage_that_takes_time() -
     wide = [float(each.get("width", "0")) for each in boxes]
     assert wide[0] == 2 * wide[1] == wide[2]
     assert sum(each.get("fill") == "url(#load)" for each in root.iter()) == 1
+
+
+def test_long_names_of_places_leave_the_bars_free_and_stay_apart() -> None:
+    made, plan = planned()
+    names = [f"a-{'very-' * 9}long-name-{number}" for number in (1, 2)]
+    made = made._replace(places=tuple(Place(name) for name in names))
+    root = ET.fromstring(svg(made, plan, "long"))
+    labels = [each for each in root.iter() if each.get("x") == "8"][1:]
+    assert ["".join(each.itertext()) for each in labels] == [f"{name}a-very-very..g-name-{name[-1]}" for name in names]
+    assert [line.split()[0] for line in text(made, plan, 62).splitlines() if "a-" in line] == [
+        "a-very-very..g-name-1",
+        "a-very-very..g-name-2",
+    ]

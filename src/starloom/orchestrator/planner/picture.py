@@ -37,10 +37,16 @@ def text(problem: Problem, plan: Plan, width: int = 100) -> str:
             cells = [" "] * room
             for stage in row:
                 _bar(cells, problem.stages[stage], plan.start[stage] / span, plan.finish[stage] / span)
-            label = str(what) if number == 0 else ""
-            lines.append(f"{label[: LABEL_WIDTH - 1]:{LABEL_WIDTH}}" + "".join(cells).rstrip())
+            label = _shown(str(what)) if number == 0 else ""
+            lines.append(f"{label:{LABEL_WIDTH}}" + "".join(cells).rstrip())
     scale = f"0{f'{plan.makespan:.3g} s':>{room - 1}}"
     return "\n".join([*lines, " " * LABEL_WIDTH + scale])
+
+
+def _shown(label: str) -> str:
+    """A label that has room: of a long one both ends, for names are often told apart by their last letters."""
+    most = LABEL_WIDTH - 1
+    return label if len(label) <= most else f"{label[: most - 10]}..{label[-8:]}"
 
 
 def _bar(cells: list[str], name: str, begin: float, end: float) -> None:
@@ -70,7 +76,9 @@ def svg(problem: Problem, plan: Plan, title: str) -> str:
         top = _TOP + _ROW * number
         parts.append(f'<line x1="{_LEFT}" x2="{_LEFT + _PIXELS}" y1="{top}" y2="{top}" stroke="#eee"/>')
         if what != before:
-            parts.append(f'<text x="8" y="{top + 17}">{escape(str(what))}</text>')
+            whole, shown = str(what), _shown(str(what))
+            told = f"<title>{escape(whole)}</title>" if shown != whole else ""
+            parts.append(f'<text x="8" y="{top + 17}">{told}{escape(shown)}</text>')
         before = what
         for stage in row:
             parts.extend(_box(problem, plan, stage, top, scale))
@@ -99,4 +107,5 @@ def _scale(makespan: float, scale: float, height: int) -> Iterator[str]:
         at = makespan * tenth / 10
         left = _LEFT + at * scale
         yield f'<line x1="{left:.1f}" x2="{left:.1f}" y1="{_TOP}" y2="{height - _FOOT}" stroke="#ccc" stroke-dasharray="2 3"/>'
-        yield f'<text x="{left:.1f}" y="{height - 10}" text-anchor="middle">{at:.3g} s</text>'
+        anchor = "middle" if tenth < 10 else "end"
+        yield f'<text x="{left:.1f}" y="{height - 10}" text-anchor="{anchor}">{at:.3g} s</text>'
