@@ -20,9 +20,11 @@ from starloom.dag.constellation import (
     Retry,
     StageSpec,
 )
-from starloom.dag.errors import InvalidConstellation
+from starloom.dag.draft import apply
+from starloom.dag.errors import InvalidConstellation, PatchRefused
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindCatalog, KindSpec, Param
+from starloom.dag.patch import Patch, Remove
 from starloom.dag.validate import problems, validate, warnings
 from starloom.dag.values import Port, PortType
 
@@ -385,6 +387,36 @@ def test_sizes_are_limited() -> None:
     found = problems(Constellation(name="wide", stages=stages), KINDS)
     assert [problem.place for problem in found] == ["stages"]
     assert "STAGES_PER_JOB_MAX = 20000" in found[0].what
+
+
+def test_what_was_meant_is_looked_up_for_the_first_of_very_many_unknown_names() -> None:
+    """Each look takes time in all names that are known: for all of them it would take minutes."""
+    names = [f"stage-{number}" for number in range(limits.SUGGESTIONS_MAX + 50)]
+    orders = tuple(Dependency(upstream=sid(f"{name}-x"), downstream=sid(name)) for name in names)
+    wide = Constellation(
+        name="w", stages={sid(name): stage(name, "text.chunks") for name in names}, dependencies=orders
+    )
+    found = problems(wide, KINDS)
+    assert [problem.place for problem in found] == [f"stages.{name}.after" for name in names]
+    assert sum("did you mean 'stage-" in problem.what for problem in found) == limits.SUGGESTIONS_MAX
+    removes = Patch(operations=tuple(Remove(stage=sid(f"{name}-x")) for name in names))
+    with pytest.raises(PatchRefused) as refused:
+        apply(msgspec.structs.replace(wide, dependencies=()), removes, KINDS)
+    assert len(refused.value.problems) == len(names)
+    assert sum("did you mean 'stage-" in problem.what for problem in refused.value.problems) == limits.SUGGESTIONS_MAX
+
+
+def test_a_job_with_many_inputs_is_not_said_to_have_none() -> None:
+    inputs = {f"input-{number}": TEXT for number in range(limits.SUGGESTION_NAMES_SHOWN + 1)}
+    found = problems(
+        msgspec.structs.replace(
+            good(inputs=inputs), bindings=(InputBinding(source="zzz", downstream=sid("trim"), input="text"),)
+        ),
+        KINDS,
+    )
+    told = [problem.what for problem in found if "zzz" in problem.what]
+    assert told
+    assert all("has no inputs" not in what for what in told)
 
 
 def test_warnings_name_unused_inputs_and_inputs_that_may_stay_empty() -> None:

@@ -44,6 +44,23 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"; known: {', '.join(sorted(names))}" if len(names) <= limits.SUGGESTION_NAMES_SHOWN else ""
 
 
+class Suggestions:
+    """What `suggestion` says, for the first SUGGESTIONS_MAX names that are unknown, and nothing from then on.
+
+    Of a document in which a hundred thousand names are wrong nobody waits for what each of them meant.
+    """
+
+    def __init__(self) -> None:
+        self._left = limits.SUGGESTIONS_MAX
+
+    def of(self, name: str, known: Iterable[str]) -> str:
+        """As `suggestion`; `known` is not looked at once there have been enough."""
+        if self._left <= 0:
+            return ""
+        self._left -= 1
+        return suggestion(name, known)
+
+
 def kind_of(value: Any) -> str:
     """A plain value's type, in the words of a document."""
     if value is None:

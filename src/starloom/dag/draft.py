@@ -10,7 +10,7 @@ from typing import Any, assert_never
 import msgspec
 
 from starloom.dag import limits
-from starloom.dag.checks import plain_fault, suggestion
+from starloom.dag.checks import Suggestions, plain_fault
 from starloom.dag.closing import Arcs, closing_problems
 from starloom.dag.constellation import Constellation, Dependency, InputBinding, OutputBinding, StageSpec
 from starloom.dag.errors import PatchRefused, Problem
@@ -79,6 +79,7 @@ class _Draft:
 
     def __init__(self, shape: Shape) -> None:
         self.problems: list[Problem] = []
+        self._suggestions = Suggestions()
         #: inputs of spliced constellations that are private in there
         self._expected: list[Expected] = []
         self._shape = shape
@@ -121,7 +122,9 @@ class _Draft:
             case SetOutputs(outputs=outputs):
                 for name, output in outputs.items():
                     if output is None and self._output(name) is None:
-                        self._problem(f"{place}.outputs.{name}", f"is no output{suggestion(name, self._shape.outputs)}")
+                        self._problem(
+                            f"{place}.outputs.{name}", f"is no output{self._suggestions.of(name, self._shape.outputs)}"
+                        )
                     self._outputs[name] = output
             case _:
                 assert_never(operation)
@@ -184,7 +187,7 @@ class _Draft:
     def _known(self, place: str, stage: StageId) -> bool:
         if self.spec(stage) is not None:
             return True
-        self._problem(place, f"no stage is called {stage!r}{suggestion(stage, self.names())}")
+        self._problem(place, f"no stage is called {stage!r}{self._suggestions.of(stage, _Stages(self))}")
         return False
 
     def _output(self, name: str) -> OutputBinding | None:
@@ -247,7 +250,7 @@ class _Draft:
         fed = {arc.input for arc in arcs if arc.input} | {binding.input for binding in bindings}
         for port in rewire.unfed:
             if port not in fed:
-                self._problem(f"{place}.in.{port}", f"has no source that could go{suggestion(port, fed)}")
+                self._problem(f"{place}.in.{port}", f"has no source that could go{self._suggestions.of(port, fed)}")
         ports = {*rewire.unfed, *(arc.input for arc in rewire.dependencies), *(each.input for each in rewire.bindings)}
         frees = {arc_key(arc) for arc in rewire.frees}
         for key in frees.difference(map(arc_key, arcs)):

@@ -27,6 +27,8 @@ SPREAD_STAGES_MAX: Final = 64
 CYCLES_REPORTED_MAX: Final = 10
 CYCLE_NAMES_SHOWN: Final = 12
 SUGGESTION_NAMES_MAX: Final = 1_000
+SUGGESTIONS_MAX: Final = 100
+"""For so many unknown names of one document or patch it is looked up what was meant, which takes time in all that is known."""
 SUGGESTION_NAMES_SHOWN: Final = 12
 
 # Values and transfer

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from starloom.dag import limits
-from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
+from starloom.dag.checks import Suggestions, kind_of, name_fault, number_fault, plain_fault, text_fault
 from starloom.dag.constellation import API_VERSION, Comparison, Constellation, Dependency, InputBinding, Join, On
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -92,6 +92,7 @@ class _Validator:
     def __init__(self, constellation: Constellation, kinds: Mapping[str, KindSpec]) -> None:
         self._c = constellation
         self._kinds = kinds
+        self._suggestions = Suggestions()
         self._feeds: dict[tuple[StageId, str], list[str]] = {}
 
     def problems(self) -> Iterator[Problem]:
@@ -106,7 +107,8 @@ class _Validator:
         for name, level in self._c.private.items():
             if name not in self._c.inputs:
                 yield Problem(
-                    f"inputs.{name}", f"is private, but there is no such input{suggestion(name, self._c.inputs)}"
+                    f"inputs.{name}",
+                    f"is private, but there is no such input{self._suggestions.of(name, self._c.inputs)}",
                 )
             if fault := private_fault(level):
                 yield Problem(f"inputs.{name}.private", fault)
@@ -121,7 +123,7 @@ class _Validator:
 
     def part_problems(self, stages: Iterable[StageId]) -> Iterator[Problem]:
         for name in stages:
-            yield from stage_problems(name, self._c.stages[name], self._kinds)
+            yield from stage_problems(name, self._c.stages[name], self._kinds, self._suggestions)
         for binding in self._c.bindings:
             yield from self._binding_problems(binding)
         for index, dependency in enumerate(self._c.dependencies):
@@ -159,7 +161,7 @@ class _Validator:
     def _stage_fault(self, stage: StageId) -> str:
         if stage in self._c.stages:
             return ""
-        return f"no stage is called {stage!r}{suggestion(stage, self._c.stages)}"
+        return f"no stage is called {stage!r}{self._suggestions.of(stage, self._c.stages)}"
 
     def _output_port(self, stage: StageId, name: str) -> tuple[Port | None, str]:
         """The port, or what is wrong with the name; neither where the stage or its kind is unknown."""
@@ -170,7 +172,7 @@ class _Validator:
         ports = kind.output_ports(spec.params) if spec else kind.outputs
         port = ports.get(name)
         if port is None:
-            return None, f"{stage} ({kind.name}) has no output {name!r}{suggestion(name, ports)}"
+            return None, f"{stage} ({kind.name}) has no output {name!r}{self._suggestions.of(name, ports)}"
         return port, ""
 
     def _input_port(self, stage: StageId, name: str) -> tuple[Port | None, str]:
@@ -180,7 +182,7 @@ class _Validator:
             return None, ""
         port = kind.input_port(name)
         if port is None:
-            return None, f"{kind.name} has no input {name!r}{suggestion(name, kind.inputs)}"
+            return None, f"{kind.name} has no input {name!r}{self._suggestions.of(name, kind.inputs)}"
         return port, "" if name in kind.inputs else name_fault(name)
 
     def _binding_problems(self, binding: InputBinding) -> Iterator[Problem]:
@@ -191,7 +193,8 @@ class _Validator:
         self._feeds.setdefault((binding.downstream, binding.input), []).append(f"${binding.source}")
         source = self._c.inputs.get(binding.source)
         if source is None:
-            known = suggestion(binding.source, self._c.inputs) or "; the constellation has no inputs"
+            hint = self._suggestions.of(binding.source, self._c.inputs)
+            known = hint if self._c.inputs else "; the constellation has no inputs"
             yield Problem(place, f"the job has no input {binding.source!r}{known}")
         port, fault = self._input_port(binding.downstream, binding.input)
         if fault:

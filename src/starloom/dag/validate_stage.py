@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from starloom.dag import attributes, limits
-from starloom.dag.checks import kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
+from starloom.dag.checks import Suggestions, kind_of, name_fault, number_fault, plain_fault, suggestion, text_fault
 from starloom.dag.constellation import (
     OnFailure,
     Policy,
@@ -32,7 +32,9 @@ _USUAL_POLICY = Policy()
 _MEMORY_BYTES_MAX = 2**63 - 1
 
 
-def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
+def stage_problems(
+    name: str, stage: StageSpec, kinds: Mapping[str, KindSpec], suggestions: Suggestions
+) -> Iterator[Problem]:
     """Everything wrong with one stage, apart from its dependencies. `name` is its key in the constellation."""
     place = f"stages.{name}"
     fault = name_fault(name)
@@ -42,8 +44,8 @@ def stage_problems(name: str, stage: StageSpec, kinds: Mapping[str, KindSpec]) -
         yield Problem(place, f"the stage calls itself {stage.id!r}; its id must be the name it is listed under")
     kind = kinds.get(stage.kind)
     if kind is None:
-        yield Problem(f"{place}.kind", f"no kind is called {stage.kind!r}{suggestion(stage.kind, kinds)}")
-    yield from _params_problems(f"{place}.params", stage.params, kind)
+        yield Problem(f"{place}.kind", f"no kind is called {stage.kind!r}{suggestions.of(stage.kind, kinds)}")
+    yield from _params_problems(f"{place}.params", stage.params, kind, suggestions)
     yield from _requirement_problems(f"{place}.require", stage.requires, kind)
     if stage.colocate:
         yield from _colocate_problems(place, stage)
@@ -64,7 +66,9 @@ def _colocate_problems(place: str, stage: StageSpec) -> Iterator[Problem]:
         yield Problem(f"{place}.straggler", what)
 
 
-def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | None) -> Iterator[Problem]:
+def _params_problems(
+    place: str, params: Mapping[str, Any], kind: KindSpec | None, suggestions: Suggestions
+) -> Iterator[Problem]:
     fault = plain_fault(dict(params)) if params else ""
     if fault:
         yield Problem(place, fault)
@@ -77,7 +81,8 @@ def _params_problems(place: str, params: Mapping[str, Any], kind: KindSpec | Non
     for name, value in params.items():
         param = kind.params.get(name)
         if param is None:
-            known = suggestion(str(name), kind.params) or f"; {kind.name} has no parameters"
+            hint = suggestions.of(str(name), kind.params)
+            known = hint if kind.params else f"; {kind.name} has no parameters"
             yield Problem(f"{place}.{name}", f"{kind.name} has no such parameter{known}")
         elif fault := param_fault(param, value):
             yield Problem(f"{place}.{name}", fault)

@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from starloom.dag import limits
-from starloom.dag.checks import suggestion
+from starloom.dag.checks import Suggestions
 from starloom.dag.constellation import Constellation, Dependency, On, Policy, Requirements, Retry, StageSpec
 from starloom.dag.errors import Problem
 from starloom.dag.ids import StageId
@@ -87,6 +87,7 @@ class _Reader(JsonReader):
         super().__init__()
         self.doubts: list[Problem] = []
         self._scale = scale
+        self._suggestions = Suggestions()
 
     def constellation_of(self, document: Any) -> Constellation:
         """The whole. What it gives is of use only if nothing was noted."""
@@ -183,7 +184,7 @@ class _Reader(JsonReader):
         """A task's id; empty, and noted, if there is no such task."""
         name = self._id(place, value)
         if name and name not in names:
-            self._problem(place, f"no task has the id {name!r}{suggestion(name, names)}")
+            self._problem(place, f"no task has the id {name!r}{self._suggestions.of(name, names)}")
             return ""
         return name
 

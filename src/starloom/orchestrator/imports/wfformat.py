@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from starloom.dag import limits
-from starloom.dag.checks import suggestion
+from starloom.dag.checks import Suggestions
 from starloom.dag.constellation import Constellation, Dependency, Requirements, StageSpec
 from starloom.dag.errors import Problem
 from starloom.dag.ids import StageId
@@ -72,6 +72,7 @@ class _Reader(JsonReader):
         super().__init__()
         self.doubts: list[Problem] = []
         self._scale = scale
+        self._suggestions = Suggestions()
         self._tasks: dict[str, _Task] = {}
         self._sizes: dict[str, float] = {}
 
@@ -138,13 +139,13 @@ class _Reader(JsonReader):
         for files, key in ((task.reads, "inputFiles"), (task.makes, "outputFiles")):
             for where, file in self._texts(f"{task.place}.{key}", part.get(key, [])):
                 if file not in self._sizes:
-                    self._problem(where, f"no file is listed as {file!r}{suggestion(file, self._sizes)}")
+                    self._problem(where, f"no file is listed as {file!r}{self._suggestions.of(file, self._sizes)}")
                 files[file] = None
 
     def _is_task(self, place: str, name: str) -> bool:
         if name in self._tasks:
             return True
-        self._problem(place, f"no task has the id {name!r}{suggestion(name, self._tasks)}")
+        self._problem(place, f"no task has the id {name!r}{self._suggestions.of(name, self._tasks)}")
         return False
 
     def _runs(self, value: Any) -> None:
