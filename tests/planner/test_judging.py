@@ -29,6 +29,11 @@ def test_what_two_reasons_rule_out_is_explained_by_both() -> None:
     assert judged(105) == (EXPLAINED, 2, "")
 
 
+def test_a_case_that_is_bettered_by_single_ticks_comes_to_an_end() -> None:
+    """CP-SAT took each tick of millions for a better plan, and looked at no limit meanwhile."""
+    assert judged(624) == (PLANNED, 0, "")
+
+
 def test_a_conflict_of_too_many_or_too_few_is_noticed() -> None:
     asked = _crowd()
     found = explain(asked)

@@ -120,6 +120,8 @@ def solving(effort: float, wall_seconds: float, seed: int) -> Any:
     solver.parameters.num_workers = 1
     solver.parameters.random_seed = seed
     solver.parameters.linearization_level = 0
+    # Else an objective with nothing but numbers below it is bettered tick by tick, millions of times, and no limit is looked at.
+    solver.parameters.binary_search_num_conflicts = 10
     solver.parameters.max_deterministic_time = effort
     solver.parameters.max_time_in_seconds = wall_seconds
     return solver
