@@ -41,8 +41,11 @@ class _OfGrowth(Property):
 
     def freer(self, fact: f.StageFact, job: JobView) -> bool:
         """Whether what stands of the stage's growth may be where nothing may be that it adds now: more is private since."""
+        standing = job.growths.get(fact.stage)
+        if standing is None:
+            return False
         allowed = OF[adding(job.constellation, fact.stage)]
-        added = (change.after for change in job.growths[fact.stage].difference.stages if change.before is None)
+        added = (change.after for change in standing.difference.stages if change.before is None)
         return any(spec is not None and not said_of(spec) <= allowed for spec in added)
 
     def same_again(self, fact: f.StageFact, job: JobView) -> bool:
@@ -91,7 +94,9 @@ class GrownOnce(_OfGrowth):
     def fact(self, fact: AnyFact, job: JobView | None, stage: StageView | None) -> None:
         if job is None or not isinstance(fact, f.StageCommitted | f.StageFailed) or not self.same_again(fact, job):
             return
-        if isinstance(fact, f.StageCommitted) and fact.growth is not None and not self.freer(fact, job):
+        if self.freer(fact, job):
+            return
+        if isinstance(fact, f.StageCommitted) and fact.growth is not None:
             self.broken(f"it grows again, as revision {fact.growth.revision}", fact.job, fact.stage)
         elif isinstance(fact, f.StageFailed) and fact.error.cause == REFUSED:
             self.broken(f"it asks for what it has grown, and is refused: {fact.error.message}", fact.job, fact.stage)
