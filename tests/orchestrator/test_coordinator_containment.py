@@ -145,6 +145,21 @@ def test_one_that_shows_in_placing_a_copy(world: Any) -> None:
     check(w, "the copy of a")
 
 
+def test_one_that_shows_in_another_try(world: Any) -> None:
+    w = world(node("edge-1", slots=8))
+    w.submit(chain("x", "y"), job=GOOD)
+    w.submit(chain("a", "b", "c"), job=BAD)
+    w.finish("a", "b")
+    w.patched(w.patch(BAD, "- set_policy: {stage: a, retry: 5}", restart=True))
+    w.fail("c")
+    assert "another try" in w.coordinator.waits_for(BAD, StageId("c"))
+    plant(w, "_settler", "decide")
+    w.finish("a")
+    assert w.status(BAD) == "failed"
+    w.finish("x", "y")
+    assert w.status(GOOD) == "succeeded"
+
+
 def test_one_that_shows_at_the_first_stages(world: Any) -> None:
     w = world(node("edge-1"), node("edge-2"))
     w.submit(chain("x", "y"), job=GOOD)

@@ -103,7 +103,11 @@ class Settler:
         for run in unsettled:
             # Only once all has been judged: what a stage rests on is made again one after the other.
             for name in tuple(run.unsettled) if run.job.status is JobStatus.RUNNING else ():
-                self.decide(run, name)
+                try:
+                    self.decide(run, name)
+                except Exception as error:
+                    self._endings.contain(run.job.id, f"another try of {name}", error)
+                    break
         if unsettled:
             self._judge()
         for run in self._touched.values():
