@@ -24,6 +24,7 @@ from blake3 import blake3
 
 from starloom.agents import samples
 from starloom.agents.modelstore import ModelStore, default_root
+from starloom.agents.wholefile import write_whole
 from starloom.dag import limits
 from starloom.dag.errors import StarloomError
 from starloom.dag.kinds import GraphUse, KindSpec
@@ -276,7 +277,7 @@ def _read_seconds(means: Means, provider: str) -> tuple[float, ...]:
 
 def _write_seconds(means: Means, provider: str, seconds: tuple[float, ...]) -> None:
     key = _key(means, provider)
-    _write(means.folder / key.file_name, msgspec.json.encode(_Kept(key=key, seconds=seconds)))
+    write_whole(means.folder / key.file_name, msgspec.json.encode(_Kept(key=key, seconds=seconds)))
 
 
 def _read_graphs(folder: Path) -> dict[str, Demand]:
@@ -323,7 +324,7 @@ def _read_asks(means: Means, goes_on: Callable[[], bool]) -> dict[str, dict[str,
             made[key] = demanded
     if made:
         known |= made
-        _write(means.folder / _GRAPHS_NAME, msgspec.json.encode(known))
+        write_whole(means.folder / _GRAPHS_NAME, msgspec.json.encode(known))
     return _asks(means, known)[0]
 
 
@@ -350,15 +351,6 @@ def _demand(store: ModelStore, use: GraphUse) -> Demand | None:
     except Exception as error:
         _log.warning("what %s/%s asks cannot be read: %s", use.model, use.file, error)
         return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        made.write_bytes(data)
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from starloom.agents.wholefile import write_whole
 from starloom.dag.errors import Conflict, Fenced, StarloomError
 from starloom.orchestrator.server import Orchestrator
 from starloom.orchestrator.supervisor import FENCED, ORCHESTRATOR_NAME, Serving
@@ -110,20 +111,11 @@ def announce(folder: Path, serving: Serving, make_room: Callable[[], bool]) -> N
     """Writes `orchestrator.json`, whole or not at all; on a full disk once more, if room could be made. Raises OSError."""
     data = msgspec.json.format(msgspec.json.encode(serving)) + b"\n"
     try:
-        _write(folder / ORCHESTRATOR_NAME, data)
+        write_whole(folder / ORCHESTRATOR_NAME, data)
     except OSError as error:
         if error.errno != errno.ENOSPC or not make_room():
             raise
-        _write(folder / ORCHESTRATOR_NAME, data)
-
-
-def _write(path: Path, data: bytes) -> None:
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        made.write_bytes(data)
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
+        write_whole(folder / ORCHESTRATOR_NAME, data)
 
 
 def _give_up(error: BaseException | None) -> None:
