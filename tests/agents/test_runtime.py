@@ -98,6 +98,10 @@ class Rig:
     def send(self, *commands: Command, epoch: int = EPOCH) -> None:
         self.runtime.commands(commands, Epoch(epoch))
 
+    def time_out(self, stage: str) -> None:
+        """As its timer does: a timer that is short enough for a test may ring before the stage's thread runs."""
+        self.runtime._time_out(self.runtime._works[task(stage)])
+
 
 @asynccontextmanager
 async def serving(source: Any) -> AsyncIterator[str]:
@@ -358,8 +362,10 @@ async def test_timeout_is_a_failure_that_may_be_tried_again() -> None:
 async def test_timeout_of_a_deaf_stage_is_told_when_its_thread_is_back() -> None:
     gate = Gate(deaf=True)
     async with rigged(gate.stage, slots=1) as rig:
-        rig.send(assign("deaf", "t.gate", timeout_seconds=0.001), assign("next"))
+        rig.send(assign("deaf", "t.gate", timeout_seconds=3600), assign("next"))
         await gate.until_entered()
+        await rig.told.started(task("deaf"))
+        rig.time_out("deaf")
         await gate.until_told_to_stop()
         assert rig.told.reports == [Started(task=task("deaf"))]
         gate.open.set()
@@ -377,12 +383,15 @@ async def test_timeout_of_a_deaf_stage_is_told_after_the_grace_and_its_late_resu
     # Its cancel is not heard at all: what it gives in the end is a result.
     monkeypatch.setattr(CancelToken, "raise_if_cancelled", lambda _: None)
     async with rigged(gate.stage, slots=1) as rig:
-        rig.send(assign("deaf", "t.gate", timeout_seconds=0.001), assign("next"))
+        rig.send(assign("deaf", "t.gate", timeout_seconds=3600), assign("next"))
+        await gate.until_entered()
+        await rig.told.started(task("deaf"))
+        rig.time_out("deaf")
         report = await rig.told.final(task("deaf"))
         assert isinstance(report, Failed)
         assert (report.error.cause, report.error.transient) == ("DeadlineExceeded", True)
         assert report.error.message == (
-            "t.gate ran longer than its timeout of 0.001 s, and does not react to its cancel since "
+            "t.gate ran longer than its timeout of 3600 s, and does not react to its cancel since "
             "CANCEL_GRACE_SECONDS = 0.001; its thread still runs, and keeps its slot"
         )
         assert rig.runtime.core.phase(task("deaf")) is Phase.RUNNING
@@ -406,8 +415,7 @@ async def test_a_deaf_stage_that_is_cancelled_after_its_timeout_is_waited_for(
         rig.send(assign("deaf", "t.gate", timeout_seconds=3600))
         await gate.until_entered()
         await rig.told.started(task("deaf"))
-        work = rig.runtime._works[task("deaf")]
-        rig.runtime._time_out(work)
+        rig.time_out("deaf")
         rig.send(Cancel(task=task("deaf")))
         async with asyncio.timeout(WAIT_SECONDS):
             await logged.wait()
@@ -419,8 +427,10 @@ async def test_a_deaf_stage_that_is_cancelled_after_its_timeout_is_waited_for(
 async def test_cancel_after_a_timeout_wins() -> None:
     gate = Gate(deaf=True)
     async with rigged(gate.stage, slots=1) as rig:
-        rig.send(assign("deaf", "t.gate", timeout_seconds=0.001))
+        rig.send(assign("deaf", "t.gate", timeout_seconds=3600))
         await gate.until_entered()
+        await rig.told.started(task("deaf"))
+        rig.time_out("deaf")
         await gate.until_told_to_stop()
         rig.send(Cancel(task=task("deaf")))
         gate.open.set()
