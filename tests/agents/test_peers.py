@@ -94,6 +94,26 @@ async def test_what_was_taken_back_is_told_to_the_peer_and_not_asked_for_again()
         assert peer.asked[2] == task("y")
 
 
+async def test_what_is_taken_back_and_awaited_by_another_at_once_stays_asked_for() -> None:
+    async with fake_peer() as peer, node("a") as a:
+        a.send(waiting(peer.address, "one", "x"))
+        await peer.until(lambda: peer.asked)
+        a.send(Cancel(task=task("one")), waiting(peer.address, "two", "x"), waiting(peer.address, "three", "y"))
+        await peer.until(lambda: task("y") in peer.asked)
+        assert peer.unasked == []
+        await peer.answer(Outcome(task=task("x")))
+        await a.finished(task("two"))
+
+
+async def test_what_is_asked_for_and_taken_back_at_once_is_not_asked_for() -> None:
+    async with fake_peer() as peer, node("a") as a:
+        a.send(waiting(peer.address, "one", "x"))
+        await peer.until(lambda: peer.asked)
+        a.send(waiting(peer.address, "two", "y"), Cancel(task=task("two")), waiting(peer.address, "three", "z"))
+        await peer.until(lambda: task("z") in peer.asked)
+        assert peer.asked == [task("x"), task("z")]
+
+
 async def test_a_peer_is_believed_only_of_what_it_was_asked_for() -> None:
     async with fake_peer() as holder, fake_peer() as liar, node("a") as a:
         a.send(waiting(holder.address, "one", "x"), waiting(liar.address, "two", "y"))

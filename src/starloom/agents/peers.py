@@ -67,23 +67,25 @@ class _Peer:
         self._answered = answered
         self._unreachable = unreachable
         self._asks = PeerAsks()
-        #: what the present stream was not told yet
-        self._asked: list[TaskToken] = []
-        self._unasked: list[TaskToken] = []
+        #: what the present stream was not told yet: the last word on each, whether it is asked for
+        self._untold: dict[TaskToken, bool] = {}
         self._woken = asyncio.Event()
 
     def ask(self, task: TaskToken) -> None:
         self._asks.ask(task)
-        self._asked.append(task)
-        self._woken.set()
+        self._tell(task, asked=True)
 
     def unask(self, task: TaskToken) -> None:
         self._asks.close(task)
-        self._unasked.append(task)
-        self._woken.set()
+        self._tell(task, asked=False)
 
     def answered(self, task: TaskToken) -> None:
         self._asks.close(task)
+
+    def _tell(self, task: TaskToken, *, asked: bool) -> None:
+        # A message cannot say in which order the one and the other came up.
+        self._untold[task] = asked
+        self._woken.set()
 
     async def run(self) -> None:
         """Dials until nothing is open. Whatever goes wrong is logged, and tried again."""
@@ -122,7 +124,7 @@ class _Peer:
                     # The first message has no outcomes: it says that the call was let in.
                     first = _some(await call.read())
                 self._asks.connected()
-                self._asked, self._unasked = list(self._asks.open), []
+                self._untold = dict.fromkeys(self._asks.open, True)
                 self._woken.set()
                 writer = asyncio.create_task(self._write(call))
                 await self._hear(call, first)
@@ -171,8 +173,9 @@ class _Peer:
             while True:
                 await self._woken.wait()
                 self._woken.clear()
-                asked, self._asked = self._asked, []
-                unasked, self._unasked = self._unasked, []
+                untold, self._untold = self._untold, {}
+                asked = [task for task, is_asked in untold.items() if is_asked]
+                unasked = [task for task, is_asked in untold.items() if not is_asked]
                 for message in wire.asks_to_wire(asked, unasked):
                     await call.write(message)
 
