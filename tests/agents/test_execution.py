@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from tests.agents.fakes import NoModels, Stages, assign, given, made, no_models
+from tests.agents.fakes import NoModels, Stages, assign, given, made, no_models, task
 
-from starloom.agents import execution, values
+from starloom.agents import execution, values, wire
 from starloom.agents.execution import Execution, Made, execute, failure
-from starloom.agents.messages import Assign
+from starloom.agents.messages import Assign, Failed
 from starloom.agents.stage import CancelToken, Chunk, Grown, Outputs, StageCall, StreamStage
 from starloom.dag import limits
 from starloom.dag.constellation import Comparison
@@ -21,6 +21,7 @@ from starloom.dag.errors import (
     InvalidInput,
     ModelMissing,
     Overloaded,
+    Problem,
     StageError,
     Unavailable,
 )
@@ -376,6 +377,7 @@ def test_what_a_stage_measures_is_in_its_report() -> None:
             ["figures.a: is nan, no finite", "figures.c: is 'many', no finite"],
         ),
         ({"": 1.0}, ["has a name of 0 characters"]),
+        ({"\udcff": 1.0}, ["has a name that is no text"]),
         ({f"f{n}": 1.0 for n in range(17)}, ["17 are over FIGURES_PER_STAGE_MAX = 16"]),
     ],
 )
@@ -397,3 +399,29 @@ def test_missing_model_is_told() -> None:
 
 def test_failure_outside_a_stage_has_no_trace() -> None:
     assert failure(Overloaded("full"), "n") == ErrorInfo(message="full", cause="Overloaded", transient=True, node="n")
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise LookupError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ValueError("cannot read photo-\udcff.png"), r"ValueError: cannot read photo-\udcff.png"),
+        (ValueError("x" * (limits.MESSAGE_BYTES_MAX + 1)), "(cut)"),
+        (InvalidInput([Problem(f"value.{n}", "is wrong") for n in range(100_000)]), "(cut)"),
+        (Unspeakable(), "Unspeakable: its message cannot be had: LookupError"),
+    ],
+    ids=["surrogate", "large", "problems", "unspeakable"],
+)
+def test_whatever_a_stage_raises_fits_into_a_report(error: Exception, said: str) -> None:
+    def raising(call: StageCall) -> Outputs:
+        raise error
+
+    found = failed(raising)
+    assert said in found.message
+    packed = wire.report_to_wire(Failed(task=task(), error=found))
+    assert packed.ByteSize() < limits.SESSION_FRAME_BYTES_MAX
+    assert wire.report_from_wire(packed, node=found.node) == Failed(task=task(), error=found)

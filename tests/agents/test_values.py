@@ -188,6 +188,8 @@ def nested(depth: int) -> list[Any]:
         (PortType.AUDIO, Audio(np.zeros((2, 2), np.float32), 8000)),
         (PortType.AUDIO, Audio(np.zeros(4, np.int16), 8000)),
         (PortType.AUDIO, Audio(np.zeros(4, np.float32), 0)),
+        # More than a report can say.
+        (PortType.AUDIO, Audio(np.zeros(4, np.float32), 1 << 64)),
         (PortType.AUDIO, Audio(np.zeros(4, np.float32), 1.5)),  # type: ignore[arg-type]
         (PortType.AUDIO, Audio(np.zeros(4, np.float32), True)),
         (PortType.JSON, object()),
@@ -231,6 +233,7 @@ def test_values_of_another_type_are_refused(port_type: PortType, value: Any) -> 
         (PortType.AUDIO, b"1234", {}),
         (PortType.AUDIO, b"123", {"sample_rate_hz": 8000}),
         (PortType.AUDIO, b"1234", {"sample_rate_hz": 0}),
+        (PortType.AUDIO, b"1234", {"sample_rate_hz": 1 << 64}),
         (PortType.AUDIO, b"1234", {"sample_rate_hz": "8000"}),
         (PortType.AUDIO, b"1234", {"sample_rate_hz": True}),
         (PortType.JSON, b"", {}),

@@ -16,7 +16,7 @@ from starloom.agents.values import Data, Room
 from starloom.dag import limits
 from starloom.dag.conditions import holds
 from starloom.dag.constellation import Comparison
-from starloom.dag.errors import Cancelled, InvalidInput, NotFound, Problem, StageError, StarloomError
+from starloom.dag.errors import Cancelled, InvalidInput, NotFound, Problem, StageError, StarloomError, tellable
 from starloom.dag.facts import Consumed, ErrorInfo, figure_fault
 from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.patch import Patch
@@ -139,14 +139,22 @@ def execute(run: Execution, stages: StageLookup, models: ModelsFactory, node: st
 
 
 def failure(error: BaseException, node: str) -> ErrorInfo:
-    """An exception as the report of a failure says it, with the end of its traceback."""
-    message = str(error) if isinstance(error, StarloomError) else f"{type(error).__name__}: {error}"
+    """An exception as the report of a failure says it, with the end of its traceback.
+
+    Whatever a stage says, its agent can report it: a report that is too large or no text would come up again for ever.
+    """
+    name = type(error).__name__
+    try:
+        said = str(error)
+    # It is foreign code that says it.
+    except Exception as unsaid:
+        said = f"its message cannot be had: {type(unsaid).__name__}"
     return ErrorInfo(
-        message=message or type(error).__name__,
-        cause=type(error).__name__,
+        message=tellable(said if isinstance(error, StarloomError) else f"{name}: {said}") or name,
+        cause=name,
         transient=_is_transient(error),
         node=node,
-        trace=_trace(error),
+        trace=tellable(_trace(error)),
     )
 
 

@@ -17,7 +17,7 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from starloom.dag import errors, limits
-from starloom.dag.errors import InvalidInput, Problem, StarloomError
+from starloom.dag.errors import InvalidInput, Problem, StarloomError, tellable
 from starloom.v1 import value_pb2
 
 _log = logging.getLogger(__name__)
@@ -56,9 +56,9 @@ _BY_CODE: Final[dict[grpc.StatusCode, type[StarloomError]]] = {
 
 def detail(error: StarloomError) -> value_pb2.ErrorDetail:
     """An error as it travels. Problems that do not fit STATUS_DETAIL_BYTES_MAX are counted, not listed."""
-    found = value_pb2.ErrorDetail(type=type(error).__name__, message=_cut(str(error)))
+    found = value_pb2.ErrorDetail(type=type(error).__name__, message=tellable(str(error)))
     if isinstance(error, InvalidInput | errors.JobFailed):
-        found.message = _cut(error.what if isinstance(error, InvalidInput) else error.message)
+        found.message = tellable(error.what if isinstance(error, InvalidInput) else error.message)
         _add_problems(found, error.problems)
     if isinstance(error, errors.Overloaded):
         found.retry_after_seconds = error.retry_after_seconds
@@ -68,7 +68,7 @@ def detail(error: StarloomError) -> value_pb2.ErrorDetail:
 def _add_problems(found: value_pb2.ErrorDetail, problems: Sequence[Problem]) -> None:
     room = limits.STATUS_DETAIL_BYTES_MAX
     for index, problem in enumerate(problems):
-        packed = value_pb2.Problem(place=_cut(problem.place), what=_cut(problem.what))
+        packed = value_pb2.Problem(place=tellable(problem.place), what=tellable(problem.what))
         room -= packed.ByteSize()
         if room < 0:
             found.problems.add(what=f"and {len(problems) - index} more problems, which do not fit into a status")
@@ -235,12 +235,6 @@ def _shared_options() -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", int(limits.KEEPALIVE_SECONDS * 1000)),
         ("grpc.keepalive_timeout_ms", int(limits.KEEPALIVE_SECONDS * 1000)),
     ]
-
-
-def _cut(text: str) -> str:
-    if len(text) <= limits.STATUS_TEXT_CHARACTERS_MAX:
-        return text
-    return text[: limits.STATUS_TEXT_CHARACTERS_MAX] + " ... (cut)"
 
 
 def _refusal(handler: Any) -> Any:

@@ -30,6 +30,9 @@ from starloom.dag.values import PortType, ValueRef
 Data = bytes | memoryview
 """The bytes of a value: on the heap, or a read-only view of shared memory."""
 
+#: what a WAV file has room for
+_RATE_END = 1 << 32
+
 AnyData = TypeVar("AnyData", bytes, memoryview, bytes | memoryview)
 _Form = bytes | NDArray[Any]
 
@@ -233,8 +236,8 @@ def _decode_audio(data: Data, meta: dict[str, Any]) -> Audio:
 
 
 def _checked_rate(rate: Any) -> int:
-    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or rate <= 0:
-        raise ValueError(f"sample_rate_hz {rate!r} is no integer above 0")
+    if isinstance(rate, bool) or not isinstance(rate, int | np.integer) or not 0 < rate < _RATE_END:
+        raise ValueError(f"sample_rate_hz {rate!r} is no integer above 0 and below 2**32")
     return int(rate)
 
 

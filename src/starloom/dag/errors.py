@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from starloom.dag import limits
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -184,3 +186,13 @@ class InternalError(StarloomError):
 
 class InvalidTransition(StarloomError):
     """A fact does not fit the state: a defect. The message carries the stage's story."""
+
+
+def tellable(text: str) -> str:
+    """A text as others can be told it: cut at STATUS_TEXT_CHARACTERS_MAX, and what UTF-8 has no word for written out.
+
+    Names of files that are no UTF-8 bring such into messages, as surrogates that stand alone.
+    """
+    if len(text) > limits.STATUS_TEXT_CHARACTERS_MAX:
+        text = text[: limits.STATUS_TEXT_CHARACTERS_MAX] + " ... (cut)"
+    return text.encode("utf-8", "backslashreplace").decode()
