@@ -196,18 +196,13 @@ def test_the_example_has_a_plan_for_its_fleet(example_folder: Path, capsys: pyte
     assert placement["faces"]["target"] == "npu"
 
 
-def test_replicas_stand_on_different_nodes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_replicas_stand_on_different_nodes_and_logs_in_different_racks(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(__file__).parents[2] / "examples" / "replicas"
     files = [str(folder / name) for name in ("constellation.yaml", "fleet.yaml")]
     code, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "first")
     assert code == 0
     placement = found["placement"]
     assert {placement[name]["node"] for name in ("first", "second", "third")} == {"kiosk", "edge-1", "cloud"}
+    racks = {"kiosk": "1", "edge-1": "1", "edge-2": "2"}
+    assert {racks[placement[name]["node"]] for name in ("log_here", "log_there")} == {"1", "2"}
     assert found["explain"]["excluded"] == {"edge-2": "has driver=11.8, where >= v12.2 is required"}
-
-
-def test_what_plans_do_not_keep_to_is_refused(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    Path(files[0]).write_text(CHAIN.replace("after: [a]", "after: [a], spread: {group: g, over: rack}"))
-    code, found = plan(capsys, files[0], "--fleet", files[1])
-    assert code == 2
-    assert [problem["place"] for problem in found["error"]["problems"]] == ["stages.b.spread"]

@@ -84,7 +84,19 @@ def _cost(problem: Problem, runs: list[Run], new: Run) -> float:
         for edge in np.flatnonzero((arrays.upstream == run.stage) & (arrays.downstream == new.stage)):
             a, b = arrays.node[run.place], arrays.node[new.place]
             total += float(arrays.byte_penalty[a, b] * arrays.size_bytes[edge])
-    return total
+    # The second of a zone pays, and each one after it; so all but the first do.
+    return total + max((_crowds(problem, run, new) for run in runs), default=0.0)
+
+
+def _crowds(problem: Problem, run: Run, new: Run) -> float:
+    """What two that are to stand apart cost where they do not."""
+    arrays, (a, b) = problem.arrays, (problem.arrays.node[run.place], problem.arrays.node[new.place])
+    group = int(arrays.apart[new.stage])
+    if group < 0 or arrays.apart[run.stage] != group:
+        return 0.0
+    zone = arrays.zone[group]
+    together = a == b or zone[a] == zone[b] >= 0
+    return float(arrays.crowding[group]) if together else 0.0
 
 
 def _holds(problem: Problem, runs: list[Run]) -> bool:
@@ -95,7 +107,7 @@ def _holds(problem: Problem, runs: list[Run]) -> bool:
         same = arrays.node[run.place] == node
         if arrays.together[run.stage] == arrays.together[new.stage] >= 0 and not same:
             return False
-        if arrays.apart[run.stage] == arrays.apart[new.stage] >= 0 and same:
+        if _crowds(problem, run, new) == np.inf:
             return False
     if not _found_loaded(problem, runs):
         return False

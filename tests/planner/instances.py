@@ -83,27 +83,38 @@ def constrained(stages: int, nodes: int, seed: int) -> Problem:
             left = seconds[stage, place] * draw.random()
             seconds[stage] = np.inf
             seconds[stage, place] = left
-    return problem(
-        names,
-        places,
-        seconds,
-        edges,
-        **links,
-        byte_penalty=draw.uniform(0, 0.01, (k, k)) * (draw.random() < 0.5),
-        penalty=draw.uniform(0, 0.5, (stages, m)) * (draw.random() < 0.5),
-        available=np.where(draw.random(m) < 0.7, 0.0, draw.uniform(0, 2, m)),
-        release=np.where(draw.random(stages) < 0.8, 0.0, draw.uniform(0, 2, stages)),
-        started=started,
-        models=[f"model-{index}" for index in range(w)],
-        model=draw.integers(-1, w, stages) if w else -1,
-        load_seconds=draw.uniform(0, 2, (w, m)),
-        resident=resident,
-        weight_bytes=weight,
-        working_bytes=draw.uniform(0, 1, stages),
-        memory_bytes=memory,
-        together=_groups(draw, stages, ~started),
-        apart=_groups(draw, stages, ~started),
+    return _zoned(
+        draw,
+        problem(
+            names,
+            places,
+            seconds,
+            edges,
+            **links,
+            byte_penalty=draw.uniform(0, 0.01, (k, k)) * (draw.random() < 0.5),
+            penalty=draw.uniform(0, 0.5, (stages, m)) * (draw.random() < 0.5),
+            available=np.where(draw.random(m) < 0.7, 0.0, draw.uniform(0, 2, m)),
+            release=np.where(draw.random(stages) < 0.8, 0.0, draw.uniform(0, 2, stages)),
+            started=started,
+            models=[f"model-{index}" for index in range(w)],
+            model=draw.integers(-1, w, stages) if w else -1,
+            load_seconds=draw.uniform(0, 2, (w, m)),
+            resident=resident,
+            weight_bytes=weight,
+            working_bytes=draw.uniform(0, 1, stages),
+            memory_bytes=memory,
+            together=_groups(draw, stages, ~started),
+            apart=_groups(draw, stages, ~started),
+        ),
     )
+
+
+def _zoned(draw: np.random.Generator, made: Problem) -> Problem:
+    """Some of the groups that stand apart over zones, and some that may share one for a price."""
+    shape = made.arrays.zone.shape
+    zone = np.where(draw.random(shape[:1])[:, None] < 0.3, draw.integers(-1, max(2, shape[1]), shape), -1)
+    crowding = np.where(draw.random(shape[0]) < 0.3, draw.uniform(0, 2, shape[0]), np.inf)
+    return made._replace(arrays=made.arrays._replace(zone=zone.astype(np.int32), crowding=crowding))
 
 
 def _groups(draw: np.random.Generator, stages: int, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:

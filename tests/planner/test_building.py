@@ -13,6 +13,7 @@ from starloom.dag.values import Port, PortType
 from starloom.devices.links import BY_TIERS
 from starloom.orchestrator.fleetfile import parse
 from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, Measured, build, pinned, preferred
+from starloom.orchestrator.planner.explain import explain
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import NO_MODEL
 
@@ -199,28 +200,56 @@ def test_stages_of_a_group_share_a_node_in_a_plan() -> None:
     assert [built.problem.places[place[stage]].node for stage in (0, 1)] == ["edge", "edge"]
 
 
-def test_stages_that_are_spread_stand_on_different_nodes_in_a_plan() -> None:
+RACKS = parse(
+    b"nodes:\n"
+    b"  - {name: a, tier: edge, slots: 2, labels: {rack: '1'}}\n"
+    b"  - {name: b, tier: edge, slots: 2, labels: {rack: '1', driver: '12.10'}}\n"
+    b"  - {name: c, tier: edge, slots: 2, speed: 0.5, labels: {rack: '2'}}\n"
+    b"  - {name: d, tier: edge, slots: 8, speed: 9}\n"
+)
+
+
+def spread(*said: Spread | None) -> Constellation:
     graph = Graph("spread")
     words = graph.input("words", PortType.TEXT)
-    for name, group in (("a", "g"), ("b", "g"), ("c", "")):
-        graph.stage(name, "say", inputs={"text": words}, spread=Spread(group=group) if group else None)
-    built = build(graph.build(), KINDS, FLEET)
-    assert built.problem.arrays.apart.tolist() == [0, 0, -1, -1]
-    place = plan(built.problem, Budget(50)).place
-    assert {built.problem.places[place[stage]].node for stage in (0, 1)} == {"cam", "edge"}
+    for index, each in enumerate(said):
+        graph.stage(f"s{index}", "say", inputs={"text": words}, spread=each)
+    return graph.build()
+
+
+def standing(found: Constellation) -> list[str]:
+    built = build(found, KINDS, RACKS)
+    made = plan(built.problem, Budget(200))
+    return [built.problem.places[made.place[stage]].node for stage in range(len(built.stages))]
+
+
+def test_stages_that_are_spread_stand_on_different_nodes_in_a_plan() -> None:
+    nodes = standing(spread(*[Spread(group="g")] * 4))
+    assert sorted(nodes) == ["a", "b", "c", "d"]
+
+
+def test_over_an_attribute_they_stand_where_it_differs_and_only_where_it_is() -> None:
+    found = spread(*[Spread(group="g", over="rack")] * 2)
+    nodes = standing(found)
+    assert "c" in nodes
+    assert set(nodes) & {"a", "b"}
+    assert build(found, KINDS, RACKS).excluded[0] == {"has no attribute rack, over which g is spread": (3,)}
+
+
+def test_by_weight_they_stand_together_where_that_is_worth_it() -> None:
+    assert standing(spread(*[Spread(group="g", seconds=0.01)] * 4)) == ["d"] * 4
+    assert len(set(standing(spread(*[Spread(group="g", seconds=10.0)] * 4)))) == 4
+
+
+def test_of_more_stages_than_values_the_conflict_names_the_nodes_that_are_one() -> None:
+    built = build(spread(*[Spread(group="g", over="rack")] * 3), KINDS, RACKS)
+    conflict = explain(built.problem, built.excluded)
+    assert conflict is not None
+    assert "s0, s1, s2 stand in different zones, where a and b are in one" in str(conflict)
 
 
 def test_what_is_asked_of_attributes_is_told_of_places_that_do_not_have_it() -> None:
-    fleet = parse(
-        b"nodes:\n"
-        b"  - {name: a, tier: edge, slots: 2, labels: {driver: '12.10'}}\n"
-        b"  - {name: b, tier: edge, labels: {driver: '11.8'}}\n"
-        b"  - {name: c, tier: edge}\n"
-    )
-    built = build(constellation(Requirements(attributes={"driver": ">= v12.2", "cores": "2"})), KINDS, fleet)
-    assert np.isfinite(built.problem.arrays.seconds[1]).tolist() == [True, False, False, False]
-    assert built.excluded[1] == {
-        "has driver=11.8, where >= v12.2 is required": (1,),
-        "has cores=1, where 2 is required": (1, 2),
-        "has no attribute driver, where >= v12.2 is required": (2,),
-    }
+    found = constellation(Requirements(attributes={"driver": ">= v12.2"}))
+    built = build(found, KINDS, RACKS)
+    assert np.isfinite(built.problem.arrays.seconds[1]).tolist() == [False, True, False, False, False]
+    assert built.excluded[1] == {"has no attribute driver, where >= v12.2 is required": (0, 2, 3)}

@@ -233,3 +233,22 @@ def test_a_problem_with_several_faults_names_them_all() -> None:
     with pytest.raises(InvalidInput) as raised:
         problem("ab", [Place("x", slots=0)], 1.0, [(0, 1, -1.0), (1, 0, 1.0)])
     assert {trouble.place for trouble in raised.value.problems} == {"size_bytes", "places", "dependencies"}
+
+
+def test_zones_of_several_nodes_are_shared_or_not() -> None:
+    what = asked(2, apart=[0, 0], zone=[[4, 4, -1]])
+    assert faults(what, planned(what, [PHONE, CLOUD], [0, 0])) == []
+    assert_named(what, planned(what, [PHONE, EDGE], [0, 0]), "a, b are to stand in different zones")
+
+
+def test_sharing_a_zone_costs_what_it_is_said_to() -> None:
+    what = asked(4, apart=[0, 0, 0, 1], zone=[[4, 4, 2], [1, 1, 1]], crowding=[1.5, 9.0])
+    for places, expected in (
+        ([PHONE, EDGE, CLOUD, PHONE], 1.5),
+        ([PHONE, EDGE, NPU, EDGE], 3.0),
+        ([CLOUD, PHONE, CLOUD, EDGE], 1.5),
+    ):
+        plan = planned(what, places, [0, 0, 0, 2])
+        assert plan.penalty == expected
+        assert faults(what, plan) == []
+        assert_named(what, plan._replace(penalty=0.0), f"adds up to {expected}")

@@ -66,9 +66,8 @@ def test_what_shares_a_node_is_counted_right(seed: int) -> None:
         here = running & (prepared.model == model)
         assert np.array_equal(now.users[model], np.bincount(nodes[here], minlength=len(prepared.memory)))
     for group in range(len(now.taken)):
-        assert np.array_equal(
-            now.taken[group], np.bincount(nodes[prepared.apart == group], minlength=len(prepared.memory))
-        )
+        zones = prepared.zone[group, nodes[prepared.apart == group]]
+        assert np.array_equal(now.taken[group], np.bincount(zones, minlength=len(prepared.memory)))
     for place in np.flatnonzero(np.isfinite(prepared.memory)[prepared.node]):
         lanes = slice(prepared.lanes[place], prepared.lanes[place + 1])
         sizes = np.sort(prepared.working[running & (now.place == place)])[::-1]

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -108,19 +108,9 @@ def _read(args: argparse.Namespace) -> "tuple[Constellation, Built]":
     kinds = Catalog().kinds
     if found := problems(constellation, kinds):
         raise InvalidConstellation(found, f"{args.file} is not valid")
-    if found := list(_unplanned(constellation)):
-        raise InvalidInput(found, f"{args.file} cannot be planned")
     if args.explain is not None and args.explain not in constellation.stages:
         raise NotFound(f"{args.file} has no stage {args.explain!r}; it has {', '.join(sorted(constellation.stages))}")
     return constellation, build(constellation, kinds, fleet, _sizes(args.input_bytes, constellation.inputs))
-
-
-def _unplanned(constellation: "Constellation") -> "Iterator[Problem]":
-    """What jobs keep to where they run, and plans do not yet."""
-    for name, spec in constellation.stages.items():
-        if spec.spread is not None and (spec.spread.over or spec.spread.seconds):
-            what = "plans spread stages over nodes only, so far, and always; leave over and seconds out"
-            yield Problem(f"stages.{name}.spread", what)
 
 
 def _write(args: argparse.Namespace, constellation: "Constellation", built: "Built", plan: "Plan", out: Output) -> None:

@@ -8,7 +8,7 @@ stage takes is what was measured, or else its kind's hint, or what its parameter
 target. What streams is not waited for: a stage that reads a stream may start with the one that writes it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from starloom.dag import limits
-from starloom.dag.constellation import Constellation, Preference, Preferences, StageSpec, Tier
+from starloom.dag.constellation import Constellation, Preference, Preferences, Spread, StageSpec, Tier
 from starloom.dag.expectation import expectation
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
@@ -26,7 +26,7 @@ from starloom.dag.values import PortType
 from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
-from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Place, Plan, Problem, problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Place, Plan, Problem, problem
 
 STORE: Final = Place(node="", target="job store")
 """Where a job's inputs are, and its outputs go."""
@@ -135,6 +135,9 @@ class _Builder:
         self._measured = measured
         self._stages = tuple(constellation.stages)
         self._kinds = {name: kinds[spec.kind] for name, spec in constellation.stages.items()}
+        stages = [spec for spec in constellation.stages.values() if spec.spread is not None and not spec.cancelled]
+        #: groups that stand apart, each as the first stage has it
+        self._spreads = list({spec.spread.group: spec.spread for spec in reversed(stages) if spec.spread}.values())
         self._expected = {name: expectation(spec, self._kinds[name]) for name, spec in constellation.stages.items()}
         self._labels = labels_of(constellation, kinds)[0]
         #: kinds that load something, which is what takes the time of a first run
@@ -176,6 +179,8 @@ class _Builder:
             working_bytes=[*(self._expected[name].memory_bytes for name in self._stages), *[0] * len(ends)],
             together=[*self._groups(), *[-1] * len(ends)],
             apart=[*self._apart(), *[-1] * len(ends)],
+            zone=self._zones(),
+            crowding=[spread.seconds or np.inf for spread in self._spreads],
             memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
             tiers=[*(list(Tier).index(node.node.tier) for node in self._fleet.nodes), -1],
         )
@@ -192,6 +197,8 @@ class _Builder:
             wanted = (spec.requires.target,) if spec.requires.target else kind.targets
             if not faults and place.target not in wanted:
                 faults = [f"is its target {place.target}, and {kind.name} computes on {', '.join(wanted)}"]
+            if not faults:
+                faults = list(_unspread(node, spec.spread))
             for fault in faults:
                 excluded.setdefault(fault, []).append(number)
             if not faults:
@@ -207,15 +214,20 @@ class _Builder:
         ]
 
     def _apart(self) -> list[int]:
-        """Groups that stand on different nodes; over attributes, and weighed, they are left to where the job runs."""
-        spreads = [
-            spec.spread.group
-            if spec.spread and not spec.cancelled and not spec.spread.over and not spec.spread.seconds
-            else ""
+        groups = [spread.group for spread in self._spreads]
+        return [
+            groups.index(spec.spread.group) if spec.spread and not spec.cancelled else -1
             for spec in self._constellation.stages.values()
         ]
-        names = list(dict.fromkeys(filter(None, spreads)))
-        return [names.index(group) if group else -1 for group in spreads]
+
+    def _zones(self) -> Indices:
+        """[g, k]: of each group apart which nodes count as one."""
+        found = np.full((len(self._spreads), len(self._fleet.nodes) + 1), -1, dtype=np.int32)
+        for row, spread in enumerate(self._spreads):
+            if spread.over:
+                values = [node.profile.attribute_text(spread.over) for node in self._fleet.nodes]
+                found[row, :-1] = [values.index(value) for value in values]
+        return found
 
     def _disliked(self, name: StageId, seconds: Floats) -> dict[int, tuple[str, ...]]:
         prefers = self._constellation.stages[name].prefers
@@ -271,6 +283,11 @@ class _Builder:
             for kind in self._loading.values()
         ]
         return np.array(rows, dtype=bool).reshape(-1, len(self._fleet.nodes) + 1)
+
+
+def _unspread(node: FleetNode, spread: Spread | None) -> Iterator[str]:
+    if spread is not None and spread.over and not spread.seconds and not node.profile.attribute_text(spread.over):
+        yield f"has no attribute {spread.over}, over which {spread.group} is spread"
 
 
 def _speed(node: FleetNode, place: Place) -> float:

@@ -18,12 +18,12 @@ def transfer_seconds(problem: Problem, edge: int, source: int, sink: int) -> flo
 
 
 def penalty(problem: Problem, plan: Plan) -> float:
-    """The penalties of a plan's places and transfers, in seconds."""
+    """The penalties of a plan's places, transfers and shared zones, in seconds."""
     arrays = problem.arrays
     total = float(arrays.penalty[np.arange(len(plan.place)), plan.place].sum())
     nodes = arrays.node[plan.place]
     moved = arrays.byte_penalty[nodes[arrays.upstream], nodes[arrays.downstream]] * arrays.size_bytes
-    return total + float(moved.sum())
+    return total + float(moved.sum()) + _crowding(problem, plan)
 
 
 def faults(problem: Problem, plan: Plan) -> list[str]:
@@ -146,5 +146,32 @@ def _groups(problem: Problem, plan: Plan) -> Iterator[str]:
             yield f"{', '.join(problem.stages[i] for i in members)} are to share a node, and do not"
     for group in np.unique(arrays.apart[arrays.apart >= 0]):
         members = np.flatnonzero(arrays.apart == group)
-        if len(np.unique(nodes[members])) < len(members):
-            yield f"{', '.join(problem.stages[i] for i in members)} are to stand on different nodes, and do not"
+        if not np.isfinite(_price(problem, group)) and _doubled(problem, plan, group):
+            alone = len({_zone(problem, group, node) for node in range(len(problem.nodes))}) == len(problem.nodes)
+            where = "on different nodes" if alone else "in different zones"
+            yield f"{', '.join(problem.stages[i] for i in members)} are to stand {where}, and do not"
+
+
+def _crowding(problem: Problem, plan: Plan) -> float:
+    """Seconds that stages pay for zones that they share, where they may."""
+    apart = problem.arrays.apart
+    groups = [group for group in np.unique(apart[apart >= 0]) if np.isfinite(_price(problem, group))]
+    return sum(_price(problem, group) * _doubled(problem, plan, group) for group in groups)
+
+
+def _doubled(problem: Problem, plan: Plan, group: int) -> int:
+    """How many of a group apart stand in a zone in which another does, but for one in each."""
+    members = np.flatnonzero(problem.arrays.apart == group)
+    return len(members) - len({_zone(problem, group, problem.arrays.node[plan.place[stage]]) for stage in members})
+
+
+def _zone(problem: Problem, group: int, node: int) -> int | str:
+    """What a node counts as for a group apart: the number of its zone, or its own name."""
+    zone = problem.arrays.zone
+    number = int(zone[group, node]) if group < len(zone) else -1
+    return number if number >= 0 else problem.nodes[node]
+
+
+def _price(problem: Problem, group: int) -> float:
+    """Seconds for each stage of a group in a zone beyond the first; infinite where there may be none."""
+    return float(problem.arrays.crowding[group]) if group < len(problem.arrays.crowding) else float("inf")

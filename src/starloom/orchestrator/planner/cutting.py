@@ -11,6 +11,7 @@ import numpy as np
 from starloom.orchestrator.planner.check import SLACK
 from starloom.orchestrator.planner.problem import (
     NO_MODEL,
+    Arrays,
     Flags,
     Floats,
     Indices,
@@ -18,6 +19,7 @@ from starloom.orchestrator.planner.problem import (
     Plan,
     Problem,
     successors,
+    zones,
 )
 from starloom.orchestrator.planner.timing import bound_together, in_order, retimed, spans
 
@@ -110,7 +112,8 @@ def _part(
     seconds = np.full((len(stages), m + k), np.inf)
     penalty = np.zeros_like(seconds)
     seconds[:inner, :m] = _choices(problem, plan, stages, inner, free)
-    penalty[:inner, :m] = np.where(free[:inner, None], arrays.penalty[stages[:inner]], 0.0)
+    costs = arrays.penalty[stages[:inner]] + _crowded(problem, plan, stages, inner)
+    penalty[:inner, :m] = np.where(free[:inner, None], costs, 0.0)
     seconds[np.arange(inner, marks), plan.place[stages[inner:marks]]] = 0.0
     late = np.arange(marks, len(stages))
     seconds[late, m + arrays.node[plan.place[stages[late]]]] = run[stages[late]]
@@ -155,6 +158,7 @@ def _choices(problem: Problem, plan: Plan, stages: Indices, inner: int, free: Fl
     outside = np.ones(len(plan.place), dtype=np.bool_)
     outside[stages[:inner]] = False
     nodes = arrays.node[plan.place]
+    zone, crowding = zones(arrays)
     for index, stage in enumerate(stages[:inner]):
         place = plan.place[stage]
         if not free[index]:
@@ -164,9 +168,29 @@ def _choices(problem: Problem, plan: Plan, stages: Indices, inner: int, free: Fl
         if arrays.together[stage] >= 0:
             others = nodes[outside & (arrays.together == arrays.together[stage])]
             found[index, ~np.isin(arrays.node, others) & (len(others) > 0)] = np.inf
-        if arrays.apart[stage] >= 0:
-            others = nodes[outside & (arrays.apart == arrays.apart[stage])]
-            found[index, np.isin(arrays.node, others)] = np.inf
+        if arrays.apart[stage] >= 0 and crowding[arrays.apart[stage]] == np.inf:
+            found[index, _beside(arrays, plan, outside, int(stage), zone)] = np.inf
+    return found
+
+
+def _beside(arrays: Arrays, plan: Plan, outside: Flags, stage: int, zone: Indices) -> Flags:
+    """[m]: the places in a zone where others of the stage's group apart stand outside the part."""
+    others = arrays.node[plan.place[outside & (arrays.apart == arrays.apart[stage])]]
+    here = zone[arrays.apart[stage]]
+    found: Flags = np.isin(here[arrays.node], here[others])
+    return found
+
+
+def _crowded(problem: Problem, plan: Plan, stages: Indices, inner: int) -> Floats:
+    """[inner, m]: what stages cost beside others of their group outside the part."""
+    arrays, found = problem.arrays, np.zeros((inner, len(problem.places)))
+    zone, crowding = zones(arrays)
+    outside = np.ones(len(plan.place), dtype=np.bool_)
+    outside[stages[:inner]] = False
+    for index, stage in enumerate(stages[:inner]):
+        if arrays.apart[stage] >= 0 and np.isfinite(crowding[arrays.apart[stage]]):
+            here = _beside(arrays, plan, outside, int(stage), zone)
+            found[index, here] = crowding[arrays.apart[stage]]
     return found
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from starloom.orchestrator.planner.compiled import inlined, inner, lean
 from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared
 from starloom.orchestrator.planner.problem import Flags, Floats
-from starloom.orchestrator.planner.standing import clear, fits, link, pays, settle
+from starloom.orchestrator.planner.standing import clear, crowding, crowds, fits, link, pays, settle
 
 SLACK = 1e-9
 """Seconds by which rounding may put an input that is there off."""
@@ -122,7 +122,7 @@ def choose(
         if not among[place] or not fits(p, b, stage, place):
             continue
         node = p.node[place]
-        rest = look[stage, place] + price * (p.penalty[stage, place] + paid[node])
+        rest = look[stage, place] + price * (p.penalty[stage, place] + paid[node] + crowds(p, b, stage, node))
         ready = max(there[node], p.available[place] if p.seconds[stage, place] > 0.0 else 0.0)
         if ready + p.seconds[stage, place] + rest > best:
             continue
@@ -188,4 +188,4 @@ def value_of(p: Prepared, b: Board) -> float:
         for lead in range(p.lead_heads[stage], p.lead_heads[stage + 1]):
             source = p.node[b.place[p.lead_stage[lead]]]
             total += p.lead_bytes[lead] * p.byte_penalty[source, node]
-    return last + total
+    return last + total + crowding(p, b)

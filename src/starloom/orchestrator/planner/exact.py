@@ -9,8 +9,8 @@ from ortools.sat.python import cp_model
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.holding import hold
 from starloom.orchestrator.planner.model import Model
-from starloom.orchestrator.planner.problem import Floats, Plan, Problem
-from starloom.orchestrator.planner.ticks import FAR, Modes, Ticks, Whole, fitting_tick, heads, tails, ticked, up
+from starloom.orchestrator.planner.problem import Floats, Plan, Problem, zones
+from starloom.orchestrator.planner.ticks import FAR, Modes, Ticks, Whole, fitting_tick, heads, near, tails, ticked, up
 from starloom.orchestrator.planner.timing import Spans, earliest, retimed, spans
 
 EFFORT = 2.0
@@ -149,6 +149,8 @@ def longest(ticks: Ticks) -> int:
     for edge in range(len(problem.arrays.upstream)):
         total += int(ticks.transfer(edge, everywhere, everywhere).max())
         total += int(ticks.moved(edge, everywhere, everywhere).max())
+    crowding = zones(problem.arrays)[1][problem.arrays.apart[problem.arrays.apart >= 0]]
+    total += int(near(crowding[np.isfinite(crowding)], ticks.tick).sum())
     return total
 
 

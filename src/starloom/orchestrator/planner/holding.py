@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from starloom.orchestrator.planner.model import Key, Model
-from starloom.orchestrator.planner.problem import NO_MODEL
+from starloom.orchestrator.planner.problem import NO_MODEL, zones
+from starloom.orchestrator.planner.ticks import NEVER, near
 
 MEMORY_UNITS = 2**26
 """Into how many units a node's memory is divided. The checker grants a millionth, 67 units: more than rounding takes."""
@@ -103,9 +104,16 @@ def _groups(model: Model) -> None:
             for node in sorted(model.on[first].keys() | model.on[other].keys()):
                 a, b = (model.on[stage].get(node, 0) for stage in (first, other))
                 cp.add(a == b).only_enforce_if(model.when(key))
+    zone, crowding = zones(arrays)
     for group in np.unique(arrays.apart[arrays.apart >= 0]).tolist():
         members = np.flatnonzero(arrays.apart == group).tolist()
-        for node in range(len(model.ticks.problem.nodes)):
-            here = [model.on[stage][node] for stage in members if node in model.on[stage]]
-            if len(here) > 1:
+        more = int(near(crowding[[group]], model.ticks.tick)[0])
+        for which in range(int(zone[group].max()) + 1):
+            nodes = np.flatnonzero(zone[group] == which).tolist()
+            here = [model.on[stage][node] for stage in members for node in nodes if node in model.on[stage]]
+            if len(here) > 1 and more == NEVER:
                 cp.add(sum(here) <= 1).only_enforce_if(model.when(("apart", group)))
+            elif len(here) > 1 and more:
+                beyond = cp.new_int_var(0, len(members), "")
+                cp.add(beyond >= sum(here) - 1)
+                model.costs.append(beyond * more)

@@ -16,9 +16,11 @@ from starloom.orchestrator.planner.problem import (
     Indices,
     Plan,
     Problem,
+    crowded,
     order,
     predecessors,
     successors,
+    zones,
 )
 
 NONE = -1
@@ -32,7 +34,8 @@ class Prepared(NamedTuple):
     `allowed` [n, m]: places that a stage may have, by itself and by the group that it shares a node with. `lanes`
     [m + 1]: those of place p are `lanes[p]` up to `lanes[p + 1]`. `lead_*`, `follow_*`: dependencies by downstream and
     by upstream, those of stage i from `heads[i]` to `heads[i + 1]`. `order` [n]: upstreams first. `memory` [k]: bytes,
-    infinite where no plan can exceed it. `together`, `apart`: counted from 0. `everywhere` [m]: all places.
+    infinite where no plan can exceed it. `together`, `apart`: counted from 0; `zone`, `crowding`: of those apart, likewise.
+    `everywhere` [m]: all places.
     `user_*`: the stages of each model, as dependencies. `tier` [k]: of each node, counted from 0; -1 if not known.
     """
 
@@ -61,6 +64,8 @@ class Prepared(NamedTuple):
     memory: Floats
     together: Numbers
     apart: Numbers
+    zone: Numbers
+    crowding: Floats
     order: Numbers
     everywhere: Flags
     user_heads: Numbers
@@ -75,7 +80,7 @@ class Board(NamedTuple):
     included. `first`, `last` [lanes]. `loader` [w, k]: the stage that loads the model there. `users` [w, k]: stages
     that take time with that model there. `held`, `busy` [k]: bytes of models, and of `top`. `top` [lanes]: of each place the largest
     working sets, one for each slot, falling. `group_node`, `group_count` [groups]: of those together. `taken`
-    [groups, k]: of those apart. `there`, `paid` [k]: scratch.
+    [groups, k]: of those apart, by zone. `there`, `paid` [k]: scratch.
     """
 
     place: Numbers
@@ -102,6 +107,8 @@ def prepare(problem: Problem) -> Prepared:
     """The problem for compiled code. Stages without any place left have an empty row in `allowed`."""
     arrays = problem.arrays
     allowed = _allowed(arrays)
+    groups = np.unique(arrays.apart[arrays.apart >= 0])
+    zone, crowding = zones(arrays)
     slots = np.minimum(arrays.slots, np.maximum(1, allowed.sum(axis=0)))
     lanes = np.concatenate([[0], np.cumsum(slots)]).astype(np.int64)
     lead_heads, leads = predecessors(arrays)
@@ -132,6 +139,8 @@ def prepare(problem: Problem) -> Prepared:
         memory=_memory(arrays, allowed, slots),
         together=_counted(arrays.together),
         apart=_counted(arrays.apart),
+        zone=zone[groups].astype(np.int64),
+        crowding=crowding[groups],
         order=order(arrays).astype(np.int64),
         everywhere=np.ones(len(arrays.node), dtype=np.bool_),
         user_heads=np.searchsorted(np.sort(arrays.model), np.arange(len(arrays.weight_bytes) + 1)).astype(np.int64),
@@ -188,7 +197,7 @@ def plan_of(problem: Problem, prepared: Prepared, made: Board, method: str) -> P
     start = made.start.copy()
     finish = start + seconds
     moved = arrays.byte_penalty[nodes[arrays.upstream], nodes[arrays.downstream]] * arrays.size_bytes
-    penalty = float(arrays.penalty[stages, place].sum() + moved.sum())
+    penalty = float(arrays.penalty[stages, place].sum() + moved.sum()) + crowded(arrays, place)
     return Plan(place, start, finish, loads, float(finish.max(initial=0.0)), penalty, method)
 
 

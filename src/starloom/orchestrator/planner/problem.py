@@ -41,7 +41,8 @@ class Arrays(NamedTuple):
     `seconds_per_byte`, `byte_penalty` [k, k], from row to column, zero on the diagonal. `model` [n]: or NO_MODEL.
     `load_seconds` [w, m]; `resident` [w, k]; `weight_bytes` [w]; `working_bytes` [n]: while the stage runs, beside its
     model; `memory_bytes` [k], infinite where it is not known. `together`, `apart` [n]: groups that must share a node,
-    that must not share one; -1 for none.
+    that must not share a zone; -1 for none. `zone` [g, k]: of each group apart, which zone a node is in; -1 where it is
+    one by itself. `crowding` [g]: the penalty of each stage in a zone beyond the first, infinite where there may be none.
     """
 
     seconds: Floats
@@ -65,6 +66,8 @@ class Arrays(NamedTuple):
     memory_bytes: Floats
     together: Indices
     apart: Indices
+    zone: Indices
+    crowding: Floats
 
 
 class Problem(NamedTuple):
@@ -126,6 +129,8 @@ def problem(
     together: npt.ArrayLike = -1,
     apart: npt.ArrayLike = -1,
     tiers: Sequence[int] = (),
+    zone: npt.ArrayLike = -1,
+    crowding: npt.ArrayLike = np.inf,
 ) -> Problem:
     """A checked problem; single numbers are spread over their shape, and diagonals of links set to zero.
 
@@ -134,6 +139,7 @@ def problem(
     """
     nodes = tuple(dict.fromkeys(place.node for place in places))
     n, m, k, w = len(stages), len(places), len(nodes), len(models)
+    g = int(np.max(apart, initial=-1)) + 1
     numbers = {name: index for index, name in enumerate(nodes)}
     edges = np.array([(up, down) for up, down, _ in dependencies], dtype=np.int32).reshape(-1, 2)
     troubles: list[Trouble] = []
@@ -167,6 +173,8 @@ def problem(
         "memory_bytes": (memory_bytes, (k,), np.float64),
         "together": (together, (n,), np.int32),
         "apart": (apart, (n,), np.int32),
+        "zone": (zone, (g, k), np.int32),
+        "crowding": (crowding, (g,), np.float64),
     }
     arrays = Arrays(**{name: fill(name, *how) for name, how in given.items()})  # type: ignore[arg-type]
     for links in (arrays.latency, arrays.seconds_per_byte, arrays.byte_penalty):
@@ -177,6 +185,28 @@ def problem(
     if troubles:
         raise InvalidInput(troubles)
     return Problem(tuple(stages), tuple(places), nodes, tuple(models), arrays, tuple(tiers))
+
+
+def zones(arrays: Arrays) -> tuple[Indices, Floats]:
+    """[g, k]: of each group apart the zone of each node, counted from 0; and [g]: its `crowding`."""
+    k = len(arrays.memory_bytes)
+    g = max(int(arrays.apart.max(initial=-1)) + 1, len(arrays.zone))
+    found, crowding = np.full((g, k), -1, dtype=np.int32), np.full(g, np.inf)
+    found[: len(arrays.zone)], crowding[: len(arrays.crowding)] = arrays.zone, arrays.crowding
+    alone = int(found.max(initial=-1)) + 1 + np.arange(k, dtype=np.int32)
+    for row in range(g):
+        found[row] = np.unique(np.where(found[row] < 0, alone, found[row]), return_inverse=True)[1]
+    return found, crowding
+
+
+def crowded(arrays: Arrays, place: Indices) -> float:
+    """The penalty of stages that share zones, of those that may, at these places [n], in seconds."""
+    zone, crowding = zones(arrays)
+    total = 0.0
+    for group in np.flatnonzero(np.isfinite(crowding)):
+        taken = zone[group, arrays.node[place[arrays.apart == group]]]
+        total += float(crowding[group]) * (len(taken) - len(np.unique(taken)))
+    return total
 
 
 def order(arrays: Arrays) -> Indices:

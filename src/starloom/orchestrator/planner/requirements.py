@@ -5,7 +5,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from starloom.orchestrator.planner.problem import NO_MODEL, Arrays, Flags, Floats, Indices, Problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Arrays, Flags, Floats, Indices, Problem, zones
 
 Reasons = Sequence[Mapping[str, Collection[int]]]
 """For each stage, by index: what is said of places on which it may not run, and which they are."""
@@ -181,13 +181,24 @@ def _nodes(problem: Problem) -> Iterator[Requirement]:
 
 
 def _groups(problem: Problem) -> Iterator[Requirement]:
-    for kind, groups, words in (
-        ("together", problem.arrays.together, "share a node"),
-        ("apart", problem.arrays.apart, "stand on different nodes"),
-    ):
-        for group in np.unique(groups[groups >= 0]).tolist():
-            names = [problem.stages[stage] for stage in np.flatnonzero(groups == group)]
-            yield Requirement(kind, group, f"{listed(names)} {words}")
+    arrays = problem.arrays
+    for group in np.unique(arrays.together[arrays.together >= 0]).tolist():
+        names = [problem.stages[stage] for stage in np.flatnonzero(arrays.together == group)]
+        yield Requirement("together", group, f"{listed(names)} share a node")
+    zone, crowding = zones(arrays)
+    for group in np.unique(arrays.apart[arrays.apart >= 0]).tolist():
+        if crowding[group] == np.inf:
+            names = [problem.stages[stage] for stage in np.flatnonzero(arrays.apart == group)]
+            yield Requirement("apart", group, f"{listed(names)} stand {_apart(problem, zone[group])}")
+
+
+def _apart(problem: Problem, zone: Indices) -> str:
+    """What stages apart have to stand in, and which nodes are in one."""
+    shared = [np.flatnonzero(zone == which) for which in np.unique(zone)]
+    shown = [
+        " and ".join(problem.nodes[node] or "the job store" for node in nodes) for nodes in shared if len(nodes) > 1
+    ]
+    return f"in different zones, where {listed(shown)} are in one" if shown else "on different nodes"
 
 
 def _links(problem: Problem) -> Iterator[Requirement]:

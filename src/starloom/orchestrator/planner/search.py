@@ -287,7 +287,9 @@ class Search:
         self.prepared = prepared
         self.board, self.saved, self.best = board(prepared), board(prepared), board(prepared)
         self.trail, self.kept = trail(prepared, seed), trail(prepared, seed)
-        self.priced = bool(prepared.penalty.any() or prepared.byte_penalty.any())
+        self.priced = bool(
+            prepared.penalty.any() or prepared.byte_penalty.any() or np.isfinite(prepared.crowding).any()
+        )
         groups = max(prepared.together.max(initial=NONE), prepared.apart.max(initial=NONE)) >= 0
         self.deep = bool(len(prepared.weight) or np.isfinite(prepared.memory).any() or groups)
         copy(first, self.board)

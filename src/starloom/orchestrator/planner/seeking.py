@@ -8,7 +8,7 @@ import numpy as np
 
 from starloom.orchestrator.planner.compiled import inlined, inner, lean
 from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
-from starloom.orchestrator.planner.standing import fits, pays
+from starloom.orchestrator.planner.standing import crowding, crowds, fits, pays
 from starloom.orchestrator.planner.trail import Trail, chance
 
 SLIGHT = 1e-3
@@ -28,7 +28,7 @@ def penalties(p: Prepared, b: Board) -> float:
         node = p.node[place]
         for lead in range(p.lead_heads[stage], p.lead_heads[stage + 1]):
             total += p.lead_bytes[lead] * p.byte_penalty[p.node[b.place[p.lead_stage[lead]]], node]
-    return total
+    return total + crowding(p, b)
 
 
 @inner
@@ -62,7 +62,8 @@ def _around(p: Prepared, b: Board, t: Trail, stage: int) -> None:
 
 @inner
 def _price(p: Prepared, b: Board, t: Trail, stage: int, place: int) -> float:
-    price, node = p.penalty[stage, place], p.node[place]
+    node = p.node[place]
+    price = p.penalty[stage, place] + crowds(p, b, stage, node)
     for lead in range(p.lead_heads[stage], p.lead_heads[stage + 1]):
         up = p.lead_stage[lead]
         if not t.off[up]:

@@ -46,7 +46,7 @@ def fits(p: Prepared, b: Board, stage: int, place: int) -> bool:
     if group >= 0 and b.group_count[group] > 0 and b.group_node[group] != node:
         return False
     group = p.apart[stage]
-    if group >= 0 and b.taken[group, node] > 0:
+    if group >= 0 and b.taken[group, p.zone[group, node]] > 0 and p.crowding[group] == np.inf:
         return False
     if p.memory[node] == np.inf or p.seconds[stage, place] <= 0.0:
         return True
@@ -76,7 +76,7 @@ def settle(p: Prepared, b: Board, stage: int, place: int) -> None:
         b.group_count[group] += 1
     group = p.apart[stage]
     if group >= 0:
-        b.taken[group, node] += 1
+        b.taken[group, p.zone[group, node]] += 1
     if p.seconds[stage, place] <= 0.0:
         return
     model = p.model[stage]
@@ -111,7 +111,7 @@ def lift(p: Prepared, b: Board, stage: int) -> None:
         b.group_count[group] -= 1
     group = p.apart[stage]
     if group >= 0:
-        b.taken[group, node] -= 1
+        b.taken[group, p.zone[group, node]] -= 1
     if p.seconds[stage, place] <= 0.0:
         return
     unlink(b, stage)
@@ -131,6 +131,26 @@ def lift(p: Prepared, b: Board, stage: int) -> None:
             while other >= 0:
                 _rank(p, b, place, p.working[other])
                 other = b.after[other]
+
+
+@inlined
+def crowds(p: Prepared, b: Board, stage: int, node: int) -> float:
+    """What the stage costs there for others of its group that stand in the zone, where they may."""
+    group = p.apart[stage]
+    if group < 0 or p.crowding[group] == np.inf or b.taken[group, p.zone[group, node]] <= 0:
+        return 0.0
+    return p.crowding[group]
+
+
+@inlined
+def crowding(p: Prepared, b: Board) -> float:
+    """What all that share a zone cost."""
+    total = 0.0
+    for group in range(len(p.crowding)):
+        if p.crowding[group] < np.inf:
+            for zone in range(b.taken.shape[1]):
+                total += p.crowding[group] * max(0, b.taken[group, zone] - 1)
+    return total
 
 
 @inlined

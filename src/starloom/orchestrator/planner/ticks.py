@@ -75,6 +75,7 @@ class Ticks(NamedTuple):
         """
         arrays, n = self.problem.arrays, len(self.modes)
         costs = bool(arrays.penalty.any()) * n + bool(arrays.byte_penalty.any()) * len(arrays.upstream)
+        costs += bool(np.isfinite(arrays.crowding).any()) * n
         return 3 * n + 1 + (costs + 1) // 2
 
 

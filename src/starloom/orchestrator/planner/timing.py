@@ -14,6 +14,7 @@ from starloom.orchestrator.planner.problem import (
     Indices,
     Plan,
     Problem,
+    crowded,
     predecessors,
     successors,
 )
@@ -121,5 +122,5 @@ def retimed(problem: Problem, plan: Plan) -> Plan:
     finish, arrays = start + what.run, problem.arrays
     a, b = arrays.node[plan.place[arrays.upstream]], arrays.node[plan.place[arrays.downstream]]
     costs = float(arrays.penalty[np.arange(len(start)), plan.place].sum())
-    costs += float((arrays.byte_penalty[a, b] * arrays.size_bytes).sum())
+    costs += float((arrays.byte_penalty[a, b] * arrays.size_bytes).sum()) + crowded(arrays, plan.place)
     return plan._replace(start=start, finish=finish, makespan=float(finish.max(initial=0.0)), penalty=costs)

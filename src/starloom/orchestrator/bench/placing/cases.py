@@ -163,6 +163,23 @@ class _Draft:
                     _, first = np.unique(nodes[free], return_index=True)
                     groups[free[first][:3]] = group
             self.more[name] = groups
+        self.zones()
+
+    def zones(self) -> None:
+        """Some groups stand apart over zones of several nodes, in some of which they may share one for a price."""
+        # Of its own, for what else is drawn to stay as it was.
+        rng, nodes, apart = self.rng.spawn(1)[0], self.node[self.hidden], self.more["apart"]
+        groups = int(apart.max(initial=-1)) + 1
+        zone, crowding = np.full((groups, self.k), -1), np.full(groups, np.inf)
+        for group in range(groups):
+            if rng.random() < 0.5:
+                zone[group] = rng.integers(0, self.k, self.k)
+                taken = nodes[apart == group]
+                zone[group, taken] = self.k + np.arange(len(taken))
+            if rng.random() < 0.4:
+                zone[group] = rng.integers(-1, 2, self.k)
+                crowding[group] = rng.uniform(0.0, 2.0) * float(np.median(self.seconds))
+        self.more |= {"zone": zone, "crowding": crowding}
 
     def penalties(self) -> None:
         rng, scale = self.rng, float(np.median(self.seconds))
