@@ -273,6 +273,13 @@ class Breakable:
 
     async def until_kept(self, stage: str, chunks: int) -> None:
         """Waits until a stage's stream keeps as many chunks."""
+        await self._until(stage, lambda buffer: buffer.kept.chunks >= chunks)
+
+    async def until_left(self, stage: str, reader: str) -> None:
+        """Waits until a declared reader of a stage's stream wants no more of it."""
+        await self._until(stage, lambda buffer: reader not in buffer.readers)
+
+    async def _until(self, stage: str, condition: Callable[[StreamBuffer], bool]) -> None:
         # An attempt that has begun has its streams, once this loop has done what it was told before.
         await self.settled()
         flow = self.flow(stage)
@@ -280,7 +287,7 @@ class Breakable:
 
         async def wait() -> None:
             async with asyncio.timeout(WAIT_SECONDS):
-                while flow.buffer.kept.chunks < chunks:
+                while not condition(flow.buffer):
                     await flow.change()
 
         await self._loops.on_streams(wait())

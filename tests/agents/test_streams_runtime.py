@@ -360,6 +360,41 @@ async def test_consumer_that_has_enough_ends_and_so_does_its_endless_producer(co
         assert report.consumed["in"].digest == (await a.finished("count")).outputs["out"].digest
 
 
+async def test_break_after_a_consumer_has_enough_costs_it_nothing() -> None:
+    gate = Gate()
+
+    async def counts(call: StageCall) -> AsyncGenerator[Chunk, None]:
+        yield Chunk("out", 0)
+        await gate.wait()
+        for number in range(1, 3 * limits.STREAM_BUFFER_CHUNKS):
+            yield Chunk("out", number)
+
+    async def takes(call: StageCall) -> AsyncGenerator[Chunk, None]:
+        async for received in call.inputs["in"]:
+            yield Chunk("all", received.value)
+            break
+
+    stages = (
+        streaming("t.counts", counts, outputs={"out": NUMBERS}),
+        streaming("t.takes", takes, inputs={"in": NUMBERS}, outputs={"all": VALUE}),
+    )
+    async with cluster("a", "b", stages=stages) as agents:
+        a, b = agents["a"], agents["b"]
+        # After the only chunk that it takes, which is before the end, and before it learns the digest of all.
+        a.streams.breaks = [1]
+        a.send(
+            producing("counts", "t.counts", "takes.in", "all.in"),
+            consuming("all", "t.gather", a.awaits(in_="counts.out")),
+        )
+        b.send(consuming("takes", "t.takes", a.awaits(in_="counts.out")))
+        await a.streams.until_left("counts", "takes.in")
+        gate.open()
+        report = await b.finished("takes")
+        assert values(report) == 0
+        assert report.consumed["in"].digest == (await a.finished("counts")).outputs["out"].digest
+        assert len(a.streams.opened) == 2
+
+
 async def test_two_readers_each_get_everything() -> None:
     slow = Slow()
     async with cluster("a", "b", stages=(slow.stage,)) as agents:

@@ -42,7 +42,7 @@ ENDS = st.builds(StreamEnd, st.sampled_from(How), st.integers(0, 9), st.integers
 @pytest.mark.parametrize("name", [OUTPUT, OF_THE_JOB])
 @pytest.mark.parametrize("full", [None, *Full])
 def test_wishes_come_back_as_they_were(name: StreamName, full: Full | None) -> None:
-    wish = ReadOpen(name, "detect.image", Credit(7, Bound(0, 5)), full, 2**40, "the process")
+    wish = ReadOpen(name, "detect.image", Credit(7, Bound(0, 5)), full, 2**40, "the process", closed=full is None)
     sent = pb.ReadRequest.FromString(wirestreams.open_to_wire(wish).SerializeToString())
     assert wirestreams.open_from_wire(sent.open) == wish
     write = WriteOpen(name, PortType.IMAGE)

@@ -59,9 +59,11 @@ def chunk(offset: int, size: int = 3) -> StreamChunk:
     return StreamChunk(offset, 0, f"{offset}".encode().rjust(size), {})
 
 
-def reading(stream: JobStream, offset: int = 0, reader: str = "s.p", window: Bound = WIDE) -> tuple[Any, Told]:
+def reading(
+    stream: JobStream, offset: int = 0, reader: str = "s.p", window: Bound = WIDE, *, closed: bool = False
+) -> tuple[Any, Told]:
     told = Told()
-    return stream.read(ReadOpen(MIC, reader, Credit(offset, window)), told), told
+    return stream.read(ReadOpen(MIC, reader, Credit(offset, window), closed=closed), told), told
 
 
 def writing(stream: JobStream, wish: WriteOpen = WRITING) -> tuple[Any, Told]:
@@ -218,6 +220,23 @@ class TestBoth:
         await soon(anext(batches))
         told.say(None)
         assert (await soon(anext(batches))).end == jobstreams.ENOUGH
+        # It may still say how far it is: that it wanted no more, and how far it was, crossed.
+        told.say(Credit(2, WIDE))
+        await asyncio.sleep(0)
+        assert [each async for each in batches] == []
+
+    async def test_a_reader_that_has_enough_and_comes_again_is_let_go_whatever_is_still_there(
+        self, stream: JobStream, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jobstreams, "_INPUT_BOUND", Bound(2, 1 << 20))
+        batches, told = reading(stream)
+        told.say(None)
+        assert (await soon(anext(batches))).end == jobstreams.ENOUGH
+        await batches.aclose()
+        await write(stream, batch(*range(9)))
+        batches, _ = reading(stream, closed=True)
+        assert await soon(anext(batches)) == StreamBatch(end=jobstreams.ENOUGH)
+        await batches.aclose()
 
 
 class TestInMemory:
@@ -322,6 +341,16 @@ class TestInMemory:
         first = await soon(anext(batches))
         assert ([each.offset for each in first.chunks], first.dropped) == ([5, 6], 2)
         await batches.aclose()
+
+    async def test_after_a_restart_a_reader_that_has_enough_waits_for_nobody_to_feed_it(
+        self, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(jobstreams, "_INPUT_BOUND", Bound(2, 1 << 20))
+        stream = fed(job, tmp_path, fresh=False)
+        batches, _ = reading(stream, 5, closed=True)
+        assert (await soon(anext(batches))).end == jobstreams.ENOUGH
+        await batches.aclose()
+        assert await write(stream, batch(*range(5, 10))) == [5, 10]
 
     async def test_that_it_was_closed_outlives_a_restart(self, job: Job, tmp_path: Path) -> None:
         await write(fed(job, tmp_path), batch(0, 1), batch(end=True))

@@ -56,6 +56,7 @@ def open_to_wire(wish: ReadOpen) -> pb.ReadRequest:
         full=wish.full or "",
         attempt=wish.attempt,
         incarnation=wish.incarnation,
+        closed=wish.closed,
     )
     return pb.ReadRequest(open=message)
 
@@ -70,7 +71,7 @@ def open_from_wire(message: pb.ReadOpen) -> ReadOpen:
         raise refusal("open.full", f"is {message.full!r}; use {', '.join(Full)}") from None
     name = name_from_wire(message.stream, "open.stream")
     credit = credit_from_wire(message.credit)
-    return ReadOpen(name, message.reader, credit, full, message.attempt, message.incarnation)
+    return ReadOpen(name, message.reader, credit, full, message.attempt, message.incarnation, message.closed)
 
 
 def write_to_wire(wish: WriteOpen) -> pb.WriteRequest:

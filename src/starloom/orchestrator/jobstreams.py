@@ -93,9 +93,10 @@ class _Calls:
             call.rung.set()
 
     @contextmanager
-    def enter(self, name: str) -> Iterator[_Call]:
+    def enter(self, name: str, *, closed: bool = False) -> Iterator[_Call]:
         """A call that takes over from the one before of its name."""
         call = _Call()
+        call.closed = closed
         if (before := self._named.get(name)) is not None:
             before.end()
         self._named[name] = call
@@ -108,9 +109,9 @@ class _Calls:
                 del self._named[name]
 
     @contextmanager
-    def reading(self, name: str, requests: Requests, credit: Callable[[Credit], None]) -> Iterator[_Call]:
+    def reading(self, wish: ReadOpen, requests: Requests, credit: Callable[[Credit], None]) -> Iterator[_Call]:
         """A reader's call; its credits are taken in beside."""
-        with self.enter(name) as call:
+        with self.enter(wish.reader, closed=wish.closed) as call:
             listening = asyncio.create_task(_listen(call, requests, credit))
             try:
                 yield call
@@ -127,7 +128,7 @@ async def _listen(call: _Call, requests: Requests, credit: Callable[[Credit], No
                 break
             if item is None:
                 call.closed = True
-            else:
+            elif not call.closed:
                 credit(item)
             call.rung.set()
     finally:
@@ -188,7 +189,7 @@ class SpooledStream:
         window = _Window(wish.credit)
         cursor = Cursor(self.spool, wish.credit.acknowledged)
         waiting: deque[StreamChunk] = deque()
-        with self._calls.reading(wish.reader, requests, window.credit) as call:
+        with self._calls.reading(wish, requests, window.credit) as call:
             while not call.over:
                 room = window.room()
                 if not waiting and room.chunks > 0 and not call.closed:
@@ -263,6 +264,8 @@ class FedStream:
         self._over = over
         self._marker = marker
         self._calls = _Calls()
+        #: the readers that want no more
+        self._left: set[str] = set()
         self._buffer = self._begin(0) if fresh else None
         #: the offsets that readers came with before the first chunk
         self._wanted = 0
@@ -294,18 +297,18 @@ class FedStream:
                 self.ring()
 
         opened = False
-        with self._calls.reading(name, requests, more) as call:
+        with self._calls.reading(wish, requests, more) as call:
             self._wanted = max(self._wanted, credit.acknowledged)
+            self._left.discard(name)
             while not call.over:
+                if call.closed:
+                    self._leave(name)
+                    yield StreamBatch(end=ENOUGH)
+                    return
                 if self._buffer is not None and not opened:
                     self._open(name, credit)
                     opened = True
                     self.ring()
-                if call.closed and self._buffer is not None:
-                    self._buffer.close(name)
-                    self.ring()
-                    yield StreamBatch(end=ENOUGH)
-                    return
                 if self._buffer is not None and self._buffer.has_something(name):
                     batch = self._buffer.take(name)
                     yield batch
@@ -369,7 +372,14 @@ class FedStream:
             raise Conflict(f"input {self._name} takes no more: {end.message}")
 
     def _begin(self, first: int) -> StreamBuffer:
-        return StreamBuffer(_INPUT_BOUND, self._readers, first)
+        return StreamBuffer(_INPUT_BOUND, [each for each in self._readers if each[0] not in self._left], first)
+
+    def _leave(self, name: str) -> None:
+        """A reader wants no more, whether or not anything was fed since this orchestrator started."""
+        self._left.add(name)
+        if self._buffer is not None:
+            self._buffer.close(name)
+            self.ring()
 
     def _open(self, name: str, credit: Credit) -> None:
         assert self._buffer is not None

@@ -26,7 +26,7 @@ from starloom.v1 import session_pb2 as starloom_dot_v1_dot_session__pb2
 from starloom.v1 import value_pb2 as starloom_dot_v1_dot_value__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16starloom/v1/data.proto\x12\x0bstarloom.v1\x1a\x19starloom/v1/session.proto\x1a\x17starloom/v1/value.proto\"Y\n\nStreamName\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x04\x12\x0c\n\x04port\x18\x05 \x01(\t\"R\n\x0bStreamChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\tmeta_json\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Q\n\x0cStreamCredit\x12\x15\n\rwindow_chunks\x18\x01 \x01(\r\x12\x14\n\x0cwindow_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x04\"X\n\tStreamEnd\x12\x0b\n\x03how\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xa2\x01\n\x08ReadOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0e\n\x06reader\x18\x02 \x01(\t\x12)\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\x12\x0c\n\x04\x66ull\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x04\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\"\x0b\n\tReadClose\"\x95\x01\n\x0bReadRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ReadOpenH\x00\x12+\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x19.starloom.v1.StreamCreditH\x00\x12\'\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x16.starloom.v1.ReadCloseH\x00\x42\t\n\x07message\"\x91\x01\n\x0cReadResponse\x12(\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\r\n\x05stale\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12#\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\"B\n\tWriteOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0c\n\x04type\x18\x02 \x01(\t\"\x83\x01\n\x0cWriteRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x16.starloom.v1.WriteOpen\x12(\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12#\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\":\n\rWriteResponse\x12)\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\"\x0e\n\x0c\x41renaRequest\"=\n\rArenaResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"i\n\x0c\x46\x65tchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07\x63odings\x18\x04 \x03(\t\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x04\".\n\rFetchResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\"?\n\nPutRequest\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"1\n\x0bPutResponse\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef\"T\n\x0c\x41waitRequest\x12 \n\x05\x61sked\x18\x01 \x03(\x0b\x32\x11.starloom.v1.Task\x12\"\n\x07unasked\x18\x02 \x03(\x0b\x32\x11.starloom.v1.Task\"P\n\rAwaitResponse\x12\x10\n\x08outcomes\x18\x03 \x03(\x0c\x12\'\n\x08shortcut\x18\x02 \x01(\x0b\x32\x15.starloom.v1.ShortcutJ\x04\x08\x01\x10\x02\"%\n\x08Shortcut\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x32\x94\x03\n\x0b\x44\x61taService\x12@\n\x05\x46\x65tch\x12\x19.starloom.v1.FetchRequest\x1a\x1a.starloom.v1.FetchResponse0\x01\x12:\n\x03Put\x12\x17.starloom.v1.PutRequest\x1a\x18.starloom.v1.PutResponse(\x01\x12?\n\x04Read\x12\x18.starloom.v1.ReadRequest\x1a\x19.starloom.v1.ReadResponse(\x01\x30\x01\x12\x42\n\x05Write\x12\x19.starloom.v1.WriteRequest\x1a\x1a.starloom.v1.WriteResponse(\x01\x30\x01\x12\x42\n\x05\x41wait\x12\x19.starloom.v1.AwaitRequest\x1a\x1a.starloom.v1.AwaitResponse(\x01\x30\x01\x12>\n\x05\x41rena\x12\x19.starloom.v1.ArenaRequest\x1a\x1a.starloom.v1.ArenaResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16starloom/v1/data.proto\x12\x0bstarloom.v1\x1a\x19starloom/v1/session.proto\x1a\x17starloom/v1/value.proto\"Y\n\nStreamName\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05stage\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x04\x12\x0c\n\x04port\x18\x05 \x01(\t\"R\n\x0bStreamChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x12\n\ngeneration\x18\x02 \x01(\x04\x12\x11\n\tmeta_json\x18\x03 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Q\n\x0cStreamCredit\x12\x15\n\rwindow_chunks\x18\x01 \x01(\r\x12\x14\n\x0cwindow_bytes\x18\x02 \x01(\x04\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x04\"X\n\tStreamEnd\x12\x0b\n\x03how\x18\x01 \x01(\t\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\"\xb2\x01\n\x08ReadOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0e\n\x06reader\x18\x02 \x01(\t\x12)\n\x06\x63redit\x18\x03 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\x12\x0c\n\x04\x66ull\x18\x04 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x05 \x01(\x04\x12\x13\n\x0bincarnation\x18\x06 \x01(\t\x12\x0e\n\x06\x63losed\x18\x07 \x01(\x08\"\x0b\n\tReadClose\"\x95\x01\n\x0bReadRequest\x12%\n\x04open\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ReadOpenH\x00\x12+\n\x06\x63redit\x18\x02 \x01(\x0b\x32\x19.starloom.v1.StreamCreditH\x00\x12\'\n\x05\x63lose\x18\x03 \x01(\x0b\x32\x16.starloom.v1.ReadCloseH\x00\x42\t\n\x07message\"\x91\x01\n\x0cReadResponse\x12(\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04\x12\r\n\x05stale\x18\x03 \x01(\x04\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12#\n\x03\x65nd\x18\x05 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\"B\n\tWriteOpen\x12\'\n\x06stream\x18\x01 \x01(\x0b\x32\x17.starloom.v1.StreamName\x12\x0c\n\x04type\x18\x02 \x01(\t\"\x83\x01\n\x0cWriteRequest\x12$\n\x04open\x18\x01 \x01(\x0b\x32\x16.starloom.v1.WriteOpen\x12(\n\x06\x63hunks\x18\x02 \x03(\x0b\x32\x18.starloom.v1.StreamChunk\x12#\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x16.starloom.v1.StreamEnd\":\n\rWriteResponse\x12)\n\x06\x63redit\x18\x01 \x01(\x0b\x32\x19.starloom.v1.StreamCredit\"\x0e\n\x0c\x41renaRequest\"=\n\rArenaResponse\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\r\n\x05nonce\x18\x03 \x01(\x0c\"i\n\x0c\x46\x65tchRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x0f\n\x07\x63odings\x18\x04 \x03(\t\x12\x18\n\x10\x62ytes_per_second\x18\x05 \x01(\x04\".\n\rFetchResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x0e\n\x06packed\x18\x02 \x01(\x0c\"?\n\nPutRequest\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"1\n\x0bPutResponse\x12\"\n\x03ref\x18\x01 \x01(\x0b\x32\x15.starloom.v1.ValueRef\"T\n\x0c\x41waitRequest\x12 \n\x05\x61sked\x18\x01 \x03(\x0b\x32\x11.starloom.v1.Task\x12\"\n\x07unasked\x18\x02 \x03(\x0b\x32\x11.starloom.v1.Task\"P\n\rAwaitResponse\x12\x10\n\x08outcomes\x18\x03 \x03(\x0c\x12\'\n\x08shortcut\x18\x02 \x01(\x0b\x32\x15.starloom.v1.ShortcutJ\x04\x08\x01\x10\x02\"%\n\x08Shortcut\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x32\x94\x03\n\x0b\x44\x61taService\x12@\n\x05\x46\x65tch\x12\x19.starloom.v1.FetchRequest\x1a\x1a.starloom.v1.FetchResponse0\x01\x12:\n\x03Put\x12\x17.starloom.v1.PutRequest\x1a\x18.starloom.v1.PutResponse(\x01\x12?\n\x04Read\x12\x18.starloom.v1.ReadRequest\x1a\x19.starloom.v1.ReadResponse(\x01\x30\x01\x12\x42\n\x05Write\x12\x19.starloom.v1.WriteRequest\x1a\x1a.starloom.v1.WriteResponse(\x01\x30\x01\x12\x42\n\x05\x41wait\x12\x19.starloom.v1.AwaitRequest\x1a\x1a.starloom.v1.AwaitResponse(\x01\x30\x01\x12>\n\x05\x41rena\x12\x19.starloom.v1.ArenaRequest\x1a\x1a.starloom.v1.ArenaResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,37 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMEND']._serialized_start=349
   _globals['_STREAMEND']._serialized_end=437
   _globals['_READOPEN']._serialized_start=440
-  _globals['_READOPEN']._serialized_end=602
-  _globals['_READCLOSE']._serialized_start=604
-  _globals['_READCLOSE']._serialized_end=615
-  _globals['_READREQUEST']._serialized_start=618
-  _globals['_READREQUEST']._serialized_end=767
-  _globals['_READRESPONSE']._serialized_start=770
-  _globals['_READRESPONSE']._serialized_end=915
-  _globals['_WRITEOPEN']._serialized_start=917
-  _globals['_WRITEOPEN']._serialized_end=983
-  _globals['_WRITEREQUEST']._serialized_start=986
-  _globals['_WRITEREQUEST']._serialized_end=1117
-  _globals['_WRITERESPONSE']._serialized_start=1119
-  _globals['_WRITERESPONSE']._serialized_end=1177
-  _globals['_ARENAREQUEST']._serialized_start=1179
-  _globals['_ARENAREQUEST']._serialized_end=1193
-  _globals['_ARENARESPONSE']._serialized_start=1195
-  _globals['_ARENARESPONSE']._serialized_end=1256
-  _globals['_FETCHREQUEST']._serialized_start=1258
-  _globals['_FETCHREQUEST']._serialized_end=1363
-  _globals['_FETCHRESPONSE']._serialized_start=1365
-  _globals['_FETCHRESPONSE']._serialized_end=1411
-  _globals['_PUTREQUEST']._serialized_start=1413
-  _globals['_PUTREQUEST']._serialized_end=1476
-  _globals['_PUTRESPONSE']._serialized_start=1478
-  _globals['_PUTRESPONSE']._serialized_end=1527
-  _globals['_AWAITREQUEST']._serialized_start=1529
-  _globals['_AWAITREQUEST']._serialized_end=1613
-  _globals['_AWAITRESPONSE']._serialized_start=1615
-  _globals['_AWAITRESPONSE']._serialized_end=1695
-  _globals['_SHORTCUT']._serialized_start=1697
-  _globals['_SHORTCUT']._serialized_end=1734
-  _globals['_DATASERVICE']._serialized_start=1737
-  _globals['_DATASERVICE']._serialized_end=2141
+  _globals['_READOPEN']._serialized_end=618
+  _globals['_READCLOSE']._serialized_start=620
+  _globals['_READCLOSE']._serialized_end=631
+  _globals['_READREQUEST']._serialized_start=634
+  _globals['_READREQUEST']._serialized_end=783
+  _globals['_READRESPONSE']._serialized_start=786
+  _globals['_READRESPONSE']._serialized_end=931
+  _globals['_WRITEOPEN']._serialized_start=933
+  _globals['_WRITEOPEN']._serialized_end=999
+  _globals['_WRITEREQUEST']._serialized_start=1002
+  _globals['_WRITEREQUEST']._serialized_end=1133
+  _globals['_WRITERESPONSE']._serialized_start=1135
+  _globals['_WRITERESPONSE']._serialized_end=1193
+  _globals['_ARENAREQUEST']._serialized_start=1195
+  _globals['_ARENAREQUEST']._serialized_end=1209
+  _globals['_ARENARESPONSE']._serialized_start=1211
+  _globals['_ARENARESPONSE']._serialized_end=1272
+  _globals['_FETCHREQUEST']._serialized_start=1274
+  _globals['_FETCHREQUEST']._serialized_end=1379
+  _globals['_FETCHRESPONSE']._serialized_start=1381
+  _globals['_FETCHRESPONSE']._serialized_end=1427
+  _globals['_PUTREQUEST']._serialized_start=1429
+  _globals['_PUTREQUEST']._serialized_end=1492
+  _globals['_PUTRESPONSE']._serialized_start=1494
+  _globals['_PUTRESPONSE']._serialized_end=1543
+  _globals['_AWAITREQUEST']._serialized_start=1545
+  _globals['_AWAITREQUEST']._serialized_end=1629
+  _globals['_AWAITRESPONSE']._serialized_start=1631
+  _globals['_AWAITRESPONSE']._serialized_end=1711
+  _globals['_SHORTCUT']._serialized_start=1713
+  _globals['_SHORTCUT']._serialized_end=1750
+  _globals['_DATASERVICE']._serialized_start=1753
+  _globals['_DATASERVICE']._serialized_end=2157
 # @@protoc_insertion_point(module_scope)

@@ -59,20 +59,22 @@ class StreamEnd(_message.Message):
     def __init__(self, how: _Optional[str] = ..., chunks: _Optional[int] = ..., bytes: _Optional[int] = ..., digest: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class ReadOpen(_message.Message):
-    __slots__ = ("stream", "reader", "credit", "full", "attempt", "incarnation")
+    __slots__ = ("stream", "reader", "credit", "full", "attempt", "incarnation", "closed")
     STREAM_FIELD_NUMBER: _ClassVar[int]
     READER_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     FULL_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
     stream: StreamName
     reader: str
     credit: StreamCredit
     full: str
     attempt: int
     incarnation: str
-    def __init__(self, stream: _Optional[_Union[StreamName, _Mapping]] = ..., reader: _Optional[str] = ..., credit: _Optional[_Union[StreamCredit, _Mapping]] = ..., full: _Optional[str] = ..., attempt: _Optional[int] = ..., incarnation: _Optional[str] = ...) -> None: ...
+    closed: bool
+    def __init__(self, stream: _Optional[_Union[StreamName, _Mapping]] = ..., reader: _Optional[str] = ..., credit: _Optional[_Union[StreamCredit, _Mapping]] = ..., full: _Optional[str] = ..., attempt: _Optional[int] = ..., incarnation: _Optional[str] = ..., closed: _Optional[bool] = ...) -> None: ...
 
 class ReadClose(_message.Message):
     __slots__ = ()

@@ -68,8 +68,12 @@ class Flow:
         if present is not None and present.attempt > wish.attempt:
             what = f"attempt {wish.attempt} of {wish.reader} is over: attempt {present.attempt} reads this stream now"
             raise Conflict(what)
-        self.buffer.open(wish.reader, wish.credit, wish.full)
-        reading = self._readings[wish.reader] = Reading(self, wish.reader, wish.attempt)
+        # What is not kept any more was kept for others: whoever wants only the end does not miss it.
+        if wish.closed:
+            self.buffer.close(wish.reader)
+        else:
+            self.buffer.open(wish.reader, wish.credit, wish.full)
+        reading = self._readings[wish.reader] = Reading(self, wish.reader, wish.attempt, closed=wish.closed)
         self.wake()
         return reading
 
@@ -94,11 +98,11 @@ class Flow:
 class Reading:
     """One reader's way through a flow, until it comes again."""
 
-    def __init__(self, flow: Flow, name: str, attempt: int) -> None:
+    def __init__(self, flow: Flow, name: str, attempt: int, *, closed: bool = False) -> None:
         self.name = name
         self.attempt = attempt
         self._flow = flow
-        self._closed = False
+        self._closed = closed
 
     @property
     def generation(self) -> int:

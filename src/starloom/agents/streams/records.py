@@ -72,7 +72,8 @@ class ReadOpen(NamedTuple):
     """A reader's wish. `reader` is `stage.port`, the same in every call that goes on with one reading.
 
     `full` is its policy, None for what was declared for it. What a later `attempt` of it reads, an earlier one does
-    not take back. `incarnation` is the process that has the stream, empty for whichever is there.
+    not take back. `incarnation` is the process that has the stream, empty for whichever is there. `closed`: it wants no
+    more chunks, as it said in a call before, only the end.
     """
 
     stream: StreamName
@@ -81,6 +82,7 @@ class ReadOpen(NamedTuple):
     full: Full | None = None
     attempt: int = 0
     incarnation: str = ""
+    closed: bool = False
 
 
 class WriteOpen(NamedTuple):

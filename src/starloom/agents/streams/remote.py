@@ -157,16 +157,17 @@ class _ReadCalls:
     async def _read(self) -> None:
         """One call. Raises Unavailable where it ends without the end of the stream, and what the holder says."""
         self._base = self._next
+        closed = self._closed
         made = self._transfer.reading(self._address)
         end = status.CallEnd(made)
         call = self._transfer.disturbed(made, self._address)
         writing: asyncio.Task[None] | None = None
         try:
             with suppress(*status.CALL_OVER):
-                await call.write(wirestreams.open_to_wire(self._wish._replace(credit=self._credit())))
+                await call.write(wirestreams.open_to_wire(self._wish._replace(credit=self._credit(), closed=closed)))
             await call.initial_metadata()
             self._connected = True
-            writing = asyncio.create_task(self._write(call))
+            writing = asyncio.create_task(self._write(call, closed))
             while (message := await call.read()) is not _EOF:
                 if self._hand_on(streamframes.unframe(message)):
                     return
@@ -178,9 +179,8 @@ class _ReadCalls:
                 writing.cancel()
             call.cancel()
 
-    async def _write(self, call: Any) -> None:
-        """Tells the holder how far the reader is, whenever that is further."""
-        told_closed = False
+    async def _write(self, call: Any, told_closed: bool) -> None:
+        """Tells the holder how far the reader is, whenever that is further, and that it wants no more, if it was not told."""
         with suppress(*status.CALL_OVER):
             while True:
                 if self._closed and not told_closed:
