@@ -89,7 +89,7 @@ class Changing:
         changed = run.relabel(self._state.fleet.kinds)
         moved = [name for name in changed if name in run.queued]
         run.queued.difference_update(moved)
-        self._lanes.forget(run, changed)
+        self._lanes.forget(run, set(changed))
         for name in moved:
             self._lanes.push(run, name)
 

@@ -7,7 +7,7 @@ decides, then the jobs take turns (each served stage moves its job back by one),
 greatest upward rank, then the order of the constellation.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Set
 from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Final
 
@@ -183,8 +183,8 @@ class ReadyLanes:
         run.parked.clear()
         self._parked.pop(run.job.id, None)
 
-    def forget(self, run: Run, stages: Collection[StageId]) -> None:
-        """Stages are no longer what they were: whatever lane knows them is not theirs any more."""
+    def forget(self, run: Run, stages: Set[StageId]) -> None:
+        """Stages are no longer what they were: whatever lane knows them is not theirs any more. Each entry is looked up."""
         for lane in run.lanes.values():
             heap = lane.stages[run.job.id]
             kept = [entry for entry in heap if entry[2] not in stages]
