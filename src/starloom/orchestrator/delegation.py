@@ -59,7 +59,7 @@ class Delegation:
     def _place(self, lane: Lane, run: Run, name: StageId) -> int | None:
         """Places a stage; None if it is, or does not go ahead; NO_ROOM, or else when to look again."""
         job, now = run.job, self._ledger.now
-        if name in run.held or name in run.waits:
+        if name in run.held or name in run.waits or name in run.unsettled:
             return None
         awaited = self._awaited(run, name)
         if not awaited or _peers(awaited) > limits.DELEGATED_PEERS_MAX:

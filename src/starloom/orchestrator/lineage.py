@@ -90,23 +90,21 @@ def _ended(job: JobState, arcs: list[Dependency]) -> Iterator[tuple[Dependency, 
             yield arc, upstream
 
 
-def made_again(job: JobState, stage: StageId) -> StageId | None:
-    """A stage that has to run again and that what a stage may read rests on, over whatever lies between; None if none has.
+def made_again(job: JobState) -> dict[StageId, StageId]:
+    """The stages that may read what rests on one that has to run again, over whatever lies between: each with one such.
 
-    Takes time in the number of all stages above it.
+    Takes time in the size of the job.
     """
-    seen, todo = {stage}, [stage]
+    found: dict[StageId, StageId] = {}
+    todo = [(name, name) for name, stage in job.stages.items() if stage.former is not None]
     while todo:
-        for arc in job.upstreams[todo.pop()]:
-            name, upstream = arc.upstream, job.stages[arc.upstream]
-            if name in seen:
-                continue
-            seen.add(name)
-            if upstream.former is not None:
-                return name
-            if upstream.status in ENDED:
-                todo.append(name)
-    return None
+        name, again = todo.pop()
+        for arc in job.downstreams[name]:
+            if arc.downstream not in found:
+                found[arc.downstream] = again
+                if job.stages[arc.downstream].status in ENDED:
+                    todo.append((arc.downstream, again))
+    return found
 
 
 def skip_reason(job: JobState, stage: StageId) -> str:

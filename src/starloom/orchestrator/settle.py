@@ -78,9 +78,9 @@ class Settler:
         if name in run.held:
             return
         if name in run.unsettled:
-            if made_again(run.job, name) is not None:
-                return
-            del run.unsettled[name]
+            # `drain` decides it, once all has been judged.
+            self.touch(run)
+            return
         streaming = name in run.streams.groups
         match run.streams.verdict(run.job, name) if streaming else verdict(run.job, name):
             case Verdict.RUN | Verdict.AHEAD if streaming:
@@ -99,16 +99,7 @@ class Settler:
     def drain(self) -> None:
         """Works off all consequences, and ends the jobs that have nothing left to do."""
         self._judge()
-        unsettled = [run for run in self._touched.values() if run.unsettled]
-        for run in unsettled:
-            # Only once all has been judged: what a stage rests on is made again one after the other.
-            for name in tuple(run.unsettled) if run.job.status is JobStatus.RUNNING else ():
-                try:
-                    self.decide(run, name)
-                except Exception as error:
-                    self._endings.contain(run.job.id, f"another try of {name}", error)
-                    break
-        if unsettled:
+        while self._try_again():
             self._judge()
         for run in self._touched.values():
             try:
@@ -116,6 +107,23 @@ class Settler:
             except Exception as error:
                 self._endings.contain(run.job.id, "its end", error)
         self._touched.clear()
+
+    def _try_again(self) -> bool:
+        """Decides what was put aside and rests on nothing any more that is made again. Returns whether more is to be judged.
+
+        Only once all has been judged: what a stage rests on is made again one after the other. One that is skipped now may
+        be what another waited for.
+        """
+        for run in [run for run in self._touched.values() if run.unsettled]:
+            again = made_again(run.job) if run.job.status is JobStatus.RUNNING else run.unsettled
+            for name in [name for name in run.unsettled if name not in again and name not in run.held]:
+                del run.unsettled[name]
+                try:
+                    self.decide(run, name)
+                except Exception as error:
+                    self._endings.contain(run.job.id, f"another try of {name}", error)
+                    break
+        return bool(self._ended)
 
     def _judge(self) -> None:
         while self._ended:
@@ -196,7 +204,7 @@ class Settler:
         self.fail(run, name, last, error, final=True)
 
     def _put_aside(self, run: Run, name: StageId, token: FencingToken, message: str) -> bool:
-        again = made_again(run.job, name) if name not in run.streams.groups else None
+        again = made_again(run.job).get(name) if name not in run.streams.groups else None
         if again is None:
             return False
         reason = run.unsettled[name] = f"{again}, which it rests on, runs again, and it failed: {message}"
