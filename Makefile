@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup models demo test test-orchestrator test-others sim faults soak check format proto clean
+.PHONY: setup models demo test test-ray test-others sim faults soak check format proto clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -24,14 +24,14 @@ demo: models  ## the main job on an embedded cluster: a spoken question about a 
 	$(BIN)/starloom demo
 
 test: models  ## every test that ends within minutes, in two parts side by side
-	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-orchestrator test-others
+	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-ray test-others
 
-# Whole clusters wait more than they compute: the other tests fit beside them.
-test-orchestrator:
-	$(BIN)/pytest tests/orchestrator
+# Whole clusters wait more than they compute: the other tests fit beside them, and take about as long.
+test-ray:
+	$(BIN)/pytest -m ray
 
 test-others:
-	$(BIN)/pytest tests --ignore=tests/orchestrator
+	$(BIN)/pytest -m 'not ray'
 
 sim: $(STAMP)  ## 10,000 simulated runs with all faults: some 12 minutes on two cores
 	$(BIN)/starloom simulate --seeds 10000 --nodes 5 --stages 15 --jobs 3 --faults all
