@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from tests.orchestrator.harness import KINDS, World, facts_of, node
+from tests.orchestrator.test_coordinator_patch import constellation
 
 from starloom.agents.messages import Cancel
 from starloom.dag.builder import Graph
@@ -13,6 +15,7 @@ from starloom.dag.errors import InternalError
 from starloom.dag.facts import JobEnded, JobPatched
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.job import JobState
+from starloom.dag.kinds import KindSpec
 
 BAD, GOOD = JobId("job-bad"), JobId("job-good")
 
@@ -35,6 +38,7 @@ def of_bad(given: tuple[Any, ...]) -> bool:
     """Whether a call is about the bad job."""
     for each in given:
         job = getattr(each, "job", each)
+        job = getattr(getattr(each, "run", None), "job", job)
         if BAD in (getattr(job, "id", job), getattr(getattr(each, "task", None), "job", None)):
             return True
     return False
@@ -158,6 +162,62 @@ def test_one_that_shows_in_another_try(world: Any) -> None:
     assert w.status(BAD) == "failed"
     w.finish("x", "y")
     assert w.status(GOOD) == "succeeded"
+
+
+def nothing(w: World) -> None:
+    """What is planted shows in what follows."""
+
+
+def greet_again(w: World) -> None:
+    for agent in tuple(w.agents.values()):
+        w.hello(agent)
+
+
+def wait(w: World) -> None:
+    w.advance(30)
+
+
+def come_with_a_new_kind(w: World) -> None:
+    w.join(msgspec.structs.replace(node("edge-3"), kinds=("t.new",)), kinds=[KindSpec(name="t.new")])
+
+
+def come(w: World) -> None:
+    w.join(node("edge-9"))
+
+
+CHAIN = "a: {kind: t.work}, b: {kind: t.work, in: {x: a.value}}"
+COPIED = "a: {kind: t.blob, replicate: 1}, b: {kind: t.need, in: {data: a.data}}"
+STREAMS = "a: {kind: t.ticks, require: {node: edge-9}}, b: {kind: t.sum, in: {x: a.ticks}}"
+STRAGGLER = "a: {kind: t.work, straggler: {factor: 1, after: 1s}}"
+Drive = Callable[[World], None]
+ASIDE: list[tuple[str, str, str, Drive, Drive, str]] = [
+    ("_replicas", "_look", COPIED, nothing, finish_a, "the copies of a"),
+    ("_replicas", "_ask", COPIED, finish_a, greet_again, "the copies of a"),
+    ("_resolving", "_tell", CHAIN, nothing, greet_again, "what b awaits"),
+    ("_watchdog", "_is_stuck", CHAIN, nothing, wait, "its being stuck"),
+    ("_clocks", "watch", "a: {kind: t.work, deadline: 100s}", nothing, wait, "the deadline of a"),
+    ("_stragglers", "_patience", STRAGGLER, start_a, wait, "the copy of a"),
+    ("_streaming", "_waits", STREAMS, nothing, come, "a, which waited for nodes to stream with others"),
+    ("_changing", "relabel", "a: {kind: t.work, private: edge}", nothing, come_with_a_new_kind, "what is private"),
+]
+
+
+@pytest.mark.parametrize(("part", "method", "text", "before", "drive", "handled"), ASIDE, ids=[a[1] for a in ASIDE])
+def test_one_that_shows_beside_reports_ends_no_other(
+    world: Any, part: str, method: str, text: str, before: Drive, drive: Drive, handled: str
+) -> None:
+    """In what follows from time, from agents and from what was decided: nothing asked for the job just then."""
+    w = world(node("edge-1"), node("edge-2"), node("edge-9", slots=1), delegate=True)
+    w.goodbye("edge-9")
+    w.submit(chain("x", "y"), job=GOOD)
+    w.submit(constellation(f"stages: {{{text}}}"), job=BAD)
+    before(w)
+    plant(w, part, method)
+    drive(w)
+    assert w.job(BAD).error.startswith(f"internal error in handling {handled}")
+    w.acknowledge_cancels()
+    w.finish_all()
+    assert (w.status(BAD), w.status(GOOD)) == ("failed", "succeeded")
 
 
 def test_one_that_shows_at_the_first_stages(world: Any) -> None:

@@ -80,9 +80,12 @@ class Changing:
         if self._kinds is self._state.fleet.kinds:
             return
         self._kinds = self._state.fleet.kinds
-        for run in runs:
-            if run.labels.levels:
-                self.relabel(run)
+        for run in tuple(runs):
+            try:
+                if run.labels.levels:
+                    self.relabel(run)
+            except Exception as error:
+                self._endings.contain(run.job.id, "what is private now that kinds are others", error)
 
     def relabel(self, run: Run) -> None:
         """Finds the labels of a job's data anew: what is ready, and may now run elsewhere than before, is ready there."""

@@ -80,7 +80,7 @@ class Coordinator:
         self._waits = Waits()
         self._clocks = Clocks()
         self._endings = Endings(self._state, self._ledger, self._lanes, self._clocks)
-        self._streaming = Streaming(self._state.fleet, self._lanes)
+        self._streaming = Streaming(self._state.fleet, self._lanes, self._endings)
         ahead = Ahead(self._state.fleet, self._lanes, limits.DELEGATED_CANDIDATES_MAX if delegate else 0)
         self._settler = Settler(
             self._state, self._ledger, self._lanes, ahead, self._streaming, self._waits, self._clocks, self._endings

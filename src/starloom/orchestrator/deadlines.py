@@ -39,17 +39,19 @@ class Deadlines:
         """Looks at the deadlines whose time has come."""
         now = self._ledger.now
         for run, name, clock in self._clocks.due(now):
-            if clock.ends > now:
-                ran = clock.running(now) / NANOS
-                self._ledger.record(
-                    DeadlineSpent(job=run.job.id, stage=name, seconds=(now - clock.begun) / NANOS, ran=ran)
-                )
-                self._clocks.watch(run, name, clock)
-                continue
             try:
-                self._over(run, name, clock)
+                if clock.ends > now:
+                    self._note(run, name, clock)
+                else:
+                    self._over(run, name, clock)
             except Exception as error:
                 self._endings.contain(run.job.id, f"the deadline of {name or 'the job'}", error)
+
+    def _note(self, run: Run, name: StageId, clock: Clock) -> None:
+        now = self._ledger.now
+        ran = clock.running(now) / NANOS
+        self._ledger.record(DeadlineSpent(job=run.job.id, stage=name, seconds=(now - clock.begun) / NANOS, ran=ran))
+        self._clocks.watch(run, name, clock)
 
     def _over(self, run: Run, name: StageId, clock: Clock) -> None:
         if name == JOB:

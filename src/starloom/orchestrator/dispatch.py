@@ -105,11 +105,7 @@ class Dispatcher:
 
     def follow(self, lane: Lane, run: Run, name: StageId) -> bool:
         """Places a stage that streams with others which are under way, wherever a node is there; False if none is."""
-        try:
-            return self._place(lane, run, name, anyway=True)
-        except Exception as error:
-            self._endings.contain(run.job.id, f"the placement of {name}", error)
-            return True
+        return self._place(lane, run, name, anyway=True)
 
     def _place(self, lane: Lane, run: Run, name: StageId, *, anyway: bool = False) -> bool:
         """Places a stage, or finds what else it waits for; False if no candidate has room, or, `anyway`, is there."""

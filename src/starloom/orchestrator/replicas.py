@@ -70,17 +70,20 @@ class Replicas:
 
     def boot(self) -> None:
         """After a restart: what copies there are the facts say, and whether they still are, each agent's hello."""
-        for run in self._endings.runs.values():
-            for name in run.job.stages:
-                self._look(run, name)
+        for run in tuple(self._endings.runs.values()):
+            self._look_at((run.job.id, name) for name in run.job.stages)
 
     def hello(self, agent: AgentId) -> None:
         """What the agent was asked for may have been lost with its session; and it may have room."""
         for key in tuple(self._with.get(agent, ())):
             run, name = self._runs[key[0]], key[1]
             copying = run.copying[name]
-            if agent in copying.agents:
+            if agent not in copying.agents:
+                continue
+            try:
                 self._ask(run, name, copying, self._fleet.members[agent])
+            except Exception as error:
+                self._endings.contain(run.job.id, f"the copies of {name}", error)
         self._look_at_short()
 
     def held(self, run: Run, agent: AgentId, incarnation: str, report: Held) -> None:
@@ -129,7 +132,7 @@ class Replicas:
             copying = run.copying.get(key[1]) if run is not None else None
             if run is not None and copying is not None and copying.waits:
                 copying.waits = False
-                self._look(run, key[1])
+                self._look_at([key])
 
     def _follow(self, fact: Fact) -> None:
         match fact:
@@ -178,8 +181,12 @@ class Replicas:
     def _look_at(self, keys: Iterable[_Key]) -> None:
         for job, name in keys:
             run = self._endings.runs.get(job)
-            if run is not None:
+            if run is None:
+                continue
+            try:
                 self._look(run, name)
+            except Exception as error:
+                self._endings.contain(job, f"the copies of {name}", error)
 
     def _look(self, run: Run, name: StageId) -> None:
         """Asks for as many copies of a stage's outputs as lack; keeps in mind what there is."""

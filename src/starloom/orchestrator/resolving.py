@@ -1,12 +1,15 @@
 """Tells agents what awaited attempts gave, where they cannot learn it from each other, so that work goes on through the centre."""
 
+from collections.abc import Callable, Iterator
+from functools import partial
+
 from starloom.agents.messages import AwaitUnreachable, Resolve
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import StageState, StageStatus
 from starloom.orchestrator.dispatch import Dispatcher, input_of
 from starloom.orchestrator.endings import Endings
-from starloom.orchestrator.fleet import Fleet
+from starloom.orchestrator.fleet import Fleet, Member
 from starloom.orchestrator.lineage import Fed, inputs_of
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler
@@ -41,12 +44,9 @@ class Resolving:
 
     def hello(self, agent: AgentId) -> None:
         """What was sent to an agent may have been lost with its session, or what it had asked for with an orchestrator."""
-        for task in tuple(self._fleet.members[agent].assigned):
-            run = self._endings.runs.get(task.job)
-            stage = run.job.stages.get(task.stage) if run is not None else None
-            if run is not None and stage is not None and stage.ahead_of and task.token in stage.live:
-                run.unasked[task.stage] = dict.fromkeys(stage.awaits)
-                self._tell(run, task.stage, tuple(stage.ahead_of))
+        for task, run, stage in self._sent_ahead(self._fleet.members[agent]):
+            run.unasked[task.stage] = dict.fromkeys(stage.awaits)
+            self._carefully(task, partial(self._tell, run, task.stage, tuple(stage.ahead_of)))
 
     def lost(self, agent: AgentId) -> None:
         """Who was to learn from the agent what attempts had given cannot any more; perhaps another process answers there.
@@ -54,21 +54,33 @@ class Resolving:
         What waits and was to read from it is decided anew: there may be other copies by now.
         """
         for member in self._fleet.members.values():
-            for task in tuple(member.assigned):
-                run = self._endings.runs.get(task.job)
-                stage = run.job.stages.get(task.stage) if run is not None else None
-                if run is None or stage is None or not stage.ahead_of or task.token not in stage.live:
-                    continue
-                stages = run.job.stages
-                self._tell(
-                    run, task.stage, tuple(u for u in stage.ahead_of if u in stages and stages[u].agent == agent)
-                )
-                if (
-                    stage.awaits
-                    and not stage.started
-                    and any(_reads_from(item, agent) for item in inputs_of(run.job, task.stage))
-                ):
-                    self._take_back(run, task, f"{agent}, which held an input, was lost")
+            for task, run, stage in self._sent_ahead(member):
+                self._carefully(task, partial(self._without, agent, task, run, stage))
+
+    def _without(self, agent: AgentId, task: TaskToken, run: Run, stage: StageState) -> None:
+        """An attempt goes on without an agent that was lost, or is taken back."""
+        stages = run.job.stages
+        self._tell(run, task.stage, tuple(u for u in stage.ahead_of if u in stages and stages[u].agent == agent))
+        if (
+            stage.awaits
+            and not stage.started
+            and any(_reads_from(item, agent) for item in inputs_of(run.job, task.stage))
+        ):
+            self._take_back(run, task, f"{agent}, which held an input, was lost")
+
+    def _sent_ahead(self, member: Member) -> Iterator[tuple[TaskToken, Run, StageState]]:
+        """The attempts that an agent has, and that went ahead of others; each as it is when its turn comes."""
+        for task in tuple(member.assigned):
+            run = self._endings.runs.get(task.job)
+            stage = run.job.stages.get(task.stage) if run is not None else None
+            if run is not None and stage is not None and stage.ahead_of and task.token in stage.live:
+                yield task, run, stage
+
+    def _carefully(self, task: TaskToken, step: Callable[[], None]) -> None:
+        try:
+            step()
+        except Exception as error:
+            self._endings.contain(task.job, f"what {task.stage} awaits", error)
 
     def _tell(self, run: Run, name: StageId, upstreams: tuple[StageId, ...]) -> None:
         """Tells what has results of some upstreams that an attempt went ahead of, unless it has started."""

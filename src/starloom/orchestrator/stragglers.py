@@ -61,16 +61,22 @@ class Stragglers:
         """Finds the attempts that run too long, and gives copies of them to free nodes, some of both at a time."""
         now = self._ledger.now
         for watched in islice(self._watched.due(now), limits.STRAGGLERS_LOOKED_AT):
-            patience = self._patience(watched.run, watched.stage)
-            if patience is None:
-                continue
-            if watched.began + patience > now or len(watched.run.job.stages[watched.stage].live) > 1:
-                self._watch(watched)
-            else:
-                self._waiting[watched.run.job.id, watched.stage] = watched
+            try:
+                self._look_at(watched)
+            except Exception as error:
+                self._endings.contain(watched.run.job.id, f"the copy of {watched.stage}", error)
         more = self._copy_some()
         due = self._watched.next_time
         self._again = now + _LOOK_NANOS if more or (due is not None and due <= now) else None
+
+    def _look_at(self, watched: _Watched) -> None:
+        patience = self._patience(watched.run, watched.stage)
+        if patience is None:
+            return
+        if watched.began + patience > self._ledger.now or len(watched.run.job.stages[watched.stage].live) > 1:
+            self._watch(watched)
+        else:
+            self._waiting[watched.run.job.id, watched.stage] = watched
 
     def _copy_some(self) -> bool:
         """Returns whether there may be room for more copies than were made."""

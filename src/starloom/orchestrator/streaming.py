@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.stagestate import ENDED, StageStatus
+from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import Fleet
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Verdict
@@ -19,9 +20,10 @@ Follow = Callable[[Lane, Run, StageId], bool]
 class Streaming:
     """The stages of groups that may start: what waits for its group to begin, and what follows."""
 
-    def __init__(self, fleet: Fleet, lanes: ReadyLanes) -> None:
+    def __init__(self, fleet: Fleet, lanes: ReadyLanes, endings: Endings) -> None:
         self._fleet = fleet
         self._lanes = lanes
+        self._endings = endings
         self._following: dict[tuple[JobId, StageId], Run] = {}
         #: groups that have a stage for which there is no node at all, by the stage that would begin
         self._aside: dict[tuple[JobId, StageId], Run] = {}
@@ -44,8 +46,11 @@ class Streaming:
         self._version = self._fleet.version
         aside, self._aside = self._aside, {}
         for (_, stage), run in aside.items():
-            if self._waits(run, stage):
-                self.put(run, stage)
+            try:
+                if self._waits(run, stage):
+                    self.put(run, stage)
+            except Exception as error:
+                self._endings.contain(run.job.id, f"{stage}, which waited for nodes to stream with others", error)
 
     def run(self, follow: Follow) -> bool:
         """Places all that follows, and what follows that; what finds no node is tried again the next time.
@@ -57,13 +62,16 @@ class Streaming:
         while self._following:
             (job, stage), run = next(iter(self._following.items()))
             del self._following[job, stage]
-            if not self._waits(run, stage):
-                continue
-            if not run.streams.begun(run.job, stage):
-                self.put(run, stage)
-                ready = True
-            elif not follow(self._lanes.lane_of(run, stage), run, stage):
-                left[job, stage] = run
+            try:
+                if not self._waits(run, stage):
+                    continue
+                if not run.streams.begun(run.job, stage):
+                    self.put(run, stage)
+                    ready = True
+                elif not follow(self._lanes.lane_of(run, stage), run, stage):
+                    left[job, stage] = run
+            except Exception as error:
+                self._endings.contain(run.job.id, f"the placement of {stage}", error)
         self._following = left
         return ready
 

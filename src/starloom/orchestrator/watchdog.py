@@ -44,13 +44,13 @@ class Watchdog:
         self._next = now + _LOOK_NANOS
         found: dict[JobId, int] = {}
         for run in tuple(self._endings.runs.values()) if self._hears() else ():
-            if not self._is_stuck(run):
-                continue
             since = self._since.get(run.job.id, now)
-            if now - since < _GRACE_NANOS:
-                found[run.job.id] = since
-                continue
             try:
+                if not self._is_stuck(run):
+                    continue
+                if now - since < _GRACE_NANOS:
+                    found[run.job.id] = since
+                    continue
                 error = f"stuck for {(now - since) / NANOS:.0f} s: {self._why(run)}"
                 self._endings.stop(run, error, JobStatus.FAILED, Stuck.__name__)
             except Exception as broken:
