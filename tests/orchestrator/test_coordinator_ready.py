@@ -10,6 +10,7 @@ from starloom.dag.builder import Graph
 from starloom.dag.constellation import Join, OnFailure, Policy, Requirements, Retry, Tier
 from starloom.dag.facts import StageDefaulted, StageSkipped
 from starloom.dag.values import PortType
+from starloom.orchestrator.inputs import Tick
 
 SKIP = Policy(retry=Retry(times=0), on_failure=OnFailure.SKIP)
 
@@ -211,6 +212,20 @@ class TestOrder:
         w.submit(wide(3, "low"))
         w.submit(wide(2, "high"), priority=1)
         assert finish_in_order(w, "edge-1") == ["low0", "high0", "high1", "low1", "low2"]
+
+    def test_a_large_job_is_placed_by_parts_and_an_urgent_one_goes_between(self, world: Any) -> None:
+        part = limits.PLACEMENTS_PER_DECISION
+        w = world(node("edge-1", slots=3 * part))
+        low = w.submit(wide(2 * part + 1, "low"))
+        assert len(w.placed) == part
+        assert w.coordinator.next_wake() == w.now, "the rest is due at once"
+        assert w.coordinator.waits_for(low, f"low{2 * part}") == "a place on edge-1"
+        w.submit(wide(1, "high"), priority=1)
+        assert w.placed[part][0] == "high0"
+        assert len(w.placed) == 2 * part
+        w.handle(Tick())
+        assert len(w.placed) == 2 * part + 2
+        assert w.coordinator.next_wake() > w.now
 
     def test_jobs_of_one_priority_take_turns(self, world: Any) -> None:
         w = world(node("edge-1", slots=1))

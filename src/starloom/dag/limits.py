@@ -170,6 +170,8 @@ CANCEL_GRACE_SECONDS: Final = 30.0
 
 # The orchestrator's loop
 BATCH_INPUTS_MAX: Final = 512
+PLACEMENTS_PER_DECISION: Final = 128
+"""So that the first stages of a large job run while the others are placed, and nobody else waits for all of them."""
 DELEGATED_SECONDS: Final = 2.0
 DELEGATED_UNKNOWN_SECONDS: Final = 0.5
 DELEGATED_STAGES_PER_AGENT_MAX: Final = 256

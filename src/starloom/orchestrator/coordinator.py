@@ -150,7 +150,12 @@ class Coordinator:
         return self._ledger.decision
 
     def next_wake(self) -> int | None:
-        """When a Tick is due at the latest, in monotonic nanoseconds; None if only inputs can change anything."""
+        """When a Tick is due at the latest, in monotonic nanoseconds; None if only inputs can change anything.
+
+        At once, where a decision was cut short so that agents can begin with what it placed.
+        """
+        if self._lanes.cut:
+            return self._ledger.now
         parts = (
             self._membership,
             self._waits,

@@ -113,6 +113,8 @@ class ReadyLanes:
         self._seq = 0
         self._version = -1
         self._clock = 0
+        #: whether the last round ended with stages that may have a place now
+        self.cut = False
 
     def lane_of(self, run: Run, stage: StageId) -> Lane:
         """The lane of a stage."""
@@ -214,18 +216,24 @@ class ReadyLanes:
         heappush(lane.jobs, (-run.job.options.priority, run.tag, run.seq, run))
 
     def serve(self, place: Place) -> None:
-        """Hands out ready stages, the most urgent first, until none is left or none of their candidates has room."""
+        """Hands out ready stages, the most urgent first, until none is left or none of their candidates has room.
+
+        After PLACEMENTS_PER_DECISION of them it is `cut`: what was decided on goes to agents before the rest is placed.
+        """
         self._wake()
-        while self._awake:
+        left = limits.PLACEMENTS_PER_DECISION
+        while self._awake and left:
             heads: list[tuple[Head, int, Lane]] = []
             for lane in tuple(self._awake.values()):
                 self._offer(heads, lane)
-            while heads:
+            while heads and left:
                 known, _, lane = heappop(heads)
                 head = self._head(lane)
                 if head == known:
                     self._serve_one(lane, place)
+                    left -= 1
                 self._offer(heads, lane)
+        self.cut = bool(self._awake)
 
     def _offer(self, heads: list[tuple[Head, int, Lane]], lane: Lane) -> None:
         head = None if lane.blocked else self._head(lane)
