@@ -101,6 +101,7 @@ class StageRef:
 
 
 Source = JobInput | OutputRef
+_ANYWHERE, _USUAL, _ALIKE = Requirements(), Policy(), Preferences()
 Upstream = StageRef | Order
 
 
@@ -185,13 +186,13 @@ class Graph:
             id=stage,
             kind=kind,
             params=_with_lists(dict(params or {})),
-            requires=require or Requirements(),
-            policy=policy or Policy(),
+            requires=require or _ANYWHERE,
+            policy=policy or _USUAL,
             private=private,
             declassify=declassify,
             colocate=colocate,
             spread=spread,
-            prefers=Preferences(prefer=tuple(prefer), avoid=tuple(avoid)),
+            prefers=Preferences(prefer=tuple(prefer), avoid=tuple(avoid)) if prefer or avoid else _ALIKE,
             join=join,
         )
         self._order.add_vertex(stage)

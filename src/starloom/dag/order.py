@@ -4,7 +4,6 @@ Nothing here recurses, so the depth of a graph is bounded by memory only. Vertic
 values; an arc may be there several times, as two stages may be joined by several dependencies.
 """
 
-from collections import Counter
 from collections.abc import Generator, Hashable, Iterable, Mapping
 from typing import Generic, TypeVar
 
@@ -34,8 +33,8 @@ class TopologicalOrder(Generic[V]):
 
     def __init__(self) -> None:
         self._labels: dict[V, int] = {}
-        self._upstreams: dict[V, Counter[V]] = {}
-        self._downstreams: dict[V, Counter[V]] = {}
+        self._upstreams: dict[V, dict[V, int]] = {}
+        self._downstreams: dict[V, dict[V, int]] = {}
         self._lowest = 0
         self._highest = -1
         self.visited = 0
@@ -47,7 +46,7 @@ class TopologicalOrder(Generic[V]):
         return vertex in self._labels
 
     def __repr__(self) -> str:
-        arcs = sum(arcs.total() for arcs in self._downstreams.values())
+        arcs = sum(sum(arcs.values()) for arcs in self._downstreams.values())
         return f"<TopologicalOrder: {len(self)} vertices, {arcs} arcs>"
 
     def order(self) -> list[V]:
@@ -68,8 +67,8 @@ class TopologicalOrder(Generic[V]):
             return
         self._highest += 1
         self._labels[vertex] = self._highest
-        self._upstreams[vertex] = Counter()
-        self._downstreams[vertex] = Counter()
+        self._upstreams[vertex] = {}
+        self._downstreams[vertex] = {}
 
     def remove_vertex(self, vertex: V) -> None:
         """Removes a vertex and all its arcs. Raises KeyError for an unknown vertex."""
@@ -92,14 +91,14 @@ class TopologicalOrder(Generic[V]):
             cycle = self._make_room(upstream, downstream)
             if cycle:
                 return cycle
-        self._downstreams[upstream][downstream] += 1
-        self._upstreams[downstream][upstream] += 1
+        ends, starts = self._downstreams[upstream], self._upstreams[downstream]
+        ends[downstream] = starts[upstream] = ends.get(downstream, 0) + 1
         return ()
 
     def remove_arc(self, upstream: V, downstream: V) -> None:
         """Removes one arc of those between two vertices. Raises KeyError if there is none."""
         for arcs, end in ((self._downstreams[upstream], downstream), (self._upstreams[downstream], upstream)):
-            if arcs[end] > 1:
+            if arcs.get(end, 0) > 1:
                 arcs[end] -= 1
             elif not arcs.pop(end, 0):
                 raise KeyError((upstream, downstream))
@@ -126,7 +125,7 @@ class TopologicalOrder(Generic[V]):
                 self._move_to_end(towards_down)
                 return ()
 
-    def _walk(self, start: V, arcs: Mapping[V, Counter[V]], came_from: dict[V, V]) -> Generator[V, None, None]:
+    def _walk(self, start: V, arcs: Mapping[V, dict[V, int]], came_from: dict[V, V]) -> Generator[V, None, None]:
         """Yields the end of every arc reachable from `start`, once per arc, and notes how it was reached."""
         waiting = [start]
         while waiting:
