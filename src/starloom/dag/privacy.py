@@ -76,9 +76,11 @@ class Labels:
         self._specs = specs
         self._reads = reads
         self._kinds = kinds
-        names = {**reads, **{name: None for name, spec in specs.items() if spec.private}}
-        found = ((name, self.of(name)) for name in names)
-        self.levels = {name: label.level for name, label in found if label is not None}
+        # Most say nothing of themselves, and are as private as what they read.
+        self.levels = {name: label.level for name, label in reads.items()}
+        for name, spec in specs.items():
+            if spec.private and (label := self.of(name)) is not None:
+                self.levels[name] = label.level
 
     def __repr__(self) -> str:
         return f"<Labels: {len(self.levels)} stages>"
