@@ -8,6 +8,7 @@ from tests.orchestrator.test_coordinator_colocate import lose
 from tests.orchestrator.test_coordinator_patch import constellation
 from tests.orchestrator.test_coordinator_privacy import places, three
 
+from starloom.dag.constellation import Tier
 from starloom.dag.errors import Infeasible
 
 TWO = "stages: {one: {kind: t.work, spread: SAID}, two: {kind: t.work, spread: SAID}}"
@@ -153,6 +154,32 @@ class TestPatches:
         w.finish("one")
         assert w.active() == []
         w.patched(w.patch(job, "- move: {stage: two, require: {}, spread: ''}"))
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    @pytest.mark.parametrize("kind", ["t.work", "t.ticks"])
+    def test_what_waits_takes_the_place_of_one_that_is_skipped(self, world: Any, kind: str) -> None:
+        """No node has more room than before, and nothing came to the fleet."""
+        w = world(node("n1"), node("n2"), node("n3"), node("far", Tier.CLOUD))
+        job = w.submit(
+            constellation(
+                f"""
+stages:
+  judge: {{kind: t.judge, params: {{score: 1}}, require: {{tier: cloud}}}}
+  gate: {{kind: t.work, require: {{tier: cloud}}}}
+  one: {{kind: t.work, spread: g, require: {{node: n1}}, in: {{x: {{from: judge.value, when: {{path: score, is: ">", value: 0}}}}}}}}
+  two: {{kind: t.work, spread: g, require: {{node: n2}}}}
+  late: {{kind: {kind}, spread: g, require: {{tier: edge}}, after: [gate]}}
+"""
+            )
+        )
+        w.finish("judge", "one", "two")
+        lose(w, "n3")
+        w.finish("gate")
+        w.patched(w.patch(job, "- replace: {stage: judge, params: {score: 0}}", restart=True))
+        assert w.active() == ["judge"]
+        w.finish("judge")
+        assert w.where("late").name == "n1"
         w.finish_all()
         assert w.status(job) == "succeeded"
 

@@ -49,14 +49,14 @@ class Changing:
         self.relabel(run)
         confided = self._end_confided(run, before)
         if run.colocated or run.spread:
-            self._lanes.wake(run)
+            self._settler.regroup(run)
         for name in plan.ended:
             if name in job.stages:
                 self._settler.reopen(run, name, why)
         for name in mine:
             del run.held[name]
         fresh = [change.stage for change in difference.stages if change.before is None]
-        self.decide(run, [*mine, *fresh, *confided, *_streaming_together(run)])
+        self.decide(run, [*mine, *fresh, *confided])
         self._settler.touch(run)
 
     def _end_confided(self, run: Run, before: Mapping[StageId, Private]) -> list[StageId]:
@@ -111,9 +111,3 @@ def _reads_private(run: Run, name: StageId) -> bool:
         arc.output and stages[arc.upstream].committed is not None and run.labels.of_output(arc.upstream, arc.output)
         for arc in run.job.upstreams[name]
     )
-
-
-def _streaming_together(run: Run) -> list[StageId]:
-    """What streams, and stands with others or apart: it may have been put aside for a node that it need no longer have."""
-    aside = (name for name in (*run.colocated, *run.spread) if name in run.streams.groups)
-    return [name for name in aside if name not in run.waits and name not in run.held]

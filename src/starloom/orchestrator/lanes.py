@@ -42,6 +42,7 @@ class Lane:
         prefers: Preferences = _NOTHING_PREFERRED,
     ) -> None:
         self.key = key
+        self.group = key[-1]
         self.seq = seq
         self.kind = kind
         self.requires = requires
@@ -110,6 +111,7 @@ class ReadyLanes:
         self._lanes: dict[LaneKey, Lane] = {}
         self._awake: dict[int, Lane] = {}
         self._parked: dict[JobId, Run] = {}
+        self._regrouped: dict[JobId, Run] = {}
         self._seq = 0
         self._version = -1
         self._clock = 0
@@ -184,6 +186,7 @@ class ReadyLanes:
         run.lanes.clear()
         run.parked.clear()
         self._parked.pop(run.job.id, None)
+        self._regrouped.pop(run.job.id, None)
 
     def forget(self, run: Run, stages: Set[StageId]) -> None:
         """Stages are no longer what they were: whatever lane knows them is not theirs any more. Each entry is looked up."""
@@ -195,10 +198,8 @@ class ReadyLanes:
                 heapify(heap)
 
     def wake(self, run: Run) -> None:
-        """Stages of the job may have other nodes than before: its lanes are looked at again."""
-        for lane in run.lanes.values():
-            lane.blocked = False
-            self._awake[lane.seq] = lane
+        """Stages of the job that stand with others, or apart, may have other nodes than before: their lanes are looked at again."""
+        self._regrouped[run.job.id] = run
 
     def _enter(self, lane: Lane, run: Run, stage: StageId) -> None:
         heap = lane.stages.get(run.job.id)
@@ -292,6 +293,12 @@ class ReadyLanes:
                     self._awake[lane.seq] = lane
                 member.blocked.clear()
         self._fleet.opened.clear()
+        for run in self._regrouped.values():
+            for lane in run.lanes.values():
+                if lane.group:
+                    lane.blocked = False
+                    self._awake[lane.seq] = lane
+        self._regrouped.clear()
         for run in [run for run in self._parked.values() if not run.full]:
             del self._parked[run.job.id]
             for lane in run.parked:

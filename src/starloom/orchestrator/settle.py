@@ -267,12 +267,18 @@ class Settler:
                 job=run.job.id, stage=name, token=stage.committed, reason=reason, lost=lost, unjudged=unjudged
             )
         )
+        self._leaves(run, name)
         self.decide(run, name)
         for arc in run.job.downstreams[name]:
             for each in run.streams.groups.get(arc.downstream, (arc.downstream,)):
                 if each in run.queued:
                     run.queued.discard(each)
                     self.decide(run, each)
+
+    def regroup(self, run: Run) -> None:
+        """Stages of the job that stand with others, or apart from them, may have other nodes than before."""
+        self._lanes.wake(run)
+        self._streaming.regrouped()
 
     def touch(self, run: Run) -> None:
         """The job may have nothing left to do; `drain` looks."""
@@ -334,6 +340,7 @@ class Settler:
         run.queued.discard(name)
         token = self._ledger.next_token(stage)
         self._ledger.record(StageSkipped(job=run.job.id, stage=name, token=token, reason=reason))
+        self._leaves(run, name)
         self._settled(run, name)
         self._unread(run, name)
 
@@ -364,8 +371,14 @@ class Settler:
                 if self.supersede(run, upstream, token, f"{name} reads its stream no more, and it would wait for that"):
                     self.decide(run, upstream)
 
+    def _leaves(self, run: Run, name: StageId) -> None:
+        """A stage does not stand where it stood: others of its group may, and no node needs to have room for that."""
+        if name in run.spread or name in run.colocated:
+            self.regroup(run)
+
     def _gone(self, run: Run, name: StageId) -> None:
         """A token of the stage is live no more, and gave no result."""
+        self._leaves(run, name)
         if not run.job.stages[name].live:
             self.refused += run.early.pop(name, None) is not None
             run.unasked.pop(name, None)

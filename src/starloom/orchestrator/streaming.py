@@ -39,6 +39,10 @@ class Streaming:
         else:
             self._aside[run.job.id, stage] = run
 
+    def regrouped(self) -> None:
+        """What stands with others, or apart from them, may have other nodes in the same fleet: `renew` looks."""
+        self._version = -1
+
     def renew(self) -> None:
         """Groups may have nodes now that had none."""
         if self._version == self._fleet.version:
