@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
-from tests.agents.fakes import TOKEN, WAIT_SECONDS, FakeOrchestrator, assign, given, task
+from tests.agents.fakes import TOKEN, WAIT_SECONDS, FakeOrchestrator, Stages, assign, given, task
 from tests.agents.streamkit import OF_THE_JOB, StreamStore
 
 from starloom.agents import samples, selfprofile
 from starloom.agents.agent import Agent, AgentConfig
 from starloom.agents.messages import Await, Cancel, Finished, InputLost, Reader, Release, Started, WasCancelled
+from starloom.agents.stages.basic import Noop
 from starloom.agents.streams.records import StreamName
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
@@ -82,6 +83,25 @@ async def test_what_it_measures_of_its_node_is_told_by_one_heartbeat_and_by_the_
             pass
         assert [hello.profile.measured for hello in orchestrator.hellos] == [None, found, found]
         assert not [load for load in orchestrator.loads[told:] if load.measured is not None]
+
+
+async def test_one_whose_user_has_no_home_joins_without_a_profile(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    for name in ("STARLOOM_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    async with FakeOrchestrator() as orchestrator:
+        agent = Agent(config(orchestrator, measures=True), Stages(Noop()))
+        await agent.start()
+        orchestrator.send(assign())
+        assert isinstance(await orchestrator.last(task()), Finished)
+        await agent.stop()
+        assert orchestrator.hellos[0].profile.measured is None
+    assert "its profile cannot be kept: Could not determine home directory." in caplog.text
 
 
 async def test_agents_stream_to_each_other_and_to_the_orchestrator() -> None:

@@ -377,7 +377,7 @@ def test_what_a_stage_measures_is_in_its_report() -> None:
             ["figures.a: is nan, no finite", "figures.c: is 'many', no finite"],
         ),
         ({"": 1.0}, ["has a name of 0 characters"]),
-        ({"\udcff": 1.0}, ["has a name that is no text"]),
+        ({"\udcff": 1.0}, ["has a name that holds '\\udcff'"]),
         ({f"f{n}": 1.0 for n in range(17)}, ["17 are over FIGURES_PER_STAGE_MAX = 16"]),
     ],
 )

@@ -128,6 +128,7 @@ class TestKept:
             lambda data: data[: len(data) // 2],
             lambda data: b"",
             lambda data: b"\xff" + data,
+            lambda data: data[:-1] + b',"more":' + b"[" * 100_000,
             lambda data: data.replace(b'"seconds":[1.0', b'"seconds":[-1.0'),
             lambda data: data.replace(b'"seconds":[1.0,', b'"seconds":['),
             lambda data: data.replace(b'"machine":"', b'"machine":"another '),

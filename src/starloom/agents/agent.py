@@ -32,7 +32,7 @@ from starloom.agents.stage import CancelToken
 from starloom.agents.streams.runner import Streams
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
-from starloom.dag.errors import Fenced, InvalidInput, Problem, StarloomError
+from starloom.dag.errors import Fenced, InvalidInput, Problem
 from starloom.dag.ids import AgentId, Epoch
 from starloom.dag.kinds import Batch, KindSpec
 from starloom.devices.node import Measured, NodeProfile
@@ -279,13 +279,14 @@ class Agent:
     def _find_means(self) -> Means | None:
         """What it profiles with; takes over what is kept from earlier starts. None where that cannot be had."""
         config, profile = self.config, self.profile
-        folder = Path(config.profiles_root) if config.profiles_root else selfprofile.default_folder()
         providers = {target.name: provider_of(target.name) for target in profile.targets}
         try:
+            folder = Path(config.profiles_root) if config.profiles_root else selfprofile.default_folder()
             store = ModelStore(Path(config.models_root) if config.models_root else None)
             means = Means(folder, providers, config.threads, self._kinds, store)
             self._profile = msgspec.structs.replace(profile, measured=selfprofile.kept(means))
-        except (StarloomError, OSError) as error:
+        # A user without a home, or whatever else: an agent works as well without.
+        except Exception as error:
             _log.warning("%s: its profile cannot be kept: %s", config.name, error)
             return None
         return means

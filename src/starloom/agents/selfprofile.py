@@ -41,6 +41,8 @@ _GRAPHS_NAME: Final = "graphs.json"
 _LOOK_SECONDS: Final = 0.05
 _LOWEST_PRIORITY: Final = 19
 _CPU: Final = "CPUExecutionProvider"
+#: what a file raises that holds something else
+_UNREADABLE: Final = (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,7 +267,7 @@ def _read_seconds(means: Means, provider: str) -> tuple[float, ...]:
         found = msgspec.json.decode(path.read_bytes(), type=_Kept)
     except FileNotFoundError:
         return nothing
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         _log.warning("the profile %s cannot be read, and is made anew: %s", path, error)
         return nothing
     sound = len(found.seconds) == len(nothing) and all(isfinite(each) and each >= 0 for each in found.seconds)
@@ -285,7 +287,7 @@ def _read_graphs(folder: Path) -> dict[str, Demand]:
         found = msgspec.json.decode((folder / _GRAPHS_NAME).read_bytes(), type=dict[str, Demand])
     except FileNotFoundError:
         return {}
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except _UNREADABLE as error:
         _log.warning("%s cannot be read, and graphs are read again: %s", folder / _GRAPHS_NAME, error)
         return {}
     return {key: each for key, each in found.items() if len(each) == len(COLUMNS) and all(map(isfinite, each))}

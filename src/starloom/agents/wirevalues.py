@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from starloom.dag import limits
+from starloom.dag.checks import plain_fault
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.values import PortType, ValueRef
@@ -95,18 +96,10 @@ def check_ref(ref: ValueRef, place: str) -> None:
         raise refusal(f"{place}.bytes", f"is {ref.bytes}, not 0 to VALUE_BYTES_MAX = {limits.VALUE_BYTES_MAX}")
     if ref.inline is not None and len(ref.inline) != ref.bytes:
         raise refusal(f"{place}.inline", f"has {len(ref.inline)} bytes, but the value has {ref.bytes}")
-    if ref.meta:
-        _check_plain(ref.meta, f"{place}.meta")
-
-
-def _check_plain(meta: dict[str, Any], place: str) -> None:
-    """A journal is JSON: what that has no word for would be another value there, or none."""
-    try:
-        plain = _objects.decode(encode(meta)) == meta
-    except (TypeError, ValueError, RecursionError) as error:
-        raise refusal(place, f"cannot be said in JSON: {error}") from error
-    if not plain:
-        raise refusal(place, "cannot be said in JSON")
+    # A journal is JSON: what that has no word for would be another value there, or none; and what is nested too deeply can
+    # be written by one who cannot read it again.
+    if ref.meta and (fault := plain_fault(ref.meta)):
+        raise refusal(f"{place}.meta", fault)
 
 
 def digest_from_wire(digest: str, place: str = "digest") -> str:

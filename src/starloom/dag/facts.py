@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from starloom.dag import limits
+from starloom.dag.checks import text_fault
 from starloom.dag.constellation import Constellation
-from starloom.dag.errors import tellable
 from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, Revision, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Difference
@@ -80,9 +80,9 @@ def figure_fault(name: str, value: Any) -> str:
     """What keeps a figure that a stage measured out of the journal; empty where nothing does."""
     if not 0 < len(name) <= limits.NAME_CHARACTERS_MAX:
         return f"has a name of {len(name)} characters, not 1 to NAME_CHARACTERS_MAX = {limits.NAME_CHARACTERS_MAX}"
-    # UTF-8 has no word for surrogates that stand alone, and JSON none for infinity or for what is no number.
-    if name != tellable(name):
-        return f"has a name that is no text: {name!r}"
+    if fault := text_fault(name):
+        return f"has a name that {fault}"
+    # JSON has no word for infinity or for what is no number.
     return "" if isinstance(value, int | float) and isfinite(value) else f"is {value!r}, no finite number"
 
 
