@@ -522,6 +522,34 @@ async def test_store_that_takes_a_stream_no_more_fails_the_attempt_at_once() -> 
         assert "no such output" in failed.error.message
 
 
+def _odd(*_: Any) -> Any:
+    raise KeyError("a defect")
+
+
+async def test_defect_in_reading_a_stream_ends_the_attempt_and_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("starloom.agents.streamframes.unframe", _odd)
+    async with cluster("a", "b") as agents:
+        a, b = agents["a"], agents["b"]
+        a.send(producing("count", "t.count", "g.in"))
+        b.send(consuming("g", "t.gather", a.awaits(in_="count.out")))
+        lost = await b.told.final(task("g"))
+        assert isinstance(lost, InputLost)
+        assert "cannot be read: KeyError" in lost.reason
+    assert "failed unexpectedly" in caplog.text
+
+
+async def test_defect_in_writing_a_stream_fails_the_attempt_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("starloom.agents.wirestreams.part_to_wire", _odd)
+    async with cluster("a") as agents:
+        a = agents["a"]
+        a.send(producing("count", "t.count", params={"count": 10**9}, publish=("out",)))
+        failed = await a.told.final(task("count"))
+        assert isinstance(failed, Failed)
+        assert failed.error.message == "KeyError: 'a defect'"
+
+
 async def test_stream_for_an_unknown_port_is_told() -> None:
     async with cluster("a") as agents:
         a = agents["a"]

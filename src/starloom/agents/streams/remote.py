@@ -151,6 +151,11 @@ class _ReadCalls:
             except StarloomError as error:
                 self._come(InputUnavailable(f"{self._address} does not give the stream: {error}"))
                 return
+            # Whoever reads would wait for ever.
+            except Exception as error:
+                _log.exception("reading a stream of %s failed unexpectedly", self._address)
+                self._come(InputUnavailable(f"the stream of {self._address} cannot be read: {type(error).__name__}"))
+                return
             await asyncio.sleep(wait)
             wait = min(2 * wait, limits.RECONNECT_LAST_SECONDS)
 
@@ -272,7 +277,8 @@ class Carrier:
 async def _both(listening: asyncio.Task[None], sending: asyncio.Task[None]) -> None:
     """Lasts until the other end has said that all is stored. Raises what ended either before that."""
     done, _ = await asyncio.wait((listening, sending), return_when=asyncio.FIRST_COMPLETED)
-    if sending in done and isinstance(error := sending.exception(), StarloomError):
+    error = sending.exception() if sending in done else None
+    if error is not None and not isinstance(error, status.CALL_OVER):
         raise error
     # Where a write failed, the call is over, and this tells why.
     await listening

@@ -24,7 +24,7 @@ from starloom.agents.streams.watching import Watch
 from starloom.agents.transfer import Transfer
 from starloom.agents.workers import Began, Ended
 from starloom.dag import limits
-from starloom.dag.errors import Cancelled, InvalidInput, Problem, StarloomError, StreamGone
+from starloom.dag.errors import Cancelled, InvalidInput, Problem, StreamGone
 from starloom.dag.ids import AgentId, JobId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.streams import has_streams
@@ -164,7 +164,7 @@ class Streams:
         carrying = self._loops.on_agent(carrier.run())
 
         def ended(done: Future[None]) -> None:
-            if not done.cancelled() and isinstance(error := done.exception(), StarloomError):
+            if not done.cancelled() and isinstance(error := done.exception(), Exception):
                 self._loops.to_streams(run.fail, error)
 
         carrying.add_done_callback(ended)

@@ -134,7 +134,7 @@ class StreamRun:
         self._told: dict[str, float] = {}
         self._values: dict[str, Any] = {}
         #: why the attempt is to end, if not by itself
-        self._wrong: StarloomError | None = None
+        self._wrong: Exception | None = None
         self._task: asyncio.Task[Any] | None = None
 
     async def run(self, published: Callable[[], Any]) -> Made | StarloomError | ErrorInfo:
@@ -157,7 +157,7 @@ class StreamRun:
             for inlet in self.inlets.values():
                 inlet.stop()
 
-    def fail(self, error: StarloomError) -> None:
+    def fail(self, error: Exception) -> None:
         """Ends the attempt with this failure."""
         if self._wrong is None and self._task is not None:
             self._wrong = error
