@@ -6,11 +6,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from starloom.agents.language import endpoint
+from starloom.agents.language import connection, endpoint
 from starloom.agents.language.connection import Connection
 from starloom.agents.language.reply import EventData, Reply
 from starloom.agents.stage import CancelToken, Models, StageCall
@@ -30,9 +31,15 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.scripts: list[Script] = []
         self.asked: list[dict[str, Any]] = []
+        self.changed = threading.Condition()
         self.headers: list[Mapping[str, str]] = []
         self.arrived = threading.Event()
         self.over = threading.Event()
+
+    def until_asked(self, times: int) -> None:
+        """Of a request whose client has gone it may hear later."""
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.asked) >= times, 60)
 
     @property
     def url(self) -> str:
@@ -48,7 +55,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         server = cast(Server, self.server)
         assert self.path == "/v1/chat/completions"
-        server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        with server.changed:
+            server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            server.changed.notify_all()
         server.headers.append(dict(self.headers))
         server.arrived.set()
         script = server.scripts[min(len(server.asked), len(server.scripts)) - 1]
@@ -241,6 +250,7 @@ def test_one_hang_before_the_first_byte_is_tried_again_and_then_named(server: Se
     server.scripts = [lambda handler: handler.hang()]
     with pytest.raises(DeadlineExceeded, match=r"127.0.0.1.*no answer within first_seconds = 0.05"):
         call(server, first_seconds=0.05, retries=1)
+    server.until_asked(2)
     assert len(server.asked) == 2
 
 
@@ -371,14 +381,49 @@ def test_an_endless_answer_is_cut_off(server: Server, monkeypatch: pytest.Monkey
         call(server)
 
 
-def test_an_answer_that_runs_on_is_cut_off_by_its_budget_and_says_so(server: Server) -> None:
+class Alarm:
+    """Stands for the timer that ends a connection; the time is over once a test says so."""
+
+    daemon = False
+    late = 0.0
+    ring: Callable[[], None]
+
+    def __init__(self, _: float, ring: Callable[[], None]) -> None:
+        Alarm.ring = ring
+
+    def start(self) -> None:
+        return
+
+    def cancel(self) -> None:
+        return
+
+    @staticmethod
+    def monotonic() -> float:
+        return time.monotonic() + Alarm.late
+
+
+def test_an_answer_that_runs_on_is_cut_off_by_its_budget_and_says_so(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Alarm, "late", 0.0)
+    monkeypatch.setattr(connection, "time", Alarm)
+    monkeypatch.setattr(connection, "threading", SimpleNamespace(Timer=Alarm, Lock=threading.Lock))
+
     def script(handler: Handler) -> None:
         handler.open_stream()
         while not server.over.wait(0.01):
             handler.chunk(event(content="on "))
 
+    come: list[float] = []
+
+    def progress(at: float) -> None:
+        come.append(at)
+        if len(come) == 2:
+            Alarm.late = 3600.0
+            Alarm.ring()
+
     server.scripts = [script]
-    outputs = call(server, seconds_max=0.5)
+    outputs = call(server, seconds_max=3600, progress=progress)
     assert outputs["details"]["finish"] == "time"
     assert outputs["text"].startswith("on on ")
 

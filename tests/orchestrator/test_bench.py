@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,7 +16,7 @@ from starloom.dag.errors import InvalidInput, StarloomError
 from starloom.dag.ids import StageId
 from starloom.dag.validate import validate
 from starloom.orchestrator import demo
-from starloom.orchestrator.bench import daskpeer, harness, overhead, replay, report, tiers, transfer
+from starloom.orchestrator.bench import daskpeer, harness, overhead, peerhost, replay, report, tiers, transfer
 from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.ours import OURS, constellation
 from starloom.orchestrator.bench.peerhost import Ask, paced
@@ -117,9 +118,16 @@ def test_a_percentile_is_a_figure_that_so_many_are_at_most(percent: int, found: 
     assert harness.percentile([float(number) for number in range(100, 0, -1)], percent) == found
 
 
-def test_latency_counts_from_when_a_job_was_due() -> None:
+def test_latency_counts_from_when_a_job_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace(per_second=1_000.0, seconds=0.005)
     ends: list[Callable[[], None]] = []
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(peerhost, "time", SimpleNamespace(perf_counter=lambda: now, sleep=sleep))
 
     class Late:
         """Ends all jobs when the last one was handed in."""
@@ -135,7 +143,7 @@ def test_latency_counts_from_when_a_job_was_due() -> None:
 
     found = paced(Late(), pace)
     assert len(found) == pace.jobs == 5
-    assert found[0] - found[-1] == pytest.approx(pace.due(4), abs=0.05)
+    assert found == pytest.approx([pace.due(4) - pace.due(job) for job in range(5)])
     assert all(earlier > later for earlier, later in pairwise(found))
 
 
