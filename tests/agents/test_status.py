@@ -127,6 +127,26 @@ async def test_long_message_is_cut_in_the_status_but_not_in_the_detail() -> None
     assert status.detail(StarloomError("z" * 100_000)).message.endswith("(cut)")
 
 
+async def test_message_to_a_client_that_has_gone_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    ended: asyncio.Queue[BaseException] = asyncio.Queue()
+
+    async def goes_on(context: aio.ServicerContext[Any, Any]) -> None:
+        try:
+            async with status.reporting(context):
+                # What gRPC raises from a write, now and then, before it has told that the call was cancelled.
+                raise aio.InternalError("Failed execute_batch")
+        except BaseException as error:
+            ended.put_nowait(error)
+            raise
+
+    async with serving(goes_on) as channel:
+        fetching = asyncio.create_task(fetch(channel))
+        assert isinstance(await ended.get(), asyncio.CancelledError)
+        fetching.cancel()
+        await asyncio.gather(fetching, return_exceptions=True)
+    assert "unexpectedly" not in caplog.text
+
+
 async def test_defect_is_told_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     code, found = await over_the_wire(ZeroDivisionError("secret"))
     assert code is grpc.StatusCode.INTERNAL

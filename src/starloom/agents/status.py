@@ -152,13 +152,19 @@ async def abort(context: aio.ServicerContext[Any, Any], error: StarloomError) ->
 
 @asynccontextmanager
 async def reporting(context: aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """Ends the call with the error that the block raises; a defect is logged whole and told in one line."""
+    """Ends the call with the error that the block raises; a defect is logged whole and told in one line.
+
+    Raises CancelledError where the client has gone.
+    """
     try:
         yield
     except StarloomError as error:
         await abort(context, error)
     except (aio.AbortError, aio.UsageError):
         raise
+    except aio.InternalError as error:
+        # A message to a client that has gone: it is as if that had cancelled the call, which may only be known later.
+        raise asyncio.CancelledError from error
     except Exception as error:
         _log.exception("a call failed unexpectedly")
         await abort(context, StarloomError(f"{type(error).__name__} in the server; its log has the traceback"))
