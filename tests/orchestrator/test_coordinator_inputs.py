@@ -5,7 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 from tests.orchestrator.harness import KINDS, World, facts_of, node, stored
+from tests.orchestrator.rig import bytes_ref
 
+from starloom.agents import wire
 from starloom.agents.messages import Cancel, InputLost, Publish, Published
 from starloom.dag import limits
 from starloom.dag.builder import Graph
@@ -13,6 +15,8 @@ from starloom.dag.constellation import Constellation, Join, OnFailure, Policy, R
 from starloom.dag.document import load
 from starloom.dag.facts import StageCommitted, StageReopened, StageSkipped, StageSuperseded
 from starloom.dag.values import PortType
+from starloom.orchestrator.dispatch import fits
+from starloom.orchestrator.lineage import Fed
 
 NO_RETRY = Policy(retry=Retry(times=0))
 
@@ -29,6 +33,48 @@ def chain(*nodes: str, last: str = "t.need") -> Constellation:
         stage = graph.stage(name, "t.blob", require=on(where), policy=NO_RETRY, x=stage["data"])
     graph.stage("end", last, data=stage["data"], policy=NO_RETRY)
     return graph.build(KINDS)
+
+
+def gathering(count: int) -> Constellation:
+    """So many stages that one reads, and another that reads only the first."""
+    graph = Graph("gathering")
+    made = [graph.stage(f"m{number}", "t.work") for number in range(count)]
+    inputs = {f"x{number}": stage["value"] for number, stage in enumerate(made)}
+    whole = graph.stage("all", "t.work", inputs=inputs)
+    graph.stage("one", "t.work", x=made[0]["value"])
+    graph.output("whole", whole["value"])
+    return graph.build(KINDS)
+
+
+class TestTooMuch:
+    def test_a_stage_whose_inputs_no_message_holds_fails_and_is_sent_to_nobody(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "ASSIGN_INPUTS_BYTES_MAX", 2_000)
+        w = world(node("edge-1", slots=20))
+        job = w.submit(gathering(9))
+        w.finish(*(f"m{number}" for number in range(9)))
+        assert w.status(job, "all") == ["failed"]
+        error = w.stage(job, "all").error
+        assert error is not None
+        assert error.cause == "InvalidInput"
+        assert error.message == (
+            "its 9 inputs are more than the ASSIGN_INPUTS_BYTES_MAX = 2000 bytes of a message; gather them in several stages"
+        )
+        assert w.status(job) == "failed"
+
+    def test_as_much_as_a_message_holds_is_sent_and_fits(self, world: Any) -> None:
+        w = world(node("edge-1"))
+        w.submit(gathering(1))
+        w.finish("m0")
+        assign = w.assigned("all")
+        [item], ref = assign.inputs, bytes_ref(bytes(30_000), inline=True)
+        inputs = [msgspec.structs.replace(item, port=f"x{number}", ref=ref) for number in range(1_000)]
+        packed = wire.command_to_wire(msgspec.structs.replace(assign, inputs=tuple(inputs))).ByteSize()
+        fed = [Fed(item.port, item.ref, item.consumed, None) for item in inputs]
+        assert fits(fed)
+        assert limits.ASSIGN_INPUTS_BYTES_MAX * 0.9 < packed < limits.MESSAGE_BYTES_MAX
+        assert not fits(fed * 2)
 
 
 class TestHolderLost:

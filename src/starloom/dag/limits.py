@@ -36,6 +36,8 @@ INLINE_VALUE_BYTES_MAX: Final = 16 * 1024
 INLINE_VALUES_BYTES_MAX: Final = 256 * 1024
 CHUNK_BYTES: Final = 512 * 1024
 MESSAGE_BYTES_MAX: Final = 32 * 1024 * 1024
+ASSIGN_INPUTS_BYTES_MAX: Final = 31 * 1024 * 1024
+"""What the inputs of an assignment take in its message, in which parameters and the like have the rest."""
 METADATA_BYTES_MAX: Final = 1024 * 1024
 STATUS_DETAIL_BYTES_MAX: Final = 512 * 1024
 STATUS_TEXT_CHARACTERS_MAX: Final = 10_000

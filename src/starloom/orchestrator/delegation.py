@@ -13,7 +13,7 @@ from starloom.dag.ids import FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import ENDED
 from starloom.orchestrator.ahead import NO_ROOM, Ahead
 from starloom.orchestrator.clocks import NANOS
-from starloom.orchestrator.dispatch import Dispatcher, any_online, input_of, moves_of
+from starloom.orchestrator.dispatch import Dispatcher, any_online, fits, input_of, moves_of
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.lanes import Lane
@@ -71,7 +71,7 @@ class Delegation:
         fed = inputs_of(job, name) if job.bindings[name] or len(awaited) < len(job.upstreams[name]) else ()
         holders = self._dispatcher.holders(fed)
         candidates = self._dispatcher.candidates(lane, run, name)
-        if not self._has_inputs(lane, awaited, fed) or not all(map(any_online, holders.values())):
+        if not self._has_inputs(lane, awaited, fed) or not all(map(any_online, holders.values())) or not fits(fed):
             return None
         moves = [*moves_of(fed, holders), *(Move(0, maker) for maker in {each.maker: None for each in awaited})]
         avoid = run.avoid.get(name, ())

@@ -1,10 +1,12 @@
 """Gives ready stages to agents."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
 
 from starloom.agents.messages import Assign, Await, Input, Source
+from starloom.dag import limits
 from starloom.dag.expectation import told_seconds
 from starloom.dag.facts import ErrorInfo, StagePlaced
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
@@ -26,6 +28,8 @@ from starloom.orchestrator.streams import pending
 
 Holders = dict[str, list[Member]]
 """Who has each value that only agents have, by input port."""
+_INPUT_BYTES: Final = 384
+"""About what an input takes in a message beside its names and its value, digests and all."""
 Spare = dict[int, list[Candidate]]
 """Those that had a free slot when a lane was first looked at, by its number."""
 
@@ -120,6 +124,8 @@ class Dispatcher:
         streamed: set[str] = run.streams.ports(name) if name in run.streams.groups else set()
         if lane.required and not self._has_inputs(lane, run, name, {*streamed, *(item.port for item in fed)}):
             return True
+        if not self._fits(run, name, fed):
+            return True
         moves: Sequence[Move] = ()
         holders: Holders = {}
         if any(item.ref.inline is None for item in fed):
@@ -148,13 +154,25 @@ class Dispatcher:
         missing = set(lane.required) - there
         if not missing:
             return True
-        stage = run.job.stages[name]
         ports = ", ".join(sorted(missing))
         message = f"input {ports} has no value: its upstream gave none; {lane.kind} needs one"
-        token = FencingToken(self._ledger.epoch, stage.attempt)
-        self._settler.fail(run, name, token, ErrorInfo(message=message, cause="InputUnavailable"))
-        self._settler.drain()
+        self._fail(run, name, message, "InputUnavailable")
         return False
+
+    def _fits(self, run: Run, name: StageId, fed: Sequence[Fed]) -> bool:
+        """Whether its inputs fit into one message; the stage fails if not, for it cannot be given to any agent."""
+        if fits(fed):
+            return True
+        limit = f"ASSIGN_INPUTS_BYTES_MAX = {limits.ASSIGN_INPUTS_BYTES_MAX} bytes"
+        message = f"its {len(fed)} inputs are more than the {limit} of a message; gather them in several stages"
+        self._fail(run, name, message, "InvalidInput")
+        return False
+
+    def _fail(self, run: Run, name: StageId, message: str, cause: str) -> None:
+        """A stage that has not been given out fails."""
+        token = FencingToken(self._ledger.epoch, run.job.stages[name].attempt)
+        self._settler.fail(run, name, token, ErrorInfo(message=message, cause=cause))
+        self._settler.drain()
 
     def _find_inputs(self, run: Run, name: StageId, fed: Sequence[Fed]) -> Holders | None:
         """Who can give each value that only agents have.
@@ -268,6 +286,12 @@ def input_of(run: Run, item: Fed, holders: Holders, member: Member) -> Input:
         return Input(port=item.port, ref=at_store, consumed=consumed, others=_sources([best, *others]))
     ref = item.ref if item.ref.holder == best.name else msgspec.structs.replace(item.ref, holder=best.name)
     return Input(port=item.port, ref=ref, consumed=consumed, address=best.profile.address, others=_sources(others))
+
+
+def fits(fed: Sequence[Fed]) -> bool:
+    """Whether an assignment with these inputs fits into one message. One that does not would break each session of its agent."""
+    sizes = (_INPUT_BYTES + len(item.port) + len(item.consumed.upstream) + len(item.ref.inline or b"") for item in fed)
+    return sum(sizes) <= limits.ASSIGN_INPUTS_BYTES_MAX
 
 
 def _has_slot(member: Member) -> bool:
