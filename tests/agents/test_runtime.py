@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import msgspec
 import pytest
 from tests.agents.fakes import (
     TOKEN,
@@ -467,6 +468,19 @@ async def test_own_value_that_is_gone_is_told() -> None:
         report = await rig.told.final(order.task)
         assert isinstance(report, InputLost)
         assert (report.upstreams, report.gone) == (("up",), True)
+
+
+async def test_of_many_values_that_are_gone_as_much_is_told_as_can_be_read() -> None:
+    async with rigged() as rig:
+        item = given("value", PortType.JSON, 1, holder=AGENT, inline=False)
+        order = assign("s", inputs=tuple(msgspec.structs.replace(item, port=f"value{n}") for n in range(5_000)))
+        rig.send(order)
+        report = await rig.told.final(order.task)
+        assert isinstance(report, InputLost)
+        assert report.upstreams == ("up",)
+        assert report.reason.startswith("input value0: ")
+        assert report.reason.endswith(" ... (cut)")
+        assert len(report.reason) < 1.1 * limits.STATUS_TEXT_CHARACTERS_MAX
 
 
 async def test_holder_that_cannot_be_reached_is_told_after_some_patience(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from starloom.agents.fetching import InputsLost
 from starloom.agents.messages import Assign, Failed, Finished, InputLost, Report, WasCancelled
 from starloom.agents.stage import CancelToken
 from starloom.agents.values import Data
-from starloom.dag.errors import DeadlineExceeded, Unavailable
+from starloom.dag.errors import DeadlineExceeded, Unavailable, tellable
 from starloom.dag.facts import ErrorInfo, Timing
 from starloom.dag.ids import AgentId, TaskToken
 
@@ -62,8 +62,9 @@ class Work:
 
 
 def lost_report(task: TaskToken, lost: InputsLost) -> InputLost:
-    """The report of inputs that could not be had."""
-    return InputLost(task=task, upstreams=lost.upstreams, reason=str(lost), gone=lost.gone, missing=dict(lost.missing))
+    """The report of inputs that could not be had; of many, not each one's reason fits."""
+    reason = tellable(str(lost))
+    return InputLost(task=task, upstreams=lost.upstreams, reason=reason, gone=lost.gone, missing=dict(lost.missing))
 
 
 def unable_report(core: AgentCore, task: TaskToken, done: asyncio.Task[Any]) -> Report | None:
