@@ -206,3 +206,121 @@ def test_replicas_stand_on_different_nodes_and_logs_in_different_racks(capsys: p
     racks = {"kiosk": "1", "edge-1": "1", "edge-2": "2"}
     assert {racks[placement[name]["node"]] for name in ("log_here", "log_there")} == {"1", "2"}
     assert found["explain"]["excluded"] == {"edge-2": "has driver=11.8, where >= v12.2 is required"}
+
+
+PAID = """
+nodes:
+  - {name: cam, tier: device, watts: 2}
+  - {name: edge, tier: edge, speed: 2, watts: 10, price_per_hour: 3.6}
+  - {name: far, tier: cloud, speed: 4, watts: 80, price_per_hour: 36}
+links:
+  - {between: [device, edge], latency: 100ms}
+  - {between: [device, cloud], latency: 100ms}
+"""
+
+
+def test_an_objective_chooses_the_place_and_what_it_takes_is_told(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "paid.yaml"
+    fleet.write_text(PAID)
+    takes = {
+        "latency": ("far", 3.1, 84.0, 0.01),
+        "energy": ("cam", 6.0, 12.0, 0.0),
+        "latency,price": ("far", 3.1, 84.0, 0.01),
+    }
+    for said, (node, seconds, joules, price) in takes.items():
+        code, found = plan(capsys, files[0], "--fleet", str(fleet), "--objective", said)
+        assert code == 0
+        assert found["placement"]["b"]["node"] == node
+        assert [goal["by"] for goal in found["objective"]] == said.split(",")
+        assert found["makespan"] == pytest.approx(seconds)
+        assert (found["energy_joules"], found["price"]) == (pytest.approx(joules), pytest.approx(price))
+    _, found = plan(capsys, files[0], "--fleet", str(fleet), "--objective", "energy", "--explain", "b", "--losses")
+    others = {
+        each["place"]: (each["objective"], each["energy_joules"], each["price"])
+        for each in found["explain"]["alternatives"]
+    }
+    assert others["edge"] == (pytest.approx(4.1), pytest.approx(24.0), pytest.approx(0.002))
+    assert list(others) == ["cam", "edge", "far"]
+    assert main(["plan", files[0], "--fleet", str(fleet), "--objective", "energy", "--explain", "b"]) == 0
+    said = capsys.readouterr().out
+    assert "it takes 12 J and costs 0, links included; any plan takes 12 J and costs 0 at the least" in said
+    assert "where any plan takes 3.100 s at the least; the best by energy; found by" in said
+    assert "JOULES  PRICE" in said
+
+
+def test_a_deadline_bounds_what_is_saved_and_one_that_no_plan_meets_is_refused(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "paid.yaml"
+    fleet.write_text(PAID)
+    document = CHAIN.replace("name: chain", "name: chain\nobjective: energy\ndeadline: 5s")
+    Path(files[0]).write_text(document)
+    code, found = plan(capsys, files[0], "--fleet", str(fleet))
+    assert (code, found["placement"]["b"]["node"], found["deadline"]) == (0, "edge", {"seconds": 5.0, "met": True})
+    Path(files[0]).write_text(document.replace("5s", "3s"))
+    code, found = plan(capsys, files[0], "--fleet", str(fleet))
+    assert code == 2
+    assert "all ends within 3 s" in str(found["error"]["problems"])
+
+
+def test_a_battery_is_not_drawn_beyond_what_it_has(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "paid.yaml"
+    for joules, node in ((12, "cam"), (11, "edge")):
+        fleet.write_text(PAID.replace("watts: 2}", f"watts: 2, battery_joules: {joules}}}"))
+        _, found = plan(capsys, files[0], "--fleet", str(fleet), "--objective", "energy")
+        assert found["placement"]["b"]["node"] == node
+    fleet.write_text(PAID.replace("watts: 2}", "watts: 2, battery_joules: 3}"))
+    code, found = plan(capsys, files[0], "--fleet", str(fleet))
+    assert code == 2
+
+
+def test_however_little_time_there_is_what_takes_least_is_found(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "paid.yaml"
+    fleet.write_text(PAID)
+    for said, joules in (("energy", 12.0), ("energy,price", 12.0), ("latency=1,energy=9", 12.0)):
+        code, found = plan(capsys, files[0], "--fleet", str(fleet), "--objective", said, "--budget", "0.000001")
+        assert (code, found["energy_joules"]) == (0, pytest.approx(joules))
+
+
+def test_an_alternative_that_misses_the_deadline_says_so(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "paid.yaml"
+    fleet.write_text(PAID)
+    Path(files[0]).write_text(CHAIN.replace("name: chain", "name: chain\nobjective: energy\ndeadline: 5s"))
+    assert main(["plan", files[0], "--fleet", str(fleet), "--explain", "b"]) == 0
+    said = capsys.readouterr().out
+    assert "after the deadline of 5 s" in said
+    assert said.index("the deadline of 5 s is met") < said.index("b, elsewhere")
+    _, found = plan(capsys, files[0], "--fleet", str(fleet), "--explain", "b")
+    # What ends in time comes first, and of that what takes least.
+    assert [each["place"] for each in found["explain"]["alternatives"]] == ["edge", "far", "cam"]
+
+
+def test_all_that_is_wrong_with_the_command_line_is_told(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--objective", "speed,energy+much,energy", "--soft", "--input-bytes", "none=3"]
+    code, found = plan(capsys, files[0], "--fleet", files[1], *more)
+    assert code == 2
+    places = ["--objective[0]", "--objective[1].within", "--objective", "--input-bytes", "--soft"]
+    assert [problem["place"] for problem in found["error"]["problems"]] == places
+
+
+def test_on_battery_the_camera_gives_no_more_than_it_has(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parents[2] / "examples" / "on-battery"
+    files = [str(folder / name) for name in ("constellation.yaml", "fleet.yaml")]
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 0
+    assert found["deadline"] == {"seconds": 6.0, "met": True}
+    drawn = sum(each["energy_joules"] for each in found["placement"].values() if each["node"] == "camera")
+    assert drawn <= 12
+    _, fast = plan(capsys, files[0], "--fleet", files[1], "--objective", "latency")
+    assert found["energy_joules"] < fast["energy_joules"]
+    assert found["makespan"] > fast["makespan"]

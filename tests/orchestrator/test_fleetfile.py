@@ -1,5 +1,6 @@
 """Fleet files: what they describe, and every problem of a bad one."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,39 @@ def test_a_cluster_file_is_a_fleet() -> None:
     fleet = parse(b"nodes:\n  - {name: edge-1, tier: edge}\n")
     assert fleet.nodes[0].speed == {"cpu": 1.0}
     assert fleet.nodes[0].memory_bytes == 0
+
+
+def test_what_seconds_and_bytes_take_is_read_for_all_targets_or_each() -> None:
+    fleet = parse(
+        b"nodes:\n"
+        b"  - {name: cam, tier: device, targets: [cpu, npu], watts: {npu: 2}, battery_joules: 500}\n"
+        b"  - {name: edge, tier: edge, watts: 40, price_per_hour: 0.5}\n"
+        b"links:\n"
+        b"  - {between: [device, edge], joules_per_mb: 3, price_per_gb: 2}\n"
+    )
+    camera, edge = fleet.nodes
+    assert (camera.watts, camera.price_per_hour, camera.battery_joules) == ({"npu": 2}, 0.0, 500)
+    assert (edge.watts, edge.price_per_hour, edge.battery_joules) == ({"cpu": 40}, 0.5, math.inf)
+    link = fleet.links[frozenset({Tier.DEVICE, Tier.EDGE})]
+    assert (link.joules_per_byte, link.price_per_byte) == (3e-6, 2e-9)
+
+
+def test_all_that_is_wrong_with_them_is_told() -> None:
+    found = problems(
+        "nodes:\n"
+        "  - {name: a, tier: edge, watts: -1, price_per_hour: free, battery_joules: full}\n"
+        "  - {name: b, tier: edge, watts: {npu: 2}}\n"
+        "links:\n"
+        "  - {between: [edge, cloud], joules_per_mb: -1, price_per_gb: much}\n"
+    )
+    assert list(found) == [
+        "nodes.0.watts",
+        "nodes.0.price_per_hour",
+        "nodes.0.battery_joules",
+        "nodes.1.watts.npu",
+        "links.0.joules_per_mb",
+        "links.0.price_per_gb",
+    ]
 
 
 def test_all_problems_are_reported_with_their_place() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from starloom.orchestrator.planner.problem import NO_MODEL, Problem
 
@@ -18,8 +19,8 @@ class Run(NamedTuple):
     finish: float
 
 
-def best_objective(problem: Problem) -> float:
-    """Of all plans; infinite where there is none.
+def best_objective(problem: Problem, latest: float = np.inf, loading: npt.NDArray[np.float64] | None = None) -> float:
+    """Of all plans that end by `latest`; infinite where there is none. `loading` [w, m]: a penalty for each load.
 
     Tries all ways to add one stage after the other, each as early as those before it let it: for makespan and
     penalties there is a best plan among these.
@@ -33,7 +34,12 @@ def best_objective(problem: Problem) -> float:
         if len(runs) == n:
             best = costs + max((run.finish for run in runs), default=0.0)
             continue
-        partial += [([*runs, run], costs + _cost(problem, runs, run)) for run in _nexts(problem, runs)]
+        for run in _nexts(problem, runs):
+            if run.finish <= latest * (1 + 1e-9):
+                loads = (
+                    loading[problem.arrays.model[run.stage], run.place] if run.loads and loading is not None else 0.0
+                )
+                partial.append(([*runs, run], costs + _cost(problem, runs, run) + loads))
     return float(best)
 
 
@@ -109,6 +115,9 @@ def _holds(problem: Problem, runs: list[Run]) -> bool:
             return False
         if _crowds(problem, run, new) == np.inf:
             return False
+    drawn = sum(float(arrays.charge[run.stage, run.place]) for run in runs if arrays.node[run.place] == node)
+    if drawn > arrays.store[node] * (1 + 1e-6):
+        return False
     if not _found_loaded(problem, runs):
         return False
     busy = [run for run in runs if run.finish > run.start and arrays.node[run.place] == node]

@@ -114,7 +114,12 @@ def _zoned(draw: np.random.Generator, made: Problem) -> Problem:
     shape = made.arrays.zone.shape
     zone = np.where(draw.random(shape[:1])[:, None] < 0.3, draw.integers(-1, max(2, shape[1]), shape), -1)
     crowding = np.where(draw.random(shape[0]) < 0.3, draw.uniform(0, 2, shape[0]), np.inf)
-    return made._replace(arrays=made.arrays._replace(zone=zone.astype(np.int32), crowding=crowding))
+    charge = draw.uniform(0, 1, made.arrays.seconds.shape)
+    most = draw.uniform(0.5, 1.0, shape[1]) * len(made.stages) / shape[1]
+    store = np.where(draw.random(shape[1]) < 0.8, np.inf, most)
+    return made._replace(
+        arrays=made.arrays._replace(zone=zone.astype(np.int32), crowding=crowding, charge=charge, store=store)
+    )
 
 
 def _groups(draw: np.random.Generator, stages: int, free: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:

@@ -253,3 +253,30 @@ def test_what_is_asked_of_attributes_is_told_of_places_that_do_not_have_it() -> 
     built = build(found, KINDS, RACKS)
     assert np.isfinite(built.problem.arrays.seconds[1]).tolist() == [False, True, False, False, False]
     assert built.excluded[1] == {"has no attribute driver, where >= v12.2 is required": (0, 2, 3)}
+
+
+BATTERY = parse(
+    b"nodes:\n"
+    b"  - {name: cam, tier: device, targets: [cpu, npu], slots: 2, watts: {cpu: 4, npu: 3}, battery_joules: 11}\n"
+    b"  - {name: edge, tier: edge, slots: 2, speed: 0.5, watts: 40, price_per_hour: 7.2, resident: [eyes]}\n"
+    b"links:\n"
+    b"  - {between: [device, edge], joules_per_mb: 2, price_per_gb: 4}\n"
+)
+
+
+def test_what_seconds_and_bytes_take_is_a_share_of_the_slots() -> None:
+    built = build(constellation(), KINDS, BATTERY)
+    rates = built.rates
+    assert rates.watts.tolist() == [2.0, 3.0, 20.0, 0.0]
+    assert rates.price.tolist() == [0.0, 0.0, 0.001, 0.0]
+    assert rates.joules_per_byte.tolist() == [[0.0, 2e-6, 2e-6], [2e-6, 0.0, 0.0], [2e-6, 0.0, 0.0]]
+    assert rates.price_per_byte[0, 1] == pytest.approx(4e-9)
+
+
+def test_a_battery_is_charged_with_runs_and_with_what_is_to_be_loaded() -> None:
+    arrays = build(constellation(), KINDS, BATTERY).problem.arrays
+    assert arrays.store.tolist() == [11.0, np.inf, np.inf]
+    assert arrays.charge[0].tolist() == [6.0, 9.0, 80.0, 0.0], (
+        "see runs for 2 s and loads for 1 s, but where it is loaded"
+    )
+    assert arrays.charge[1].tolist() == [2.0, 0.0, 40.0, 0.0]

@@ -190,6 +190,19 @@ def test_stages_share_a_node_or_do_not() -> None:
     assert_named(what, planned(what, [EDGE, NPU, EDGE], [0, 0, 2]), "b, c are to stand on different nodes")
 
 
+def test_a_node_gives_no_more_than_it_has() -> None:
+    what = asked(2, charge=4.0, store=[7.0, 8.0, 3.0])
+    assert faults(what, planned(what, [EDGE, NPU], [0, 0])) == []
+    assert_named(what, planned(what, [PHONE, PHONE], [0, 2]), "phone would take 8.0 J, and has 7.0 J")
+    assert_named(what, planned(what, [PHONE, CLOUD], [0, 0]), "cloud would take 4.0 J, and has 3.0 J")
+
+
+def test_all_has_ended_by_the_deadline() -> None:
+    what = asked(1)
+    assert faults(what, planned(what, [EDGE], [1]), 3.0) == []
+    assert faults(what, planned(what, [EDGE], [1]), 2.9) == ["the last stage ends at 3.0, after the deadline of 2.9"]
+
+
 def test_the_sums_are_right() -> None:
     what = asked(
         2,

@@ -277,3 +277,15 @@ def test_effort_makes_plans_of_larger_jobs_no_worse_and_the_same_each_time() -> 
 def test_nothing_to_plan_is_a_plan() -> None:
     found = plan(problem([], PAIR, np.zeros((0, 2))), SHORT)
     assert found.makespan == 0.0
+
+
+def test_so_many_iterations_are_made_however_little_time_there_is() -> None:
+    gained = 0
+    for index, spec in enumerate(instances.specs(instances.HUNDRED)[:6]):
+        asked = instances.instance(spec).problem
+        none, some, again = (plan(asked, Budget(spent=lambda: True, least=least)) for least in (0, 400, 400))
+        assert faults(asked, some) == [], index
+        assert _same(some, again), index
+        assert some.objective <= none.objective, index
+        gained += some.objective < none.objective * 0.99
+    assert gained

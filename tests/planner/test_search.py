@@ -68,6 +68,8 @@ def test_what_shares_a_node_is_counted_right(seed: int) -> None:
     for group in range(len(now.taken)):
         zones = prepared.zone[group, nodes[prepared.apart == group]]
         assert np.array_equal(now.taken[group], np.bincount(zones, minlength=len(prepared.memory)))
+    takes = prepared.charge[np.arange(len(now.place)), now.place]
+    np.testing.assert_allclose(now.drawn, np.bincount(nodes, weights=takes, minlength=len(now.drawn)), atol=1e-9)
     for place in np.flatnonzero(np.isfinite(prepared.memory)[prepared.node]):
         lanes = slice(prepared.lanes[place], prepared.lanes[place + 1])
         sizes = np.sort(prepared.working[running & (now.place == place)])[::-1]

@@ -23,6 +23,7 @@ from starloom.dag.constellation import (
     Comparison,
     Constellation,
     Dependency,
+    Goal,
     InputBinding,
     Join,
     On,
@@ -108,9 +109,17 @@ Upstream = StageRef | Order
 class Graph:
     """A constellation in the making. Every method raises InvalidConstellation for what is plainly wrong."""
 
-    def __init__(self, name: str, *, labels: Mapping[str, str] | None = None, deadline_seconds: float = 0.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        deadline_seconds: float = 0.0,
+        objective: Iterable[Goal] = (),
+    ) -> None:
         self.name = name
         self.deadline_seconds = deadline_seconds
+        self.objective = tuple(objective)
         self.labels = dict(labels or {})
         self._stages: dict[StageId, StageSpec] = {}
         self._dependencies: list[Dependency] = []
@@ -257,6 +266,7 @@ class Graph:
             outputs=dict(self._outputs),
             labels=dict(self.labels),
             deadline_seconds=self.deadline_seconds,
+            objective=self.objective,
         )
         if kinds is not None:
             validate(constellation, kinds)

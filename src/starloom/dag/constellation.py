@@ -188,6 +188,25 @@ class On(StrEnum):
     COMPARISON = "comparison"
 
 
+class Measure(StrEnum):
+    """What a plan takes: seconds to its end, joules, money."""
+
+    LATENCY = "latency"
+    ENERGY = "energy"
+    PRICE = "price"
+
+
+class Goal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a plan is to make small: by its `weight`, in seconds a unit, beside others; or, where that is 0, before those behind it.
+
+    `within`: the share by which it may be greater than it could be, for the sake of those behind it.
+    """
+
+    by: Measure
+    weight: float = 0.0
+    within: float = 0.0
+
+
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "contains"]
 
 
@@ -234,7 +253,7 @@ class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     """A task-DAG: stages by id, dependencies, typed job inputs and their bindings, job outputs by name.
 
     `deadline_seconds` bounds a job of it, from its acceptance on; 0 is no bound. `private` says of inputs, by name, how
-    far they may go.
+    far they may go. `objective`: what plans for it make small, the most important first; without any, seconds.
     """
 
     name: str
@@ -246,6 +265,7 @@ class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     outputs: dict[str, OutputBinding] = {}
     labels: dict[str, str] = {}
     deadline_seconds: float = 0.0
+    objective: tuple[Goal, ...] = ()
     api_version: str = API_VERSION
 
     def __repr__(self) -> str:

@@ -4,6 +4,7 @@
     name: spoken-question
     labels: {team: demo}
     deadline: 5m                                # of the whole job, from its acceptance on
+    objective: [{by: latency, within: 10%}, price]      # what plans make small; or energy, or weights (`dag.objective`)
     inputs:
       audio: {type: bytes}                      # or short: `audio: bytes`
       photo: {type: bytes, private: device}     # stays on that tier, with what is computed from it; device | edge
@@ -55,6 +56,7 @@ from typing import Any
 import msgspec
 
 from starloom.dag import limits
+from starloom.dag import objective as objectives
 from starloom.dag.checks import name_fault
 from starloom.dag.constellation import (
     Comparison,
@@ -144,6 +146,7 @@ def to_json(constellation: Constellation) -> dict[str, Any]:
             "name": constellation.name,
             "labels": constellation.labels,
             "deadline": _seconds_text(constellation.deadline_seconds) if constellation.deadline_seconds else None,
+            "objective": objectives.to_json(constellation.objective),
             "inputs": {
                 name: _port(port, constellation.private.get(name)) for name, port in constellation.inputs.items()
             },

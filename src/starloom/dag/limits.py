@@ -24,6 +24,9 @@ PREFERENCE_SECONDS: Final = 1.0
 ATTRIBUTE_CHARACTERS_MAX: Final = 256
 SPREAD_STAGES_MAX: Final = 64
 """Stages of a job that may be spread together: each is placed so that the others still find places."""
+OBJECTIVE_WEIGHT_MAX: Final = 1e9
+"""Seconds that a joule, or one of what prices are in, may count for."""
+OBJECTIVE_WITHIN_MAX: Final = 100.0
 CYCLES_REPORTED_MAX: Final = 10
 CYCLE_NAMES_SHOWN: Final = 12
 SUGGESTION_NAMES_MAX: Final = 1_000
@@ -224,6 +227,8 @@ FLEET_NODES_MAX: Final = 1_000
 """Nodes of a fleet that is planned for, none of which needs to run."""
 FLEET_SPEED_MAX: Final = 1e6
 """How many times as fast as the reference machine a target may be said to be."""
+FLEET_WATTS_MAX: Final = 1e9
+"""What a target may be said to take."""
 
 # Plans
 PLAN_RENEW_SHARE: Final = 0.02
@@ -232,10 +237,14 @@ PLAN_OTHER_TIER_SECONDS: Final = 0.001
 """What it counts that a stage stands on another tier than its kind usually does: of equal places its own is taken."""
 PLAN_SOFT_SECONDS: Final = 3_600.0
 """How much later a stage may end where its plan has it, if it is written as a preference: as long as that node is there."""
+PLAN_TRY_ITERATIONS_MIN: Final = 400
+"""Of local search for each of the plans among which an objective in order chooses, however little time there is."""
+PLAN_LEAST_EFFORT_MIN: Final = 0.1
+"""CP-SAT's deterministic time for the plan that takes least in time, about seconds, likewise."""
 PLAN_PROVEN_STAGES_MAX: Final = 16
 """Stages of a job whose plan CP-SAT looks for as a whole, and proves; of larger ones it looks at windows."""
 PLAN_SETTLED_CHOICES_MAX: Final = 20_000
-"""Stages times places up to which CP-SAT is asked for any plan, or why there is none, if list schedulers find none."""
+"""Stages times places up to which CP-SAT is asked for any plan, or why there is none, if none is found, or none that ends in time."""
 CLUSTER_READY_SECONDS: Final = 120.0
 STOP_GRACE_SECONDS: Final = 10.0
 DOWN_SECONDS: Final = 45.0

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, TypeVar, get_args
 
 from starloom.dag import limits
+from starloom.dag import objective as objectives
 from starloom.dag.checks import kind_of, number_fault, plain_fault, suggestion
 from starloom.dag.constellation import (
     API_VERSION,
@@ -75,7 +76,7 @@ class Reader:
         self.problems: list[Problem] = []
 
     def constellation(self, value: Any) -> Constellation:
-        known = ("api_version", "name", "labels", "deadline", "inputs", "stages", "outputs")
+        known = ("api_version", "name", "labels", "deadline", "objective", "inputs", "stages", "outputs")
         part = self._mapping("", value, known, needed=("api_version", "name", "stages"))
         version = self._text("api_version", part.get("api_version", API_VERSION))
         if version != API_VERSION:
@@ -85,6 +86,8 @@ class Reader:
         dependencies: list[Dependency] = []
         for name, stage in self._mapping("stages", part.get("stages", {})).items():
             stages[StageId(name)] = self._stage(StageId(name), stage, bindings, dependencies)
+        objective, faults = objectives.read(part["objective"]) if "objective" in part else ((), ())
+        self.problems.extend(faults)
         inputs, private = self._inputs(part.get("inputs", {}))
         outputs = self._mapping("outputs", part.get("outputs", {}))
         return Constellation(
@@ -97,6 +100,7 @@ class Reader:
             outputs={name: self._output(f"outputs.{name}", output) for name, output in outputs.items()},
             labels=self._labels("labels", part.get("labels", {})),
             deadline_seconds=self._quantity("deadline", part.get("deadline", 0.0), 0.0, read_seconds),
+            objective=objective,
             api_version=version,
         )
 

@@ -18,6 +18,7 @@ from starloom.dag.constellation import API_VERSION, Comparison, Constellation, D
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
+from starloom.dag.objective import objective_problems
 from starloom.dag.order import cycle_text, find_cycles
 from starloom.dag.privacy import conflicts, labels_of
 from starloom.dag.sharing import sharing_problems
@@ -142,6 +143,7 @@ class _Validator:
         longest = limits.DURATION_SECONDS_MAX
         if fault := number_fault(self._c.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound"):
             yield Problem("deadline", fault)
+        yield from objective_problems(self._c.objective)
         if not self._c.stages:
             yield Problem("stages", "there are none; a constellation needs at least one stage")
         sizes = (

@@ -14,10 +14,15 @@ from starloom.dag.constellation import Tier
 
 
 class Link(msgspec.Struct, frozen=True, kw_only=True):
-    """The path between two nodes: bandwidth one way, and the latency of one request with its answer."""
+    """The path between two nodes: bandwidth one way, and the latency of one request with its answer.
+
+    `joules_per_byte`, `price_per_byte`: what moving a byte takes, at both ends together.
+    """
 
     bytes_per_second: float
     latency_seconds: float
+    joules_per_byte: float = 0.0
+    price_per_byte: float = 0.0
 
     def transfer_seconds(self, size_bytes: int) -> float:
         """How long a value of that size takes from one end to the other, asked for there."""

@@ -1,16 +1,20 @@
 """FLEET.yaml: nodes to plan for, none of which needs to run, and the links between their tiers.
 
     nodes:
-      - {name: camera, tier: device, targets: [cpu, npu], speed: {cpu: 0.2, npu: 3}, memory: 2GiB, resident: [centerface]}
-      - {name: edge-1, tier: edge, slots: 4}
+      - {name: camera, tier: device, targets: [cpu, npu], speed: {cpu: 0.2, npu: 3}, memory: 2GiB, resident: [centerface],
+         watts: {cpu: 4, npu: 2}, battery_joules: 500}
+      - {name: edge-1, tier: edge, slots: 4, watts: 40, price_per_hour: 0.5}
     links:
-      - {between: [device, edge], mbit: 50, latency: 8ms}
+      - {between: [device, edge], mbit: 50, latency: 8ms, joules_per_mb: 0.8, price_per_gb: 0}
 
 A node's lines are those of a cluster file, which is a fleet as well. Beside them `speed`, how many times as fast as the
 reference machine, for all targets or by target; `memory`, without which it is taken to suffice; `resident`, the models
-that are loaded there; `slots`, 1 unless given. Links that are not listed are what such paths usually give (`devices.links`).
+that are loaded there; `slots`, 1 unless given. `watts`, for all targets or by target, is what a target takes with all its slots in use beside what
+it takes idle, and `price_per_hour` what the node costs then: a stage takes the share of one slot. `battery_joules` is what the stages of a job may take of
+the node in all. Links that are not listed are what such paths usually give (`devices.links`).
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +27,7 @@ from starloom.dag.checks import kind_of, number_fault
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import AgentId
-from starloom.dag.quantities import read_bytes, read_seconds
+from starloom.dag.quantities import BYTES_PER_UNIT, read_bytes, read_seconds
 from starloom.devices.links import BY_TIERS, Link
 from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.clusterfile import NodeReader, NodeSpec, read_document
@@ -34,10 +38,16 @@ _UNBOUNDED_BYTES = 1 << 62
 
 
 class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
-    """A node to plan for. `speed` by target, relative to the reference machine. `memory_bytes`: 0 where it is not known."""
+    """A node to plan for. `speed` by target, relative to the reference machine. `memory_bytes`: 0 where it is not known.
+
+    `watts` by target, and `price_per_hour`, with all slots in use. `battery_joules`: for one job; infinite without a bound.
+    """
 
     node: NodeSpec
     speed: dict[str, float] = {}
+    watts: dict[str, float] = {}
+    price_per_hour: float = 0.0
+    battery_joules: float = math.inf
     memory_bytes: int = 0
     resident: tuple[str, ...] = ()
 
@@ -86,7 +96,7 @@ def parse(data: bytes, place: str = "the fleet file") -> Fleet:
 class _FleetReader(NodeReader):
     nodes_max = limits.FLEET_NODES_MAX
     nodes_limit = "FLEET_NODES_MAX"
-    more = ("speed", "memory", "resident")
+    more = ("speed", "memory", "resident", "watts", "price_per_hour", "battery_joules")
 
     def fleet(self, document: Any) -> Fleet:
         part = self.mapping("", document, ("nodes", "links"))
@@ -107,16 +117,26 @@ class _FleetReader(NodeReader):
         except ValueError as error:
             self.add(f"{place}.memory", str(error))
             memory = 0
-        speed = self._speed(f"{place}.speed", value.get("speed", 1.0), spec.targets)
-        return FleetNode(node=spec, speed=speed, memory_bytes=memory, resident=tuple(resident))
+        return FleetNode(
+            node=spec,
+            speed=self._by_target(f"{place}.speed", value.get("speed", 1.0), spec.targets, above=True),
+            watts=self._by_target(f"{place}.watts", value.get("watts", 0.0), spec.targets),
+            price_per_hour=self.checked(f"{place}.price_per_hour", value.get("price_per_hour", 0.0), number_fault, 0.0),
+            battery_joules=self.checked(f"{place}.battery_joules", value["battery_joules"], number_fault, 0.0)
+            if "battery_joules" in value
+            else math.inf,
+            memory_bytes=memory,
+            resident=tuple(resident),
+        )
 
-    def _speed(self, place: str, value: Any, targets: tuple[str, ...]) -> dict[str, float]:
+    def _by_target(self, place: str, value: Any, targets: tuple[str, ...], *, above: bool = False) -> dict[str, float]:
+        """A number for each target, from one for all or a mapping; `above`: greater than 0."""
         given = value if isinstance(value, dict) else dict.fromkeys(targets, value)
-        for name, speed in given.items():
+        for name, number in given.items():
             if name not in targets:
                 self.add(f"{place}.{name}", f"is no target of the node, which has {', '.join(targets)}")
-            elif fault := number_fault(speed, at_most=limits.FLEET_SPEED_MAX) or (
-                "is 0; give a number above 0" if not speed else ""
+            elif fault := number_fault(number, at_most=limits.FLEET_SPEED_MAX if above else limits.FLEET_WATTS_MAX) or (
+                "is 0; give a number above 0" if above and not number else ""
             ):
                 self.add(f"{place}.{name}" if isinstance(value, dict) else place, fault)
         return given
@@ -128,7 +148,7 @@ class _FleetReader(NodeReader):
             return found
         for index, each in enumerate(value):
             place = f"links.{index}"
-            part = self.mapping(place, each, ("between", "mbit", "latency"))
+            part = self.mapping(place, each, ("between", "mbit", "latency", "joules_per_mb", "price_per_gb"))
             ends = part.get("between")
             if not isinstance(ends, list) or len(ends) != 2 or not all(end in tuple(Tier) for end in ends):
                 self.add(f"{place}.between", f"is {ends!r}; give two of {', '.join(Tier)}")
@@ -144,5 +164,14 @@ class _FleetReader(NodeReader):
             except ValueError as error:
                 self.add(f"{place}.latency", str(error))
                 continue
-            found[tiers] = Link(bytes_per_second=mbit * _BYTES_PER_MBIT, latency_seconds=latency)
+            joules, price = (
+                self.checked(f"{place}.{key}", part.get(key, 0.0), number_fault, 0.0)
+                for key in ("joules_per_mb", "price_per_gb")
+            )
+            found[tiers] = Link(
+                bytes_per_second=mbit * _BYTES_PER_MBIT,
+                latency_seconds=latency,
+                joules_per_byte=joules / BYTES_PER_UNIT["MB"],
+                price_per_byte=price / BYTES_PER_UNIT["GB"],
+            )
         return MappingProxyType(found)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from starloom.dag.errors import InvalidConstellation, InvalidInput, NotFound, Problem
+from starloom.dag.errors import Infeasible, InvalidConstellation, InvalidInput, NotFound, Problem
 from starloom.dag.quantities import read_bytes
 from starloom.orchestrator.cli.check import read_constellation
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count, factor
@@ -14,9 +14,10 @@ from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
     from starloom.orchestrator.planner.building import Built
+    from starloom.orchestrator.planner.goals import Asked, Found
+    from starloom.orchestrator.planner.planning import Budget
     from starloom.orchestrator.planner.problem import Plan
     from starloom.orchestrator.planner.problem import Problem as PlannedProblem
-    from starloom.orchestrator.planner.whatif import Alternative, Loss
 
 _MILLIS: Final = 1000.0
 _PICTURE_WIDTH: Final = 120
@@ -48,48 +49,114 @@ def add_parsers(commands: Commands) -> None:
         help="the size of a job input, such as photo=2MB",
     )
     parser.add_argument(
-        "--budget", type=factor, default=100.0, metavar="MS", help="milliseconds to look (default: 100)"
+        "--objective",
+        metavar="WHAT",
+        help="what to make small, in place of the constellation's: latency, energy, price, or several, the most important "
+        "first (price,latency), with the share that one may give up for the next (latency+10%%,price), or a weight for "
+        "each (latency=1,energy=0.2)",
+    )
+    parser.add_argument(
+        "--budget",
+        type=factor,
+        default=100.0,
+        metavar="MS",
+        help="milliseconds to look (default: 100); objectives in order choose among plans that each have their share, or what "
+        "is needed for a plan worth choosing",
     )
     parser.add_argument("--seed", type=count, default=0, metavar="N", help="of the local search (default: 0)")
 
 
 def run_plan(args: argparse.Namespace, out: Output) -> int:
     """Plans, and tells of the plan. Raises InvalidInput, InvalidConstellation, Infeasible, NotFound."""
-    from starloom.orchestrator.planner import bound, picture, planning, prepared, whatif
+    from starloom.orchestrator.cli.plantold import Told
+    from starloom.orchestrator.planner import picture, planning, whatif
 
     constellation, built = _read(args)
-    problem = built.problem
+    deadline = constellation.deadline_seconds
     # What is compiled at its first use is no part of planning.
     planning.warm_up()
     began = time.perf_counter()
-    budget = args.budget / _MILLIS
-    looks = planning.Budget(spent=_until(args.budget), effort=budget, effort_seconds=budget)
-    plan = planning.plan(problem, looks, args.seed, reasons=built.excluded)
-    seconds = time.perf_counter() - began
-
-    def again(changed: "PlannedProblem", before: "Plan") -> "Plan":
-        return planning.plan(changed, planning.Budget(), args.seed, before)
-
-    least = bound.lower_bound(prepared.prepare(problem))
-    told: dict[str, Any] = {
-        "placement": _placement(built, plan),
-        "makespan": plan.makespan,
-        "penalty": plan.penalty,
-        "lower_bound": least,
-        "gap": plan.objective / least - 1 if least > 0 else 0.0,
-        "planner_seconds": seconds,
-        "method": plan.method,
-    }
-    _tell(built, plan, least, seconds, out)
-    out.text(f"\n{picture.text(problem, plan, _PICTURE_WIDTH)}")
-    _write(args, constellation, built, plan, out)
+    found = _found(args, constellation, built)
+    told = Told(built, found, constellation.objective, deadline)
+    answer = told.plan(time.perf_counter() - began, out)
+    out.text(f"\n{picture.text(built.problem, found.plan, _PICTURE_WIDTH)}")
+    _write(args, constellation, built, found.plan, out)
+    again = _again(args, constellation, built)
     if args.explain is not None:
-        stage = problem.stages.index(args.explain)
-        told["explain"] = _explain(built, plan, stage, whatif.alternatives(problem, plan, stage, again), out)
+        stage = built.problem.stages.index(args.explain)
+        answer["explain"] = told.explain(stage, whatif.alternatives(built.problem, found.plan, stage, again), out)
     if args.losses:
-        told["losses"] = _losses(plan, whatif.losses(problem, plan, again), out)
-    out.json(told)
-    return Exit.DONE
+        answer["losses"] = told.losses(whatif.losses(built.problem, found.plan, again), out)
+    out.json(answer)
+    return Exit.DONE if found.ends_by(deadline) else Exit.FAILED
+
+
+def _found(args: argparse.Namespace, constellation: "Constellation", built: "Built") -> "Found":
+    """The plan that is given out. Raises Infeasible where it is shown that none holds, or none ends in time."""
+    from starloom.dag import limits
+    from starloom.orchestrator.planner import goals
+    from starloom.orchestrator.planner.explain import Conflict, settle
+
+    several = goals.tries(constellation.objective) > 1
+    milliseconds = args.budget / goals.tries(constellation.objective)
+
+    def looks() -> "Budget":
+        return _looks(milliseconds, several)
+
+    asked, deadline = _asked(args, constellation, built, looks().effort), constellation.deadline_seconds
+    found = goals.find(built.problem, asked, _planned(args, built, looks))
+    if found.ends_by(deadline) or built.problem.arrays.seconds.size > limits.PLAN_SETTLED_CHOICES_MAX:
+        return found
+    settled = settle(built.problem, built.excluded, deadline)
+    if isinstance(settled, Conflict):
+        told = [Problem("conflict", each.words) for each in settled.requirements]
+        told += [Problem("enough would be", lift) for lift in settled.lifts]
+        raise Infeasible(told, "no plan can keep all of this")
+    made = goals.rated(built.problem, built.rates, settled) if settled is not None else found
+    return goals.best([found, made], constellation.objective, deadline)
+
+
+def _looks(milliseconds: float, several: bool) -> "Budget":
+    """The time for one plan; of several, as an objective in order takes them, none has less than gives a plan worth choosing."""
+    from starloom.dag import limits
+    from starloom.orchestrator.planner.planning import Budget
+
+    effort = milliseconds / _MILLIS
+    least = limits.PLAN_TRY_ITERATIONS_MIN if several else 0
+    return Budget(spent=_until(milliseconds), effort=effort, effort_seconds=effort, least=least)
+
+
+def _asked(args: argparse.Namespace, constellation: "Constellation", built: "Built", effort: float) -> "Asked":
+    from starloom.dag import limits
+    from starloom.orchestrator.planner.goals import Asked
+
+    effort = max(effort, limits.PLAN_LEAST_EFFORT_MIN)
+    return Asked(built.rates, constellation.objective, constellation.deadline_seconds, effort, args.seed)
+
+
+def _planned(
+    args: argparse.Namespace, built: "Built", looks: "Callable[[], Budget]"
+) -> "Callable[[PlannedProblem, Plan | None], Plan]":
+    from starloom.orchestrator.planner import planning
+
+    return lambda problem, warm: planning.plan(problem, looks(), args.seed, warm, built.excluded)
+
+
+def _again(
+    args: argparse.Namespace, constellation: "Constellation", built: "Built"
+) -> "Callable[[PlannedProblem, Plan], Plan]":
+    """Plans anew for the same objective, as long each time: what is asked is not hurried by the clock."""
+    from starloom.dag import limits
+    from starloom.orchestrator.planner import goals, planning
+
+    several = goals.tries(constellation.objective) > 1
+    looks = planning.Budget(limits.PLAN_TRY_ITERATIONS_MIN if several else planning.ITERATIONS)
+    asked = _asked(args, constellation, built, 0.0)
+
+    def planned(problem: "PlannedProblem", warm: "Plan | None") -> "Plan":
+        return planning.plan(problem, looks, args.seed, warm)
+
+    return lambda problem, before: goals.find(problem, asked, planned, before).plan
 
 
 def _read(args: argparse.Namespace) -> "tuple[Constellation, Built]":
@@ -99,18 +166,33 @@ def _read(args: argparse.Namespace) -> "tuple[Constellation, Built]":
     from starloom.orchestrator import fleetfile
     from starloom.orchestrator.planner.building import build
 
-    if args.soft and args.out is None:
-        raise InvalidInput(
-            [Problem("--soft", "says how --out writes; give --out FILE")], "the command line is not right"
-        )
     constellation = read_constellation(args.file)
+    constellation, wrong = _with_objective(constellation, args.objective)
+    sizes, unread = _sizes(args.input_bytes, constellation.inputs)
+    wrong += unread
+    if args.soft and args.out is None:
+        wrong.append(Problem("--soft", "says how --out writes; give --out FILE"))
+    if wrong:
+        raise InvalidInput(wrong, "the command line is not right")
     fleet = fleetfile.read_file(args.fleet)
     kinds = Catalog().kinds
     if found := problems(constellation, kinds):
         raise InvalidConstellation(found, f"{args.file} is not valid")
     if args.explain is not None and args.explain not in constellation.stages:
         raise NotFound(f"{args.file} has no stage {args.explain!r}; it has {', '.join(sorted(constellation.stages))}")
-    return constellation, build(constellation, kinds, fleet, _sizes(args.input_bytes, constellation.inputs))
+    return constellation, build(constellation, kinds, fleet, sizes)
+
+
+def _with_objective(constellation: "Constellation", said: str | None) -> "tuple[Constellation, list[Problem]]":
+    """The constellation with the objective that the command line gives, if it gives one, and what is wrong with that."""
+    import msgspec
+
+    from starloom.dag.objective import objective_problems, read, shorthand
+
+    if said is None:
+        return constellation, []
+    goals, wrong = read(shorthand(said), "--objective")
+    return msgspec.structs.replace(constellation, objective=goals), [*wrong, *objective_problems(goals, "--objective")]
 
 
 def _write(args: argparse.Namespace, constellation: "Constellation", built: "Built", plan: "Plan", out: Output) -> None:
@@ -141,7 +223,8 @@ def _until(milliseconds: float) -> Callable[[], bool]:
     return lambda: time.perf_counter() >= end
 
 
-def _sizes(given: list[str], inputs: Any) -> dict[str, int]:
+def _sizes(given: list[str], inputs: Any) -> tuple[dict[str, int], list[Problem]]:
+    """Bytes by input, and what is wrong with what was given."""
     found: dict[str, int] = {}
     problems: list[Problem] = []
     for each in given:
@@ -153,82 +236,4 @@ def _sizes(given: list[str], inputs: Any) -> dict[str, int]:
             found[name] = read_bytes(int(size) if size.isdigit() else size)
         except ValueError as error:
             problems.append(Problem(f"--input-bytes {name}", str(error)))
-    if problems:
-        raise InvalidInput(problems, "the command line is not right")
-    return found
-
-
-def _placement(built: "Built", plan: "Plan") -> dict[str, dict[str, Any]]:
-    places = built.problem.places
-    return {
-        name: {
-            "node": places[plan.place[index]].node,
-            "target": places[plan.place[index]].target,
-            "start": float(plan.start[index]),
-            "finish": float(plan.finish[index]),
-            "loads": bool(plan.loads[index]),
-        }
-        for index, name in enumerate(built.stages)
-    }
-
-
-def _tell(built: "Built", plan: "Plan", least: float, seconds: float, out: Output) -> None:
-    from starloom.orchestrator.planner.whatif import part
-
-    rows = []
-    for stage in sorted(range(len(built.stages)), key=lambda each: (plan.start[each], each)):
-        made = part(built.problem, plan, stage)
-        place = built.problem.places[plan.place[stage]]
-        times = [
-            f"{value:.3f}" for value in (plan.start[stage], plan.finish[stage], made.transfer, made.load, made.run)
-        ]
-        rows.append([built.stages[stage], place.node, place.target, *times, made.last])
-    out.table(["STAGE", "NODE", "TARGET", "START", "FINISH", "FETCH", "LOAD", "RUN", "AFTER"], rows)
-    gap = f"{plan.objective / least - 1:.1%} above" if least > 0 else "no better than"
-    out.text(
-        f"\nthe job ends after {plan.makespan:.3f} s, {gap} a lower bound of {least:.3f} s; "
-        f"found by {plan.method} in {seconds * _MILLIS:.0f} ms"
-    )
-
-
-def _explain(built: "Built", plan: "Plan", stage: int, others: "list[Alternative]", out: Output) -> dict[str, Any]:
-    places, disliked = built.problem.places, built.disliked[stage]
-    rows = []
-    for each in others:
-        chosen = ["chosen"] if each.place == plan.place[stage] else []
-        here = "; ".join([*chosen, *disliked.get(each.place, ())])
-        told = each.excluded or f"{each.objective:.3f} s"
-        more = "" if each.objective is None else f"{each.objective - plan.objective:+.3f} s"
-        rows.append([str(places[each.place]), told, more, here])
-    excluded = {str(places[place]): fault for fault, barred in built.excluded[stage].items() for place in barred}
-    rows += [[name, "excluded", "", f"{name} {fault}"] for name, fault in excluded.items()]
-    name, private = built.stages[stage], built.private.get(built.stages[stage], "")
-    out.text("")
-    out.table(["PLACE", "JOB ENDS AFTER", "DIFFERENCE", "WHY"], rows, title=f"{name}, elsewhere:")
-    if private:
-        out.text(f"{name}: {private}")
-    return {
-        "stage": name,
-        "private": private,
-        "alternatives": [
-            {
-                "place": str(places[each.place]),
-                "objective": each.objective,
-                "excluded": each.excluded,
-                "disliked": list(disliked.get(each.place, ())),
-            }
-            for each in others
-        ],
-        "excluded": excluded,
-    }
-
-
-def _losses(plan: "Plan", losses: "list[Loss]", out: Output) -> list[dict[str, Any]]:
-    rows = []
-    for each in losses:
-        told = each.excluded or f"{each.objective:.3f} s"
-        more = "" if each.objective is None else f"{each.objective - plan.objective:+.3f} s"
-        rows.append([each.node, len(each.stages), told, more])
-    out.text("")
-    out.table(["WITHOUT", "STAGES MOVE", "JOB ENDS AFTER", "DIFFERENCE"], rows)
-    return [each._asdict() for each in losses]
+    return found, problems

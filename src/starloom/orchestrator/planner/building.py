@@ -26,8 +26,10 @@ from starloom.dag.values import PortType
 from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
+from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Place, Plan, Problem, problem
 
+_SECONDS_PER_HOUR: Final = 3_600.0
 STORE: Final = Place(node="", target="job store")
 """Where a job's inputs are, and its outputs go."""
 
@@ -50,7 +52,8 @@ class Built(NamedTuple):
     `stages`: the constellation's, which come first. `excluded`: for each stage of the constellation, by index, what is said of
     places on which it may not run, and their indices. `disliked`: for each likewise, what its preferences say against
     places on which it may, by the index of the place. `private`: why the data of a stage may not go everywhere, with the way
-    by which its label came; only of stages of which that is so.
+    by which its label came; only of stages of which that is so. `rates`: what seconds and bytes take beside
+    time.
     """
 
     problem: Problem
@@ -58,6 +61,7 @@ class Built(NamedTuple):
     excluded: tuple[Mapping[str, tuple[int, ...]], ...]
     disliked: tuple[Mapping[int, tuple[str, ...]], ...]
     private: Mapping[StageId, str]
+    rates: Rates
 
 
 class Measured(NamedTuple):
@@ -183,10 +187,12 @@ class _Builder:
             crowding=[spread.seconds or np.inf for spread in self._spreads],
             memory_bytes=[*(node.memory_bytes or np.inf for node in self._fleet.nodes), np.inf],
             tiers=[*(list(Tier).index(node.node.tier) for node in self._fleet.nodes), -1],
+            charge=np.where(np.isfinite(seconds), self._charge(seconds, models), 0.0),
+            store=[*(node.battery_joules for node in self._fleet.nodes), np.inf],
         )
         disliked = tuple(self._disliked(name, seconds[i]) for i, name in enumerate(self._stages))
         private = {name: str(self._labels.of(name)) for name in self._labels.levels}
-        return Built(made, self._stages, excluded, disliked, private)
+        return Built(made, self._stages, excluded, disliked, private, self._rates())
 
     def _place(self, index: int, name: StageId, seconds: Floats, penalty: Floats) -> dict[str, tuple[int, ...]]:
         """Fills a stage's rows; what is said of places on which it may not run."""
@@ -205,6 +211,27 @@ class _Builder:
                 seconds[number] = 0.0 if spec.cancelled else self._seconds(name, node, place)
                 penalty[number] = dislike_seconds(node.profile, place.target, kind, spec.prefers)
         return {fault: tuple(places) for fault, places in excluded.items()}
+
+    def _rates(self) -> Rates:
+        slots = np.array([place.slots for _, place in self._owned])
+        watts = np.array([node.watts.get(place.target, 0.0) for node, place in self._owned]) / slots
+        price = np.array([node.price_per_hour / _SECONDS_PER_HOUR for node, _ in self._owned]) / slots
+        by_byte = self._links(lambda link: link.joules_per_byte), self._links(lambda link: link.price_per_byte)
+        for each in by_byte:
+            np.fill_diagonal(each, 0.0)
+        return Rates(np.append(watts, 0.0), np.append(price, 0.0), *by_byte)
+
+    def _charge(self, seconds: Floats, models: list[int]) -> Floats:
+        """[n, m]: joules of each stage on each place. A model that is not there is taken to be loaded by each."""
+        loads, resident = self._loads(), self._resident()
+        numbers = {node.node.name: index for index, node in enumerate(self._fleet.nodes)}
+        node = [*(numbers[place.node] for _, place in self._owned), len(numbers)]
+        longest = seconds.copy()
+        for stage, model in enumerate(models):
+            if model != NO_MODEL:
+                longest[stage] += np.where(resident[model][node], 0.0, loads[model])
+        with np.errstate(invalid="ignore"):
+            return longest * self._rates().watts[None, :]
 
     def _groups(self) -> list[int]:
         names = list(dict.fromkeys(spec.colocate for spec in self._constellation.stages.values() if spec.colocate))

@@ -26,8 +26,8 @@ def penalty(problem: Problem, plan: Plan) -> float:
     return total + float(moved.sum()) + _crowding(problem, plan)
 
 
-def faults(problem: Problem, plan: Plan) -> list[str]:
-    """Everything that is wrong with a plan, in words; none for a valid one."""
+def faults(problem: Problem, plan: Plan, deadline: float | None = None) -> list[str]:
+    """Everything that is wrong with a plan, in words; none for a valid one. `deadline`: seconds by which all has to end."""
     n, m = problem.arrays.seconds.shape
     if not all(len(column) == n for column in (plan.place, plan.start, plan.finish, plan.loads)):
         return [f"the plan does not have {n} stages"]
@@ -36,10 +36,12 @@ def faults(problem: Problem, plan: Plan) -> list[str]:
     if not (np.isfinite(plan.start).all() and np.isfinite(plan.finish).all()):
         return ["a start or finish is no number"]
     found = [*_runs(problem, plan), *_dependencies(problem, plan), *_slots(problem, plan)]
-    found += [*_loads(problem, plan), *_memory(problem, plan), *_groups(problem, plan)]
+    found += [*_loads(problem, plan), *_memory(problem, plan), *_stores(problem, plan), *_groups(problem, plan)]
     last = float(plan.finish.max()) if n else 0.0
     if abs(last - plan.makespan) > SLACK:
         found.append(f"the makespan is {plan.makespan}, and the last stage ends at {last}")
+    if deadline is not None and last > deadline + SLACK:
+        found.append(f"the last stage ends at {last}, after the deadline of {deadline}")
     if abs(penalty(problem, plan) - plan.penalty) > SLACK * (1 + abs(plan.penalty)):
         found.append(f"the penalty is {plan.penalty}, and adds up to {penalty(problem, plan)}")
     return found
@@ -135,6 +137,15 @@ def _memory(problem: Problem, plan: Plan) -> Iterator[str]:
             if held > arrays.memory_bytes[node] * (1 + SLACK):
                 yield f"{name} would hold {held:.0f} bytes at {moment}, and has {arrays.memory_bytes[node]:.0f}"
                 break
+
+
+def _stores(problem: Problem, plan: Plan) -> Iterator[str]:
+    arrays = problem.arrays
+    takes = arrays.charge[np.arange(len(plan.place)), plan.place]
+    for node, name in enumerate(problem.nodes):
+        total = float(takes[arrays.node[plan.place] == node].sum())
+        if total > arrays.store[node] * (1 + SLACK):
+            yield f"{name} would take {total} J, and has {arrays.store[node]} J"
 
 
 def _groups(problem: Problem, plan: Plan) -> Iterator[str]:

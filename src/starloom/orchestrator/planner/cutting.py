@@ -114,6 +114,8 @@ def _part(
     seconds[:inner, :m] = _choices(problem, plan, stages, inner, free)
     costs = arrays.penalty[stages[:inner]] + _crowded(problem, plan, stages, inner)
     penalty[:inner, :m] = np.where(free[:inner, None], costs, 0.0)
+    charge = np.zeros_like(seconds)
+    charge[:inner, :m] = arrays.charge[stages[:inner]]
     seconds[np.arange(inner, marks), plan.place[stages[inner:marks]]] = 0.0
     late = np.arange(marks, len(stages))
     seconds[late, m + arrays.node[plan.place[stages[late]]]] = run[stages[late]]
@@ -146,6 +148,8 @@ def _part(
         working_bytes=np.where(runs, arrays.working_bytes[stages], 0.0),
         together=np.where(runs, arrays.together[stages], NONE),
         apart=np.where(runs, arrays.apart[stages], NONE),
+        charge=charge,
+        store=np.maximum(0.0, arrays.store - _drawn(arrays, plan, stages[:inner])),
     )
     behind = tuple(Place(node, "behind", len(plan.place)) for node in problem.nodes)
     names = tuple(problem.stages[stage] for stage in stages)
@@ -171,6 +175,13 @@ def _choices(problem: Problem, plan: Plan, stages: Indices, inner: int, free: Fl
         if arrays.apart[stage] >= 0 and crowding[arrays.apart[stage]] == np.inf:
             found[index, _beside(arrays, plan, outside, int(stage), zone)] = np.inf
     return found
+
+
+def _drawn(arrays: Arrays, plan: Plan, inside: Indices) -> Floats:
+    """[k]: what all stages but these take of the store of each node."""
+    takes = arrays.charge[np.arange(len(plan.place)), plan.place]
+    takes[inside] = 0.0
+    return np.bincount(arrays.node[plan.place], weights=takes, minlength=len(arrays.store)).astype(np.float64)
 
 
 def _beside(arrays: Arrays, plan: Plan, outside: Flags, stage: int, zone: Indices) -> Flags:

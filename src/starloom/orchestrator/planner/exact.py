@@ -91,14 +91,7 @@ class Search:
             hold(self.model)
             self.model.minimise(self.most)
             if hint is not None:
-                self._hint(hint)
-
-    def _hint(self, plan: Plan) -> None:
-        cp = self.model.cp
-        for stage, (modes, start) in enumerate(zip(self.modes, _started(self.ticks, plan), strict=True)):
-            cp.add_hint(self.model.start[stage], int(start))
-            for use, mode in zip(self.model.uses[stage], modes, strict=True):
-                cp.add_hint(use, mode.place == plan.place[stage] and mode.loads == plan.loads[stage])
+                hinted(self.model, hint)
 
     def run(self, effort: float, wall_seconds: float, seed: int) -> Proof:
         if self.empty:
@@ -112,6 +105,14 @@ class Search:
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return Proof(None, bound, False)
         return Proof(read(self.model, solver, "exact"), bound, status == cp_model.OPTIMAL)
+
+
+def hinted(model: Model, plan: Plan) -> None:
+    """Has the solver begin with a plan."""
+    for stage, (modes, start) in enumerate(zip(model.modes, _started(model.ticks, plan), strict=True)):
+        model.cp.add_hint(model.start[stage], int(start))
+        for use, mode in zip(model.uses[stage], modes, strict=True):
+            model.cp.add_hint(use, mode.place == plan.place[stage] and mode.loads == plan.loads[stage])
 
 
 def solving(effort: float, wall_seconds: float, seed: int) -> Any:

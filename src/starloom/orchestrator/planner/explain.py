@@ -18,7 +18,7 @@ from starloom.orchestrator.planner.timing import retimed
 EFFORT = 1.0
 """CP-SAT's deterministic time for each question that is put to it, about seconds."""
 
-IN_MODEL = ("memory", "slots", "together", "apart")
+IN_MODEL = ("memory", "store", "slots", "together", "apart")
 """The kinds of requirement that the model itself knows."""
 
 
@@ -143,6 +143,10 @@ class _Asked:
         if requirement.kind == "memory" and least is not None:
             size = _held(problem, read(self.model, solver, ""), index)
             return f"{problem.nodes[index]} with {math.ceil(size)} bytes of memory"
+        if requirement.kind == "store" and least is not None:
+            place = read(self.model, solver, "").place
+            takes = problem.arrays.charge[np.arange(len(place)), place][problem.arrays.node[place] == index].sum()
+            return f"{problem.nodes[index]} with {takes:.6g} J"
         if requirement.kind == "slots" and least is not None:
             return f"{problem.places[index]} with {least} slots"
         if requirement.kind == "places":

@@ -20,6 +20,8 @@ def hold(model: Model) -> None:
     for node in range(len(model.ticks.problem.nodes)):
         if np.isfinite(model.ticks.problem.arrays.memory_bytes[node]):
             _memory(model, node)
+        if np.isfinite(model.ticks.problem.arrays.store[node]):
+            _store(model, node)
     _groups(model)
 
 
@@ -89,6 +91,25 @@ def _held(model: Model, users: dict[int, list[tuple[int, int]]], weights: list[i
             (literal, cp.new_optional_interval_var(since, lasts, model.horizon + 1, literal, ""), weights[what])
         )
     return found
+
+
+def _store(model: Model, node: int) -> None:
+    """What all that stands there takes is no more than the node has."""
+    arrays, key = model.ticks.problem.arrays, ("store", node)
+    has = float(arrays.store[node])
+    unit = has / MEMORY_UNITS if has > 0 else 1.0
+    room = MEMORY_UNITS + GRANTED if has > 0 else 0
+    terms, most = [], 0
+    for stage, modes in enumerate(model.modes):
+        here = []
+        for index, mode in enumerate(modes):
+            takes = _units(float(arrays.charge[stage, mode.place]), unit) if arrays.node[mode.place] == node else 0
+            if takes:
+                here.append(takes)
+                terms.append(model.uses[stage][index] * takes)
+        most += max(here, default=0)
+    if most > room:
+        model.cp.add(sum(terms) <= model.capacity(key, room, most))
 
 
 def _units(size: float, unit: float) -> int:

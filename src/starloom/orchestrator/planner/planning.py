@@ -50,7 +50,7 @@ GAIN = 1e-9
 class Budget(NamedTuple):
     """How long to look: at most so many `iterations` of the local search, and until `spent` says so.
 
-    `effort`: then CP-SAT's deterministic time, about seconds, on small jobs as a whole and on windows of larger ones;
+    `least`: iterations that are made even so, for a plan that is worth as much on a busy machine. `effort`: then CP-SAT's deterministic time, about seconds, on small jobs as a whole and on windows of larger ones;
     on small ones no longer than `effort_seconds`. With `spent` and those left as they are, the same problem, seed and
     budget give the same plan. The classics are always run.
     """
@@ -59,6 +59,7 @@ class Budget(NamedTuple):
     spent: Callable[[], bool] = lambda: False
     effort: float = 0.0
     effort_seconds: float = math.inf
+    least: int = 0
 
 
 class _Start(NamedTuple):
@@ -188,18 +189,22 @@ def _search(prepared: Prepared, starts: list[_Start], budget: Budget, seed: int)
     # The rest of the time is for the proof.
     if budget.effort > 0 and len(prepared.seconds) <= limits.PLAN_PROVEN_STAGES_MAX:
         left = min(left, ITERATIONS)
+    free = left - budget.least
+
+    def over() -> bool:
+        return left <= 0 or (left <= free and budget.spent())
 
     def go_on(search: Search, iterations: int) -> None:
         nonlocal left
         end = left - iterations
-        while left > max(0, end) and not budget.spent():
+        while left > max(0, end) and not over():
             search.step(min(step, left - max(0, end)))
             left -= step
 
     best = Search(prepared, starts[0].board, seed)
     go_on(best, TRIAL_ITERATIONS)
     for start in starts[1:]:
-        if left <= 0 or budget.spent() or start.value > WORTH * starts[0].value:
+        if over() or start.value > WORTH * starts[0].value:
             break
         other = Search(prepared, start.board, seed)
         go_on(other, TRIAL_ITERATIONS)

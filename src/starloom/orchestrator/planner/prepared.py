@@ -35,7 +35,7 @@ class Prepared(NamedTuple):
     [m + 1]: those of place p are `lanes[p]` up to `lanes[p + 1]`. `lead_*`, `follow_*`: dependencies by downstream and
     by upstream, those of stage i from `heads[i]` to `heads[i + 1]`. `order` [n]: upstreams first. `memory` [k]: bytes,
     infinite where no plan can exceed it. `together`, `apart`: counted from 0; `zone`, `crowding`: of those apart, likewise.
-    `everywhere` [m]: all places.
+    `charge`, `store`: joules, infinite where no plan can exceed them. `everywhere` [m]: all places.
     `user_*`: the stages of each model, as dependencies. `tier` [k]: of each node, counted from 0; -1 if not known.
     """
 
@@ -66,6 +66,8 @@ class Prepared(NamedTuple):
     apart: Numbers
     zone: Numbers
     crowding: Floats
+    charge: Floats
+    store: Floats
     order: Numbers
     everywhere: Flags
     user_heads: Numbers
@@ -80,7 +82,7 @@ class Board(NamedTuple):
     included. `first`, `last` [lanes]. `loader` [w, k]: the stage that loads the model there. `users` [w, k]: stages
     that take time with that model there. `held`, `busy` [k]: bytes of models, and of `top`. `top` [lanes]: of each place the largest
     working sets, one for each slot, falling. `group_node`, `group_count` [groups]: of those together. `taken`
-    [groups, k]: of those apart, by zone. `there`, `paid` [k]: scratch.
+    [groups, k]: of those apart, by zone. `drawn` [k]: joules. `there`, `paid` [k]: scratch.
     """
 
     place: Numbers
@@ -99,6 +101,7 @@ class Board(NamedTuple):
     group_node: Numbers
     group_count: Numbers
     taken: Numbers
+    drawn: Floats
     there: Floats
     paid: Floats
 
@@ -141,6 +144,8 @@ def prepare(problem: Problem) -> Prepared:
         apart=_counted(arrays.apart),
         zone=zone[groups].astype(np.int64),
         crowding=crowding[groups],
+        charge=arrays.charge,
+        store=_store(arrays, allowed),
         order=order(arrays).astype(np.int64),
         everywhere=np.ones(len(arrays.node), dtype=np.bool_),
         user_heads=np.searchsorted(np.sort(arrays.model), np.arange(len(arrays.weight_bytes) + 1)).astype(np.int64),
@@ -174,6 +179,7 @@ def board(prepared: Prepared) -> Board:
         group_node=none(near),
         group_count=np.zeros(near, dtype=np.int64),
         taken=np.zeros((far, k), dtype=np.int64),
+        drawn=np.zeros(k),
         there=np.zeros(k),
         paid=np.zeros(k),
     )
@@ -203,6 +209,7 @@ def plan_of(problem: Problem, prepared: Prepared, made: Board, method: str) -> P
 
 def _allowed(arrays: Arrays) -> Flags:
     able = np.isfinite(arrays.seconds) & np.isfinite(arrays.penalty)
+    able &= arrays.charge <= arrays.store[arrays.node]
     runs = able & (arrays.seconds > 0)
     has = arrays.model >= 0
     if has.any():
@@ -237,6 +244,14 @@ def _memory(arrays: Arrays, allowed: Flags, slots: npt.NDArray[np.int64]) -> Flo
         if most <= limits[node]:
             limits[node] = np.inf
     return limits
+
+
+def _store(arrays: Arrays, allowed: Flags) -> Floats:
+    """Infinite where all that may stand on a node takes no more than it has."""
+    most = np.zeros((len(arrays.seconds), len(arrays.store)))
+    for place, node in enumerate(arrays.node):
+        most[:, node] = np.maximum(most[:, node], np.where(allowed[:, place], arrays.charge[:, place], 0.0))
+    return np.where(most.sum(axis=0) <= arrays.store, np.inf, arrays.store)
 
 
 def _counted(groups: Indices) -> Numbers:

@@ -42,7 +42,8 @@ class Arrays(NamedTuple):
     `load_seconds` [w, m]; `resident` [w, k]; `weight_bytes` [w]; `working_bytes` [n]: while the stage runs, beside its
     model; `memory_bytes` [k], infinite where it is not known. `together`, `apart` [n]: groups that must share a node,
     that must not share a zone; -1 for none. `zone` [g, k]: of each group apart, which zone a node is in; -1 where it is
-    one by itself. `crowding` [g]: the penalty of each stage in a zone beyond the first, infinite where there may be none.
+    one by itself. `charge` [n, m]: joules that standing there takes of the node's `store` [k], which a plan cannot exceed.
+    `crowding` [g]: the penalty of each stage in a zone beyond the first, infinite where there may be none.
     """
 
     seconds: Floats
@@ -68,6 +69,8 @@ class Arrays(NamedTuple):
     apart: Indices
     zone: Indices
     crowding: Floats
+    charge: Floats
+    store: Floats
 
 
 class Problem(NamedTuple):
@@ -131,6 +134,8 @@ def problem(
     tiers: Sequence[int] = (),
     zone: npt.ArrayLike = -1,
     crowding: npt.ArrayLike = np.inf,
+    charge: npt.ArrayLike = 0.0,
+    store: npt.ArrayLike = np.inf,
 ) -> Problem:
     """A checked problem; single numbers are spread over their shape, and diagonals of links set to zero.
 
@@ -175,6 +180,8 @@ def problem(
         "apart": (apart, (n,), np.int32),
         "zone": (zone, (g, k), np.int32),
         "crowding": (crowding, (g,), np.float64),
+        "charge": (charge, (n, m), np.float64),
+        "store": (store, (k,), np.float64),
     }
     arrays = Arrays(**{name: fill(name, *how) for name, how in given.items()})  # type: ignore[arg-type]
     for links in (arrays.latency, arrays.seconds_per_byte, arrays.byte_penalty):

@@ -16,7 +16,7 @@ NAMES_SHOWN: Final = 8
 class Requirement(NamedTuple):
     """Something that a plan has to keep.
 
-    `kind`: "places" (`which`: a stage, which may not have `places`), "memory" (a node), "together", "apart" (a group),
+    `kind`: "places" (`which`: a stage, which may not have `places`), "memory", "store" (a node), "together", "apart" (a group),
     "slots" (a place), "link" (a dependency), "deadline". `words` say it.
     """
 
@@ -78,7 +78,7 @@ def part(problem: Problem, stages: Indices) -> Problem:
     number[stages] = np.arange(len(stages), dtype=np.int32)
     up, down = number[arrays.upstream], number[arrays.downstream]
     kept = (up >= 0) & (down >= 0)
-    of_stages = ("seconds", "penalty", "release", "started", "model", "working_bytes", "together", "apart")
+    of_stages = ("seconds", "penalty", "release", "started", "model", "working_bytes", "together", "apart", "charge")
     left = arrays._replace(
         **{name: getattr(arrays, name)[stages] for name in of_stages},
         upstream=up[kept],
@@ -175,6 +175,8 @@ def _nodes(problem: Problem) -> Iterator[Requirement]:
     for node in np.flatnonzero(np.isfinite(arrays.memory_bytes)).tolist():
         words = f"{problem.nodes[node]} has {arrays.memory_bytes[node]:.0f} bytes of memory"
         yield Requirement("memory", node, words)
+    for node in np.flatnonzero(np.isfinite(arrays.store)).tolist():
+        yield Requirement("store", node, f"{problem.nodes[node]} has {arrays.store[node]:g} J")
     for index, place in enumerate(problem.places):
         words = f"{place} runs {place.slots} at a time" if place.slots > 1 else f"{place} runs one stage at a time"
         yield Requirement("slots", index, words)

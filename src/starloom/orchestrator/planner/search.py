@@ -74,6 +74,7 @@ def _copy(source: Board, target: Board, deep: bool) -> None:
         _over(source.group_node, target.group_node)
         _over(source.group_count, target.group_count)
         _over_table(source.taken, target.taken)
+        _over(source.drawn, target.drawn)
 
 
 @inner
@@ -291,7 +292,8 @@ class Search:
             prepared.penalty.any() or prepared.byte_penalty.any() or np.isfinite(prepared.crowding).any()
         )
         groups = max(prepared.together.max(initial=NONE), prepared.apart.max(initial=NONE)) >= 0
-        self.deep = bool(len(prepared.weight) or np.isfinite(prepared.memory).any() or groups)
+        counted = np.isfinite(prepared.memory).any() or np.isfinite(prepared.store).any()
+        self.deep = bool(len(prepared.weight) or counted or groups)
         copy(first, self.board)
         span = begin(prepared, self.board, self.trail)
         value = span + (penalties(prepared, self.board) if self.priced else 0.0)

@@ -9,6 +9,9 @@ import numpy as np
 from starloom.orchestrator.planner.compiled import inlined, inner
 from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
 
+DRAWN = 1 + 1e-9
+"""Times a store that may be drawn: what adding and taking away leaves behind."""
+
 NOT_YET = -2
 """In `Board.place`: the stage has not been put anywhere."""
 
@@ -28,6 +31,7 @@ def clear(p: Prepared, b: Board) -> None:
     b.group_node[:] = NONE
     b.group_count[:] = 0
     b.taken[:] = 0
+    b.drawn[:] = 0.0
     b.held[:] = 0.0
     b.busy[:] = 0.0
     for model in range(len(p.weight)):
@@ -47,6 +51,8 @@ def fits(p: Prepared, b: Board, stage: int, place: int) -> bool:
         return False
     group = p.apart[stage]
     if group >= 0 and b.taken[group, p.zone[group, node]] > 0 and p.crowding[group] == np.inf:
+        return False
+    if p.store[node] < np.inf and b.drawn[node] + p.charge[stage, place] > p.store[node] * DRAWN:
         return False
     if p.memory[node] == np.inf or p.seconds[stage, place] <= 0.0:
         return True
@@ -77,6 +83,7 @@ def settle(p: Prepared, b: Board, stage: int, place: int) -> None:
     group = p.apart[stage]
     if group >= 0:
         b.taken[group, p.zone[group, node]] += 1
+    b.drawn[node] += p.charge[stage, place]
     if p.seconds[stage, place] <= 0.0:
         return
     model = p.model[stage]
@@ -112,6 +119,7 @@ def lift(p: Prepared, b: Board, stage: int) -> None:
     group = p.apart[stage]
     if group >= 0:
         b.taken[group, p.zone[group, node]] -= 1
+    b.drawn[node] -= p.charge[stage, place]
     if p.seconds[stage, place] <= 0.0:
         return
     unlink(b, stage)

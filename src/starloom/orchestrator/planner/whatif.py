@@ -16,20 +16,22 @@ Replan = Callable[[Problem, Plan], Plan]
 
 
 class Alternative(NamedTuple):
-    """Another place for a stage: the objective of the best plan found with it there, or why there is none."""
+    """Another place for a stage: the best plan found with it there and its objective, or why there is none."""
 
     place: int
     objective: float | None
     excluded: str = ""
+    plan: Plan | None = None
 
 
 class Loss(NamedTuple):
-    """A node taken away: the objective of the best plan found without it, or what cannot be planned then."""
+    """A node taken away: the best plan found without it and its objective, or what cannot be planned then."""
 
     node: str
     stages: tuple[str, ...]
     objective: float | None
     excluded: str = ""
+    plan: Plan | None = None
 
 
 class Part(NamedTuple):
@@ -44,7 +46,7 @@ class Part(NamedTuple):
 
 def alternatives(problem: Problem, plan: Plan, stage: int, replan: Replan) -> list[Alternative]:
     """Every place for one stage, the best first; of the one that it has, the plan's own objective."""
-    found = [Alternative(int(plan.place[stage]), plan.objective)]
+    found = [Alternative(int(plan.place[stage]), plan.objective, "", plan)]
     allowed = np.isfinite(problem.arrays.seconds[stage])
     for place in np.flatnonzero(allowed):
         if place != plan.place[stage]:
@@ -90,11 +92,12 @@ def part(problem: Problem, plan: Plan, stage: int) -> Part:
     return Part(max(0.0, float(plan.start[stage]) - comes), last, moved, load, run)
 
 
-def _objective(problem: Problem, plan: Plan, seconds: Floats, replan: Replan) -> tuple[float | None, str]:
+def _objective(problem: Problem, plan: Plan, seconds: Floats, replan: Replan) -> tuple[float | None, str, Plan | None]:
     changed = problem._replace(arrays=problem.arrays._replace(seconds=seconds))
     try:
-        return replan(changed, plan).objective, ""
+        found = replan(changed, plan)
+        return found.objective, "", found
     except Infeasible as error:
         told = [str(problem) for problem in error.problems]
         more = f"; and {len(told) - _TOLD_MAX} more" if len(told) > _TOLD_MAX else ""
-        return None, "; ".join(told[:_TOLD_MAX]) + more
+        return None, "; ".join(told[:_TOLD_MAX]) + more, None

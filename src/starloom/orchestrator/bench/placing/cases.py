@@ -166,7 +166,10 @@ class _Draft:
         self.zones()
 
     def zones(self) -> None:
-        """Some groups stand apart over zones of several nodes, in some of which they may share one for a price."""
+        """Some groups stand apart over zones of several nodes, or share one for a price.
+
+        And some nodes give so much and no more.
+        """
         # Of its own, for what else is drawn to stay as it was.
         rng, nodes, apart = self.rng.spawn(1)[0], self.node[self.hidden], self.more["apart"]
         groups = int(apart.max(initial=-1)) + 1
@@ -180,6 +183,11 @@ class _Draft:
                 zone[group] = rng.integers(-1, 2, self.k)
                 crowding[group] = rng.uniform(0.0, 2.0) * float(np.median(self.seconds))
         self.more |= {"zone": zone, "crowding": crowding}
+        if rng.random() < 0.3:
+            charge = rng.uniform(0.0, 9.0, (self.n, self.m)) * (rng.random((self.n, self.m)) < 0.8)
+            needs = np.bincount(nodes, weights=charge[np.arange(self.n), self.hidden], minlength=self.k)
+            kept = rng.random(self.k) < 0.6
+            self.more |= {"charge": charge, "store": np.where(kept, needs * rng.uniform(1.0, 1.5, self.k), np.inf)}
 
     def penalties(self) -> None:
         rng, scale = self.rng, float(np.median(self.seconds))

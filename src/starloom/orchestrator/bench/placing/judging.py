@@ -175,6 +175,7 @@ def only(what: Problem, kept: Collection[Requirement]) -> Problem:
             byte_penalty=np.zeros_like(arrays.byte_penalty),
             slots=_where(has, "slots", arrays.slots, len(seconds)),
             memory_bytes=_where(has, "memory", arrays.memory_bytes, np.inf),
+            store=_where(has, "store", arrays.store, np.inf),
             together=_groups(has, "together", arrays.together),
             apart=_groups(has, "apart", arrays.apart),
             upstream=arrays.upstream[edges],

@@ -1,0 +1,204 @@
+"""What `starloom plan` says of a plan: its table, what it takes, and what else would; as text and for JSON."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from starloom.dag.constellation import Goal, Measure
+from starloom.orchestrator.cli.output import Output
+from starloom.orchestrator.planner import bound, whatif
+from starloom.orchestrator.planner.bills import bill, least
+from starloom.orchestrator.planner.building import Built
+from starloom.orchestrator.planner.check import penalty
+from starloom.orchestrator.planner.goals import Found, rank, rated
+from starloom.orchestrator.planner.prepared import prepare
+from starloom.orchestrator.planner.whatif import Alternative, Loss
+
+if TYPE_CHECKING:
+    from starloom.orchestrator.planner.problem import Plan
+
+_MILLIS: Final = 1000.0
+_PAID: Final = ("JOULES", "PRICE")
+_NO_PLAN: Final = "no plan"
+
+
+class Told:
+    """A plan that was found for goals and a deadline, 0 for none."""
+
+    def __init__(self, built: Built, found: Found, goals: Sequence[Goal], deadline: float) -> None:
+        self.built, self.found, self.goals, self.deadline = built, found, goals, deadline
+        self.paid = built.rates.any
+        self.bound = bound.lower_bound(prepare(built.problem))
+
+    def plan(self, seconds: float, out: Output) -> dict[str, Any]:
+        """The plan, found in so many seconds, without what else there could be."""
+        self._table(out)
+        out.text(f"\n{self._ends(seconds)}")
+        self._takes(out)
+        plan, taken = self.found.plan, self.found.bill
+        told: dict[str, Any] = {
+            "placement": self._placement(),
+            "makespan": plan.makespan,
+            "penalty": plan.penalty,
+            "lower_bound": self.bound,
+            "gap": plan.objective / self.bound - 1 if self.bound > 0 else 0.0,
+            "planner_seconds": seconds,
+            "method": plan.method,
+            "objective": [{"by": str(goal.by), "weight": goal.weight, "within": goal.within} for goal in self.goals],
+            "energy_joules": taken.joules,
+            "energy_lower_bound": self._least(Measure.ENERGY),
+            "price": taken.price,
+            "price_lower_bound": self._least(Measure.PRICE),
+            "period": taken.period,
+            "batteries": {name: {"gives": drawn, "has": has} for name, drawn, has in self._batteries()},
+        }
+        if self.deadline:
+            told["deadline"] = {"seconds": self.deadline, "met": self.found.ends_by(self.deadline)}
+        return told
+
+    def explain(self, stage: int, others: Sequence[Alternative], out: Output) -> dict[str, Any]:
+        """What each other place of a stage would take, the best by the goals first, and why it may not have the rest."""
+        places, disliked = self.built.problem.places, self.built.disliked[stage]
+        chosen = int(self.found.plan.place[stage])
+        others = sorted(others, key=lambda each: (self._rank(each.plan), each.place != chosen))
+        rows = []
+        for each in others:
+            here = ["chosen"] if each.place == chosen else []
+            why = [
+                *here,
+                *self._late(each.plan),
+                *disliked.get(each.place, ()),
+                *([each.excluded] if each.excluded else []),
+            ]
+            rows.append([str(places[each.place]), *self._elsewhere(each.plan), "; ".join(why)])
+        barred = {str(places[place]): fault for fault, which in self.built.excluded[stage].items() for place in which}
+        blank = ["" for _ in self._columns()[1:]]
+        rows += [[name, "excluded", *blank, f"{name} {fault}"] for name, fault in barred.items()]
+        name = self.built.stages[stage]
+        private = self.built.private.get(name, "")
+        out.text("")
+        out.table(["PLACE", *self._columns(), "WHY"], rows, title=f"{name}, elsewhere:")
+        if private:
+            out.text(f"{name}: {private}")
+        told = [
+            {"place": str(places[each.place]), **self._other(each.plan), "excluded": each.excluded}
+            | {"disliked": list(disliked.get(each.place, ()))}
+            for each in others
+        ]
+        return {"stage": name, "private": private, "alternatives": told, "excluded": barred}
+
+    def losses(self, losses: Sequence[Loss], out: Output) -> list[dict[str, Any]]:
+        """What would be without each node that is used."""
+        rows = [
+            [
+                each.node,
+                len(each.stages),
+                *self._elsewhere(each.plan),
+                "; ".join([*self._late(each.plan), each.excluded]),
+            ]
+            for each in losses
+        ]
+        out.text("")
+        out.table(["WITHOUT", "STAGES MOVE", *self._columns(), "WHY"], rows)
+        return [
+            {"node": each.node, "stages": each.stages, **self._other(each.plan), "excluded": each.excluded}
+            for each in losses
+        ]
+
+    def _placement(self) -> dict[str, dict[str, Any]]:
+        places, plan, taken = self.built.problem.places, self.found.plan, self.found.bill
+        return {
+            name: {
+                "node": places[plan.place[index]].node,
+                "target": places[plan.place[index]].target,
+                "start": float(plan.start[index]),
+                "finish": float(plan.finish[index]),
+                "loads": bool(plan.loads[index]),
+                "energy_joules": float(taken.stage_joules[index]),
+                "price": float(taken.stage_price[index]),
+            }
+            for index, name in enumerate(self.built.stages)
+        }
+
+    def _table(self, out: Output) -> None:
+        rows, plan, built, taken = [], self.found.plan, self.built, self.found.bill
+        for stage in sorted(range(len(built.stages)), key=lambda each: (plan.start[each], each)):
+            made, place = whatif.part(built.problem, plan, stage), built.problem.places[plan.place[stage]]
+            times = (plan.start[stage], plan.finish[stage], made.transfer, made.load, made.run)
+            takes = _figures(float(taken.stage_joules[stage]), float(taken.stage_price[stage])) if self.paid else []
+            columns = [*(f"{value:.3f}" for value in times), *takes, made.last]
+            rows.append([built.stages[stage], place.node, place.target, *columns])
+        columns = ["STAGE", "NODE", "TARGET", "START", "FINISH", "FETCH", "LOAD", "RUN"]
+        out.table([*columns, *(_PAID if self.paid else ()), "AFTER"], rows)
+
+    def _ends(self, seconds: float) -> str:
+        """When the job ends; how far that is above what it can be is told where plans are to be fast before all else."""
+        plan = self.found.plan
+        first = self.goals[0].by if self.goals else Measure.LATENCY
+        gap = f"{plan.objective / self.bound - 1:.1%} above a" if self.bound > 0 else "no better than the"
+        above = f"{gap} lower bound of {self.bound:.3f} s"
+        if first is not Measure.LATENCY:
+            above = f"where any plan takes {self.bound:.3f} s at the least"
+        paid = any(goal.by is not Measure.LATENCY for goal in self.goals)
+        by = f"the best by {', '.join(str(goal.by) for goal in self.goals)}; " if paid else ""
+        return f"the job ends after {plan.makespan:.3f} s, {above}; {by}found by {plan.method} in {seconds * _MILLIS:.0f} ms"
+
+    def _takes(self, out: Output) -> None:
+        taken, places = self.found.bill, self.built.problem.places
+        if taken.period:
+            busiest = places[int(taken.work.argmax())]
+            out.text(f"such jobs can follow each other every {taken.period:.3f} s, which {busiest} is busy for each")
+        if self.paid:
+            joules, price = _figures(self._least(Measure.ENERGY), self._least(Measure.PRICE))
+            takes, costs = _figures(taken.joules, taken.price)
+            out.text(
+                f"it takes {takes} J and costs {costs}, links included; any plan takes {joules} J and costs {price} at the least"
+            )
+        for name, drawn, has in self._batteries():
+            out.text(f"{name} gives {drawn:.4g} J of its {has:.4g} J")
+        if self.deadline:
+            late = self.found.plan.makespan - self.deadline
+            missed = f"missed by {late:.3f} s; no plan was found that meets it"
+            out.text(f"the deadline of {self.deadline:g} s is {'met' if self.found.ends_by(self.deadline) else missed}")
+
+    def _least(self, measure: Measure) -> float:
+        return least(self.built.problem, self.built.rates, measure)
+
+    def _batteries(self) -> list[tuple[str, float, float]]:
+        """Of each node with a battery what its stages take of it, and what it has, in joules."""
+        problem, drawn = self.built.problem, self.found.bill.drawn
+        stores = zip(problem.nodes, drawn.tolist(), problem.arrays.store.tolist(), strict=True)
+        return [each for each in stores if each[2] < float("inf")]
+
+    def _columns(self) -> list[str]:
+        return ["JOB ENDS AFTER", "DIFFERENCE", *(_PAID if self.paid else ())]
+
+    def _elsewhere(self, plan: "Plan | None") -> list[str]:
+        """A row's columns: when the job ends then, how much later, and what that takes."""
+        if plan is None:
+            return [_NO_PLAN, "", *("" for _ in (_PAID if self.paid else ()))]
+        takes = self._other(plan)
+        more = takes["objective"] - self.found.plan.objective
+        paid = _figures(takes["energy_joules"], takes["price"]) if self.paid else []
+        return [f"{takes['objective']:.3f} s", f"{more:+.3f} s", *paid]
+
+    def _other(self, plan: "Plan | None") -> dict[str, Any]:
+        """What another plan takes, in each measure; without any, an objective of nothing."""
+        if plan is None:
+            return {"objective": None}
+        takes = bill(self.built.problem, self.built.rates, plan)
+        seconds = plan.makespan + penalty(self.built.problem, plan)
+        return {"objective": seconds, "energy_joules": takes.joules, "price": takes.price, "period": takes.period}
+
+    def _late(self, plan: "Plan | None") -> list[str]:
+        if plan is None or rated(self.built.problem, self.built.rates, plan).ends_by(self.deadline):
+            return []
+        return [f"after the deadline of {self.deadline:g} s"]
+
+    def _rank(self, plan: "Plan | None") -> tuple[float, ...]:
+        if plan is None:
+            return (float("inf"),)
+        return rank(rated(self.built.problem, self.built.rates, plan), self.goals, self.deadline)
+
+
+def _figures(joules: float, price: float) -> list[str]:
+    return [f"{joules:.4g}", f"{price:.4g}"]

@@ -1,0 +1,228 @@
+"""Plans for more than time: each measure as a penalty in seconds, plans at several weights, and the best by the goals.
+
+Energy and price are sums over stages and their places and over values and their links, so that they fit a problem's
+penalties, and every way to plan takes them in. Goals in order are met by choosing among plans between the fastest and
+that which takes least: no plan in between is missed for the order alone, but only some of them are looked at. Of a small
+job that which takes least within a deadline is proven as well.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from starloom.dag import limits
+from starloom.dag.constellation import Goal, Measure
+from starloom.orchestrator.planner.bills import Bill, Rates, bill, costs, least, loading
+from starloom.orchestrator.planner.check import penalty
+from starloom.orchestrator.planner.frugal import frugal
+from starloom.orchestrator.planner.planning import PROVEN
+from starloom.orchestrator.planner.problem import Plan, Problem
+
+SHARES: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1_000.0)
+"""What all that the fastest plan takes counts at each weight, in times its seconds."""
+
+SAME: Final = 1e-9
+"""The share by which rounding may set apart what is the same."""
+
+MILLIONTHS: Final = 1e-5
+"""The share by which ticks may, in which least is proven."""
+
+Planned = Callable[[Problem, Plan | None], Plan]
+"""Plans a problem, beginning with a plan. Raises Infeasible."""
+
+
+class Found(NamedTuple):
+    """`problem`: with penalties that weigh the measures, which `priced` minimises. `plan`: as the problem without them has it."""
+
+    problem: Problem
+    priced: Plan
+    plan: Plan
+    bill: Bill
+
+    def value(self, measure: Measure) -> float:
+        """What the plan takes of a measure; of latency, the seconds with what is disliked."""
+        return {
+            Measure.LATENCY: self.plan.objective,
+            Measure.ENERGY: self.bill.joules,
+            Measure.PRICE: self.bill.price,
+        }[measure]
+
+    def ends_by(self, deadline: float) -> bool:
+        """Whether it ends in time, to rounding; in any case where `deadline` is 0."""
+        return not deadline or self.plan.makespan <= deadline * (1 + SAME)
+
+
+class Asked(NamedTuple):
+    """What is asked of a plan: `rates` tell what it takes, `goals` what is to be small, `deadline` seconds, 0 for none.
+
+    `effort`: CP-SAT's deterministic time for the least within a deadline, where the job is small enough; with `seed`.
+    """
+
+    rates: Rates
+    goals: Sequence[Goal] = ()
+    deadline: float = 0.0
+    effort: float = 0.0
+    seed: int = 0
+
+    @property
+    def weights(self) -> Mapping[Measure, float]:
+        """Seconds for a unit of each measure but latency, where the goals are weighed; nothing where they are in order."""
+        weights = {goal.by: goal.weight for goal in self.goals if goal.weight}
+        seconds = weights.pop(Measure.LATENCY, 1.0)
+        return {measure: weight / seconds for measure, weight in weights.items()}
+
+    @property
+    def others(self) -> list[Measure]:
+        """The measures but latency that goals in order name."""
+        return _others(self.goals)
+
+
+def weighed(problem: Problem, rates: Rates, weights: Mapping[Measure, float]) -> Problem:
+    """The problem with so many seconds of penalty for each joule, and for each of what prices are in."""
+    penalties, byte_penalties = problem.arrays.penalty, problem.arrays.byte_penalty
+    for measure, weight in weights.items():
+        if measure is not Measure.LATENCY and weight:
+            by_place, by_byte = costs(problem, rates, measure)
+            penalties, byte_penalties = penalties + weight * by_place, byte_penalties + weight * by_byte
+    return problem._replace(arrays=problem.arrays._replace(penalty=penalties, byte_penalty=byte_penalties))
+
+
+def tries(goals: Sequence[Goal]) -> int:
+    """How many plans `find` has made at the most."""
+    others = _others(goals)
+    return 1 + len(SHARES) * (len(others) + (len(others) > 1))
+
+
+def find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None = None) -> Found:
+    """The best plan by the goals of those that were made, and of these of those that end in time if there are any.
+
+    Of a job of at most PLAN_PROVEN_STAGES_MAX stages the plan that takes least in time is looked for as well. The same for
+    the same arguments, where `planned` is. Raises Infeasible as that does.
+    """
+    first = _found(problem, asked.rates, asked.weights, planned, warm)
+    cheap, proven = _least(problem, asked, first)
+    found = [first, *([cheap] if cheap else [])]
+    # What is proven to take least, and then to be the fastest, needs no others to choose from.
+    for measures in [] if proven and _ends_there(asked.goals) else _together(asked.others):
+        before = first
+        for share in SHARES:
+            if weights := _weights(first, measures, share):
+                before = _found(problem, asked.rates, weights, planned, before.priced)
+                found.append(before)
+    return _named(problem, best(found, asked.goals, asked.deadline), asked, cheap if proven else None)
+
+
+def best(found: Sequence[Found], goals: Sequence[Goal], deadline: float = 0.0) -> Found:
+    """Of several plans the best: of those that end in time, those within reach of the least, goal by goal; or by weights."""
+    left = [each for each in found if each.ends_by(deadline)] or list(found)
+    if any(goal.weight for goal in goals):
+        return min(left, key=lambda each: rank(each, goals))
+    for goal in goals:
+        reach = min(each.value(goal.by) for each in left)
+        left = [each for each in left if each.value(goal.by) <= reach * (1 + goal.within + SAME)]
+    order = [*(goal.by for goal in goals if goal.within), Measure.LATENCY, Measure.ENERGY, Measure.PRICE]
+    return min(left, key=lambda each: [each.value(measure) for measure in order])
+
+
+def rank(found: Found, goals: Sequence[Goal], deadline: float = 0.0) -> tuple[float, ...]:
+    """How good a plan is, the less the better: what ends in time first, then by weights, or by each measure in turn."""
+    late = 0.0 if found.ends_by(deadline) else 1.0
+    if any(goal.weight for goal in goals):
+        weights = {Measure.LATENCY: 1.0} | {goal.by: goal.weight for goal in goals}
+        return late, sum(weight * found.value(by) for by, weight in weights.items())
+    return late, *(found.value(goal.by) for goal in goals), found.value(Measure.LATENCY)
+
+
+def rated(problem: Problem, rates: Rates, plan: Plan) -> Found:
+    """A plan of the problem, and what it takes."""
+    return Found(problem, plan, plan, bill(problem, rates, plan))
+
+
+def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, bool]:
+    """Of a small job what takes least of the first measure that is none of time, in time; and whether that is proven."""
+    in_time, small = first.ends_by(asked.deadline), len(problem.stages) <= limits.PLAN_PROVEN_STAGES_MAX
+    weights = _weights(first, asked.others[:1], 1.0) or asked.weights
+    # What is weighed is no sum of costs alone, and what is fast needs no other plan, as long as it ends in time.
+    if not small or asked.effort <= 0 or (in_time and not (asked.others and weights)):
+        return None, False
+    latest = asked.deadline or math.inf
+    if asked.others and asked.goals[0].by is Measure.LATENCY and in_time:
+        latest = min(latest, first.value(Measure.LATENCY) * (1 + asked.goals[0].within))
+    # What is disliked counts as seconds do, which come after what takes least.
+    priced = weighed(_unpriced(problem) if asked.others else problem, asked.rates, weights)
+    loads = np.zeros_like(problem.arrays.load_seconds)
+    for measure, weight in weights.items():
+        loads += weight * loading(problem, asked.rates, measure)
+    made = frugal(priced, latest, loads, first.priced, effort=asked.effort, seed=asked.seed)
+    if made.plan is None:
+        return None, False
+    return _as_found(problem, asked.rates, priced, made.plan), made.proven
+
+
+def _ends_there(goals: Sequence[Goal]) -> bool:
+    """Whether goals in order end with the first measure that is none of time, or with seconds after it."""
+    order = [goal.by for goal in goals]
+    if order[:1] == [Measure.LATENCY]:
+        return len(order) <= 2
+    return len(_others(goals)) == 1 and not goals[0].within
+
+
+def _unpriced(problem: Problem) -> Problem:
+    """The problem without any penalty but those that forbid."""
+    arrays = problem.arrays
+    return problem._replace(
+        arrays=arrays._replace(
+            penalty=np.where(np.isfinite(arrays.penalty), 0.0, arrays.penalty),
+            byte_penalty=np.where(np.isfinite(arrays.byte_penalty), 0.0, arrays.byte_penalty),
+            crowding=np.where(np.isfinite(arrays.crowding), 0.0, arrays.crowding),
+        )
+    )
+
+
+def _named(problem: Problem, found: Found, asked: Asked, proof: Found | None) -> Found:
+    """With a method that calls proven what is: a weight's best plan is not the best by goals in order."""
+    if asked.weights:
+        # Penalties leave out what loading takes: with nothing to load, none of all plans can be better.
+        whole = found.value(Measure.LATENCY) + sum(by * found.value(each) for each, by in asked.weights.items())
+        proven = whole <= found.priced.objective * (1 + MILLIONTHS)
+        return found if proven else found._replace(plan=found.plan._replace(method=_unproven(found)))
+    if not asked.others:
+        return found
+    method, first = _unproven(found), asked.goals[0]
+    if first.by in asked.others and not first.within and found.ends_by(asked.deadline):
+        # Nothing takes less than each stage by itself does.
+        bound = max(least(problem, asked.rates, first.by), proof.value(first.by) if proof else 0.0)
+        method += PROVEN if found.value(first.by) <= bound * (1 + MILLIONTHS) else ""
+    return found._replace(plan=found.plan._replace(method=method))
+
+
+def _unproven(found: Found) -> str:
+    return found.plan.method.removesuffix(PROVEN)
+
+
+def _others(goals: Sequence[Goal]) -> list[Measure]:
+    return [goal.by for goal in goals if goal.by is not Measure.LATENCY and not goal.weight]
+
+
+def _weights(first: Found, measures: Sequence[Measure], share: float) -> dict[Measure, float]:
+    """At which all that the first plan takes of each measure counts so many times its seconds."""
+    values = {measure: first.value(measure) for measure in measures}
+    return {each: share * first.plan.objective / value for each, value in values.items() if value > 0}
+
+
+def _found(
+    problem: Problem, rates: Rates, weights: Mapping[Measure, float], planned: Planned, warm: Plan | None
+) -> Found:
+    asked = weighed(problem, rates, weights)
+    return _as_found(problem, rates, asked, planned(asked, warm))
+
+
+def _as_found(problem: Problem, rates: Rates, asked: Problem, priced: Plan) -> Found:
+    plain = priced._replace(penalty=penalty(problem, priced))
+    return Found(asked, priced, plain, bill(problem, rates, plain))
+
+
+def _together(measures: Sequence[Measure]) -> list[Sequence[Measure]]:
+    return [*([measure] for measure in measures), *([measures] if len(measures) > 1 else [])]
