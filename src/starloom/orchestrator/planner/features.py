@@ -1,7 +1,7 @@
 """Features of models' graphs, from which run times are predicted: what each kind of operator does, summed up.
 
 Run time on one device is close to a sum over operators: with counts of operators alone, networks of NAS-Bench-201 are
-told to within what measuring them twice differs by (docs/performance.md, Prediction). Where graphs differ in their
+told to within what measuring them twice differs by (docs/placement.md, Prediction). Where graphs differ in their
 shapes, operations and bytes tell more than counts; columns that say the same as one before are left out.
 """
 

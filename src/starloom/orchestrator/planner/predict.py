@@ -4,7 +4,7 @@ A device's seconds are `features @ costs`, each off by noise that grows with the
 before (sources) give the distribution that costs come from, relative to how fast the device is as a whole; a few
 samples of the new one give its speed and its costs, by conjugate updates (Bishop, "Pattern Recognition and Machine
 Learning", 2006, 3.3), reweighted so that outliers count less (Student's t as a mixture of normals: Lange, Little and
-Taylor, 1989). Costs add in seconds, not in logarithms: docs/performance.md (Prediction) has what was tried and measured.
+Taylor, 1989). Costs add in seconds, not in logarithms: docs/placement.md (Prediction) has what was tried and measured.
 """
 
 from collections.abc import Sequence
