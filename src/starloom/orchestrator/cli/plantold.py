@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 from starloom.dag.constellation import Goal, Measure
 from starloom.orchestrator.cli.output import Output
 from starloom.orchestrator.planner import bound, whatif
-from starloom.orchestrator.planner.bills import bill, least
+from starloom.orchestrator.planner.bills import least
 from starloom.orchestrator.planner.building import Built
-from starloom.orchestrator.planner.check import penalty
 from starloom.orchestrator.planner.goals import Found, rank, rated
 from starloom.orchestrator.planner.prepared import prepare
 from starloom.orchestrator.planner.whatif import Alternative, Loss
@@ -185,19 +184,26 @@ class Told:
         """What another plan takes, in each measure; without any, an objective of nothing."""
         if plan is None:
             return {"objective": None}
-        takes = bill(self.built.problem, self.built.rates, plan)
-        seconds = plan.makespan + penalty(self.built.problem, plan)
-        return {"objective": seconds, "energy_joules": takes.joules, "price": takes.price, "period": takes.period}
+        takes = self._rated(plan).bill
+        return {
+            "objective": plan.objective,
+            "energy_joules": takes.joules,
+            "price": takes.price,
+            "period": takes.period,
+        }
 
     def _late(self, plan: "Plan | None") -> list[str]:
-        if plan is None or rated(self.built.problem, self.built.rates, plan).ends_by(self.deadline):
+        if plan is None or self._rated(plan).ends_by(self.deadline):
             return []
         return [f"after the deadline of {self.deadline:g} s"]
 
     def _rank(self, plan: "Plan | None") -> tuple[float, ...]:
         if plan is None:
             return (float("inf"),)
-        return rank(rated(self.built.problem, self.built.rates, plan), self.goals, self.deadline)
+        return rank(self._rated(plan), self.goals, self.deadline)
+
+    def _rated(self, plan: "Plan") -> Found:
+        return rated(self.built.problem, self.built.rates, plan)
 
 
 def _figures(joules: float, price: float) -> list[str]:
