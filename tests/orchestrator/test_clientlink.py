@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import pytest
@@ -112,6 +112,45 @@ async def control() -> AsyncIterator[FakeControl]:
 async def client(control: FakeControl) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(control.address, TOKEN) as made:  # type: ignore[attr-defined]
         yield made
+
+
+class Relay:
+    """Passes connections on to a server; those that are there at a `freeze` stay, and carry nothing any more."""
+
+    def __init__(self, address: str) -> None:
+        self._host, _, self._port = address.rpartition(":")
+        self._pumps: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
+        self.address = ""
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._join, "127.0.0.1", 0)
+        self.address = "{}:{}".format(*self._server.sockets[0].getsockname())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        self.freeze()
+        for writer in self._writers:
+            writer.close()
+
+    def freeze(self) -> None:
+        for pump in self._pumps:
+            pump.cancel()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
+        self._writers += [writer, far_writer]
+        for source, sink in ((reader, far_writer), (far_reader, writer)):
+            pump = asyncio.create_task(self._pump(source, sink))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+        sink.close()
 
 
 @pytest.fixture
@@ -269,6 +308,18 @@ async def test_a_call_that_is_not_answered_in_time_is_not_repeated(control: Fake
     with pytest.raises(Unavailable, match="did not answer within 30 s"):
         await client.nodes()
     assert len(control.requests) == 1
+
+
+async def test_a_connection_that_carries_nothing_any_more_is_made_anew(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "KEEPALIVE_SECONDS", 0.2)
+    control.steps = [pb.ListNodesResponse(), pb.ListNodesResponse()]
+    async with Relay(control.address) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
+        assert await client.nodes() == []
+        path.freeze()
+        assert await client.nodes() == []
+    assert len(control.requests) == 2
 
 
 async def test_cancel_is_repeated_and_says_what_became_of_the_job(control: FakeControl, client: AsyncClient) -> None:

@@ -36,6 +36,16 @@ _BROKEN_TEXTS = ("RST_STREAM", "Stream removed", "Socket closed")
 Result = TypeVar("Result")
 
 
+def _watched() -> list[tuple[str, Any]]:
+    """Options by which a connection that carries nothing any more is given up before a call's deadline.
+
+    gRPC's core arms the timeout of a keepalive ping only where it is armed already (1.85.3, `chttp2/transport/writing.cc`),
+    so that of all pings counts in its place, which is 60 s. A call to an orchestrator that stands still would end at its
+    deadline, where it has to be repeated.
+    """
+    return [("grpc.http2.ping_timeout_ms", int(limits.KEEPALIVE_SECONDS * 1000))]
+
+
 def find_cluster(
     address: str | None = None, token: str | None = None, environment: Mapping[str, str] = os.environ
 ) -> tuple[str, str]:
@@ -217,7 +227,8 @@ class Link:
         if self._closed:
             raise StarloomError("the client is closed; make a new one")
         if self._stub is None:
-            self._channel = aio.insecure_channel(self.address, options=status.channel_options(self.address))
+            options = [*status.channel_options(self.address), *_watched()]
+            self._channel = aio.insecure_channel(self.address, options=options)
             self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
         return self._stub
 
