@@ -310,6 +310,18 @@ async def test_a_call_that_is_not_answered_in_time_is_not_repeated(control: Fake
     assert len(control.requests) == 1
 
 
+async def test_a_call_that_is_not_answered_says_whether_anybody_is_there(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "HEALTH_SECONDS", 0.1)
+    control.steps = [pb.ListNodesResponse()]
+    async with Relay(control.address) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
+        assert await client.nodes() == []
+        path.freeze()
+        with pytest.raises(Unavailable, match=r"within 0\.1 s \(ListNodes\), nor a question.*event loop does not turn"):
+            await client._link.call("ListNodes", pb.ListNodesRequest(), seconds=0.1)
+
+
 async def test_a_connection_that_carries_nothing_any_more_is_made_anew(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,24 @@ async def test_nothing_is_told_before_it_is_journaled(rig: Rig, monkeypatch: pyt
     assert (await rig.ended(job)).status == "succeeded"
 
 
+async def test_who_waits_for_a_disk_in_vain_is_told_so_and_finds_why_in_the_log(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(limits, "JOURNAL_SLOW_SECONDS", 0.0)
+    client = await rig.client()
+    disk = SlowDisk(monkeypatch)
+    with pytest.raises(
+        Unavailable, match=r"did not answer within 0\.3 s \(Submit\), but .*waits for its journal's disk"
+    ):
+        await client._link.call("Submit", request(NOOP, key="k"), seconds=0.3)
+    rig.orchestrator.engine._check(asyncio.get_running_loop().time())
+    assert "the journal has been committing" in caplog.text
+    disk.let(1000)
+    # It was taken nevertheless, and asking again changes nothing.
+    assert (await rig.call("Submit", request(NOOP, key="k"))).existing
+    assert "the journal took" in caplog.text
+
+
 async def test_what_comes_while_the_disk_writes_is_written_together(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SlowDisk(monkeypatch)
     first = asyncio.create_task(rig.submit(NOOP))

@@ -209,6 +209,10 @@ INPUT_PATIENCE_SECONDS: Final = 2.0
 FIGURES_PER_STAGE_MAX: Final = 16
 TRACE_LINES_MAX: Final = 20
 JOURNAL_RESERVED_BYTES: Final = 1024 * 1024
+JOURNAL_SLOW_SECONDS: Final = 1.0
+"""A commit that takes longer is told of in the orchestrator's log."""
+LOOP_SLOW_SECONDS: Final = 1.0
+"""Likewise, where its event loop does not turn for longer."""
 SNAPSHOT_FACTS: Final = 20_000
 SNAPSHOT_BYTES: Final = 16 * 1024 * 1024
 SNAPSHOT_PAUSES: Final = 4.0
@@ -268,6 +272,8 @@ FAULTS_RECOVERED_SECONDS: Final = 60.0
 
 # Clients
 RPC_DEADLINE_SECONDS: Final = 30.0
+HEALTH_SECONDS: Final = 2.0
+"""How long a client asks an orchestrator that did not answer whether it is there at all."""
 CONNECT_SECONDS: Final = 5.0
 ORCHESTRATOR_RESTART_SECONDS: Final = 120.0
 TRANSFERS_AT_ONCE_MAX: Final = 8

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 import grpc
 from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from starloom.agents import status
 from starloom.dag import limits
@@ -127,11 +128,13 @@ class Link:
         """
 
         async def attempt() -> Any:
+            began = asyncio.get_running_loop().time()
             try:
                 return await getattr(self._ready(), method)(request, metadata=self._metadata, timeout=seconds)
             except aio.AioRpcError as error:
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and not _has_detail(error):
-                    raise _Silent(f"the orchestrator at {self.address} did not answer within {seconds:g} s") from None
+                    late = asyncio.get_running_loop().time() - began - seconds
+                    raise _Silent(await self._silence(method, seconds, late)) from None
                 raise self._meaning(error) from error
 
         return await self.patiently(attempt)
@@ -222,6 +225,26 @@ class Link:
     async def _ended(self, job: str) -> bool:
         response = await self.call("GetJob", pb.GetJobRequest(job_id=job))
         return clientwire.job_from_wire(response.job).ended
+
+    async def _silence(self, method: str, seconds: float, late: float) -> str:
+        """What to say of a call that nobody answered, and where to look. `late`: so many seconds later it was noticed."""
+        what = f"the orchestrator at {self.address} did not answer within {seconds:g} s ({method})"
+        if late > limits.LOOP_SLOW_SECONDS:
+            what += f"; that was noticed {late:.1f} s late, so this process was stopped or busy itself"
+        self._ready()
+        try:
+            await health_pb2_grpc.HealthStub(self._channel).Check(
+                health_pb2.HealthCheckRequest(), timeout=limits.HEALTH_SECONDS
+            )
+        except aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                what += f", nor a question after its health within {limits.HEALTH_SECONDS:g} s"
+                return f"{what}: it is stopped, or its event loop does not turn; see orchestrator.log, and what else runs there"
+            if error.code() in _BROKEN:
+                return f"{what}, and now its connection is broken: {error.details()}"
+            # Any other status is an answer.
+        what += ", but a question after its health at once"
+        return f"{what}: it waits for its journal's disk, or for agents; see orchestrator.log, and what else uses that disk"
 
     def _ready(self) -> Any:
         if self._closed:

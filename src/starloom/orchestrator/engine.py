@@ -33,6 +33,7 @@ from starloom.orchestrator.kept import KeptJobs
 from starloom.orchestrator.onethread import OneThread
 from starloom.orchestrator.records import Record
 from starloom.orchestrator.snapshotting import Snapshotting
+from starloom.orchestrator.stalls import Stalls
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Engine:
         self.events = EventLog(self._read, journal.last_offset)
         self._loop = asyncio.get_running_loop()
         self.failed: asyncio.Future[None] = self._loop.create_future()
+        self._stalls = Stalls()
         self._writing = OneThread("journal")
         self._reading = ThreadPoolExecutor(1, "journal-read")
         self._inbox: deque[tuple[Input, Done | None]] = deque()
@@ -186,11 +188,13 @@ class Engine:
             return
         count = min(len(self._inbox), limits.BATCH_INPUTS_MAX)
         batch = [self._inbox.popleft() for _ in range(count)]
+        began = time.monotonic()
         try:
             decision = self.coordinator.handle([item for item, _ in batch], time.monotonic_ns())
         except Exception as error:
             self._fail(error)
             return
+        self._stalls.took("deciding on inputs:", count, began)
         self._put(decision, [done for _, done in batch if done is not None])
         self._arm()
         if self._inbox:
@@ -222,18 +226,20 @@ class Engine:
         facts = [fact for decision, _ in undone for fact in decision.facts]
         self._carrying = True
         if facts:
-            self._writing.call(self._append, undone, facts, time.time_ns())
+            self._writing.call(self._append, undone, facts, time.time_ns(), self._stalls.handed(len(facts)))
         else:
             self._written(undone, [], 0)
 
-    def _append(self, undone: Undone, facts: Sequence[Fact], unix_nanos: int) -> None:
+    def _append(self, undone: Undone, facts: Sequence[Fact], unix_nanos: int, handed: float) -> None:
         """In the journal's thread."""
+        begun = time.monotonic()
         ends = crashpoints.ON and any(isinstance(fact, JobEnded) for fact in facts)
         try:
             reach(CrashPoint.BEFORE_APPEND)
             if ends:
                 reach(CrashPoint.JOB_ENDING)
             records = self._journal.append(facts, unix_nanos)
+            self._stalls.wrote(handed, begun, len(facts))
             reach(CrashPoint.AFTER_FSYNC)
             if ends:
                 reach(CrashPoint.JOB_ENDED)
@@ -243,11 +249,13 @@ class Engine:
             self._loop.call_soon_threadsafe(self._written, undone, records, unix_nanos)
 
     def _written(self, undone: Undone, records: Sequence[Record], unix_nanos: int) -> None:
+        began = time.monotonic()
         try:
             self._follow_up(undone, records, unix_nanos)
         except Exception as error:
             self._fail(error)
             return
+        self._stalls.took("telling of facts:", len(records), began)
         self._carrying = False
         if self._undone:
             self._carry_out()
@@ -300,10 +308,13 @@ class Engine:
         self._sweeping = self._loop.call_later(limits.UPLOAD_KEPT_SECONDS, self._sweep)
 
     def _check_later(self) -> None:
-        self._checking = self._loop.call_later(limits.LEASE_SECONDS, self._check)
+        # The event loop's clock is the monotonic one as well.
+        due = self._loop.time() + limits.LEASE_SECONDS
+        self._checking = self._loop.call_at(due, self._check, due)
 
-    def _check(self) -> None:
+    def _check(self, due: float) -> None:
         """One that was replaced and has nothing to write learns of it here, and gives up the agents that it keeps."""
+        self._stalls.look(due)
         self._writing.call(self._check_epoch)
         self._check_later()
 
