@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from starloom.dag import limits
-from starloom.orchestrator.raycluster import patient_start
+from starloom.orchestrator.raycluster import patient_start, tunables
 
 # A wait of no seconds is how a stalled machine looks to Ray: its first process does not answer in time.
 STALLED = """
@@ -39,6 +39,14 @@ except Unavailable as error:
 left = [child.name() for child in psutil.Process().children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE]
 print(left, [folder for folder in folders if os.path.exists(folder)])
 """
+
+
+def test_large_copies_go_past_the_caches_unless_the_user_said_something_else() -> None:
+    ours = f"glibc.cpu.x86_non_temporal_threshold={limits.COPY_PAST_CACHES_BYTES_MIN}"
+    assert tunables("") == ours
+    assert tunables(ours) == ours
+    assert tunables("glibc.malloc.arena_max=2") == f"glibc.malloc.arena_max=2:{ours}"
+    assert tunables("glibc.cpu.x86_non_temporal_threshold=0x4040") == "glibc.cpu.x86_non_temporal_threshold=0x4040"
 
 
 def test_a_node_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

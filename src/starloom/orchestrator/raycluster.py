@@ -39,6 +39,8 @@ _WATCH_SECONDS = 0.1
 _LOOK_SECONDS = 0.02
 _KILL_SECONDS = 2.0
 _TOKEN_BYTES = 32
+_TUNABLES: Final = "GLIBC_TUNABLES"
+_COPIES: Final = "glibc.cpu.x86_non_temporal_threshold"
 #: a socket's path has at most 107 characters, of which Ray's own part takes 64
 _FOLDER_CHARACTERS_MAX = 43
 
@@ -330,7 +332,17 @@ def _settings(folder: Path) -> dict[str, str]:
         "RAY_gcs_server_port_wait_time_s": str(limits.RAY_PORT_SECONDS),
         # Without it Ray takes 127.0.0.1 for a mistake, and listens on every interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        _TUNABLES: tunables(os.environ.get(_TUNABLES, "")),
     }
+
+
+def tunables(given: str) -> str:
+    """What glibc is to be told in the agents' processes, beside what is `given`: it reads that when a process starts.
+
+    It writes past the caches only what is larger than three quarters of the last one, which virtual machines are told as that
+    of the whole host. A value that does not fit there was read from memory before it was written over, for nothing.
+    """
+    return given if _COPIES in given else f"{given}:{_COPIES}={limits.COPY_PAST_CACHES_BYTES_MIN}".lstrip(":")
 
 
 def _short_folder() -> Path:
