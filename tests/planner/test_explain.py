@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starloom.orchestrator.bench.placing.cases import Case, Shape, feasible, infeasible
-from starloom.orchestrator.bench.placing.judging import amiss
-from starloom.orchestrator.planner.explain import Conflict, explain
-from starloom.orchestrator.planner.problem import Place, problem
+from starloom.orchestrator.bench.placing.cases import ANY, Case, Shape, feasible, infeasible
+from starloom.orchestrator.bench.placing.judging import BUDGET, amiss
+from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.explain import Conflict, explain, settle
+from starloom.orchestrator.planner.planning import plan
+from starloom.orchestrator.planner.problem import Place, Plan, problem
 
 SMALL = Shape(stages=(2, 8), nodes=(2, 4))
 PLACES = [Place("phone"), Place("edge"), Place("cloud")]
@@ -124,6 +126,21 @@ def test_a_deadline_that_is_too_short_is_told_with_what_would_do() -> None:
     assert "4 s instead of 3 s" in lifts
     what = problem(["see", "tell"], PLACES, [[2.0, np.inf, np.inf]] * 2)
     assert explain(what, deadline=4.0) is None
+
+
+@pytest.mark.parametrize(("seed", "kept"), [(1541, True), (5931, True), (3121, False)])
+def test_a_deadline_that_literals_do_not_settle_in_time_is_settled_all_the_same(seed: int, kept: bool) -> None:
+    case = feasible(seed, ANY)
+    first = plan(case.problem, BUDGET, seed, reasons=case.reasons)
+    deadline = first.makespan * float(np.random.default_rng([seed, 2]).uniform(0.3, 1.2))
+    found = settle(case.problem, case.reasons, deadline, effort=0.1)
+    if kept:
+        assert isinstance(found, Plan)
+        assert faults(case.problem, found) == []
+        assert found.makespan <= deadline < first.makespan
+    else:
+        assert isinstance(found, Conflict)
+        assert amiss(case.problem, found, deadline) == ""
 
 
 def test_where_more_than_one_conflict_is_left_no_lift_is_promised() -> None:

@@ -7,11 +7,11 @@ import numpy as np
 from ortools.sat.python import cp_model
 
 from starloom.orchestrator.planner.check import faults
-from starloom.orchestrator.planner.exact import fitted, longest, read, solving
+from starloom.orchestrator.planner.exact import Search, fitted, longest, read, solving
 from starloom.orchestrator.planner.holding import hold
 from starloom.orchestrator.planner.model import Model
 from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem
-from starloom.orchestrator.planner.requirements import Reasons, Requirement, bare, requirements, shut, unlinked
+from starloom.orchestrator.planner.requirements import Reasons, Requirement, bare, keeping, requirements, shut, unlinked
 from starloom.orchestrator.planner.ticks import Ticks, heads, tails, ticked
 from starloom.orchestrator.planner.timing import retimed
 
@@ -70,15 +70,17 @@ class _Asked:
     def __init__(self, problem: Problem, reasons: Reasons, deadline: float | None, effort: float) -> None:
         self.problem, self.deadline, self.effort = problem, deadline, effort
         self.requirements = requirements(problem, reasons, deadline)
-        left = bare(problem, shut(problem, reasons), timed=deadline is not None)
-        ticks = fitted(left) if deadline is not None else ticked(left, 1.0)
+        # Set where requirements behind literals have shown nothing in time: what a deadline is in is asked firmly from then on.
+        self.hard = False
+        self.left = bare(problem, shut(problem, reasons), timed=deadline is not None)
+        ticks = fitted(self.left) if deadline is not None else ticked(self.left, 1.0)
         assert ticks is not None
         self.model, self.literals = _model(ticks, self.requirements)
         for requirement, literal in zip(self.requirements, self.literals, strict=True):
-            self._ask(requirement, literal)
+            self._ask(self.model, requirement, literal)
 
-    def _ask(self, requirement: Requirement, literal: Any) -> None:
-        model, cp, arrays = self.model, self.model.cp, self.problem.arrays
+    def _ask(self, model: Model, requirement: Requirement, literal: Any) -> None:
+        cp, arrays = model.cp, self.problem.arrays
         if requirement.kind == "places":
             for use, mode in zip(model.uses[requirement.which], model.modes[requirement.which], strict=True):
                 if mode.place in requirement.places:
@@ -91,9 +93,7 @@ class _Asked:
             if arrays.started[sink]:
                 cp.add(model.end[source] <= 0).only_enforce_if(literal)
         elif requirement.kind == "deadline" and self.deadline is not None:
-            # Rounding up must not make a conflict of what fits to the second.
-            most = math.ceil(self.deadline / model.ticks.tick) + model.ticks.rounding()
-            cp.add(model.makespan <= most).only_enforce_if(literal)
+            cp.add(model.makespan <= _by(model.ticks, self.deadline)).only_enforce_if(literal)
 
     def solve(self, kept: list[Requirement]) -> tuple[Any, Any]:
         """The solver's status with these requirements, and the solver."""
@@ -106,18 +106,48 @@ class _Asked:
     def core(self) -> list[Requirement] | Plan | None:
         """Some requirements that conflict, or a plan; nothing where neither is known."""
         status, solver = self.solve(self.requirements)
+        if status == cp_model.INFEASIBLE:
+            which = set(solver.sufficient_assumptions_for_infeasibility())
+            asked = zip(self.requirements, self.literals, strict=True)
+            return [requirement for requirement, literal in asked if literal.index in which]
         if status in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-            found = retimed(self.problem, read(self.model, solver, "any"))
-            return None if faults(self.problem, found) else found
-        if status != cp_model.INFEASIBLE:
-            return None
-        which = set(solver.sufficient_assumptions_for_infeasibility())
-        asked = zip(self.requirements, self.literals, strict=True)
-        return [requirement for requirement, literal in asked if literal.index in which]
+            return self._valid(read(self.model, solver, "any"))
+        status, plan = self._firm(self.requirements)
+        if plan is not None:
+            return self._valid(plan)
+        return self.requirements if status == cp_model.INFEASIBLE else None
 
     def infeasible(self, kept: list[Requirement]) -> bool:
-        status, _ = self.solve(kept)
+        status = cp_model.UNKNOWN if self.hard and _timed(kept) else self.solve(kept)[0]
+        if status == cp_model.UNKNOWN:
+            status, _ = self._firm(kept)
         return bool(status == cp_model.INFEASIBLE)
+
+    def _firm(self, kept: list[Requirement]) -> tuple[Any, Plan | None]:
+        """The status of a model in which they hold from the start, with nothing in it that ends beyond the deadline; a plan.
+
+        It is made anew for each question, which only the hardest are worth: those that a deadline makes hard.
+        """
+        if self.deadline is None or not _timed(kept):
+            return cp_model.UNKNOWN, None
+        self.hard = True
+        ticks = fitted(keeping(self.left, kept))
+        search = None if ticks is None else Search(ticks, None, _by(ticks, self.deadline))
+        if search is None or search.empty:
+            return cp_model.INFEASIBLE, None
+        for requirement in kept:
+            if requirement.kind == "link":
+                self._ask(search.model, requirement, search.model.cp.new_constant(1))
+        solver = solving(self.effort, math.inf, 0)
+        solver.parameters.stop_after_first_solution = True
+        status = solver.solve(search.model.cp)
+        if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
+            return status, None
+        return status, read(search.model, solver, "any")
+
+    def _valid(self, plan: Plan) -> Plan | None:
+        found = retimed(self.problem, plan)
+        return None if faults(self.problem, found) else found
 
     def lift(self, requirement: Requirement) -> str:
         """What to have instead of a requirement, all others kept; empty where that does not help."""
@@ -163,6 +193,15 @@ def _model(ticks: Ticks, asked: list[Requirement]) -> tuple[Model, list[Any]]:
     hold(made)
     others = [made.given.get((what.kind, what.which)) for what in asked]
     return made, [made.cp.new_bool_var("") if literal is None else literal for literal in others]
+
+
+def _timed(kept: list[Requirement]) -> bool:
+    return any(each.kind == "deadline" for each in kept)
+
+
+def _by(ticks: Ticks, deadline: float) -> int:
+    """A deadline in ticks. Rounding up must not make a conflict of what fits to the second."""
+    return math.ceil(deadline / ticks.tick) + ticks.rounding()
 
 
 def _held(problem: Problem, plan: Plan, node: int) -> float:

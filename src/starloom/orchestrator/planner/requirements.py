@@ -1,7 +1,7 @@
 """What a problem asks for, one requirement after the other, and the problem that is left when all are dropped."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -116,6 +116,32 @@ def bare(problem: Problem, open_to_none: Flags, *, timed: bool) -> Problem:
         seconds_per_byte=_finite(arrays.seconds_per_byte),
     )
     return problem._replace(arrays=left)
+
+
+def keeping(left: Problem, kept: Collection[Requirement]) -> Problem:
+    """A problem that `bare` left, with those again that it was bared of; but for links and a deadline, which are not its own."""
+    arrays, seconds = left.arrays, left.arrays.seconds.copy()
+    has: dict[str, list[int]] = {}
+    for requirement in kept:
+        has.setdefault(requirement.kind, []).append(requirement.which)
+        if requirement.kind == "places":
+            seconds[requirement.which, list(requirement.places)] = np.inf
+
+    def only(kind: str, values: Indices, otherwise: int) -> Indices:
+        return np.where(np.isin(values, has.get(kind, [])), values, otherwise).astype(values.dtype)
+
+    def where(kind: str, values: Any, otherwise: float) -> Any:
+        return np.where(np.isin(np.arange(len(values)), has.get(kind, [])), values, otherwise).astype(values.dtype)
+
+    again = arrays._replace(
+        seconds=seconds,
+        memory_bytes=where("memory", arrays.memory_bytes, np.inf),
+        store=where("store", arrays.store, np.inf),
+        slots=where("slots", arrays.slots, len(left.stages)),
+        together=only("together", arrays.together, -1),
+        apart=only("apart", arrays.apart, -1),
+    )
+    return left._replace(arrays=again)
 
 
 def _finite(values: Floats) -> Floats:

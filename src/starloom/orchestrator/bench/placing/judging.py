@@ -36,7 +36,9 @@ _DEADLINES: Final = (0.3, 1.2)
 """As shares of the makespan that was found first."""
 
 _SETTLE_EFFORT: Final = 4.0
-_SHOW_EFFORT: Final = 4.0
+_SHOW_EFFORTS: Final = (4.0, 60.0)
+"""CP-SAT's deterministic time for each thing to be shown; more where the first shows neither."""
+
 _CONFLICTS_MAX: Final = 50
 _ROUNDING: Final = 1e-4
 
@@ -148,7 +150,13 @@ def possible(problem: Problem, deadline: float | None = None) -> bool | None:
         hint = plan(problem, BUDGET)
     if hint is not None and not faults(problem, hint) and (deadline is None or hint.makespan <= deadline):
         return True
-    proof = exact(problem, hint, effort=_SHOW_EFFORT)
+    return next(
+        (shown for effort in _SHOW_EFFORTS if (shown := _shown(problem, hint, deadline, effort)) is not None), None
+    )
+
+
+def _shown(problem: Problem, hint: Plan | None, deadline: float | None, effort: float) -> bool | None:
+    proof = exact(problem, hint, effort=effort)
     if deadline is None:
         return True if proof.plan is not None else (False if proof.proven else None)
     if proof.plan is not None and proof.plan.makespan <= deadline * (1 + _ROUNDING):
