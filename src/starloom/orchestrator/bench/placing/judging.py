@@ -5,6 +5,7 @@ a plan shows that the checker passes. A problem is explained if it can be planne
 dropped: it may have more than one.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -15,7 +16,7 @@ import numpy as np
 from starloom.dag.errors import Infeasible
 from starloom.orchestrator.bench.placing.cases import ANY, Case, Shape, feasible, infeasible
 from starloom.orchestrator.planner.check import faults
-from starloom.orchestrator.planner.exact import exact
+from starloom.orchestrator.planner.exact import Search, exact, fitted
 from starloom.orchestrator.planner.explain import Conflict, explain, settle
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import Plan, Problem
@@ -156,12 +157,17 @@ def possible(problem: Problem, deadline: float | None = None) -> bool | None:
 
 
 def _shown(problem: Problem, hint: Plan | None, deadline: float | None, effort: float) -> bool | None:
-    proof = exact(problem, hint, effort=effort)
     if deadline is None:
+        proof = exact(problem, hint, effort=effort)
         return True if proof.plan is not None else (False if proof.proven else None)
+    ticks = fitted(problem)
+    if ticks is None:
+        return False
+    # Far sooner shown than the least makespan. Rounding up must not rule out what fits to the second.
+    proof = Search(ticks, None, math.ceil(deadline / ticks.tick) + ticks.rounding()).run(effort, math.inf, 0)
     if proof.plan is not None and proof.plan.makespan <= deadline * (1 + _ROUNDING):
         return True
-    return False if proof.bound > deadline or (proof.proven and proof.plan is None) else None
+    return False if proof.proven and proof.plan is None else None
 
 
 def only(what: Problem, kept: Collection[Requirement]) -> Problem:
