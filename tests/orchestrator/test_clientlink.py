@@ -115,9 +115,10 @@ async def client(control: FakeControl) -> AsyncIterator[AsyncClient]:
 
 
 class Relay:
-    """Passes connections on to a server; those that are there at a `freeze` stay, and carry nothing any more."""
+    """Passes connections on to a server, after `delay` seconds; those that are there at a `freeze` stay, and carry nothing."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, delay: float = 0.0) -> None:
+        self._delay = delay
         self._host, _, self._port = address.rpartition(":")
         self._pumps: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -139,6 +140,7 @@ class Relay:
             pump.cancel()
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self._delay)
         far_reader, far_writer = await asyncio.open_connection(self._host, int(self._port))
         self._writers += [writer, far_writer]
         for source, sink in ((reader, far_writer), (far_reader, writer)):
@@ -326,12 +328,22 @@ async def test_a_connection_that_carries_nothing_any_more_is_made_anew(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(limits, "KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "LINK_SILENT_SECONDS", 0.2)
     control.steps = [pb.ListNodesResponse(), pb.ListNodesResponse()]
     async with Relay(control.address) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
         assert await client.nodes() == []
         path.freeze()
         assert await client.nodes() == []
     assert len(control.requests) == 2
+
+
+async def test_an_orchestrator_that_is_slow_to_say_hello_is_reached(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "RECONNECT_LAST_SECONDS", 0.1)
+    control.steps = [pb.ListNodesResponse()]
+    async with Relay(control.address, delay=0.5) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
+        assert await client.nodes() == []
 
 
 async def test_cancel_is_repeated_and_says_what_became_of_the_job(control: FakeControl, client: AsyncClient) -> None:

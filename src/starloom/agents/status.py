@@ -215,7 +215,8 @@ def channel_options(address: str = "") -> list[tuple[str, Any]]:
         # Each channel has its own connection, so that one peer's bulk does not wait behind another's.
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", int(limits.RECONNECT_FIRST_SECONDS * 1000)),
-        ("grpc.min_reconnect_backoff_ms", int(limits.RECONNECT_FIRST_SECONDS * 1000)),
+        # What a single attempt has, whatever its name says; with less, whoever is slow to say hello is never reached.
+        ("grpc.min_reconnect_backoff_ms", int(limits.CONNECT_SECONDS * 1000)),
         ("grpc.max_reconnect_backoff_ms", int(limits.RECONNECT_LAST_SECONDS * 1000)),
     ]
 

@@ -275,6 +275,9 @@ FAULTS_RECOVERED_SECONDS: Final = 60.0
 RPC_DEADLINE_SECONDS: Final = 30.0
 HEALTH_SECONDS: Final = 2.0
 """How long a client asks an orchestrator that did not answer whether it is there at all."""
+LINK_SILENT_SECONDS: Final = 15.0
+"""How long a client's connection may leave a ping without an answer: after KEEPALIVE_SECONDS, still within RPC_DEADLINE_SECONDS,
+and longer than a loaded machine keeps a process from running as a rule."""
 CONNECT_SECONDS: Final = 5.0
 ORCHESTRATOR_RESTART_SECONDS: Final = 120.0
 TRANSFERS_AT_ONCE_MAX: Final = 8

@@ -44,7 +44,7 @@ def _watched() -> list[tuple[str, Any]]:
     so that of all pings counts in its place, which is 60 s. A call to an orchestrator that stands still would end at its
     deadline, where it has to be repeated.
     """
-    return [("grpc.http2.ping_timeout_ms", int(limits.KEEPALIVE_SECONDS * 1000))]
+    return [("grpc.http2.ping_timeout_ms", int(limits.LINK_SILENT_SECONDS * 1000))]
 
 
 def find_cluster(
