@@ -50,6 +50,13 @@ def test_five_nodes_are_online_on_three_tiers_each_in_a_process_of_its_own(embed
     assert all(node.profile.cores > 0 and node.profile.memory_bytes > 0 for node in nodes.values())
 
 
+def test_its_agents_have_the_priority_of_who_started_them(embedded: EmbeddedCluster) -> None:
+    assert embedded.info is not None
+    assert {os.getpriority(os.PRIO_PROCESS, node.profile.pid) for node in embedded.info.nodes} == {
+        os.getpriority(os.PRIO_PROCESS, 0)
+    }
+
+
 def test_its_start_up_is_split(embedded: EmbeddedCluster) -> None:
     start_up = embedded.start_up
     assert min(start_up.orchestrator, start_up.ray, start_up.agents) > 0

@@ -332,6 +332,8 @@ def _settings(folder: Path) -> dict[str, str]:
         "RAY_gcs_server_port_wait_time_s": str(limits.RAY_PORT_SECONDS),
         # Without it Ray takes 127.0.0.1 for a mistake, and listens on every interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Its own 15 is a 28th of everybody else's share: agents waited for whatever else wanted a processor, and the orchestrator too.
+        "RAY_worker_niceness": "0",
         _TUNABLES: tunables(os.environ.get(_TUNABLES, "")),
     }
 
