@@ -1,6 +1,7 @@
 """The client's repeats: nothing is lost, doubled or waited for without end when the orchestrator goes away."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Self
@@ -322,6 +323,20 @@ async def test_a_call_that_is_not_answered_says_whether_anybody_is_there(
         path.freeze()
         with pytest.raises(Unavailable, match=r"within 0\.1 s \(ListNodes\), nor a question.*event loop does not turn"):
             await client._link.call("ListNodes", pb.ListNodesRequest(), seconds=0.1)
+
+
+async def test_a_client_that_stood_still_itself_says_so(control: FakeControl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "LOOP_SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "HEALTH_SECONDS", 0.1)
+    control.steps = [pb.ListNodesResponse()]
+    async with Relay(control.address) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
+        assert await client.nodes() == []
+        path.freeze()
+        call = asyncio.create_task(client._link.call("ListNodes", pb.ListNodesRequest(), seconds=0.1))
+        await asyncio.sleep(0.05)
+        time.sleep(0.5)  # noqa: ASYNC251
+        with pytest.raises(Unavailable, match=r"noticed \d+\.\d s late, so this process was stopped or busy itself"):
+            await call
 
 
 async def test_a_connection_that_carries_nothing_any_more_is_made_anew(
