@@ -14,7 +14,7 @@ from starloom.dag.kinds import KindCatalog, KindSpec
 from starloom.dag.validate import problems
 
 KINDS = KindCatalog([KindSpec(name="k")])
-LATENCY, ENERGY, PRICE = (Goal(by=measure) for measure in Measure)
+LATENCY, ENERGY, PRICE, *_ = (Goal(by=measure) for measure in Measure)
 
 
 def constellation(said: str) -> Constellation:

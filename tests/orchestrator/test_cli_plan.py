@@ -324,3 +324,66 @@ def test_on_battery_the_camera_gives_no_more_than_it_has(capsys: pytest.CaptureF
     _, fast = plan(capsys, files[0], "--fleet", files[1], "--objective", "latency")
     assert found["energy_joules"] < fast["energy_joules"]
     assert found["makespan"] > fast["makespan"]
+
+
+def test_a_job_that_comes_again_and_again_is_planned_for_its_period(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s", "--slo", "p95=6s,p50=3s")
+    assert code == 1
+    rounds = found["rounds"]
+    assert rounds["holds"]
+    assert rounds["least_period"] == pytest.approx(2.0 / 0.9)
+    assert {each["what"]: each["seconds"] for each in rounds["loads"]} == {"cam": 2.0, "edge": 2.0}
+    (job,) = rounds["jobs"]
+    assert job["p50"] <= job["p95"] <= job["p99"]
+    assert {each["what"]: each["met"] for each in job["slo"]} == {"p95": True, "p50": False}
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "2s")
+    assert code == 1
+    assert not found["rounds"]["holds"]
+    assert found["rounds"]["why"][-1] == "enough would be: a period of 2.222 s"
+    assert found["rounds"]["why"][0].startswith("conflict: ")
+    assert main(["plan", files[0], "--fleet", files[1], "--objective", "period"]) == 0
+    assert "a round may come every 2.222 s: cam is busy for 2 s then, 90% of it" in capsys.readouterr().out
+
+
+def test_jobs_that_share_nodes_are_planned_together_each_with_its_period(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "often.yaml").write_text(CHAIN.replace("name: chain", "name: often\nevery: 3s"))
+    (tmp_path / "seldom.yaml").write_text(
+        CHAIN.replace("name: chain", "name: seldom\nevery: 12s").replace("{tier: device}", "{tier: edge}")
+    )
+    both = [str(tmp_path / name) for name in ("often.yaml", "seldom.yaml")]
+    code, found = plan(capsys, *both, "--fleet", files[1])
+    assert code == 0
+    assert [(each["name"], each["every"]) for each in found["rounds"]["jobs"]] == [("often", 3.0), ("seldom", 12.0)]
+    assert set(found["placement"]) == {"often.a", "often.b", "seldom.a", "seldom.b"}
+    loads = {each["what"]: each["seconds"] for each in found["rounds"]["loads"]}
+    assert loads["cam"] == pytest.approx(2.0)
+    # A quarter of what the other job takes comes with each round of the first.
+    assert sum(loads.values()) == pytest.approx(2.0 + 2.0 + (1.0 + 2.0) / 4)
+    code, found = plan(capsys, both[0], files[0], "--fleet", files[1])
+    assert code == 2
+    assert "does not say how often it comes" in json.dumps(found)
+
+
+def test_a_stream_is_planned_for_the_rate_of_its_chunks(
+    capsys: pytest.CaptureFixture[str], files: tuple[str, str]
+) -> None:
+    video = str(Path(__file__).parents[2] / "examples" / "video" / "constellation.yaml")
+    code, found = plan(capsys, video, "--fleet", files[1], "--rate", "20")
+    assert code == 0
+    assert found["placement"]["watch"]["node"] in ("edge", "far")
+    # A frame takes 0.08 s on the reference machine, and these are twice as fast; it is one frame after the other.
+    loads = {each["what"]: each["seconds"] for each in found["rounds"]["loads"] if each["kind"] == "stage"}
+    assert loads["watch"] == pytest.approx(0.04)
+    code, found = plan(capsys, video, "--fleet", files[1], "--rate", "30")
+    assert code == 1
+    assert not found["rounds"]["holds"]
+    # Frames do not fit the link to another node, so the camera's 2.5 ms are on the same slot.
+    assert found["rounds"]["least_period_bound"] == pytest.approx(0.0425 / 0.9, rel=1e-4)
+    assert found["rounds"]["why"][0].startswith("conflict: watch (0.04 s at the least, on cam, edge, far)")
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--rate", "30")
+    assert code == 2
+    assert "there are none" in json.dumps(found)

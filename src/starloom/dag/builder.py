@@ -34,6 +34,7 @@ from starloom.dag.constellation import (
     Preferences,
     Private,
     Requirements,
+    Slo,
     Spread,
     StageSpec,
 )
@@ -116,10 +117,14 @@ class Graph:
         labels: Mapping[str, str] | None = None,
         deadline_seconds: float = 0.0,
         objective: Iterable[Goal] = (),
+        every_seconds: float = 0.0,
+        rate: float = 0.0,
+        slo: Slo = Slo(),  # noqa: B008
     ) -> None:
         self.name = name
         self.deadline_seconds = deadline_seconds
         self.objective = tuple(objective)
+        self.every_seconds, self.rate, self.slo = every_seconds, rate, slo
         self.labels = dict(labels or {})
         self._stages: dict[StageId, StageSpec] = {}
         self._dependencies: list[Dependency] = []
@@ -267,6 +272,9 @@ class Graph:
             labels=dict(self.labels),
             deadline_seconds=self.deadline_seconds,
             objective=self.objective,
+            every_seconds=self.every_seconds,
+            rate=self.rate,
+            slo=self.slo,
         )
         if kinds is not None:
             validate(constellation, kinds)

@@ -189,11 +189,15 @@ class On(StrEnum):
 
 
 class Measure(StrEnum):
-    """What a plan takes: seconds to its end, joules, money."""
+    """What a plan takes: seconds to its end, joules, money; of a job that comes again and again how often it can come at
+    the most, in seconds from one to the next, and the seconds within which 95 rounds of 100 end.
+    """
 
     LATENCY = "latency"
     ENERGY = "energy"
     PRICE = "price"
+    PERIOD = "period"
+    P95 = "p95"
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -205,6 +209,21 @@ class Goal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     by: Measure
     weight: float = 0.0
     within: float = 0.0
+
+
+class Slo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is promised of a job that comes again and again, in seconds; 0 promises nothing.
+
+    `p50_seconds`, `p95_seconds`, `p99_seconds`: within which that share of rounds ends, each from when it was due.
+    `first_token_seconds`: within which stages that write an answer have begun it, from when the round was due. `token_seconds`:
+    from one token of the answer to the next. Both in SLO_TOKEN_SHARE of rounds.
+    """
+
+    p50_seconds: float = 0.0
+    p95_seconds: float = 0.0
+    p99_seconds: float = 0.0
+    first_token_seconds: float = 0.0
+    token_seconds: float = 0.0
 
 
 Operator = Literal["==", "!=", "<", "<=", ">", ">=", "contains"]
@@ -254,6 +273,8 @@ class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
 
     `deadline_seconds` bounds a job of it, from its acceptance on; 0 is no bound. `private` says of inputs, by name, how
     far they may go. `objective`: what plans for it make small, the most important first; without any, seconds.
+    `every_seconds`: how often a job of it is handed in; 0 where that is not known. `rate`: chunks a second of the streams of one
+    job; 0 likewise. `slo`: what is promised of each round, of a job or of a chunk. Plans heed these three; what runs does not.
     """
 
     name: str
@@ -266,6 +287,9 @@ class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     labels: dict[str, str] = {}
     deadline_seconds: float = 0.0
     objective: tuple[Goal, ...] = ()
+    every_seconds: float = 0.0
+    rate: float = 0.0
+    slo: Slo = Slo()
     api_version: str = API_VERSION
 
     def __repr__(self) -> str:

@@ -5,6 +5,8 @@
     labels: {team: demo}
     deadline: 5m                                # of the whole job, from its acceptance on
     objective: [{by: latency, within: 10%}, price]      # what plans make small; or energy, or weights (`dag.objective`)
+    every: 100ms                                # how often a job of it is handed in, or `rate: 30`: chunks a second of its streams
+    slo: {p95: 250ms, first_token: 1s, token: 60ms}     # what is promised of each round; p50 | p95 | p99 (`dag.slo`)
     inputs:
       audio: {type: bytes}                      # or short: `audio: bytes`
       photo: {type: bytes, private: device}     # stays on that tier, with what is computed from it; device | edge
@@ -55,7 +57,7 @@ from typing import Any
 
 import msgspec
 
-from starloom.dag import limits
+from starloom.dag import limits, slo
 from starloom.dag import objective as objectives
 from starloom.dag.checks import name_fault
 from starloom.dag.constellation import (
@@ -147,6 +149,9 @@ def to_json(constellation: Constellation) -> dict[str, Any]:
             "labels": constellation.labels,
             "deadline": _seconds_text(constellation.deadline_seconds) if constellation.deadline_seconds else None,
             "objective": objectives.to_json(constellation.objective),
+            "every": _seconds_text(constellation.every_seconds) if constellation.every_seconds else None,
+            "rate": constellation.rate or None,
+            "slo": {name: _seconds_text(value) for name, value in slo.to_json(constellation.slo).items()},
             "inputs": {
                 name: _port(port, constellation.private.get(name)) for name, port in constellation.inputs.items()
             },

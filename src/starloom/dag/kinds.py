@@ -66,12 +66,17 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     `params` names the parameters that know better for one stage; `dag.expectation` reads them. `graphs` are what a usual
     run computes: with what an agent measured of its node they tell the run time there better than `run_seconds`.
+    `chunk_seconds`: of one chunk of the streams that it reads or gives; None where its author does not know. `first_token_seconds`,
+    `token_seconds`: of a kind that writes an answer, from its run's start to the first token, and from one token to the next; 0 of others.
     """
 
     run_seconds: float = 0.01
     load_seconds: float = 0.0
     memory_bytes: int = 0
     params: CostParams = CostParams()
+    chunk_seconds: float | None = None
+    first_token_seconds: float = 0.0
+    token_seconds: float = 0.0
     graphs: tuple[GraphUse, ...] = ()
 
 

@@ -250,6 +250,20 @@ PLAN_PROVEN_STAGES_MAX: Final = 16
 """Stages of a job whose plan CP-SAT looks for as a whole, and proves; of larger ones it looks at windows."""
 PLAN_SETTLED_CHOICES_MAX: Final = 20_000
 """Stages times places up to which CP-SAT is asked for any plan, or why there is none, if none is found, or none that ends in time."""
+STREAM_RATE_MAX: Final = 1e6
+"""Chunks a second that a stream may be said to have."""
+SLO_TOKEN_SHARE: Final = 0.95
+"""Of rounds in which the first token, and each token, of an answer come as soon as is promised."""
+SLO_DEADLINE_SHARE: Final = 0.99
+"""Of rounds that end by the deadline, where jobs come again and again: those that do not fail."""
+PLAN_LOAD_MAX: Final = 0.9
+"""The share of a period for which a plan keeps a slot or a link busy: seconds that are predicted are off, and full queues grow."""
+PLAN_DEVIATION: Final = 0.2
+"""Standard deviation of a run's seconds as a share of them, where none was measured."""
+PLAN_PROOF_SLACK: Final = 1e-4
+"""The share by which a proven bound has to be above what a resource may be busy, before it is said that no placement holds."""
+PLAN_ROUNDS: Final = 300
+"""Rounds of a job that comes again and again that are simulated: 240 of them count, so that twelve are above the 95th percentile."""
 CLUSTER_READY_SECONDS: Final = 120.0
 STOP_GRACE_SECONDS: Final = 10.0
 DOWN_SECONDS: Final = 45.0

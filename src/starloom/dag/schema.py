@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, TypeVar, get_args
 
-from starloom.dag import limits
+from starloom.dag import limits, slo
 from starloom.dag import objective as objectives
 from starloom.dag.checks import kind_of, number_fault, plain_fault, suggestion
 from starloom.dag.constellation import (
@@ -30,6 +30,7 @@ from starloom.dag.constellation import (
     Private,
     Requirements,
     Retry,
+    Slo,
     Spread,
     StageSpec,
     Straggler,
@@ -76,7 +77,19 @@ class Reader:
         self.problems: list[Problem] = []
 
     def constellation(self, value: Any) -> Constellation:
-        known = ("api_version", "name", "labels", "deadline", "objective", "inputs", "stages", "outputs")
+        known = (
+            "api_version",
+            "name",
+            "labels",
+            "deadline",
+            "objective",
+            "inputs",
+            "stages",
+            "outputs",
+            "every",
+            "rate",
+            "slo",
+        )
         part = self._mapping("", value, known, needed=("api_version", "name", "stages"))
         version = self._text("api_version", part.get("api_version", API_VERSION))
         if version != API_VERSION:
@@ -88,6 +101,10 @@ class Reader:
             stages[StageId(name)] = self._stage(StageId(name), stage, bindings, dependencies)
         objective, faults = objectives.read(part["objective"]) if "objective" in part else ((), ())
         self.problems.extend(faults)
+        promised, faults = slo.read(part["slo"]) if "slo" in part else (Slo(), [])
+        self.problems.extend(faults)
+        rate, fault = slo.read_rate(part.get("rate", 0.0))
+        self.problems.extend([Problem("rate", fault)] if fault else [])
         inputs, private = self._inputs(part.get("inputs", {}))
         outputs = self._mapping("outputs", part.get("outputs", {}))
         return Constellation(
@@ -101,6 +118,9 @@ class Reader:
             labels=self._labels("labels", part.get("labels", {})),
             deadline_seconds=self._quantity("deadline", part.get("deadline", 0.0), 0.0, read_seconds),
             objective=objective,
+            every_seconds=self._quantity("every", part.get("every", 0.0), 0.0, read_seconds),
+            rate=rate,
+            slo=promised,
             api_version=version,
         )
 

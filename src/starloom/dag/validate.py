@@ -22,6 +22,7 @@ from starloom.dag.objective import objective_problems
 from starloom.dag.order import cycle_text, find_cycles
 from starloom.dag.privacy import conflicts, labels_of
 from starloom.dag.sharing import sharing_problems
+from starloom.dag.slo import slo_problems
 from starloom.dag.spreads import group_problems
 from starloom.dag.streams import buffer_fault, start_problems
 from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, private_fault, stage_problems
@@ -144,6 +145,7 @@ class _Validator:
         if fault := number_fault(self._c.deadline_seconds, at_most=longest, unit="seconds, 0 for no bound"):
             yield Problem("deadline", fault)
         yield from objective_problems(self._c.objective)
+        yield from slo_problems(self._c)
         if not self._c.stages:
             yield Problem("stages", "there are none; a constellation needs at least one stage")
         sizes = (

@@ -38,7 +38,7 @@ class VideoFrames(StreamStage):
             "repeat": Param(type="integer", default=1, about="how often the file is played, 1 to 1000"),
         },
         tier=Tier.DEVICE,
-        cost=Cost(run_seconds=3.0, memory_bytes=64 * 1024 * 1024),
+        cost=Cost(run_seconds=3.0, chunk_seconds=0.005, memory_bytes=64 * 1024 * 1024),
     )
 
     async def stream(self, call: StageCall) -> AsyncGenerator[Chunk, None]:
@@ -109,7 +109,8 @@ class WatchFaces(StreamStage):
         models=(MODEL,),
         tier=Tier.EDGE,
         deterministic=False,
-        cost=Cost(run_seconds=3.0, load_seconds=0.2, memory_bytes=150 * 1024 * 1024),
+        # a frame is what `vision.faces` takes for a picture
+        cost=Cost(run_seconds=3.0, chunk_seconds=0.08, load_seconds=0.2, memory_bytes=150 * 1024 * 1024),
     )
 
     def load(self, models: Models, target: str) -> None:

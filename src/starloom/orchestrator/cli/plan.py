@@ -4,15 +4,15 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from starloom.dag.errors import Infeasible, InvalidConstellation, InvalidInput, NotFound, Problem
-from starloom.dag.quantities import read_bytes
-from starloom.orchestrator.cli.check import read_constellation
+from starloom.dag.errors import Infeasible, InvalidInput, Problem
 from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command, count, factor
 
 if TYPE_CHECKING:
     from starloom.dag.constellation import Constellation
+    from starloom.orchestrator.cli.planjobs import Jobs
+    from starloom.orchestrator.cli.planpaced import ToldPaced
     from starloom.orchestrator.planner.building import Built
     from starloom.orchestrator.planner.goals import Asked, Found
     from starloom.orchestrator.planner.planning import Budget
@@ -26,7 +26,9 @@ _PICTURE_WIDTH: Final = 120
 def add_parsers(commands: Commands) -> None:
     """Adds `plan`."""
     parser = add_command(commands, "plan", run_plan, "where and when stages would run on a fleet, and why")
-    parser.add_argument("file", type=Path, metavar="FILE", help="a constellation as YAML or JSON")
+    parser.add_argument(
+        "file", type=Path, nargs="+", metavar="FILE", help="a constellation as YAML or JSON; several share the nodes"
+    )
     parser.add_argument("--fleet", type=Path, required=True, metavar="FLEET.yaml", help="nodes and links to plan for")
     parser.add_argument("--explain", metavar="STAGE", help="why a stage stands where it does, and what else would cost")
     parser.add_argument(
@@ -51,9 +53,26 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "--objective",
         metavar="WHAT",
-        help="what to make small, in place of the constellation's: latency, energy, price, or several, the most important "
+        help="what to make small, in place of the constellation's: latency, energy, price, period, p95, or several, the most important "
         "first (price,latency), with the share that one may give up for the next (latency+10%%,price), or a weight for "
         "each (latency=1,energy=0.2)",
+    )
+    parser.add_argument(
+        "--every",
+        metavar="TIME",
+        help="how often each job is handed in, as 100ms, in place of the constellation's: the plan holds that period, and "
+        "tells what limits it and how long rounds take",
+    )
+    parser.add_argument(
+        "--rate",
+        type=factor,
+        metavar="CHUNKS",
+        help="chunks a second of the job's streams, in place of the constellation's: each is a round, likewise",
+    )
+    parser.add_argument(
+        "--slo",
+        metavar="WHAT",
+        help="what is promised of each round: p50, p95, p99, first_token, token, as p95=250ms,token=60ms",
     )
     parser.add_argument(
         "--budget",
@@ -68,19 +87,27 @@ def add_parsers(commands: Commands) -> None:
 
 def run_plan(args: argparse.Namespace, out: Output) -> int:
     """Plans, and tells of the plan. Raises InvalidInput, InvalidConstellation, Infeasible, NotFound."""
+    import msgspec
+
+    from starloom.orchestrator.cli.planjobs import read_jobs
     from starloom.orchestrator.cli.plantold import Told
     from starloom.orchestrator.planner import picture, planning, whatif
 
-    constellation, built = _read(args)
+    jobs = read_jobs(args)
+    # What is made small of all rounds is chosen by `planner.pacing`; all else is of one of them.
+    constellation, built = msgspec.structs.replace(jobs.one, objective=tuple(jobs.goals)), jobs.built
     deadline = constellation.deadline_seconds
     # What is compiled at its first use is no part of planning.
     planning.warm_up()
     began = time.perf_counter()
-    found = _found(args, constellation, built)
-    told = Told(built, found, constellation.objective, deadline)
+    rounds = _rounds(args, jobs)
+    found = _found(args, constellation, built) if rounds is None else rounds.chosen.best.found
+    told = Told(built, found, jobs.one.objective, deadline)
     answer = told.plan(time.perf_counter() - began, out)
+    if rounds is not None:
+        answer["rounds"] = rounds.tell(bool(jobs.pace and jobs.pace.every), out)
     out.text(f"\n{picture.text(built.problem, found.plan, _PICTURE_WIDTH)}")
-    _write(args, constellation, built, found.plan, out)
+    _write(args, jobs.one, built, found.plan, out)
     again = _again(args, constellation, built)
     if args.explain is not None:
         stage = built.problem.stages.index(args.explain)
@@ -88,7 +115,26 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     if args.losses:
         answer["losses"] = told.losses(whatif.losses(built.problem, found.plan, again), out)
     out.json(answer)
-    return Exit.DONE if found.ends_by(deadline) else Exit.FAILED
+    return Exit.DONE if found.ends_by(deadline) and (rounds is None or rounds.kept) else Exit.FAILED
+
+
+def _rounds(args: argparse.Namespace, jobs: "Jobs") -> "ToldPaced | None":
+    """The plan of jobs that come again and again; nothing where they do not."""
+    from starloom.orchestrator.cli.planpaced import ToldPaced
+    from starloom.orchestrator.planner import goals, pacing
+
+    if jobs.pace is None:
+        return None
+    pacing.warm_up()
+    tries = goals.tries(jobs.goals)
+
+    def looks() -> "Budget":
+        return _looks(args.budget / tries, tries > 1)
+
+    asked = _asked(args, jobs.one, jobs.built, looks().effort)
+    planned = _planned(args, jobs.built, looks)
+    chosen = pacing.find_paced(jobs.built.problem, asked, jobs.pace, planned, jobs.promises, jobs.answering)
+    return ToldPaced(jobs.built.problem, chosen, list(jobs.all), jobs.chunks)
 
 
 def _found(args: argparse.Namespace, constellation: "Constellation", built: "Built") -> "Found":
@@ -159,42 +205,6 @@ def _again(
     return lambda problem, before: goals.find(problem, asked, planned, before).plan
 
 
-def _read(args: argparse.Namespace) -> "tuple[Constellation, Built]":
-    """The constellation, and the problem of placing it on the fleet."""
-    from starloom.agents.catalog import Catalog
-    from starloom.dag.validate import problems
-    from starloom.orchestrator import fleetfile
-    from starloom.orchestrator.planner.building import build
-
-    constellation = read_constellation(args.file)
-    constellation, wrong = _with_objective(constellation, args.objective)
-    sizes, unread = _sizes(args.input_bytes, constellation.inputs)
-    wrong += unread
-    if args.soft and args.out is None:
-        wrong.append(Problem("--soft", "says how --out writes; give --out FILE"))
-    if wrong:
-        raise InvalidInput(wrong, "the command line is not right")
-    fleet = fleetfile.read_file(args.fleet)
-    kinds = Catalog().kinds
-    if found := problems(constellation, kinds):
-        raise InvalidConstellation(found, f"{args.file} is not valid")
-    if args.explain is not None and args.explain not in constellation.stages:
-        raise NotFound(f"{args.file} has no stage {args.explain!r}; it has {', '.join(sorted(constellation.stages))}")
-    return constellation, build(constellation, kinds, fleet, sizes)
-
-
-def _with_objective(constellation: "Constellation", said: str | None) -> "tuple[Constellation, list[Problem]]":
-    """The constellation with the objective that the command line gives, if it gives one, and what is wrong with that."""
-    import msgspec
-
-    from starloom.dag.objective import objective_problems, read, shorthand
-
-    if said is None:
-        return constellation, []
-    goals, wrong = read(shorthand(said), "--objective")
-    return msgspec.structs.replace(constellation, objective=goals), [*wrong, *objective_problems(goals, "--objective")]
-
-
 def _write(args: argparse.Namespace, constellation: "Constellation", built: "Built", plan: "Plan", out: Output) -> None:
     """The files that were asked for. Raises InvalidInput if one cannot be written."""
     from starloom.dag.document import dump
@@ -221,19 +231,3 @@ def _write(args: argparse.Namespace, constellation: "Constellation", built: "Bui
 def _until(milliseconds: float) -> Callable[[], bool]:
     end = time.perf_counter() + milliseconds / _MILLIS
     return lambda: time.perf_counter() >= end
-
-
-def _sizes(given: list[str], inputs: Any) -> tuple[dict[str, int], list[Problem]]:
-    """Bytes by input, and what is wrong with what was given."""
-    found: dict[str, int] = {}
-    problems: list[Problem] = []
-    for each in given:
-        name, _, size = each.partition("=")
-        if name not in inputs:
-            problems.append(Problem("--input-bytes", f"{name!r} is no input; there are {', '.join(inputs) or 'none'}"))
-            continue
-        try:
-            found[name] = read_bytes(int(size) if size.isdigit() else size)
-        except ValueError as error:
-            problems.append(Problem(f"--input-bytes {name}", str(error)))
-    return found, problems

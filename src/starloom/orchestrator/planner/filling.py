@@ -1,0 +1,52 @@
+"""Whether rounds of a placement fit their period: simple, slow, and apart from what makes plans, as `check` is."""
+
+from collections.abc import Iterator
+
+from starloom.orchestrator.planner.check import SLACK
+from starloom.orchestrator.planner.problem import NO_MODEL, Indices, Problem
+from starloom.orchestrator.planner.steady import Pace
+
+
+def overfull(problem: Problem, place: Indices, pace: Pace) -> Iterator[str]:
+    """Everything that rounds keep busy for longer than they may, in words; none for a placement that holds its period."""
+    arrays, most = problem.arrays, pace.cap * (1 + SLACK)
+    for at, what in enumerate(problem.places):
+        here = [i for i in range(len(place)) if place[i] == at]
+        busy = sum(arrays.seconds[i, at] * pace.rate[i] for i in here)
+        if busy > most * what.slots:
+            slots = f"{what.slots} slots" if what.slots > 1 else "one slot"
+            yield f"{what} works {busy:.6g} s for each round on {slots}, and has {pace.cap:.6g} s on each"
+        for i in here:
+            if pace.alone[i] and arrays.seconds[i, at] * pace.rate[i] > most:
+                yield f"{problem.stages[i]} takes {arrays.seconds[i, at]:.6g} s on {what}, one round after the other, and has {pace.cap:.6g} s"
+    for node in range(len(problem.nodes)):
+        yield from _memory(problem, place, pace, node, most)
+        for other in range(len(problem.nodes)):
+            if node != other and (busy := _sent(problem, place, pace, node, other)) > most:
+                names = [problem.nodes[each] or "the job store" for each in (node, other)]
+                yield f"the link from {names[0]} to {names[1]} carries {busy:.6g} s for each round, and has {pace.cap:.6g} s"
+
+
+def _sent(problem: Problem, place: Indices, pace: Pace, source: int, sink: int) -> float:
+    """Seconds of each round that values keep one node's link to another busy."""
+    arrays, total = problem.arrays, 0.0
+    for edge in range(len(arrays.upstream)):
+        up, down = arrays.upstream[edge], arrays.downstream[edge]
+        if arrays.node[place[up]] == source and arrays.node[place[down]] == sink and arrays.size_bytes[edge] > 0:
+            total += float(arrays.size_bytes[edge] * arrays.seconds_per_byte[source, sink] * pace.rate[up])
+    return total
+
+
+def _memory(problem: Problem, place: Indices, pace: Pace, node: int, most: float) -> Iterator[str]:
+    """Bytes that working sets hold for so many seconds of each round, beside models, which stay."""
+    arrays = problem.arrays
+    here = [i for i in range(len(place)) if arrays.node[place[i]] == node]
+    models = {int(arrays.model[i]) for i in here if arrays.model[i] != NO_MODEL}
+    models |= {w for w in range(len(problem.models)) if arrays.resident[w, node]}
+    free = arrays.memory_bytes[node] - sum(arrays.weight_bytes[w] for w in models)
+    held = sum(arrays.seconds[i, place[i]] * pace.rate[i] * arrays.working_bytes[i] for i in here)
+    if held > most * max(free, 0.0):
+        yield (
+            f"{problem.nodes[node]} would hold {held / pace.every:.6g} bytes at all times, and has "
+            f"{max(free, 0.0) * pace.cap / pace.every:.6g} to fill"
+        )

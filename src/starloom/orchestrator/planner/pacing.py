@@ -1,0 +1,281 @@
+"""Plans of jobs that come again and again: the period held, then what was promised of rounds, then the goals. Pure.
+
+A plan that is fast for one round may keep one slot too busy for the next. So plans are made that keep everything busy for at most
+some shares of the period, down to the least that any placement can; rounds of each are simulated, and the best is chosen.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from starloom.dag import limits
+from starloom.dag.constellation import Goal, Measure, Slo
+from starloom.orchestrator.planner import listing
+from starloom.orchestrator.planner.balance import Balanced, balanced, within
+from starloom.orchestrator.planner.bills import bill
+from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.filling import overfull
+from starloom.orchestrator.planner.goals import Asked, Found, Planned, find, rank
+from starloom.orchestrator.planner.levelling import levelled
+from starloom.orchestrator.planner.prepared import board, plan_of, prepare
+from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem
+from starloom.orchestrator.planner.promises import Answering, Kept, kept
+from starloom.orchestrator.planner.rounds import Rounds, simulate
+from starloom.orchestrator.planner.steady import Pace, Work, pace, work
+
+SHARES: Final = (1.0, 0.85, 0.7)
+"""Of what a resource may be busy: emptier queues are shorter, and cost the round itself."""
+
+MOVES: Final = 400
+"""Moves of a stage to another place that local search sets out, at each share."""
+_NEAR: Final = 0.5
+"""How often a stage moves to where one is that it sends to or reads from."""
+
+_PACED: Final = (Measure.PERIOD, Measure.P95)
+_SAME: Final = 1e-9
+
+
+class Promise(NamedTuple):
+    """What is promised of each round of a job; its deadline in seconds, 0 for none."""
+
+    slo: Slo = Slo()
+    deadline: float = 0.0
+
+
+class Paced(NamedTuple):
+    """A plan, what its rounds keep busy, the rounds that were simulated, and how each promise was kept, by job.
+
+    `pace`: with the period that it was simulated at. `overfull`: what is busier than it may be, as the checker says it.
+    """
+
+    found: Found
+    work: Work
+    pace: Pace
+    rounds: Rounds
+    kept: tuple[Kept, ...]
+    overfull: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing is busier than it may be."""
+        return not self.overfull
+
+    @property
+    def missed(self) -> float:
+        """By how much promises are not kept, in shares of rounds, added up; 0 where all are."""
+        return sum(max(0.0, each.share - each.attained) for each in self.kept)
+
+    def value(self, measure: Measure) -> float:
+        """What the plan takes of a measure."""
+        if measure is Measure.PERIOD:
+            return self.work.least_period
+        return self.rounds.quantile(0.95) if measure is Measure.P95 else self.found.value(measure)
+
+
+class Chosen(NamedTuple):
+    """The best of the plans that were made, and what is known of the least period of all placements."""
+
+    best: Paced
+    least: Balanced
+    tried: int
+
+
+def find_paced(
+    problem: Problem,
+    asked: Asked,
+    pace: Pace,
+    planned: Planned,
+    promises: Sequence[Promise] = (),
+    answering: Answering | None = None,
+) -> Chosen:
+    """The best plan of jobs that follow each other as `pace` says; with `every` 0, as often as can be.
+
+    `promises`: of each job. The same for the same arguments, where `planned` is. Raises Infeasible as that does: a period that no
+    placement holds is no reason to.
+    """
+    plain = asked._replace(goals=[goal for goal in asked.goals if goal.by not in _PACED])
+    first = find(problem, plain, planned)
+    effort = max(asked.effort, limits.PLAN_LEAST_EFFORT_MIN)
+    search = _Looking(problem, plain, pace)
+    level = search.level(first.plan.place, 0.0)
+    least = balanced(problem, pace, level, effort=effort, seed=asked.seed)
+    stood = [search.stood(place) for place in (level, least.place) if place is not None]
+    made = [first, *(each for each in stood if each is not None and not faults(problem, each.plan))]
+    at = pace
+    if not pace.every:
+        at = pace._replace(every=min(work(problem, each.plan.place, pace).least_period for each in made))
+    if not at.every:
+        # What takes no time comes as often as one likes; any period will do.
+        at = at._replace(every=1.0)
+    said = promises or [Promise()] * pace.jobs
+    if not _enough(problem, made[0], at, asked, said):
+        for share in SHARES:
+            made += search.below(made, share * at.cap, effort)
+    kinds = {tuple(each.plan.place.tolist()): each for each in made}
+    judged = [_judged(problem, each, at, said, answering, asked) for each in kinds.values()]
+    return Chosen(choose(judged, asked.goals, asked.deadline), least, len(judged))
+
+
+def warm_up() -> None:
+    """Compiles what only periods need, or reads what was compiled before."""
+    small = problem(["a"], [Place("a"), Place("b")], 1.0)
+    levelled(small, prepare(small), pace(small, 0.0), np.zeros(1, dtype=np.int32), 0.0)
+
+
+def choose(judged: Sequence[Paced], goals: Sequence[Goal], deadline: float = 0.0) -> Paced:
+    """What holds the period, or comes nearest; of that what keeps most promises; of that the best by the goals."""
+    over = min(max(0.0, each.work.period / each.pace.cap - 1 - limits.PLAN_LOAD_MAX * _SAME) for each in judged)
+    left = [each for each in judged if each.holds] or [
+        each for each in judged if each.work.period / each.pace.cap - 1 <= over * (1 + _SAME) + _SAME
+    ]
+    missed = min(each.missed for each in left)
+    left = [each for each in left if each.missed <= missed + _SAME]
+    left = [each for each in left if each.found.ends_by(deadline)] or left
+    for goal in goals:
+        if not goal.weight:
+            reach = min(each.value(goal.by) for each in left)
+            left = [each for each in left if each.value(goal.by) <= reach * (1 + goal.within + _SAME)]
+    weights = {Measure.LATENCY: 1.0} | {goal.by: goal.weight for goal in goals if goal.weight}
+    after = (Measure.LATENCY, Measure.P95, Measure.PERIOD)
+    return min(
+        left,
+        key=lambda each: (sum(by * each.value(it) for it, by in weights.items()), *(each.value(by) for by in after)),
+    )
+
+
+def _enough(problem: Problem, first: Found, pace: Pace, asked: Asked, promises: Sequence[Promise]) -> bool:
+    """Whether the plan that is best for one round holds the period, and nothing was said of more."""
+    if any(goal.by in _PACED for goal in asked.goals) or any(each.slo != Slo() for each in promises):
+        return False
+    return work(problem, first.plan.place, pace).fits(pace.cap)
+
+
+def _judged(
+    problem: Problem,
+    found: Found,
+    pace: Pace,
+    promises: Sequence[Promise],
+    answering: Answering | None,
+    asked: Asked,
+) -> Paced:
+    place = found.plan.place
+    runs = problem.arrays.seconds[np.arange(len(place)), place]
+    rounds = simulate(problem, found.plan, pace, seed=asked.seed)
+    held = tuple(
+        each
+        for job, said in enumerate(promises)
+        for each in kept(rounds, said.slo, job, said.deadline, answering, place, runs)
+    )
+    return Paced(found, work(problem, place, pace), pace, rounds, held, tuple(overfull(problem, place, pace)))
+
+
+class _Looking:
+    """Looks for plans that keep everything busy for no more than some seconds a round."""
+
+    def __init__(self, problem: Problem, asked: Asked, pace: Pace) -> None:
+        self.problem, self.asked, self.pace = problem, asked, pace
+        self.prepared = prepare(problem)
+        self.table = listing.Table(self.prepared)
+        self.plain = self.table.listing("placed", self.table.upward)
+        self.board = board(self.prepared)
+        self.movable = (self.prepared.allowed.sum(axis=1) > 1) & ~self.prepared.started
+        self.movers = np.flatnonzero(self.movable).astype(np.int32)
+        self.places = [np.flatnonzero(row) for row in self.prepared.allowed]
+        ends = np.concatenate([problem.arrays.upstream, problem.arrays.downstream])
+        others = np.concatenate([problem.arrays.downstream, problem.arrays.upstream])
+        self.near = [others[ends == stage] for stage in range(len(problem.stages))]
+        together = problem.arrays.together
+        self.groups = [
+            np.flatnonzero(together == group).tolist() if group >= 0 else [stage]
+            for stage, group in enumerate(together.tolist())
+        ]
+
+    def stood(self, place: Indices) -> Found | None:
+        """The plan with stages on these places [n]; nothing where they cannot stand there together."""
+        wished = self.plain._replace(wished=place.astype(np.int64))
+        if listing.run(self.prepared, self.board, wished) >= 0 or not np.array_equal(self.board.place, place):
+            return None
+        made = plan_of(self.problem, self.prepared, self.board, "moved")
+        return Found(self.problem, made, made, bill(self.problem, self.asked.rates, made))
+
+    def below(self, made: Sequence[Found], cap: float, effort: float) -> list[Found]:
+        """Plans that keep everything busy for no more than `cap` seconds a round, or come nearer than those that were made."""
+        best = min(made, key=lambda each: self._value(each, cap))
+        goals = [goal for goal in self.asked.goals if not goal.weight]
+        timed = not self.asked.weights and (not goals or goals[0].by is Measure.LATENCY)
+        if timed and len(self.problem.stages) <= limits.PLAN_PROVEN_STAGES_MAX:
+            exact = within(self.problem, self.pace, cap, best.plan, effort=effort, seed=self.asked.seed)
+            found = [] if exact.plan is None else [self._found(exact.plan)]
+        else:
+            found = [self._moved(best, cap)]
+        return [each for each in found if not faults(self.problem, each.plan)]
+
+    def level(self, place: Indices, cap: float) -> Indices:
+        """Places of the least busy bottleneck that is found, or of none busier than `cap`."""
+        return levelled(self.problem, self.prepared, self.pace, place, cap, self.asked.seed)
+
+    def _found(self, plan: Plan) -> Found:
+        return Found(self.problem, plan, plan, bill(self.problem, self.asked.rates, plan))
+
+    def _value(self, found: Found, cap: float) -> tuple[float, ...]:
+        return (self._over(found.plan.place, cap), *rank(found, self.asked.goals, self.asked.deadline))
+
+    def _over(self, place: Indices, cap: float) -> float:
+        """By which share of `cap` the busiest is busier than that."""
+        over = work(self.problem, place, self.pace).period / cap - 1 if cap else 0.0
+        return over if over > _SAME else 0.0
+
+    def _moved(self, best: Found, cap: float) -> Found:
+        """Moves a stage, with those that share its node, to another place, and keeps what is no worse."""
+        draw = np.random.default_rng(self.asked.seed)
+        value = self._value(best, cap)
+        for _ in range(MOVES):
+            place = self._elsewhere(best.plan.place, self.movers, draw)
+            # Most moves are worse in what is summed up at once, and need not be set out.
+            if self._over(place, cap) > value[0]:
+                continue
+            found = self.stood(place)
+            if found is not None and (now := self._value(found, cap)) <= value:
+                best, value = found, now
+        return best
+
+    def _elsewhere(self, place: Indices, among: Indices, draw: np.random.Generator) -> Indices:
+        """Places [n] with one of these stages moved, and with it those that share its node; the same where it cannot be."""
+        if not len(among):
+            return place
+        stage = int(among[draw.integers(len(among))])
+        theirs = self.places[stage]
+        # What sends or reads is a good neighbour.
+        near = place[self.near[stage]] if draw.random() < _NEAR else theirs
+        near = near[self.prepared.allowed[stage, near]]
+        at = int(near[draw.integers(len(near))]) if len(near) else int(theirs[draw.integers(len(theirs))])
+        moved, node = place.copy(), self.prepared.node[at]
+        moved[stage] = at
+        for other in self.groups[stage]:
+            if other != stage:
+                there = self.places[other][self.prepared.node[self.places[other]] == node]
+                moved[other] = there[self.prepared.seconds[other, there].argmin()]
+        return moved
+
+
+def held_by_none(pace: Pace, least: Balanced) -> bool:
+    """Whether it is shown that no placement holds the period."""
+    return bool(pace.every) and least.bound > pace.cap * (1 + limits.PLAN_PROOF_SLACK)
+
+
+def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> tuple[int, ...]:
+    """A smallest set of stages that take too much for the period, wherever they stand; none where that is not shown.
+
+    Smallest: without any of them the rest of it holds. Looked for among PLAN_SETTLED_CHOICES_MAX choices only.
+    """
+    if least.place is None or not held_by_none(pace, least):
+        return ()
+    core = [stage for stage in range(len(problem.stages)) if problem.arrays.seconds[stage].max() > 0]
+    if problem.arrays.seconds.size > limits.PLAN_SETTLED_CHOICES_MAX:
+        return ()
+    for stage in tuple(core):
+        fewer = [other for other in core if other != stage]
+        if held_by_none(pace, balanced(problem, pace, least.place, of=fewer, effort=effort)):
+            core = fewer
+    return tuple(core)
