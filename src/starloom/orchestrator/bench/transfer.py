@@ -124,6 +124,7 @@ def _sizes(text: str) -> list[str]:
 _NOTES: Final = (
     f"{OURS}: a stage on one agent makes a tensor, one on another reads it and makes the next; what each adds to a chain",
     f"{RAY}: the same by calls to two actors, results by reference; nothing is journaled or hashed",
+    "processes of both copy what is large past the caches, and have the priority of others: Ray's own niceness is 15",
     f"{PLANE}: the same without jobs: asked for by a message, made, written, hashed, found and read by another process",
     f"{NETWORK}: a value that is there, fetched over gRPC on loopback as from another host, and verified",
     f"{STREAM}: a raw gRPC stream between two processes, in chunks of {RAW_CHUNK_BYTES // 1024} KiB, joined; not verified",
