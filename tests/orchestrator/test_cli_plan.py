@@ -343,7 +343,7 @@ def test_a_job_that_comes_again_and_again_is_planned_for_its_period(
     assert not found["rounds"]["holds"]
     assert found["rounds"]["why"][-1] == "enough would be: a period of 2.222 s"
     assert found["rounds"]["why"][0].startswith("conflict: ")
-    assert main(["plan", files[0], "--fleet", files[1], "--objective", "period"]) == 0
+    assert main(["plan", files[0], "--fleet", files[1], "--objective", "period", "--explain", "b", "--losses"]) == 0
     assert "a round may come every 2.222 s: cam is busy for 2 s then, 90% of it" in capsys.readouterr().out
 
 
@@ -387,3 +387,34 @@ def test_a_stream_is_planned_for_the_rate_of_its_chunks(
     code, found = plan(capsys, files[0], "--fleet", files[1], "--rate", "30")
     assert code == 2
     assert "there are none" in json.dumps(found)
+
+
+ANSWER = """
+api_version: starloom/v1
+name: ask
+every: 2s
+slo: {first_token: 1s, token: 1ms}
+inputs: {question: text}
+stages:
+  wait: {kind: basic.sleep, params: {seconds: 0.4}}
+  answer: {kind: language.answer, in: {question: $question}, after: [wait], require: {tier: cloud}}
+outputs: {answer: answer.answer}
+"""
+
+
+def test_an_answer_is_promised_by_its_first_token_and_each_further_one(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[0]).write_text(ANSWER)
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 1
+    kept = {each["what"]: each for each in found["rounds"]["jobs"][0]["slo"]}
+    # It waits for 0.4 s or half as long, and 0.05 s after the run's start the answer begins; a token takes 4 ms.
+    assert kept["first_token"]["met"]
+    assert 0.25 < kept["first_token"]["took"] < 1.0
+    assert not kept["token"]["met"]
+    assert kept["token"]["took"] == pytest.approx(0.004 * 1.35, rel=0.2)
+    Path(files[0]).write_text(CHAIN.replace("name: chain", "name: chain\nevery: 9s\nslo: {token: 1s}"))
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 2
+    assert "no kind here tells when it does" in json.dumps(found)

@@ -1,15 +1,17 @@
 """What `starloom plan` is asked of: one job or several, how often each comes, and the problem of placing them."""
 
 import argparse
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
 from starloom.agents.catalog import Catalog
 from starloom.dag import slo as promised
-from starloom.dag.constellation import Constellation, Goal, Measure
+from starloom.dag.constellation import Constellation, Goal
 from starloom.dag.errors import InvalidConstellation, InvalidInput, NotFound, Problem
+from starloom.dag.kinds import KindSpec
 from starloom.dag.objective import objective_problems, read, shorthand
 from starloom.dag.quantities import read_bytes, read_seconds
 from starloom.dag.validate import problems
@@ -18,11 +20,9 @@ from starloom.orchestrator.cli.check import read_constellation
 from starloom.orchestrator.planner.building import Built, build
 from starloom.orchestrator.planner.chunks import chunked
 from starloom.orchestrator.planner.joining import joined, named
-from starloom.orchestrator.planner.pacing import Promise
+from starloom.orchestrator.planner.pacing import PACED, Promise
 from starloom.orchestrator.planner.promises import Answering
 from starloom.orchestrator.planner.steady import Pace, pace
-
-_PACED: Final = (Measure.PERIOD, Measure.P95)
 
 
 class Jobs(NamedTuple):
@@ -38,7 +38,7 @@ class Jobs(NamedTuple):
     @property
     def goals(self) -> list[Goal]:
         """What plans make small of one round."""
-        return [goal for goal in self.one.objective if goal.by not in _PACED]
+        return [goal for goal in self.one.objective if goal.by not in PACED]
 
     @property
     def promises(self) -> list[Promise]:
@@ -71,6 +71,8 @@ def read_jobs(args: argparse.Namespace) -> Jobs:
             raise InvalidConstellation(found, f"{file} is not valid")
     if args.explain is not None and args.explain not in one.stages:
         raise NotFound(f"{one.name} has no stage {args.explain!r}; it has {', '.join(sorted(one.stages))}")
+    if untold := list(_untold(jobs, kinds)):
+        raise InvalidInput(untold, "not all that is promised can be planned for")
     built = build(one, kinds, fleet, sizes)
     chunks = bool(given[0].rate)
     if not chunks:
@@ -123,9 +125,25 @@ def _together(args: argparse.Namespace, jobs: dict[str, Constellation]) -> list[
     return found
 
 
+def _untold(jobs: dict[str, Constellation], kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
+    """Promises of answers of which no stage tells when they begin."""
+    for name, job in jobs.items():
+        costs = [kinds[spec.kind].cost for spec in job.stages.values()]
+        told = {
+            "first_token": any(cost.first_token_seconds for cost in costs) and not job.rate,
+            "token": any(cost.token_seconds for cost in costs) and not job.rate,
+        }
+        for what in promised.to_json(job.slo):
+            if not told.get(what, True):
+                yield Problem(
+                    f"{name}.slo.{what}",
+                    "is of stages that write an answer, and no kind here tells when it does; leave it out",
+                )
+
+
 def _pace(jobs: dict[str, Constellation], built: Built) -> Pace | None:
     """How rounds of the jobs follow each other; None where nothing is said or asked of that."""
-    asked = any(goal.by in _PACED for each in jobs.values() for goal in each.objective)
+    asked = any(goal.by in PACED for each in jobs.values() for goal in each.objective)
     if not asked and not any(each.every_seconds for each in jobs.values()):
         return None
     if len(jobs) == 1:

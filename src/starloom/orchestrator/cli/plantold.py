@@ -9,6 +9,7 @@ from starloom.orchestrator.planner import bound, whatif
 from starloom.orchestrator.planner.bills import least
 from starloom.orchestrator.planner.building import Built
 from starloom.orchestrator.planner.goals import Found, rank, rated
+from starloom.orchestrator.planner.pacing import PACED
 from starloom.orchestrator.planner.prepared import prepare
 from starloom.orchestrator.planner.whatif import Alternative, Loss
 
@@ -200,7 +201,9 @@ class Told:
     def _rank(self, plan: "Plan | None") -> tuple[float, ...]:
         if plan is None:
             return (float("inf"),)
-        return rank(self._rated(plan), self.goals, self.deadline)
+        # Of other plans no rounds were simulated.
+        goals = [goal for goal in self.goals if goal.by not in PACED]
+        return rank(self._rated(plan), goals, self.deadline)
 
     def _rated(self, plan: "Plan") -> Found:
         return rated(self.built.problem, self.built.rates, plan)

@@ -32,7 +32,8 @@ MOVES: Final = 400
 _NEAR: Final = 0.5
 """How often a stage moves to where one is that it sends to or reads from."""
 
-_PACED: Final = (Measure.PERIOD, Measure.P95)
+PACED: Final = (Measure.PERIOD, Measure.P95)
+"""What only rounds that follow each other have; all else is of one of them."""
 _SAME: Final = 1e-9
 
 
@@ -94,7 +95,7 @@ def find_paced(
     `promises`: of each job. The same for the same arguments, where `planned` is. Raises Infeasible as that does: a period that no
     placement holds is no reason to.
     """
-    plain = asked._replace(goals=[goal for goal in asked.goals if goal.by not in _PACED])
+    plain = asked._replace(goals=[goal for goal in asked.goals if goal.by not in PACED])
     first = find(problem, plain, planned)
     effort = max(asked.effort, limits.PLAN_LEAST_EFFORT_MIN)
     search = _Looking(problem, plain, pace)
@@ -146,7 +147,7 @@ def choose(judged: Sequence[Paced], goals: Sequence[Goal], deadline: float = 0.0
 
 def _enough(problem: Problem, first: Found, pace: Pace, asked: Asked, promises: Sequence[Promise]) -> bool:
     """Whether the plan that is best for one round holds the period, and nothing was said of more."""
-    if any(goal.by in _PACED for goal in asked.goals) or any(each.slo != Slo() for each in promises):
+    if any(goal.by in PACED for goal in asked.goals) or any(each.slo != Slo() for each in promises):
         return False
     return work(problem, first.plan.place, pace).fits(pace.cap)
 
