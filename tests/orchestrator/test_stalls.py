@@ -31,7 +31,7 @@ def test_a_slow_commit_is_told_with_what_it_waited_for(log: pytest.LogCaptureFix
     Stalls().wrote(ago(50), ago(20), 7)
     [record] = log.messages
     assert "took 50.0 s to commit 7 facts" in record
-    assert "30.0 s until its thread came to them, 20.0 s for the disk" in record
+    assert "30.0 s until its thread came to them, 20.0 s until the disk had them" in record
 
 
 def test_a_commit_under_way_is_told_once_and_not_when_it_is_over(

@@ -244,7 +244,7 @@ class Link:
                 return f"{what}, and now its connection is broken: {error.details()}"
             # Any other status is an answer.
         what += ", but a question after its health at once"
-        return f"{what}: it waits for its journal's disk, or for agents; see orchestrator.log, and what else uses that disk"
+        return f"{what}: it waits for its journal's disk, or for agents; see orchestrator.log, and what else uses that machine"
 
     def _ready(self) -> Any:
         if self._closed:

@@ -38,7 +38,7 @@ class Stalls:
         if now - handed > limits.JOURNAL_SLOW_SECONDS:
             _log.warning(
                 "the journal took %.1f s to commit %d facts, over JOURNAL_SLOW_SECONDS = %g: %.1f s until its thread came "
-                "to them, %.1f s for the disk; nobody was answered meanwhile; see to what else writes to that disk",
+                "to them, %.1f s until the disk had them; nobody was answered meanwhile; see what else uses that disk, or the processors",
                 *(now - handed, facts, limits.JOURNAL_SLOW_SECONDS, begun - handed, now - begun),
             )
 
