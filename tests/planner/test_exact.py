@@ -7,8 +7,10 @@ import pytest
 from tests.planner.brute import best_objective
 
 from starloom.orchestrator.bench.placing.cases import Shape, feasible
+from starloom.orchestrator.planner import exact as exact_module
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.exact import exact
+from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import Place, Plan, problem
 from starloom.orchestrator.planner.timing import retimed
 
@@ -18,7 +20,7 @@ ROUNDING = 1e-4
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_the_best_of_a_tiny_problem_is_found_and_proven(seed: int) -> None:
+def test_the_best_of_a_tiny_problem_is_found_and_proven(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     case = feasible(seed, TINY)
     proof = exact(case.problem)
     best = best_objective(case.problem)
@@ -28,6 +30,16 @@ def test_the_best_of_a_tiny_problem_is_found_and_proven(seed: int) -> None:
     assert proof.plan.objective == pytest.approx(best, rel=ROUNDING)
     assert proof.bound <= best * (1 + 1e-9)
     assert proof.bound == pytest.approx(best, rel=ROUNDING)
+    # Where the first run ends at once, those after it find what is better than the plan in hand, and show that nothing is.
+    monkeypatch.setattr(exact_module, "SHARES", (0.0, *exact_module.SHARES[1:]))
+    for hint in (plan(case.problem, Budget(iterations=0)), proof.plan):
+        again = exact(case.problem, hint)
+        assert again.plan is not None
+        assert again.proven
+        assert again.plan.objective == pytest.approx(best, rel=ROUNDING)
+        assert faults(case.problem, again.plan) == []
+        assert again.bound <= best * (1 + 1e-9)
+        assert again.bound == pytest.approx(best, rel=ROUNDING)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -79,23 +91,23 @@ def test_the_same_question_has_the_same_answer() -> None:
 def simple(**more: Any) -> tuple[Any, Plan]:
     """Two stages of one second on either of two places, and a plan that has them one after the other."""
     what = problem(["a", "b"], [Place("x"), Place("y")], 1.0, **more)
-    plan = Plan(
+    made = Plan(
         np.zeros(2, dtype=np.int32), np.array([0.0, 1.0]), np.array([1.0, 2.0]), np.zeros(2, bool), 2.0, 0.0, ""
     )
-    return what, plan
+    return what, made
 
 
 def test_a_hint_that_no_effort_can_better_comes_back() -> None:
-    what, plan = simple()
-    assert same(exact(what, plan, effort=0.0).plan, plan)
-    proof = exact(what, plan)
+    what, hint = simple()
+    assert same(exact(what, hint, effort=0.0).plan, hint)
+    proof = exact(what, hint)
     assert proof.plan is not None
     assert proof.plan.objective == 1.0
 
 
 def test_a_hint_that_breaks_a_rule_is_not_taken() -> None:
-    what, plan = simple(apart=0)
-    proof = exact(what, plan)
+    what, hint = simple(apart=0)
+    proof = exact(what, hint)
     assert proof.proven
     assert proof.plan is not None
     assert faults(what, proof.plan) == []
