@@ -418,3 +418,66 @@ def test_an_answer_is_promised_by_its_first_token_and_each_further_one(
     code, found = plan(capsys, files[0], "--fleet", files[1])
     assert code == 2
     assert "no kind here tells when it does" in json.dumps(found)
+
+
+VARIED = """
+  b:
+    kind: basic.sleep
+    after: [a]
+    variants:
+      - {name: large, quality: 0.9, params: {seconds: 4}}
+      - {name: small, quality: 0.6, params: {seconds: 1}}
+"""
+
+
+def test_a_variant_is_chosen_with_its_place_shown_explained_and_written(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = CHAIN[: CHAIN.index("  b:")].rstrip() + VARIED
+    Path(files[0]).write_text(text)
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "b")
+    b = found["placement"]["b"]
+    assert (b["node"], b["variant"], b["quality"]) == ("edge", "large", 0.9)
+    assert (found["makespan"], found["quality_lost"]) == (pytest.approx(4.1), pytest.approx(0.1))
+    assert "variant" not in found["placement"]["a"]
+    others = [(each["place"], each["objective"]) for each in found["explain"]["alternatives"][:4]]
+    # Without a word of quality, what is worse comes after all that is as good.
+    assert [place for place, _ in others] == ["edge as large", "far as large", "cam as large", "edge as small"]
+    assert others[3][1] == pytest.approx(2.6)
+    Path(files[0]).write_text(f"{text}deadline: 3s\n")
+    bound = tmp_path / "bound.yaml"
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--out", str(bound))
+    assert found["placement"]["b"]["variant"] == "small"
+    assert load(bound.read_bytes()).stages["b"].variant == "small"  # type: ignore[index]
+    assert main(["plan", files[0], "--fleet", files[1], "--explain", "b"]) == 0
+    said = capsys.readouterr().out
+    assert "small (0.6)" in said
+    assert "its variants lack 0.4 of a quality of 1, added up; any plan's lack 0.1 at the least" in said
+    assert any("far as large" in line and "after the deadline of 3 s" in line for line in said.splitlines())
+    Path(files[0]).write_text(f"{text}deadline: 3s\nleast_quality: 0.8\n")
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code != 0
+    told = " ".join(str(problem) for problem in found["error"]["problems"])
+    assert "its variant small has a quality of 0.6, under the 0.8 asked for" in told
+
+
+def test_the_best_model_that_is_ready_in_time_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parents[2] / "examples" / "model-sizes"
+    job, fleet = (str(folder / name) for name in ("constellation.yaml", "fleet.yaml"))
+    code, found = plan(capsys, job, "--fleet", fleet)
+    assert code == 0
+    assert (found["placement"]["answer"]["node"], found["placement"]["answer"]["variant"]) == ("board", "small")
+    later = tmp_path / "later.yaml"
+    later.write_text(Path(job).read_text().replace("deadline: 4s", "deadline: 5s"))
+    _, found = plan(capsys, str(later), "--fleet", fleet)
+    assert found["placement"]["answer"]["variant"] == "middle"
+
+
+def test_for_a_period_each_stage_has_the_first_variant_that_may_be_taken(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[0]).write_text(CHAIN[: CHAIN.index("  b:")].rstrip() + VARIED + "    variant: small\n")
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s")
+    assert code == 0
+    assert found["placement"]["b"]["variant"] == "small"
+    assert {each["what"]: each["seconds"] for each in found["rounds"]["loads"]}["edge"] == 0.5

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import pytest
 
 from starloom.agents.stages.audio import read_sound
@@ -98,3 +99,22 @@ async def test_what_would_let_it_leave_is_refused(embedded: EmbeddedCluster) -> 
             await client.submit(shut, {"image": b""})
     assert "stages.embed.in.text: is private to device (image -> see -> read -> page -> embed)" in str(raised.value)
     assert "stages.retrieve.in.embedding: is private to device" in str(raised.value)
+
+
+async def test_a_question_is_answered_by_the_best_model_that_a_node_may_run(
+    embedded: EmbeddedCluster, model_store: object
+) -> None:
+    asked = load((EXAMPLES / "model-sizes" / "constellation.yaml").read_text())
+    page = "The lighthouse was built in 1897 by William Douglass. It is 54 metres high."
+    async with AsyncClient(embedded.address, embedded.token) as client:
+        # The deadline is for a board without anything else to do.
+        job = await client.submit(
+            msgspec.structs.replace(asked, deadline_seconds=0.0),
+            {"question": "Who built the lighthouse?", "page": page},
+        )
+        outputs = await job.result()
+        info = await client.info(job.id)
+    (stage,) = info.stages
+    assert (stage.variant, stage.tier, info.degraded) == ("middle", "device", ())
+    assert "William Douglass" in outputs["answer"]
+    assert outputs["details"]["model"] == "starloom-3m"

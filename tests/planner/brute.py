@@ -123,9 +123,9 @@ def _holds(problem: Problem, runs: list[Run]) -> bool:
     busy = [run for run in runs if run.finish > run.start and arrays.node[run.place] == node]
     for moment in {run.start for run in busy}:
         now = [run for run in busy if run.start <= moment < run.finish]
-        if sum(run.place == new.place for run in now) > arrays.slots[new.place]:
+        if sum(arrays.shares[run.place] == arrays.shares[new.place] for run in now) > arrays.slots[new.place]:
             return False
-        held = sum(float(arrays.working_bytes[run.stage]) for run in now)
+        held = sum(float(arrays.working_bytes[run.stage, arrays.variant[run.place]]) for run in now)
         for what in range(len(problem.models)):
             used = any(arrays.model[run.stage] == what and run.start <= moment for run in busy)
             held += float(arrays.weight_bytes[what]) if used or arrays.resident[what, node] else 0.0

@@ -84,7 +84,7 @@ def test_models_load_at_the_targets_speed_unless_they_are_resident() -> None:
     assert problem.arrays.load_seconds.tolist() == [[2.0, 0.25, 1.0, 0.0]]
     assert problem.arrays.resident.tolist() == [[True, False, False]]
     assert problem.arrays.memory_bytes.tolist() == [2**30, np.inf, np.inf]
-    assert problem.arrays.working_bytes.tolist() == [1_000, 0, 0, 0]
+    assert problem.arrays.working_bytes[:, 0].tolist() == [1_000, 0, 0, 0]
 
 
 def test_values_move_over_the_links_of_the_fleet() -> None:

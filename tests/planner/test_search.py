@@ -71,8 +71,9 @@ def test_what_shares_a_node_is_counted_right(seed: int) -> None:
     takes = prepared.charge[np.arange(len(now.place)), now.place]
     np.testing.assert_allclose(now.drawn, np.bincount(nodes, weights=takes, minlength=len(now.drawn)), atol=1e-9)
     for place in np.flatnonzero(np.isfinite(prepared.memory)[prepared.node]):
-        lanes = slice(prepared.lanes[place], prepared.lanes[place + 1])
-        sizes = np.sort(prepared.working[running & (now.place == place)])[::-1]
+        lanes = slice(prepared.lanes[place], prepared.upto[place])
+        here = running & (now.place >= 0) & (prepared.lanes[now.place] == prepared.lanes[place])
+        sizes = np.sort(prepared.working[here, prepared.variant[now.place[here]]])[::-1]
         most = np.zeros(len(now.top[lanes]))
         most[: len(sizes)] = sizes[: len(most)]
         np.testing.assert_allclose(now.top[lanes], most)

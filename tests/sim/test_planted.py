@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tests.sim import planted, planted_growth, planted_privacy, planted_streams
+from tests.sim import planted, planted_growth, planted_privacy, planted_streams, planted_variants
 
 from starloom.dag import limits
 from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, Fault, FaultKind, FaultPlan
@@ -235,6 +235,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("replicates anywhere", Parts(coordinator=planted_privacy.ReplicatesAnywhere), PRIVATE, 20, ALL_FAULTS),
     ("tells privately", Parts(coordinator=planted_privacy.TellsPrivately), PRIVATE, 10, ALL_FAULTS),
     ("labels once", Parts(coordinator=planted_privacy.LabelsOnce), PRIVATE, 40, PATCHES),
+    ("tries a worse one", Parts(coordinator=planted_variants.TriesAWorseOne), "variants are kept", 20, ALL_FAULTS),
     ("forgets what grew", Parts(coordinator=planted_growth.ForgetsWhatGrew), "every job ends", 60, ALL_FAULTS),
 ]
 

@@ -37,6 +37,7 @@ from starloom.dag.constellation import (
     Slo,
     Spread,
     StageSpec,
+    Variant,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -120,8 +121,10 @@ class Graph:
         every_seconds: float = 0.0,
         rate: float = 0.0,
         slo: Slo = Slo(),  # noqa: B008
+        least_quality: float = 0.0,
     ) -> None:
         self.name = name
+        self.least_quality = least_quality
         self.deadline_seconds = deadline_seconds
         self.objective = tuple(objective)
         self.every_seconds, self.rate, self.slo = every_seconds, rate, slo
@@ -173,6 +176,9 @@ class Graph:
         policy: Policy | None = None,
         private: Private | dict[str, Private] | None = None,
         declassify: bool | None = None,
+        variants: Iterable[Variant] = (),
+        variant: str = "",
+        least_quality: float = 0.0,
         join: Join = Join.ALL,
         after: Upstream | Iterable[Upstream] = (),
         inputs: Mapping[str, Source] | None = None,
@@ -183,6 +189,7 @@ class Graph:
         `prefer` and `avoid` weigh the places that meet `require`, as in `constellation.Preference`.
         `colocate`: on one node with all others that are given the same name. `spread`: apart from others.
         `private` and `declassify` say how far what it gives may go, as in `constellation.StageSpec`.
+        `variants`, the best first, are ways to compute it, as in `constellation.Variant`.
         `inputs` feeds ports whose names are no Python names, or are taken by a parameter here.
         """
         stage = StageId(name or self._free_name(kind))
@@ -204,6 +211,9 @@ class Graph:
             policy=policy or _USUAL,
             private=private,
             declassify=declassify,
+            variants=tuple(variants),
+            variant=variant,
+            least_quality=least_quality,
             colocate=colocate,
             spread=spread,
             prefers=Preferences(prefer=tuple(prefer), avoid=tuple(avoid)) if prefer or avoid else _ALIKE,
@@ -275,6 +285,7 @@ class Graph:
             every_seconds=self.every_seconds,
             rate=self.rate,
             slo=self.slo,
+            least_quality=self.least_quality,
         )
         if kinds is not None:
             validate(constellation, kinds)

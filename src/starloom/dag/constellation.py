@@ -101,6 +101,21 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     last_seconds: float = limits.BACKOFF_LAST_SECONDS
 
 
+class Variant(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One way to compute a stage: another size, precision or exit of its model, with the same ports.
+
+    `quality`: from 0 to 1, as its author measured it, of whatever measure; it is compared between variants of one stage, and
+    what is lost of it is added up over stages. `params` and `requires` take the place of the stage's, name by name. `seconds`:
+    of a run on one core of the reference machine, without loading; 0 where its parameters, or its kind's hint, tell.
+    """
+
+    name: str
+    quality: float
+    params: dict[str, Any] = {}
+    requires: Requirements = Requirements()
+    seconds: float = 0.0
+
+
 class Straggler(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """When a stage that runs too long gets a copy on another node: the first of both to have a result wins.
 
@@ -160,6 +175,8 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     `prefers` weighs the places that meet the requirements. `private` says how far the stage and all that it gives may go,
     or single outputs by their ports; what is computed from those goes no further (`dag.privacy`). `declassify`: what it
     gives is free of the labels of what it reads, and of its own as a whole; None leaves the former to its kind.
+    `variants`: ways to compute it, the best first; empty for one that has no others. `variant`: the one that is taken while
+    it can be. `least_quality`: of a variant that may be taken at all.
     """
 
     id: StageId
@@ -174,6 +191,9 @@ class StageSpec(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     prefers: Preferences = Preferences()
     colocate: str = ""
     spread: Spread | None = None
+    variants: tuple[Variant, ...] = ()
+    variant: str = ""
+    least_quality: float = 0.0
 
 
 class On(StrEnum):
@@ -190,7 +210,8 @@ class On(StrEnum):
 
 class Measure(StrEnum):
     """What a plan takes: seconds to its end, joules, money; of a job that comes again and again how often it can come at
-    the most, in seconds from one to the next, and the seconds within which 95 rounds of 100 end.
+    the most, in seconds from one to the next, and the seconds within which 95 rounds of 100 end; and what is lost of 1 by the
+    quality of its variants.
     """
 
     LATENCY = "latency"
@@ -198,6 +219,7 @@ class Measure(StrEnum):
     PRICE = "price"
     PERIOD = "period"
     P95 = "p95"
+    QUALITY = "quality"
 
 
 class Goal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -275,6 +297,7 @@ class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     far they may go. `objective`: what plans for it make small, the most important first; without any, seconds.
     `every_seconds`: how often a job of it is handed in; 0 where that is not known. `rate`: chunks a second of the streams of one
     job; 0 likewise. `slo`: what is promised of each round, of a job or of a chunk. Plans heed these three; what runs does not.
+    `least_quality`: of the variants of its stages that may be taken at all, where they do not ask for more themselves.
     """
 
     name: str
@@ -290,6 +313,7 @@ class Constellation(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     every_seconds: float = 0.0
     rate: float = 0.0
     slo: Slo = Slo()
+    least_quality: float = 0.0
     api_version: str = API_VERSION
 
     def __repr__(self) -> str:

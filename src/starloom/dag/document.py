@@ -77,6 +77,7 @@ from starloom.dag.constellation import (
     StageSpec,
     Straggler,
     Tier,
+    Variant,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -152,6 +153,7 @@ def to_json(constellation: Constellation) -> dict[str, Any]:
             "every": _seconds_text(constellation.every_seconds) if constellation.every_seconds else None,
             "rate": constellation.rate or None,
             "slo": {name: _seconds_text(value) for name, value in slo.to_json(constellation.slo).items()},
+            "least_quality": constellation.least_quality,
             "inputs": {
                 name: _port(port, constellation.private.get(name)) for name, port in constellation.inputs.items()
             },
@@ -297,12 +299,32 @@ def stage_to_json(stage: StageSpec, feeds: dict[str, Any], after: list[Any]) -> 
             "spread": spread_to_json(stage.spread) or None,
             **policy_to_json(stage.policy),
             **privacy_to_json(stage.private, stage.declassify),
+            **variants_to_json(stage.variants, stage.variant, stage.least_quality),
             "join": str(stage.join) if stage.join != Join.ALL else None,
             "after": after,
             "cancelled": stage.cancelled or None,
         },
         keep=("kind", "declassify"),
     )
+
+
+def variants_to_json(variants: tuple[Variant, ...], variant: str, least_quality: float) -> dict[str, Any]:
+    """What is said of a stage's variants, beside its other keys."""
+    if not (variants or variant or least_quality):
+        return {}
+    listed = [_variant(each) for each in variants]
+    return _without_empty({"variants": listed, "variant": variant, "least_quality": least_quality})
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    said = {
+        "name": variant.name,
+        "quality": variant.quality,
+        "params": msgspec.to_builtins(variant.params),
+        "require": requirements_to_json(variant.requires),
+        "seconds": _seconds_text(variant.seconds) if variant.seconds else None,
+    }
+    return _without_empty(said, keep=("name", "quality"))
 
 
 def privacy_to_json(private: Private | dict[str, Private] | None, declassify: bool | None) -> dict[str, Any]:

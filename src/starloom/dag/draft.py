@@ -35,8 +35,10 @@ from starloom.dag.patch import (
     SetPolicy,
     SetPreferences,
     SetPrivacy,
+    SetVariants,
     Splice,
     arc_key,
+    variants_said,
 )
 from starloom.dag.privacy import Expected, conflicts, labels_in, loosened
 from starloom.dag.redirect import redirected
@@ -44,6 +46,7 @@ from starloom.dag.shape import Shape
 from starloom.dag.splice import Spliced, spliced
 from starloom.dag.spreads import group_problems
 from starloom.dag.validate import problems_of_part
+from starloom.dag.variants import floor_problems
 
 REFUSED = "the patch was refused, and nothing has changed"
 
@@ -113,6 +116,8 @@ class _Draft:
                 self._set(f"{place}.set_policy", stage, policy=policy)
             case SetPrivacy(stage=stage, private=private, declassify=declassify):
                 self._set(f"{place}.set_privacy", stage, private=private, declassify=declassify)
+            case SetVariants(stage=stage):
+                self._set(f"{place}.set_variants", stage, **variants_said(operation))
             case CancelStage(stage=stage):
                 self._set(f"{place}.cancel_stage", stage, cancelled=True)
             case ResumeStage(stage=stage):
@@ -177,6 +182,7 @@ class _Draft:
         stages = [stage for stage in difference.touched if self.spec(stage) is not None]
         part = self._part(difference, stages, set(gone))
         yield from problems_of_part(part, kinds, stages)
+        yield from floor_problems((part.stages[stage] for stage in stages), self._shape.origin.least_quality)
         yield from closing_problems(part, difference, self.arcs_into, self._arcs_out(), kinds)
         yield from self._spread_faults(difference)
         yield from self._privacy_faults(difference, kinds)

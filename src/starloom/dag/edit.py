@@ -20,6 +20,7 @@ from starloom.dag.constellation import (
     Private,
     Requirements,
     Spread,
+    Variant,
 )
 from starloom.dag.document import (
     policy_to_json,
@@ -28,6 +29,7 @@ from starloom.dag.document import (
     requirements_to_json,
     spread_to_json,
     to_json,
+    variants_to_json,
 )
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import patch_from_json
@@ -144,6 +146,13 @@ class Edit:
         """Other preferences, in place of those that it has."""
         prefers = Preferences(prefer=tuple(prefer), avoid=tuple(avoid))
         self._operations.append({"set_preferences": {"stage": stage, **preferences_to_json(prefers)}})
+
+    def set_variants(
+        self, stage: str, variants: Iterable[Variant] = (), variant: str = "", least_quality: float = 0.0
+    ) -> None:
+        """Other variants, in place of those that it has."""
+        said = variants_to_json(tuple(variants), variant, least_quality)
+        self._operations.append({"set_variants": {"stage": stage, **said}})
 
     def set_policy(self, stage: str, policy: Policy) -> None:
         """Another policy."""

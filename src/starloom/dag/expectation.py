@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from starloom.dag.checks import number_fault
 from starloom.dag.constellation import StageSpec
 from starloom.dag.kinds import Cost, KindSpec
+from starloom.dag.variants import told_of_variant
 
 _UNKNOWN = Cost()
 
@@ -46,11 +47,13 @@ def expectation(stage: StageSpec, kind: KindSpec | None) -> Expectation:
 def run_seconds(stage: StageSpec, kind: KindSpec | None) -> float:
     """The seconds of `expectation` alone."""
     cost = kind.cost if kind is not None else _UNKNOWN
-    return _told(stage, kind, cost.params.run_seconds, cost.run_seconds)
+    return told_of_variant(stage) or _told(stage, kind, cost.params.run_seconds, cost.run_seconds)
 
 
 def told_seconds(stage: StageSpec, kind: KindSpec | None) -> float | None:
-    """The seconds that the stage's parameters tell; None for a kind of which no parameter does."""
+    """The seconds that the stage's parameters, or its variant, tell; None where neither does."""
+    if said := told_of_variant(stage):
+        return said
     return run_seconds(stage, kind) if kind is not None and kind.cost.params.run_seconds else None
 
 

@@ -152,13 +152,15 @@ class StagePlaced(StageFact, frozen=True, tag="stage-placed"):
 
     `copy`: beside one that runs too long; the first of both to have a result wins. `awaits`: it was given out ahead
     of upstreams that have no result yet, by their stages with the attempts that it goes by. It lives no longer than
-    these tokens do.
+    these tokens do. `variant`: in which it runs, of a stage that has several; a stage keeps the first that it had, and where
+    none of its nodes is left, another one that a node can run marks the job as degraded.
     """
 
     agent: AgentId
     incarnation: str = ""
     target: str = "cpu"
     copy: bool = False
+    variant: str = ""
     awaits: dict[StageId, FencingToken] = {}
 
 

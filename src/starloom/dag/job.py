@@ -5,7 +5,7 @@
 
 from typing import Final
 
-from starloom.dag import facts
+from starloom.dag import facts, limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import InvalidTransition, NotFound
 from starloom.dag.facts import Fact, JobStatus
@@ -58,6 +58,9 @@ class JobState:
         self.grown: dict[StageId, int] = {}
         #: the last attempts of stages that a patch removed: one that comes under the same name counts on
         self._former_attempts: dict[StageId, Attempt] = {}
+
+    #: in which variants stages run that had others before, which no node could run any more
+    degraded: tuple[str, ...] = ()
 
     @property
     def constellation(self) -> Constellation:
@@ -130,7 +133,7 @@ class JobState:
         stage = self.stages.get(fact.stage)
         if stage is None or self.ended:
             raise InvalidTransition(f"job {self.id} is {self.status} and has {stage}; {fact!r} does not fit")
-        before, live = stage.status, len(stage.live)
+        before, live, variant = stage.status, len(stage.live), stage.variant
         row = TRANSITIONS.get((before, type(fact)))
         if row is None:
             raise misfit(stage, fact, f"a stage that is {before} does not take it")
@@ -142,6 +145,8 @@ class JobState:
         stage.story.append(fact)
         if type(fact) is facts.StagePlaced or type(fact) is facts.OutputsHeld:
             self.agents.add(fact.agent)
+        if variant and stage.variant != variant:
+            self._degrade(f"{fact.stage} ran as {variant}, and does as {stage.variant}")
         self.active_attempts += len(stage.live) - live
         change = (stage.status in ENDED) - (before in ENDED)
         if change:
@@ -151,6 +156,10 @@ class JobState:
                 downstream = self.stages[dependency.downstream]
                 if downstream.awaits and type(fact) is facts.StageCommitted:
                     _no_longer_awaits(downstream, fact)
+
+    def _degrade(self, how: str) -> None:
+        if len(self.degraded) < limits.DEGRADED_TOLD_MAX:
+            self.degraded = (*self.degraded, how)
 
     def _expect_awaited(self, stage: StageState, fact: facts.StagePlaced) -> None:
         """An attempt goes ahead of attempts that are there."""

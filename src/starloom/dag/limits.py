@@ -21,6 +21,9 @@ DURATION_SECONDS_MAX: Final = 30 * 86_400.0
 PREFERENCES_PER_STAGE_MAX: Final = 16
 PREFERENCE_SECONDS: Final = 1.0
 """How much later a stage may end for a place that it prefers, where nothing else is said."""
+VARIANTS_PER_STAGE_MAX: Final = 8
+DEGRADED_TOLD_MAX: Final = 16
+"""Changes of variants that a job tells of."""
 ATTRIBUTE_CHARACTERS_MAX: Final = 256
 SPREAD_STAGES_MAX: Final = 64
 """Stages of a job that may be spread together: each is placed so that the others still find places."""

@@ -4,7 +4,10 @@
     objective: [{by: latency, within: 10%}, price]        # the cheapest of those at most a tenth slower than the fastest
     objective: {latency: 1, energy: 0.2}                  # seconds, and joules that count 0.2 s each
 
-Latency is in seconds, energy in joules, price in whatever the fleet's prices are in. Without any of it, plans are fast.
+    objective: [{by: latency, within: 10%}, quality]      # the best variants of those; and {latency: 1, quality: 30} weighs them
+
+Latency is in seconds, energy in joules, price in whatever the fleet's prices are in; of quality, what each stage's variant lacks of
+1 is added up. Without any of it, plans are fast. Where quality is not named it comes first: no variant is worse than it has to be.
 """
 
 from collections import Counter

@@ -26,6 +26,7 @@ from starloom.dag.constellation import (
     Requirements,
     Spread,
     StageSpec,
+    Variant,
 )
 from starloom.dag.ids import StageId
 
@@ -120,6 +121,15 @@ class SetPrivacy(Operation, frozen=True, tag="set_privacy"):
     declassify: bool | None = None
 
 
+class SetVariants(Operation, frozen=True, tag="set_variants"):
+    """Other variants of a stage, in place of those that it has."""
+
+    stage: StageId
+    variants: tuple[Variant, ...] = ()
+    variant: str = ""
+    least_quality: float = 0.0
+
+
 class CancelStage(Operation, frozen=True, tag="cancel_stage"):
     """The stage stays, but is skipped, and with it what needs it."""
 
@@ -174,6 +184,7 @@ AnyOperation = (
     | SetPreferences
     | SetPolicy
     | SetPrivacy
+    | SetVariants
     | CancelStage
     | ResumeStage
     | Splice
@@ -331,10 +342,17 @@ def _of_change(change: Change) -> Iterator[AnyOperation]:
         yield SetPolicy(stage=after.id, policy=after.policy)
     if (before.private, before.declassify) != (after.private, after.declassify):
         yield SetPrivacy(stage=after.id, private=after.private, declassify=after.declassify)
+    if variants_said(before) != variants_said(after):
+        yield SetVariants(stage=after.id, **variants_said(after))
     if before.join != after.join:
         yield Rewire(stage=after.id, join=after.join)
     if before.cancelled != after.cancelled:
         yield CancelStage(stage=after.id) if after.cancelled else ResumeStage(stage=after.id)
+
+
+def variants_said(said: StageSpec | SetVariants) -> dict[str, Any]:
+    """What a stage, or an operation, says of variants, by the names of the fields."""
+    return {"variants": said.variants, "variant": said.variant, "least_quality": said.least_quality}
 
 
 def _rewires(difference: Difference, but: Iterable[StageId]) -> Iterator[Rewire]:

@@ -16,6 +16,7 @@ patch:                               # done in this order, all or none
   - set_preferences: {stage: words, prefer: {tier: edge}, avoid: [{node: cam-1, seconds: 5s}]}     # in place of all
   - set_policy: {stage: words, retry: 3, timeout: 5s}
   - set_privacy: {stage: words, private: device, declassify: false}    # in place of what it says of both
+  - set_variants: {stage: words, variants: [{name: small, quality: 0.7, params: {model: small}}], least_quality: 0.5}
   - cancel_stage: extra
   - resume_stage: extra
   - splice: {prefix: fr, constellation: {...}, inputs: {text: words.text}, outputs: {text: [speak.text]}}
@@ -38,6 +39,7 @@ from starloom.dag.document import (
     spread_to_json,
     stage_to_json,
     to_json,
+    variants_to_json,
 )
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import StageId
@@ -56,9 +58,11 @@ from starloom.dag.patch import (
     SetPolicy,
     SetPreferences,
     SetPrivacy,
+    SetVariants,
     Splice,
+    variants_said,
 )
-from starloom.dag.schema import POLICY_KEYS, PREFERENCE_KEYS, PRIVACY_KEYS, Reader
+from starloom.dag.schema import POLICY_KEYS, PREFERENCE_KEYS, PRIVACY_KEYS, VARIANT_KEYS, Reader
 
 _HEAD_KEYS = ("api_version", "if_revision", "restart", "why", "id", "patch")
 
@@ -120,6 +124,8 @@ def operation_to_json(operation: AnyOperation) -> dict[str, Any]:
             return {"set_policy": {"stage": stage, **policy_to_json(policy)}}
         case SetPrivacy(stage=stage, private=private, declassify=declassify):
             return {"set_privacy": {"stage": stage, **privacy_to_json(private, declassify)}}
+        case SetVariants(stage=stage):
+            return {"set_variants": {"stage": stage, **variants_to_json(**variants_said(operation))}}
         case CancelStage(stage=stage):
             return {"cancel_stage": stage}
         case ResumeStage(stage=stage):
@@ -197,6 +203,7 @@ class _PatchReader(Reader):
             "set_preferences": self._read_preferences,
             "set_policy": self._read_policy,
             "set_privacy": self._read_privacy,
+            "set_variants": self._read_variants,
             "cancel_stage": lambda at, item: CancelStage(stage=self._name(at, item)),
             "resume_stage": lambda at, item: ResumeStage(stage=self._name(at, item)),
             "splice": self._read_splice,
@@ -301,6 +308,10 @@ class _PatchReader(Reader):
     def _read_preferences(self, place: str, value: Any) -> SetPreferences:
         stage, part = self._named(place, value, PREFERENCE_KEYS)
         return SetPreferences(stage=stage, prefers=self._preferences(place, part))
+
+    def _read_variants(self, place: str, value: Any) -> SetVariants:
+        stage, part = self._named(place, value, VARIANT_KEYS)
+        return SetVariants(stage=stage, **self._of_variants(place, part))
 
     def _read_policy(self, place: str, value: Any) -> SetPolicy:
         stage, part = self._named(place, value, POLICY_KEYS)

@@ -19,8 +19,9 @@ from starloom.dag.document import (
     privacy_to_json,
     requirements_to_json,
     spread_to_json,
+    variants_to_json,
 )
-from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice
+from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice, variants_said
 
 _VALUE_CHARACTERS_MAX = 80
 
@@ -88,6 +89,7 @@ def _stage_lines(change: Change) -> Iterator[str]:
             privacy_to_json(before.private, before.declassify),
             privacy_to_json(after.private, after.declassify),
         ),
+        ("variants", variants_to_json(**variants_said(before)), variants_to_json(**variants_said(after))),
         ("join", before.join, after.join),
         ("cancelled", before.cancelled, after.cancelled),
     )

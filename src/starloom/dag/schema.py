@@ -35,6 +35,7 @@ from starloom.dag.constellation import (
     StageSpec,
     Straggler,
     Tier,
+    Variant,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
@@ -48,8 +49,9 @@ _NOTHING_PREFERRED = Preferences()
 POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow", "replicate")
 PRIVACY_KEYS = ("private", "declassify")
 PREFERENCE_KEYS = ("prefer", "avoid")
+VARIANT_KEYS = ("variants", "variant", "least_quality")
 _SPEC_KEYS = ("kind", "in", "params", "require", "colocate", "spread", "join", "after", "cancelled")
-_STAGE_KEYS = (*_SPEC_KEYS, *PREFERENCE_KEYS, *POLICY_KEYS, *PRIVACY_KEYS)
+_STAGE_KEYS = (*_SPEC_KEYS, *PREFERENCE_KEYS, *POLICY_KEYS, *PRIVACY_KEYS, *VARIANT_KEYS)
 
 E = TypeVar("E", bound=StrEnum)
 T = TypeVar("T")
@@ -89,6 +91,7 @@ class Reader:
             "every",
             "rate",
             "slo",
+            "least_quality",
         )
         part = self._mapping("", value, known, needed=("api_version", "name", "stages"))
         version = self._text("api_version", part.get("api_version", API_VERSION))
@@ -121,6 +124,7 @@ class Reader:
             every_seconds=self._quantity("every", part.get("every", 0.0), 0.0, read_seconds),
             rate=rate,
             slo=promised,
+            least_quality=self._number("least_quality", part.get("least_quality", 0.0), 0.0),
             api_version=version,
         )
 
@@ -249,6 +253,37 @@ class Reader:
             prefers=self._preferences(place, part)
             if not part.keys().isdisjoint(PREFERENCE_KEYS)
             else _NOTHING_PREFERRED,
+            **self._of_variants(place, part),
+        )
+
+    def _of_variants(self, place: str, part: Mapping[str, Any]) -> dict[str, Any]:
+        """What a stage says of its variants, by the names of its fields."""
+        found: dict[str, Any] = {}
+        if "variants" in part:
+            found["variants"] = self._variants(f"{place}.variants", part["variants"])
+        if "variant" in part:
+            found["variant"] = self._text(f"{place}.variant", part["variant"])
+        if "least_quality" in part:
+            found["least_quality"] = self._number(f"{place}.least_quality", part["least_quality"], 0.0)
+        return found
+
+    def _variants(self, place: str, value: Any) -> tuple[Variant, ...]:
+        if isinstance(value, list | tuple):
+            return tuple(self._variant(f"{place}[{index}]", item) for index, item in enumerate(value))
+        self._problem(
+            place, f"is {kind_of(value)}; write a list such as [{{name: small, quality: 0.7}}], the best first"
+        )
+        return ()
+
+    def _variant(self, place: str, value: Any) -> Variant:
+        known = ("name", "quality", "params", "require", "seconds")
+        part = self._mapping(place, value, known, needed=("name", "quality"))
+        return Variant(
+            name=self._text(f"{place}.name", part.get("name", "")),
+            quality=self._number(f"{place}.quality", part.get("quality", 0.0), 0.0),
+            params=self._plain(f"{place}.params", part.get("params", {})),
+            requires=self._requirements(f"{place}.require", part.get("require", {})),
+            seconds=self._quantity(f"{place}.seconds", part.get("seconds", 0.0), 0.0, read_seconds),
         )
 
     def _privacy(self, place: str, part: Mapping[str, Any]) -> tuple[Private | dict[str, Private] | None, bool | None]:

@@ -46,6 +46,7 @@ def spliced(place: str, splice: Splice) -> Spliced | list[Problem]:
             spec,
             id=names[stage],
             colocate=f"{splice.prefix}-{spec.colocate}" if spec.colocate else "",
+            least_quality=max(spec.least_quality, inner.least_quality),
             spread=spec.spread and msgspec.structs.replace(spec.spread, group=f"{splice.prefix}-{spec.spread.group}"),
         )
         for stage, spec in inner.stages.items()

@@ -10,6 +10,7 @@ from starloom.dag.constellation import StageSpec
 from starloom.dag.facts import Fact
 from starloom.dag.ids import AgentId, Attempt, FencingToken, StageId
 from starloom.dag.values import JOB_STORE, ValueRef
+from starloom.dag.variants import chosen
 
 STORY_FACTS: Final = 20
 """The last facts of a stage that the message of an invalid transition tells."""
@@ -81,6 +82,7 @@ class StageState:
         "deadline_ran",
         "deadline_spent",
         "deaths",
+        "degraded",
         "earlier",
         "elder",
         "emulated",
@@ -105,6 +107,7 @@ class StageState:
         "target",
         "timing",
         "tries",
+        "variant",
     )  # fmt: skip
 
     def __init__(self, spec: StageSpec) -> None:
@@ -155,6 +158,8 @@ class StageState:
         self.incarnation = ""
         self.target = ""
         self.emulated = False
+        #: the variant that it runs in, from its first place on, and the one before it, if it had to be changed
+        self.variant = self.degraded = ""
         self.timing = NO_TIMING
         self.figures: Mapping[str, float] = NOTHING
         self.models: tuple[str, ...] = ()
@@ -163,6 +168,11 @@ class StageState:
 
     def __repr__(self) -> str:
         return f"<Stage {self.spec.id} {self.status} attempt={self.attempt} live={len(self.live)}>"
+
+    @property
+    def taken(self) -> StageSpec:
+        """The stage as it is in its variant; as it was given while it has no place, or has no variants."""
+        return next((chosen(self.spec, each) for each in self.spec.variants if each.name == self.variant), self.spec)
 
     @property
     def outcome(self) -> Outcome:
@@ -176,6 +186,7 @@ class StageState:
     def change(self, spec: StageSpec) -> None:
         """It is another stage from here on: what went wrong before does not count against it."""
         self.spec = spec
+        self.variant = self.degraded = ""
         self.failures = self.deaths = self.input_losses = 0
         self.deadline_spent = self.deadline_ran = 0.0
         self.retry_seconds = None

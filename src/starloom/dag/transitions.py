@@ -62,6 +62,9 @@ def _place(stage: StageState, fact: facts.StagePlaced) -> None:
     stage.ahead_of = stage.awaits = fact.awaits or NOTHING
     stage.status = StageStatus.PLACED
     stage.agent, stage.incarnation, stage.target = fact.agent, fact.incarnation, fact.target
+    if stage.variant and stage.variant != fact.variant:
+        stage.degraded = stage.variant
+    stage.variant = fact.variant
     stage.retry_seconds = None
 
 
@@ -70,6 +73,8 @@ def _copy(stage: StageState, fact: facts.StagePlaced) -> None:
         raise misfit(stage, fact, "it has an attempt, and gets only a copy of that, elsewhere")
     if stage.awaits or fact.awaits:
         raise misfit(stage, fact, "what awaits upstreams is not copied")
+    if stage.variant != fact.variant:
+        raise misfit(stage, fact, "a copy runs in the variant of what it is a copy of")
     (token,) = stage.live
     _take_number(stage, fact)
     stage.tries += 1

@@ -27,6 +27,7 @@ from starloom.dag.spreads import group_problems
 from starloom.dag.streams import buffer_fault, start_problems
 from starloom.dag.validate_stage import PLAIN_TYPES, a_port, label_problems, private_fault, stage_problems
 from starloom.dag.values import Port, PortType
+from starloom.dag.variants import floor_problems
 
 _ORDERED = ("<", "<=", ">", ">=")
 _OPERATORS = ("==", "!=", *_ORDERED, "contains")
@@ -146,6 +147,7 @@ class _Validator:
             yield Problem("deadline", fault)
         yield from objective_problems(self._c.objective)
         yield from slo_problems(self._c)
+        yield from floor_problems(self._c.stages.values(), self._c.least_quality)
         if not self._c.stages:
             yield Problem("stages", "there are none; a constellation needs at least one stage")
         sizes = (

@@ -1,6 +1,6 @@
 """What can be wrong with one stage by itself: its name, kind, parameters, requirements and policy."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -23,6 +23,7 @@ from starloom.dag.kinds import OUTPUTS_PARAM, PARAM_TYPES, KindSpec, Param
 from starloom.dag.spreads import spread_problems
 from starloom.dag.streams import has_streams
 from starloom.dag.values import Port, PortType
+from starloom.dag.variants import chosen, variant_problems
 
 PLAIN_TYPES = (PortType.TEXT, PortType.JSON)
 """The port types whose values a document can hold, as defaults and in comparisons."""
@@ -45,7 +46,9 @@ def stage_problems(
     kind = kinds.get(stage.kind)
     if kind is None:
         yield Problem(f"{place}.kind", f"no kind is called {stage.kind!r}{suggestions.of(stage.kind, kinds)}")
-    yield from _params_problems(f"{place}.params", stage.params, kind, suggestions)
+    # A parameter that is missing in some variant is told there.
+    varied = frozenset(name for each in stage.variants for name in each.params)
+    yield from _params_problems(f"{place}.params", stage.params, kind, suggestions, varied)
     yield from _requirement_problems(f"{place}.require", stage.requires, kind)
     if stage.colocate:
         yield from _colocate_problems(place, stage)
@@ -56,6 +59,23 @@ def stage_problems(
     yield from _policy_problems(place, stage.policy, kind, stage.params)
     if stage.private is not None:
         yield from _private_problems(place, stage, kind)
+    if stage.variants or stage.variant or stage.least_quality:
+        yield from _variants_problems(place, stage, kind, suggestions)
+
+
+def _variants_problems(
+    place: str, stage: StageSpec, kind: KindSpec | None, suggestions: Suggestions
+) -> Iterator[Problem]:
+    yield from variant_problems(place, stage, suggestions)
+    given = {name for each in stage.variants for name in each.params}
+    for index, variant in enumerate(stage.variants):
+        at, made = f"{place}.variants[{index}]", chosen(stage, variant)
+        # What is wrong with the stage's own parameters is told once.
+        varied = {name: value for name, value in made.params.items() if name in variant.params}
+        missing = given - made.params.keys()
+        elsewhere = [name for name in (kind.params if kind else ()) if name not in missing]
+        yield from _params_problems(f"{at}.params", varied, kind, suggestions, elsewhere)
+        yield from _requirement_problems(f"{at}.require", variant.requires, kind)
 
 
 def _colocate_problems(place: str, stage: StageSpec) -> Iterator[Problem]:
@@ -67,8 +87,13 @@ def _colocate_problems(place: str, stage: StageSpec) -> Iterator[Problem]:
 
 
 def _params_problems(
-    place: str, params: Mapping[str, Any], kind: KindSpec | None, suggestions: Suggestions
+    place: str,
+    params: Mapping[str, Any],
+    kind: KindSpec | None,
+    suggestions: Suggestions,
+    elsewhere: Collection[str] = (),
 ) -> Iterator[Problem]:
+    """What is wrong with parameters; those that are given `elsewhere` are not missing."""
     fault = plain_fault(dict(params)) if params else ""
     if fault:
         yield Problem(place, fault)
@@ -89,7 +114,7 @@ def _params_problems(
     if kind.variadic_output is not None and isinstance(named := params.get(OUTPUTS_PARAM), dict):
         yield from _named_problems(f"{place}.{OUTPUTS_PARAM}", named, kind)
     for name, param in kind.params.items():
-        if param.required and name not in params:
+        if param.required and name not in params and name not in elsewhere:
             yield Problem(f"{place}.{name}", f"{kind.name} needs this parameter, of type {param.type}; give a value")
 
 

@@ -26,6 +26,7 @@ from starloom.dag.streams import has_streams, input_streams, open_inputs
 from starloom.dag.validate import problems
 from starloom.dag.validate_stage import a_port, label_problems
 from starloom.dag.values import Full, ValueRef
+from starloom.dag.variants import ways_of
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.effects import Submitted
 from starloom.orchestrator.endings import Endings
@@ -124,7 +125,8 @@ class Admission:
             raise InvalidConstellation([*wrong, *unfit], f"constellation {given.constellation.name!r} is not valid")
         if unfit:
             raise InvalidInput(unfit, "the job cannot be accepted")
-        infeasible = [*self.infeasible(stages, labels), *self._parted(stages, stages, labels)]
+        least = given.constellation.least_quality
+        infeasible = [*self.infeasible(stages, labels, least), *self._parted(stages, stages, labels)]
         infeasible += self._crowded(stages, stages, labels)
         if infeasible:
             raise Infeasible(infeasible, "no node meets the requirements of these stages")
@@ -168,16 +170,26 @@ class Admission:
         port = kind.outputs.get(output.output) if kind is not None else None
         return port is not None and port.stream
 
-    def infeasible(self, stages: Mapping[StageId, StageSpec], labels: Labels) -> Iterator[Problem]:
-        """The stages that no node may run, each with the reason for every node, and why it is private if it is."""
+    def infeasible(
+        self, stages: Mapping[StageId, StageSpec], labels: Labels, least_quality: float = 0.0
+    ) -> Iterator[Problem]:
+        """The stages that no node may run, each with the reason for every node, and why it is private if it is.
+
+        Of one with variants those for the variant that comes first, where no node may run any.
+        """
         reasons: dict[int, str] = {}
         for name, stage in stages.items():
-            lane = self._lanes.lane(stage.kind, stage.requires, labels.levels.get(name))
-            if lane.seq not in reasons:
-                reasons[lane.seq] = self._why_nowhere(lane)
-            if reasons[lane.seq]:
+            told = ""
+            for way in reversed(ways_of(stage, least_quality)):
+                lane = self._lanes.lane(way.kind, way.requires, labels.levels.get(name))
+                if lane.seq not in reasons:
+                    reasons[lane.seq] = self._why_nowhere(lane)
+                told = reasons[lane.seq]
+                if not told:
+                    break
+            if told:
                 label = labels.of(name)
-                what = reasons[lane.seq] if label is None else f"{reasons[lane.seq]}; {label}"
+                what = told if label is None else f"{told}; {label}"
                 yield Problem(f"stages.{name}.require", what)
 
     def _parted(
@@ -223,11 +235,14 @@ class Admission:
                 yield Problem(f"stages.{members[0]}.spread", what)
 
     def _nodes(self, stage: StageSpec, private: Private | None) -> set[AgentId]:
-        """The nodes that may run a stage, or that were lost lately and might."""
-        lane = self._lanes.lane(stage.kind, stage.requires, private)
-        found = {candidate.member.name for candidate in lane.candidates(self._fleet)}
-        lost = (member for member in self._fleet.members.values() if self._lost_lately(member))
-        return found | {member.name for member in lost if not lane.misfits(member)}
+        """The nodes that may run a stage, in whichever variant, or that were lost lately and might."""
+        found: set[AgentId] = set()
+        for way in ways_of(stage):
+            lane = self._lanes.lane(way.kind, way.requires, private)
+            found.update(candidate.member.name for candidate in lane.candidates(self._fleet))
+            lost = (member for member in self._fleet.members.values() if self._lost_lately(member))
+            found.update(member.name for member in lost if not lane.misfits(member))
+        return found
 
     def infeasible_after(self, shape: Shape, difference: Difference) -> Iterator[Problem]:
         """The stages of a job that no node may run once it is changed so: those that differ, and whose labels do."""
@@ -237,7 +252,7 @@ class Admission:
         for name, level in labels.levels.items():
             if before.levels.get(name) != level:
                 placeable[name] = parts.specs[name]
-        yield from self.infeasible(placeable, labels)
+        yield from self.infeasible(placeable, labels, shape.origin.least_quality)
         if any(spec.colocate or spec.spread for spec in placeable.values()):
             after = {**shape.specs, **placeable}
             for change in difference.stages:

@@ -45,6 +45,7 @@ def job_from_wire(message: pb.Job) -> JobInfo:
         error=message.error,
         cause=message.cause,
         stuck=message.stuck,
+        degraded=tuple(message.degraded),
         outputs={name: wire.ref_from_wire(message.outputs[name], f"outputs.{name}") for name in names},
         stages=tuple(map(_stage_from_wire, message.stages)),
         submitted_unix_nanos=message.submitted_unix_nanos,
@@ -84,6 +85,8 @@ def _stage_from_wire(message: pb.StageState) -> StageInfo:
         reason=message.reason,
         grown_by=message.grown_by,
         private=message.private,
+        variant=message.variant,
+        degraded=message.degraded,
         seconds=Timing(
             queue=timing.queue_seconds,
             transfer=timing.transfer_seconds,

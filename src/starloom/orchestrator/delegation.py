@@ -75,7 +75,7 @@ class Delegation:
             return None
         moves = [*moves_of(fed, holders), *(Move(0, maker) for maker in {each.maker: None for each in awaited})]
         avoid = run.avoid.get(name, ())
-        told = told_seconds(job.stages[name].spec, lane.spec)
+        told = told_seconds(self._dispatcher.spec_of(run, name), lane.spec)
         want = Want(job.id, name, lane.spec, moves, avoid, max(0, after) / NANOS, told=told)
         choice = self._planner.choose(want, candidates)
         if choice is None:

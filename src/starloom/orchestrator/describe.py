@@ -66,6 +66,7 @@ def _job_info(job: JobState, times: JobTimes | None, stages: tuple[StageInfo, ..
         revision=job.revision,
         error=job.error,
         cause=job.cause,
+        degraded=job.degraded,
         outputs={name: ref for name, ref in outputs.items() if ref.holder == JOB_STORE or ref.inline is not None},
         stages=stages,
         submitted_unix_nanos=times.submitted if times else 0,
@@ -111,6 +112,8 @@ def _stage_info(
         reason=_reason(coordinator, job, stage),
         grown_by=job.origins[stage.spec.id].by if stage.spec.id in job.origins else "",
         private=private,
+        variant=stage.variant,
+        degraded=stage.degraded,
         seconds=stage.timing,
         figures=dict(stage.figures),
     )

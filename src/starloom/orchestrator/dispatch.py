@@ -7,6 +7,7 @@ import msgspec
 
 from starloom.agents.messages import Assign, Await, Input, Source
 from starloom.dag import limits
+from starloom.dag.constellation import StageSpec
 from starloom.dag.expectation import told_seconds
 from starloom.dag.facts import ErrorInfo, StagePlaced
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
@@ -81,13 +82,16 @@ class Dispatcher:
             candidates = self._lanes.candidates(lane, run, name)
             known = spare[lane.seq] = [each for each in candidates if _has_slot(each.member)]
         free = [each for each in known if each.member.name not in shunned and _has_slot(each.member)]
+        if self._variant(run, name) != stage.variant:
+            # No node is left for the variant that runs, and a copy in another one is none.
+            return False
         if not free or run.full or verdict(job, name) is not Verdict.RUN:
             return False
         fed = inputs_of(job, name)
         holders = self.holders(fed)
         if set(lane.required).difference(item.port for item in fed) or not all(map(any_online, holders.values())):
             return False
-        told = told_seconds(stage.spec, lane.spec)
+        told = told_seconds(stage.taken, lane.spec)
         choice = self._planner.choose(Want(job.id, name, lane.spec, moves_of(fed, holders), told=told), free)
         if choice is None:
             return False
@@ -114,6 +118,8 @@ class Dispatcher:
     def _place(self, lane: Lane, run: Run, name: StageId, *, anyway: bool = False) -> bool:
         """Places a stage, or finds what else it waits for; False if no candidate has room, or, `anyway`, is there."""
         job = run.job
+        if self._lanes.moved(lane, run, name):
+            return True
         candidates = self.candidates(lane, run, name)
         # Before its inputs are looked at: there may be many, and none is made again for a stage without a place.
         if name in run.streams.groups and run.streams.verdict(job, name) not in (Verdict.RUN, Verdict.AHEAD):
@@ -138,7 +144,7 @@ class Dispatcher:
             producers = run.streams.producers(job, name)
             moves = [*moves, *(Move(0, self._fleet.members[agent]) for agent in producers)]
         avoid = run.avoid.get(name, ())
-        told = told_seconds(job.stages[name].spec, lane.spec)
+        told = told_seconds(self._lanes.spec_of(run, name), lane.spec)
         want = Want(job.id, name, lane.spec, moves, avoid, anyway=anyway, told=told)
         choice = self._planner.choose(want, candidates)
         if choice is None:
@@ -229,12 +235,13 @@ class Dispatcher:
                 incarnation=member.incarnation,
                 target=candidate.target,
                 copy=copy,
+                variant=self._variant(run, name),
                 awaits={upstream: each for upstream, each in tokens.items() if each in job.stages[upstream].live},
             )
         )
         ends = self._ledger.now + round(choice.finish * NANOS)
         self._fleet.expect(member.name, task, Work(choice.seconds, {**_fetches(inputs), **tokens}, ends))
-        params = stage.spec.params
+        params = stage.taken.params
         self._ledger.send(
             member.name,
             Assign(
@@ -257,6 +264,14 @@ class Dispatcher:
                 self._settler.decide(run, each)
         if not copy and not lane.spec.grows:
             self._offer_downstreams(run, name)
+
+    def spec_of(self, run: Run, name: StageId) -> StageSpec:
+        """A stage as it is in the variant that it has, or would have now."""
+        return self._lanes.spec_of(run, name)
+
+    def _variant(self, run: Run, name: StageId) -> str:
+        spec = self._lanes.spec_of(run, name)
+        return spec.variants[0].name if spec.variants else ""
 
     def _offer_downstreams(self, run: Run, name: StageId) -> None:
         """What only awaited that a stage is given out may go ahead now."""

@@ -21,7 +21,8 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     the target computes elsewhere. `copies` of its `attempts` were beside one that ran too long. `models`
     are `name@version`. `reason`: the last error, why it was skipped, or what it waits for. `grown_by`: the
     stage whose result added it. `private`: why what it reads or gives may not be everywhere, and which nodes may not
-    have it for that. `seconds` are those of the attempt that gave the result, and `figures`
+    have it for that. `variant`: in which it runs or ran, of a stage that has several, and `degraded` the one before it, if
+    no node could run that any more. `seconds` are those of the attempt that gave the result, and `figures`
     what that one measured of itself, by names that tell the unit.
     """
 
@@ -38,6 +39,8 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
     grown_by: str = ""
     private: str = ""
+    variant: str = ""
+    degraded: str = ""
     seconds: Timing = Timing()
     figures: dict[str, float] = {}
 
@@ -58,7 +61,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """One job as it stands.
 
     `error` says why it failed, and `cause` is the class of that error, or both are empty. `stuck`: why no stage of it can
-    go on, while that is so; not in a list. `outputs` are the declared ones that are there so far.
+    go on, while that is so; not in a list. `degraded`: the stages that run in other variants than they did at first, in a
+    sentence each. `outputs` are the declared ones that are there so far.
     Times are unix nanoseconds; `ended_unix_nanos` is 0 while it runs. A list of jobs leaves out
     `stages`, `constellation`, which is that of `constellation_revision`, and `patches`.
     """
@@ -71,6 +75,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
     cause: str = ""
     stuck: str = ""
+    degraded: tuple[str, ...] = ()
     outputs: dict[str, ValueRef] = {}
     stages: tuple[StageInfo, ...] = ()
     submitted_unix_nanos: int = 0

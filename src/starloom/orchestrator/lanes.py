@@ -12,9 +12,10 @@ from heapq import heapify, heappop, heappush, heapreplace
 from typing import Any, Final
 
 from starloom.dag import limits
-from starloom.dag.constellation import Preference, Preferences, Private, Requirements
+from starloom.dag.constellation import Preference, Preferences, Private, Requirements, StageSpec
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec
+from starloom.dag.variants import ways_of
 from starloom.orchestrator.feasible import dislike_seconds, may, misfits, targets_for
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.placement import Candidate
@@ -115,13 +116,49 @@ class ReadyLanes:
         self._seq = 0
         self._version = -1
         self._clock = 0
+        #: stages whose variants are being looked for
+        self._taking: set[StageId] = set()
         #: whether the last round ended with stages that may have a place now
         self.cut = False
 
     def lane_of(self, run: Run, stage: StageId) -> Lane:
         """The lane of a stage."""
-        spec = run.job.stages[stage].spec
+        return self._lane_for(run, stage, self.spec_of(run, stage))
+
+    def _lane_for(self, run: Run, stage: StageId, spec: StageSpec) -> Lane:
         return self.lane(spec.kind, spec.requires, run.labels.levels.get(stage), spec.prefers, run.group_key(stage))
+
+    def spec_of(self, run: Run, stage: StageId) -> StageSpec:
+        """A stage as it is in its variant: while it is in a lane, in that of the lane; else the one that it has, or the best that a node may run."""
+        spec = run.job.stages[stage].spec
+        if not spec.variants:
+            return spec
+        known = run.taken.get(stage)
+        return known if known is not None and (stage in run.queued or stage in self._taking) else self._take(run, stage)
+
+    def _take(self, run: Run, stage: StageId) -> StageSpec:
+        """Its own variant, if some node may run that; else the best of those that one may; else its own, or the best."""
+        state = run.job.stages[stage]
+        ways = ways_of(state.spec, run.job.shape.origin.least_quality)
+        ways.sort(key=lambda each: each.variants[0].name != state.variant)
+        # Others of its group ask for it meanwhile.
+        self._taking.add(stage)
+        try:
+            for way in ways:
+                run.taken[stage] = way
+                if self.candidates(self._lane_for(run, stage, way), run, stage):
+                    return way
+        finally:
+            self._taking.discard(stage)
+        run.taken[stage] = ways[0]
+        return ways[0]
+
+    def moved(self, lane: Lane, run: Run, stage: StageId) -> bool:
+        """Whether a stage that was taken out of a lane is to run in another variant than when it came there; then it is in the lane of that."""
+        if not run.job.stages[stage].spec.variants or self.lane_of(run, stage) is lane:
+            return False
+        self.push(run, stage)
+        return True
 
     def candidates(self, lane: Lane, run: Run, stage: StageId) -> Sequence[Candidate]:
         """The nodes that may run a stage of a lane, as far as its group, or those that it stands apart from, leave them."""
@@ -174,6 +211,7 @@ class ReadyLanes:
         if stage in run.queued or stage in run.held:
             return
         run.queued.add(stage)
+        run.taken.pop(stage, None)
         self._enter(self.lane_of(run, stage), run, stage)
 
     def drop(self, run: Run) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from starloom.agents.messages import Failed, Finished, InputLost
+from starloom.dag.constellation import StageSpec
 from starloom.dag.errors import StarloomError
 from starloom.dag.expectation import run_seconds
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
@@ -93,6 +94,8 @@ class Run:
         self.colocated: dict[StageId, Group] = groups_in(job)
         #: those that are spread
         self.spread: dict[StageId, Apart] = apart_in(job)
+        #: those that have variants, each as it is in the one that it has or would have now
+        self.taken: dict[StageId, StageSpec] = {}
         #: this job's turn among those of its priority
         self.tag = 0
         self.closed = False
@@ -169,7 +172,7 @@ class Run:
         for stage in changed:
             self.order.setdefault(stage, len(self.order))
             self.queued.discard(stage)
-            for kept in (self.waits, self.unsettled, self.unreachable, self.avoid):
+            for kept in (self.waits, self.unsettled, self.unreachable, self.avoid, self.taken):
                 kept.pop(stage, None)
         for stage in difference.touched:
             self.clocks.pop(stage, None)

@@ -92,7 +92,7 @@ class State:
 
     def _learn(self, stage: StageState) -> None:
         kind = stage.spec.kind
-        told = told_seconds(stage.spec, self.fleet.kinds.get(kind))
+        told = told_seconds(stage.taken, self.fleet.kinds.get(kind))
         self.planner.learn(kind, stage.agent, stage.target, stage.timing, told)
         member = self.fleet.members.get(stage.agent)
         if member is not None:

@@ -117,7 +117,7 @@ class Stragglers:
         kind = self._state.fleet.kinds.get(stage.spec.kind)
         if policy is None or kind is None or kind.effects:
             return None
-        told = told_seconds(stage.spec, kind)
+        told = told_seconds(stage.taken, kind)
         expected = self._state.planner.expected_seconds(kind, stage.agent, stage.target, told)
         return round(max(policy.after_seconds, policy.factor * expected) * NANOS)
 

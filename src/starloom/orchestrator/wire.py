@@ -45,6 +45,7 @@ def job_to_wire(info: JobInfo) -> pb.Job:
         error=info.error,
         cause=info.cause,
         stuck=info.stuck,
+        degraded=info.degraded,
         outputs={name: ref_to_wire(ref) for name, ref in info.outputs.items()},
         stages=[_stage_to_wire(stage) for stage in info.stages],
         submitted_unix_nanos=info.submitted_unix_nanos,
@@ -92,6 +93,8 @@ def _stage_to_wire(stage: StageInfo) -> pb.StageState:
         reason=stage.reason,
         grown_by=stage.grown_by,
         private=stage.private,
+        variant=stage.variant,
+        degraded=stage.degraded,
         timing=pb.StageTiming(
             queue_seconds=seconds.queue,
             transfer_seconds=seconds.transfer,

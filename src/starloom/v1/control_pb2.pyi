@@ -93,7 +93,7 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels", "constellation_revision", "patches", "cause", "stuck")
+    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels", "constellation_revision", "patches", "cause", "stuck", "degraded")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class Job(_message.Message):
     PATCHES_FIELD_NUMBER: _ClassVar[int]
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     STUCK_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     key: str
     name: str
@@ -140,7 +141,8 @@ class Job(_message.Message):
     patches: _containers.RepeatedCompositeFieldContainer[PatchNote]
     cause: str
     stuck: str
-    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., constellation_revision: _Optional[int] = ..., patches: _Optional[_Iterable[_Union[PatchNote, _Mapping]]] = ..., cause: _Optional[str] = ..., stuck: _Optional[str] = ...) -> None: ...
+    degraded: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., constellation_revision: _Optional[int] = ..., patches: _Optional[_Iterable[_Union[PatchNote, _Mapping]]] = ..., cause: _Optional[str] = ..., stuck: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PatchNote(_message.Message):
     __slots__ = ("revision", "principal", "why", "patch_id", "restart", "operations", "changes")
@@ -161,7 +163,7 @@ class PatchNote(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., principal: _Optional[str] = ..., why: _Optional[str] = ..., patch_id: _Optional[str] = ..., restart: _Optional[bool] = ..., operations: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageState(_message.Message):
-    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by", "copies", "private")
+    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by", "copies", "private", "variant", "degraded")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +186,8 @@ class StageState(_message.Message):
     GROWN_BY_FIELD_NUMBER: _ClassVar[int]
     COPIES_FIELD_NUMBER: _ClassVar[int]
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     stage: str
     kind: str
     status: str
@@ -199,7 +203,9 @@ class StageState(_message.Message):
     grown_by: str
     copies: int
     private: str
-    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ..., copies: _Optional[int] = ..., private: _Optional[str] = ...) -> None: ...
+    variant: str
+    degraded: str
+    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ..., copies: _Optional[int] = ..., private: _Optional[str] = ..., variant: _Optional[str] = ..., degraded: _Optional[str] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("queue_seconds", "transfer_seconds", "load_seconds", "run_seconds")

@@ -266,6 +266,7 @@ async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> 
         }
     )
     out.text(f"{info.id}  {info.name}  {info.status}{f': {info.error}' if info.error else ''}")
+    _tell_degraded(info, out)
     out.table(
         ("stage", "kind", "status", "node", "tier", "target", "model", "tries", "queue", "transfer", "load", "run", ""),
         [
@@ -276,7 +277,7 @@ async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> 
                 stage.node,
                 stage.tier,
                 f"{stage.target}{' (emulated)' if stage.emulated else ''}",
-                ", ".join(stage.models),
+                ", ".join([*([f"as {stage.variant}"] if stage.variant else []), *stage.models]),
                 stage.attempts,
                 *(f"{part:.3f}" for part in msgspec.structs.astuple(stage.seconds)),
                 stage.reason,
@@ -324,6 +325,11 @@ async def _cancel(client: "AsyncClient", args: argparse.Namespace, out: Output) 
     return Exit.FAILED
 
 
+def _tell_degraded(info: "JobInfo", out: Output) -> None:
+    for how in info.degraded:
+        out.text(f"degraded: {how}; no node that is left may run it as before")
+
+
 def run_explain(args: argparse.Namespace, out: Output) -> int:
     from starloom.dag.stagestate import ENDED
 
@@ -341,10 +347,12 @@ def run_explain(args: argparse.Namespace, out: Output) -> int:
     ]
     private = [stage for stage in info.stages if stage.private]
     kept = [{"stage": each.name, "node": each.node, "tier": each.tier, "why": each.private} for each in private]
-    out.json({"job": info.id, "status": info.status, "stuck": info.stuck, "stages": rows, "private": kept})
+    told = {"job": info.id, "status": info.status, "stuck": info.stuck, "degraded": list(info.degraded)}
+    out.json({**told, "stages": rows, "private": kept})
     out.text(f"{info.id} is {info.status}; {len(rows)} of {len(info.stages)} stages have not ended")
     if info.stuck:
         out.text(f"it cannot go on: {info.stuck}")
+    _tell_degraded(info, out)
     out.table(
         ("stage", "status", "node", "waits for", "grown by"),
         [(stage.name, stage.status, stage.node, stage.reason, stage.grown_by) for stage in waiting],

@@ -53,7 +53,7 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "--objective",
         metavar="WHAT",
-        help="what to make small, in place of the constellation's: latency, energy, price, period, p95, or several, the most important "
+        help="what to make small, in place of the constellation's: latency, energy, price, period, p95, quality, or several, the most important "
         "first (price,latency), with the share that one may give up for the next (latency+10%%,price), or a weight for "
         "each (latency=1,energy=0.2)",
     )
@@ -143,8 +143,8 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
     from starloom.orchestrator.planner import goals
     from starloom.orchestrator.planner.explain import Conflict, settle
 
-    several = goals.tries(constellation.objective) > 1
-    milliseconds = args.budget / goals.tries(constellation.objective)
+    count = _tries(constellation, built)
+    several, milliseconds = count > 1, args.budget / count
 
     def looks() -> "Budget":
         return _looks(milliseconds, several)
@@ -160,6 +160,14 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
         raise Infeasible(told, "no plan can keep all of this")
     made = goals.rated(built.problem, built.rates, settled) if settled is not None else found
     return goals.best([found, made], constellation.objective, deadline)
+
+
+def _tries(constellation: "Constellation", built: "Built") -> int:
+    """How many plans may have to be made: where a deadline may ask for worse variants, those that choose among them too."""
+    from starloom.orchestrator.planner import goals
+
+    fallback = bool(built.variants and constellation.deadline_seconds)
+    return goals.tries(constellation.objective, fallback=fallback)
 
 
 def _looks(milliseconds: float, several: bool) -> "Budget":
@@ -195,7 +203,7 @@ def _again(
     from starloom.dag import limits
     from starloom.orchestrator.planner import goals, planning
 
-    several = goals.tries(constellation.objective) > 1
+    several = _tries(constellation, built) > 1
     looks = planning.Budget(limits.PLAN_TRY_ITERATIONS_MIN if several else planning.ITERATIONS)
     asked = _asked(args, constellation, built, 0.0)
 

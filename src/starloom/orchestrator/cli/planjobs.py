@@ -15,6 +15,7 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.objective import objective_problems, read, shorthand
 from starloom.dag.quantities import read_bytes, read_seconds
 from starloom.dag.validate import problems
+from starloom.dag.variants import allowed
 from starloom.orchestrator import fleetfile
 from starloom.orchestrator.cli.check import read_constellation
 from starloom.orchestrator.planner.building import Built, build
@@ -75,6 +76,10 @@ def read_jobs(args: argparse.Namespace) -> Jobs:
         raise InvalidInput(untold, "not all that is promised can be planned for")
     built = build(one, kinds, fleet, sizes)
     chunks = bool(given[0].rate)
+    if built.variants and (chunks or _pace(jobs, built) is not None):
+        # What is busy is summed up by places, each of which stands for one variant.
+        one = _in_first_variants(one)
+        built = build(one, kinds, fleet, sizes)
     if not chunks:
         return Jobs(jobs, one, built, _pace(jobs, built), chunks, _answering(one, kinds, fleet, built))
     built, alone = chunked(one, kinds, fleet, built)
@@ -169,6 +174,15 @@ def _answering(one: Constellation, kinds: Any, fleet: fleetfile.Fleet, built: Bu
         cost = kinds[one.stages[name].kind].cost
         first[row], token[row] = cost.first_token_seconds / speed, cost.token_seconds / speed
     return Answering(first, token) if first.any() or token.any() else None
+
+
+def _in_first_variants(constellation: Constellation) -> Constellation:
+    """With no variant of each stage but the one that comes first of those that may be taken."""
+    stages = {
+        name: msgspec.structs.replace(spec, variants=allowed(spec, constellation.least_quality)[:1])
+        for name, spec in constellation.stages.items()
+    }
+    return msgspec.structs.replace(constellation, stages=stages)
 
 
 def _sizes(given: list[str], inputs: Any) -> tuple[dict[str, int], list[Problem]]:

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any, Final
 from starloom.dag.constellation import Goal, Measure
 from starloom.orchestrator.cli.output import Output
 from starloom.orchestrator.planner import bound, whatif
-from starloom.orchestrator.planner.bills import least
+from starloom.orchestrator.planner.bills import best_variants, least
 from starloom.orchestrator.planner.building import Built
-from starloom.orchestrator.planner.goals import Found, rank, rated
+from starloom.orchestrator.planner.goals import SAME, Found, rank, rated
 from starloom.orchestrator.planner.pacing import PACED
 from starloom.orchestrator.planner.prepared import prepare
 from starloom.orchestrator.planner.whatif import Alternative, Loss
 
 if TYPE_CHECKING:
-    from starloom.orchestrator.planner.problem import Plan
+    from starloom.orchestrator.planner.problem import Plan, Problem
 
 _MILLIS: Final = 1000.0
 _PAID: Final = ("JOULES", "PRICE")
@@ -27,7 +27,15 @@ class Told:
     def __init__(self, built: Built, found: Found, goals: Sequence[Goal], deadline: float) -> None:
         self.built, self.found, self.goals, self.deadline = built, found, goals, deadline
         self.paid = built.rates.any
-        self.bound = bound.lower_bound(prepare(built.problem))
+        self.bound = bound.lower_bound(prepare(self._of_this_quality()))
+
+    def _of_this_quality(self) -> "Problem":
+        """The problem without the variants that are out of the question where quality comes before all else."""
+        asked = any(goal.by is Measure.QUALITY for goal in self.goals)
+        best = None if asked else best_variants(self.built.problem, self.built.rates)
+        if best is None or self.found.bill.loss > self._least(Measure.QUALITY) + SAME:
+            return self.built.problem
+        return best
 
     def plan(self, seconds: float, out: Output) -> dict[str, Any]:
         """The plan, found in so many seconds, without what else there could be."""
@@ -49,6 +57,8 @@ class Told:
             "price": taken.price,
             "price_lower_bound": self._least(Measure.PRICE),
             "period": taken.period,
+            "quality_lost": taken.loss,
+            "quality_lost_lower_bound": self._least(Measure.QUALITY),
             "batteries": {name: {"gives": drawn, "has": has} for name, drawn, has in self._batteries()},
         }
         if self.deadline:
@@ -57,7 +67,7 @@ class Told:
 
     def explain(self, stage: int, others: Sequence[Alternative], out: Output) -> dict[str, Any]:
         """What each other place of a stage would take, the best by the goals first, and why it may not have the rest."""
-        places, disliked = self.built.problem.places, self.built.disliked[stage]
+        built, disliked = self.built, self.built.disliked[stage]
         chosen = int(self.found.plan.place[stage])
         others = sorted(others, key=lambda each: (self._rank(each.plan), each.place != chosen))
         rows = []
@@ -69,8 +79,8 @@ class Told:
                 *disliked.get(each.place, ()),
                 *([each.excluded] if each.excluded else []),
             ]
-            rows.append([str(places[each.place]), *self._elsewhere(each.plan), "; ".join(why)])
-        barred = {str(places[place]): fault for fault, which in self.built.excluded[stage].items() for place in which}
+            rows.append([built.named(stage, each.place), *self._elsewhere(each.plan), "; ".join(why)])
+        barred = {built.named(stage, place): fault for fault, which in built.excluded[stage].items() for place in which}
         blank = ["" for _ in self._columns()[1:]]
         rows += [[name, "excluded", *blank, f"{name} {fault}"] for name, fault in barred.items()]
         name = self.built.stages[stage]
@@ -80,7 +90,8 @@ class Told:
         if private:
             out.text(f"{name}: {private}")
         told = [
-            {"place": str(places[each.place]), **self._other(each.plan), "excluded": each.excluded}
+            {"place": built.named(stage, each.place), **self._other(each.plan), "excluded": each.excluded}
+            | self._variant(stage, each.place)
             | {"disliked": list(disliked.get(each.place, ()))}
             for each in others
         ]
@@ -110,6 +121,7 @@ class Told:
             name: {
                 "node": places[plan.place[index]].node,
                 "target": places[plan.place[index]].target,
+                **self._variant(index, int(plan.place[index])),
                 "start": float(plan.start[index]),
                 "finish": float(plan.finish[index]),
                 "loads": bool(plan.loads[index]),
@@ -119,6 +131,11 @@ class Told:
             for index, name in enumerate(self.built.stages)
         }
 
+    def _variant(self, stage: int, place: int) -> dict[str, Any]:
+        """The variant that a stage has at a place, and its quality; nothing for a stage without variants."""
+        which = self.built.variant(stage, place)
+        return {"variant": which.name, "quality": which.quality} if which else {}
+
     def _table(self, out: Output) -> None:
         rows, plan, built, taken = [], self.found.plan, self.built, self.found.bill
         for stage in sorted(range(len(built.stages)), key=lambda each: (plan.start[each], each)):
@@ -126,8 +143,11 @@ class Told:
             times = (plan.start[stage], plan.finish[stage], made.transfer, made.load, made.run)
             takes = _figures(float(taken.stage_joules[stage]), float(taken.stage_price[stage])) if self.paid else []
             columns = [*(f"{value:.3f}" for value in times), *takes, made.last]
-            rows.append([built.stages[stage], place.node, place.target, *columns])
-        columns = ["STAGE", "NODE", "TARGET", "START", "FINISH", "FETCH", "LOAD", "RUN"]
+            named = built.variant(stage, int(plan.place[stage]))
+            which = [f"{named.name} ({named.quality:g})" if named else ""] if built.variants else []
+            rows.append([built.stages[stage], place.node, place.target, *which, *columns])
+        which = ["VARIANT (QUALITY)"] if built.variants else []
+        columns = ["STAGE", "NODE", "TARGET", *which, "START", "FINISH", "FETCH", "LOAD", "RUN"]
         out.table([*columns, *(_PAID if self.paid else ()), "AFTER"], rows)
 
     def _ends(self, seconds: float) -> str:
@@ -153,6 +173,11 @@ class Told:
             out.text(
                 f"it takes {takes} J and costs {costs}, links included; any plan takes {joules} J and costs {price} at the least"
             )
+        if self.built.variants:
+            least = self._least(Measure.QUALITY)
+            out.text(
+                f"its variants lack {taken.loss:.4g} of a quality of 1, added up; any plan's lack {least:.4g} at the least"
+            )
         for name, drawn, has in self._batteries():
             out.text(f"{name} gives {drawn:.4g} J of its {has:.4g} J")
         if self.deadline:
@@ -170,16 +195,21 @@ class Told:
         return [each for each in stores if each[2] < float("inf")]
 
     def _columns(self) -> list[str]:
-        return ["JOB ENDS AFTER", "DIFFERENCE", *(_PAID if self.paid else ())]
+        return ["JOB ENDS AFTER", "DIFFERENCE", *(_PAID if self.paid else ()), *self._lacks]
+
+    @property
+    def _lacks(self) -> list[str]:
+        return ["QUALITY LOST"] if self.built.variants else []
 
     def _elsewhere(self, plan: "Plan | None") -> list[str]:
         """A row's columns: when the job ends then, how much later, and what that takes."""
         if plan is None:
-            return [_NO_PLAN, "", *("" for _ in (_PAID if self.paid else ()))]
+            return [_NO_PLAN, *("" for _ in self._columns()[1:])]
         takes = self._other(plan)
         more = takes["objective"] - self.found.plan.objective
         paid = _figures(takes["energy_joules"], takes["price"]) if self.paid else []
-        return [f"{takes['objective']:.3f} s", f"{more:+.3f} s", *paid]
+        lacks = [f"{takes['quality_lost']:.4g}"] if self._lacks else []
+        return [f"{takes['objective']:.3f} s", f"{more:+.3f} s", *paid, *lacks]
 
     def _other(self, plan: "Plan | None") -> dict[str, Any]:
         """What another plan takes, in each measure; without any, an objective of nothing."""
@@ -191,6 +221,7 @@ class Told:
             "energy_joules": takes.joules,
             "price": takes.price,
             "period": takes.period,
+            "quality_lost": takes.loss,
         }
 
     def _late(self, plan: "Plan | None") -> list[str]:

@@ -32,6 +32,8 @@ def stage_row(stage: "StageInfo") -> dict[str, Any]:
         "reason": stage.reason,
         "grown_by": stage.grown_by,
         "private": stage.private,
+        "variant": stage.variant,
+        "degraded": stage.degraded,
         "seconds": {
             "queue": seconds.queue,
             "transfer": seconds.transfer,
@@ -50,6 +52,7 @@ def job_row(info: "JobInfo") -> dict[str, Any]:
         "name": info.name,
         "status": info.status,
         "revision": info.revision,
+        "degraded": list(info.degraded),
         "labels": info.labels,
         "submitted": info.submitted_unix_nanos / _NANOS,
         "ended": info.ended_unix_nanos / _NANOS if info.ended_unix_nanos else None,
@@ -124,7 +127,8 @@ def _happened(fact: facts.Fact) -> str:
             return f"submitted: {fact.constellation.name}, {len(fact.constellation.stages)} stages"
         case facts.StagePlaced():
             copy = ", a copy of one that runs too long" if fact.copy else ""
-            return f"placed on {fact.agent} ({fact.target}), attempt {fact.token.attempt}{copy}"
+            variant = f" as {fact.variant}" if fact.variant else ""
+            return f"placed on {fact.agent} ({fact.target}){variant}, attempt {fact.token.attempt}{copy}"
         case facts.StageCommitted():
             models = f", {', '.join(fact.models)}" if fact.models else ""
             figures = f"; {figures_text(fact.figures)}" if fact.figures else ""

@@ -157,7 +157,8 @@ class _Balance:
             memory = float(arrays.memory_bytes[node])
             if np.isfinite(memory) and memory > 0:
                 shares = [
-                    use * self._ticks(self.seconds[s, p] * arrays.working_bytes[s] / memory) for use, s, p in here
+                    use * self._ticks(self.seconds[s, p] * arrays.working_bytes[s, arrays.variant[p]] / memory)
+                    for use, s, p in here
                 ]
                 self.cp.add(sum(shares) <= self.busiest)
             store = float(self.prepared.store[node])
@@ -243,7 +244,9 @@ def _fill(model: Model, pace: Pace, cap: float) -> None:
             node = int(arrays.node[mode.place])
             sums.setdefault(("slots", mode.place, 0), []).append(use * parts(takes / arrays.slots[mode.place]))
             if np.isfinite(arrays.memory_bytes[node]) and arrays.memory_bytes[node] > 0:
-                held = parts(takes * float(arrays.working_bytes[stage] / arrays.memory_bytes[node]))
+                held = parts(
+                    takes * float(arrays.working_bytes[stage, arrays.variant[mode.place]] / arrays.memory_bytes[node])
+                )
                 sums.setdefault(("memory", node, 0), []).append(use * held)
     rate = rates(model.ticks.problem, pace)
     for edge, (up, down) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""What a plan takes beside time: joules and money, added up stage by stage and value by value; and what keeps each place busy."""
+"""What a plan takes beside time: joules, money and quality, added up stage by stage and value by value; and what keeps each place busy."""
 
 from typing import NamedTuple
 
@@ -12,24 +12,26 @@ class Rates(NamedTuple):
     """What a second and a byte take.
 
     `watts`, `price` [m]: of each second that a stage keeps a slot of the place. `joules_per_byte`, `price_per_byte` [k, k]:
-    from row to column, zero on the diagonal.
+    from row to column, zero on the diagonal. `loss` [n, v]: what each variant of a stage lacks of a quality of 1.
     """
 
     watts: Floats
     price: Floats
     joules_per_byte: Floats
     price_per_byte: Floats
+    loss: Floats = np.zeros((1, 1))
 
     @property
     def any(self) -> bool:
-        """Whether anything takes anything."""
-        return any(bool(each.any()) for each in self)
+        """Whether anything takes joules or money."""
+        return any(bool(each.any()) for each in (self.watts, self.price, self.joules_per_byte, self.price_per_byte))
 
 
 class Bill(NamedTuple):
     """`joules`, `price`: of all stages and links. `stage_joules`, `stage_price` [n]. `drawn` [k]: joules of each node's stages.
 
-    `work` [m]: seconds that one job after another keeps each slot of a place busy, once all models are loaded.
+    `work` [m]: seconds that one job after another keeps each slot of a place busy, once all models are loaded. `stage_loss`
+    [n]: what the variant of each stage lacks of a quality of 1.
     """
 
     joules: float
@@ -38,6 +40,12 @@ class Bill(NamedTuple):
     stage_price: Floats
     drawn: Floats
     work: Floats
+    stage_loss: Floats
+
+    @property
+    def loss(self) -> float:
+        """What all stages lack of a quality of 1."""
+        return float(self.stage_loss.sum())
 
     @property
     def period(self) -> float:
@@ -55,8 +63,10 @@ def bill(problem: Problem, rates: Rates, plan: Plan) -> Bill:
     egress = float((arrays.size_bytes * rates.price_per_byte[source, sink]).sum())
     drawn = np.bincount(nodes, weights=joules, minlength=len(problem.nodes)).astype(np.float64)
     runs = arrays.seconds[np.arange(len(plan.place)), plan.place]
-    work: Floats = np.bincount(plan.place, weights=runs, minlength=len(problem.places)) / arrays.slots
-    return Bill(float(joules.sum()) + moved, float(price.sum()) + egress, joules, price, drawn, work)
+    busy = arrays.shares[plan.place]
+    work: Floats = np.bincount(busy, weights=runs, minlength=len(problem.places)) / arrays.slots
+    lacks = _loss(problem, rates)[np.arange(len(plan.place)), plan.place]
+    return Bill(float(joules.sum()) + moved, float(price.sum()) + egress, joules, price, drawn, work, lacks)
 
 
 def costs(problem: Problem, rates: Rates, measure: Measure) -> tuple[Floats, Floats]:
@@ -65,6 +75,8 @@ def costs(problem: Problem, rates: Rates, measure: Measure) -> tuple[Floats, Flo
     Who comes to load a model is no matter of one stage and one place.
     """
     by_second, by_byte = _by(rates, measure)
+    if measure is Measure.QUALITY:
+        return _loss(problem, rates), by_byte
     seconds = problem.arrays.seconds
     return np.where(np.isfinite(seconds), seconds, 0.0) * by_second[None, :], by_byte
 
@@ -82,7 +94,26 @@ def least(problem: Problem, rates: Rates, measure: Measure) -> float:
     return float(takes.min(axis=1, initial=np.inf).sum())
 
 
+def _loss(problem: Problem, rates: Rates) -> Floats:
+    """[n, m]: what a stage's variant at each place lacks of a quality of 1."""
+    arrays = problem.arrays
+    return np.broadcast_to(rates.loss, (len(problem.stages), int(arrays.variant.max(initial=0)) + 1))[:, arrays.variant]
+
+
+def best_variants(problem: Problem, rates: Rates) -> Problem | None:
+    """The problem with no variant but the best that each stage can have anywhere; nothing where there are no others."""
+    arrays = problem.arrays
+    able = np.isfinite(arrays.seconds) & np.isfinite(arrays.penalty)
+    loss = np.where(able, _loss(problem, rates), np.inf)
+    worse = able & (loss > loss.min(axis=1, initial=np.inf, keepdims=True))
+    if not worse.any():
+        return None
+    return problem._replace(arrays=arrays._replace(seconds=np.where(worse, np.inf, arrays.seconds)))
+
+
 def _by(rates: Rates, measure: Measure) -> tuple[Floats, Floats]:
+    if measure is Measure.QUALITY:
+        return np.zeros_like(rates.watts), np.zeros_like(rates.joules_per_byte)
     if measure is Measure.ENERGY:
         return rates.watts, rates.joules_per_byte
     return rates.price, rates.price_per_byte

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from starloom.orchestrator.planner.prepared import Prepared
+from starloom.orchestrator.planner.prepared import Prepared, slots_of
 from starloom.orchestrator.planner.problem import Flags, Floats
 
 
@@ -49,12 +49,11 @@ def _onto(prepared: Prepared, k: int) -> Flags:
 
 def _work(prepared: Prepared, seconds: Floats) -> float:
     """For each set of places that is all that some stage may have: the least work bound to it over its slots."""
-    slots = np.diff(prepared.lanes).astype(float)
     least = seconds.min(axis=1)
     kinds, which = np.unique(prepared.allowed, axis=0, return_inverse=True)
     bound = np.bincount(which.ravel(), weights=least, minlength=len(kinds))
     found = 0.0
     for places in kinds:
         inside = ~(kinds & ~places).any(axis=1)
-        found = max(found, float(bound[inside].sum() / slots[places].sum()))
+        found = max(found, float(bound[inside].sum() / slots_of(prepared, places)))
     return found

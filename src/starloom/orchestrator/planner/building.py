@@ -16,13 +16,14 @@ import msgspec
 import numpy as np
 
 from starloom.dag import limits
-from starloom.dag.constellation import Constellation, Preference, Preferences, Spread, StageSpec, Tier
+from starloom.dag.constellation import Constellation, Preference, Preferences, Spread, StageSpec, Tier, Variant
 from starloom.dag.expectation import expectation
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.privacy import labels_of
 from starloom.dag.streams import is_stream
 from starloom.dag.values import PortType
+from starloom.dag.variants import chosen
 from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
@@ -53,7 +54,7 @@ class Built(NamedTuple):
     places on which it may not run, and their indices. `disliked`: for each likewise, what its preferences say against
     places on which it may, by the index of the place. `private`: why the data of a stage may not go everywhere, with the way
     by which its label came; only of stages of which that is so. `rates`: what seconds and bytes take beside
-    time.
+    time. `variants`: of each stage that has any, which its places stand for, by their number.
     """
 
     problem: Problem
@@ -62,6 +63,17 @@ class Built(NamedTuple):
     disliked: tuple[Mapping[int, tuple[str, ...]], ...]
     private: Mapping[StageId, str]
     rates: Rates
+    variants: Mapping[StageId, tuple[Variant, ...]] = MappingProxyType({})
+
+    def variant(self, stage: int, place: int) -> Variant | None:
+        """The variant that a place stands for; nothing for a stage that has none."""
+        which = self.variants.get(self.stages[stage], ())
+        return which[self.problem.places[place].variant] if which else None
+
+    def named(self, stage: int, place: int) -> str:
+        """A place, with the variant that the stage has there."""
+        variant, what = self.variant(stage, place), self.problem.places[place]
+        return str(what) if variant is None else f"{what._replace(variant=0)} as {variant.name}"
 
 
 class Measured(NamedTuple):
@@ -92,14 +104,14 @@ def build(
 
 
 def pinned(constellation: Constellation, built: Built, plan: Plan) -> Constellation:
-    """The constellation with each stage required on the node and target that a plan has it on.
+    """The constellation with each stage required on the node and target that a plan has it on, in the plan's variant.
 
     Stages that were planned and that it does not have, as those which will be added by results, are left out.
     """
 
     def bind(spec: StageSpec, place: Place) -> StageSpec:
         requires = msgspec.structs.replace(spec.requires, node=place.node, target=place.target)
-        return msgspec.structs.replace(spec, requires=requires)
+        return msgspec.structs.replace(spec, requires=requires, variant=_variant_at(spec, place))
 
     return _bound(constellation, built, plan, bind)
 
@@ -115,9 +127,14 @@ def preferred(constellation: Constellation, built: Built, plan: Plan) -> Constel
         here = Preference(node=place.node, target=place.target, seconds=limits.PLAN_SOFT_SECONDS)
         avoid = spec.prefers.avoid[:most]
         others = [said for said in spec.prefers.prefer if not said.node][: most - len(avoid)]
-        return msgspec.structs.replace(spec, prefers=Preferences(prefer=(here, *others), avoid=avoid))
+        prefers = Preferences(prefer=(here, *others), avoid=avoid)
+        return msgspec.structs.replace(spec, prefers=prefers, variant=_variant_at(spec, place))
 
     return _bound(constellation, built, plan, bind)
+
+
+def _variant_at(spec: StageSpec, place: Place) -> str:
+    return spec.variants[place.variant].name if spec.variants else ""
 
 
 def _bound(
@@ -142,13 +159,18 @@ class _Builder:
         stages = [spec for spec in constellation.stages.values() if spec.spread is not None and not spec.cancelled]
         #: groups that stand apart, each as the first stage has it
         self._spreads = list({spec.spread.group: spec.spread for spec in reversed(stages) if spec.spread}.values())
-        self._expected = {name: expectation(spec, self._kinds[name]) for name, spec in constellation.stages.items()}
+        #: each stage as it is with each of its variants
+        self._ways = {name: _ways(spec) for name, spec in constellation.stages.items()}
+        self._expected = {
+            name: [expectation(spec, self._kinds[name]) for spec in ways] for name, ways in self._ways.items()
+        }
         self._labels = labels_of(constellation, kinds)[0]
         #: kinds that load something, which is what takes the time of a first run
         self._loading = {kind.name: kind for kind in self._kinds.values() if kind.cost.load_seconds}
         # An accelerator runs one stage at a time.
         self._owned = [
-            (node, Place(node.node.name, target, max(1, node.node.slots) if target == "cpu" else 1))
+            (node, Place(node.node.name, target, max(1, node.node.slots) if target == "cpu" else 1, variant))
+            for variant in range(max(map(len, self._ways.values()), default=1))
             for node in fleet.nodes
             for target in node.node.targets
         ]
@@ -157,10 +179,10 @@ class _Builder:
         ends = [f"input {name}" for name in self._constellation.inputs]
         ends += [f"output {name}" for name in self._constellation.outputs]
         n, m = len(self._stages) + len(ends), len(self._owned) + 1
-        seconds, penalty = np.full((n, m), np.inf), np.zeros((n, m))
+        seconds, penalty, barred = np.full((n, m), np.inf), np.zeros((n, m)), np.full((n, m), np.inf)
         # What a job is given lies in the store, and what it gives goes there.
         seconds[len(self._stages) :, -1] = 0.0
-        excluded = tuple(self._place(i, name, seconds[i], penalty[i]) for i, name in enumerate(self._stages))
+        excluded = tuple(self._place(name, seconds[i], penalty[i], barred[i]) for i, name in enumerate(self._stages))
         numbers = {name: index for index, name in enumerate([*self._stages, *ends])}
         loading = list(self._loading)
         models = [
@@ -180,7 +202,8 @@ class _Builder:
             load_seconds=self._loads(),
             resident=self._resident(),
             weight_bytes=np.zeros(len(loading)),
-            working_bytes=[*(self._expected[name].memory_bytes for name in self._stages), *[0] * len(ends)],
+            working_bytes=self._by_variant(n, lambda name, way: float(self._expected[name][way].memory_bytes)),
+            variants=[*(len(self._ways[name]) for name in self._stages), *[1] * len(ends)],
             together=[*self._groups(), *[-1] * len(ends)],
             apart=[*self._apart(), *[-1] * len(ends)],
             zone=self._zones(),
@@ -190,15 +213,30 @@ class _Builder:
             charge=np.where(np.isfinite(seconds), self._charge(seconds, models), 0.0),
             store=[*(node.battery_joules for node in self._fleet.nodes), np.inf],
         )
+        made = made._replace(barred=barred)
         disliked = tuple(self._disliked(name, seconds[i]) for i, name in enumerate(self._stages))
         private = {name: str(self._labels.of(name)) for name in self._labels.levels}
-        return Built(made, self._stages, excluded, disliked, private, self._rates())
+        variants = {name: spec.variants for name, spec in self._constellation.stages.items() if spec.variants}
+        lacks = self._by_variant(n, lambda name, way: 1 - variants[name][way].quality if name in variants else 0.0)
+        return Built(made, self._stages, excluded, disliked, private, self._rates()._replace(loss=lacks), variants)
 
-    def _place(self, index: int, name: StageId, seconds: Floats, penalty: Floats) -> dict[str, tuple[int, ...]]:
+    def _by_variant(self, n: int, of: Callable[[StageId, int], float]) -> Floats:
+        """[n, v] of each stage and variant; 0 where there is none."""
+        found = np.zeros((n, max(map(len, self._ways.values()), default=1)))
+        for index, name in enumerate(self._stages):
+            for way in range(len(self._ways[name])):
+                found[index, way] = of(name, way)
+        return found
+
+    def _place(self, name: StageId, seconds: Floats, penalty: Floats, barred: Floats) -> dict[str, tuple[int, ...]]:
         """Fills a stage's rows; what is said of places on which it may not run."""
-        spec, kind = self._constellation.stages[name], self._kinds[name]
+        kind, ways = self._kinds[name], self._ways[name]
         excluded: dict[str, list[int]] = {}
+        quality = self._unwanted(name)
         for number, (node, place) in enumerate(self._owned):
+            if place.variant >= len(ways):
+                continue
+            spec = ways[place.variant]
             faults = list(misfits(node.profile, True, kind, spec.requires, self._labels.levels.get(name)))
             wanted = (spec.requires.target,) if spec.requires.target else kind.targets
             if not faults and place.target not in wanted:
@@ -206,11 +244,28 @@ class _Builder:
             if not faults:
                 faults = list(_unspread(node, spec.spread))
             for fault in faults:
-                excluded.setdefault(fault, []).append(number)
-            if not faults:
+                text = f"{fault}, for its variant {spec.variants[0].name}" if len(ways) > 1 else fault
+                excluded.setdefault(text, []).append(number)
+            if place.variant in quality:
+                excluded.setdefault(quality[place.variant], []).append(number)
+                barred[number] = self._seconds(name, node, place)
+            elif not faults:
                 seconds[number] = 0.0 if spec.cancelled else self._seconds(name, node, place)
                 penalty[number] = dislike_seconds(node.profile, place.target, kind, spec.prefers)
         return {fault: tuple(places) for fault, places in excluded.items()}
+
+    def _unwanted(self, name: StageId) -> dict[int, str]:
+        """Why some variants of a stage may not be taken, by their numbers."""
+        stage = self._constellation.stages[name]
+        least, found = max(stage.least_quality, self._constellation.least_quality), {}
+        for number, each in enumerate(stage.variants):
+            if each.quality < least:
+                found[number] = (
+                    f"its variant {each.name} has a quality of {each.quality:g}, under the {least:g} asked for"
+                )
+            elif stage.variant and each.name != stage.variant:
+                found[number] = f"its variant {each.name} is not {stage.variant}, which is asked for"
+        return found
 
     def _rates(self) -> Rates:
         slots = np.array([place.slots for _, place in self._owned])
@@ -268,8 +323,10 @@ class _Builder:
         return {number: against for number, against in said.items() if against}
 
     def _seconds(self, name: StageId, node: FleetNode, place: Place) -> float:
-        known = self._measured.run_seconds.get((name, place.node, place.target))
-        run = self._expected[name].run_seconds / _speed(node, place) if known is None else known
+        # What was measured is of one variant, and not told of which.
+        several = len(self._ways[name]) > 1
+        known = None if several else self._measured.run_seconds.get((name, place.node, place.target))
+        run = self._expected[name][place.variant].run_seconds / _speed(node, place) if known is None else known
         return run + self._measured.stage_seconds
 
     def _dependencies(self, numbers: Mapping[str, int], given: Mapping[str, int]) -> list[tuple[int, int, float]]:
@@ -281,7 +338,7 @@ class _Builder:
                 found.append((numbers[arc.upstream], numbers[arc.downstream], float(size)))
         for binding in constellation.bindings:
             usual = USUAL_BYTES[constellation.inputs[binding.source].type]
-            size = given.get(binding.source, self._expected[binding.downstream].entry_bytes or usual)
+            size = given.get(binding.source, self._expected[binding.downstream][0].entry_bytes or usual)
             found.append((numbers[f"input {binding.source}"], numbers[binding.downstream], float(size)))
         for name, output in constellation.outputs.items():
             size = self._size(output.upstream, output.output)
@@ -289,7 +346,7 @@ class _Builder:
         return found
 
     def _size(self, upstream: StageId, output: str) -> int:
-        told = self._measured.output_bytes.get((upstream, output), self._expected[upstream].output_bytes.get(output))
+        told = self._measured.output_bytes.get((upstream, output), self._expected[upstream][0].output_bytes.get(output))
         port = self._kinds[upstream].output_ports(self._constellation.stages[upstream].params).get(output)
         return told if told is not None else USUAL_BYTES[port.type] if port is not None else 0
 
@@ -310,6 +367,10 @@ class _Builder:
             for kind in self._loading.values()
         ]
         return np.array(rows, dtype=bool).reshape(-1, len(self._fleet.nodes) + 1)
+
+
+def _ways(stage: StageSpec) -> list[StageSpec]:
+    return [chosen(stage, variant) for variant in stage.variants] or [stage]
 
 
 def _unspread(node: FleetNode, spread: Spread | None) -> Iterator[str]:

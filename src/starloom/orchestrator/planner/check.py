@@ -57,7 +57,8 @@ def _runs(problem: Problem, plan: Plan) -> Iterator[str]:
     opens = np.where(runs > 0, arrays.available[plan.place], 0.0)
     earliest = np.where(arrays.started, 0.0, np.maximum(arrays.release, opens))
     takes = plan.finish - plan.start
-    barred, long = ~np.isfinite(runs), abs(takes - seconds) > SLACK
+    unknown = np.array([each.variant for each in problem.places])[plan.place] >= arrays.variants
+    barred, long = ~np.isfinite(runs) | unknown, abs(takes - seconds) > SLACK
     soon, late = plan.start < earliest - SLACK, arrays.started & (plan.start > SLACK)
     for stage in np.flatnonzero(barred | long | soon | late):
         name = problem.stages[stage]
@@ -85,8 +86,12 @@ def _dependencies(problem: Problem, plan: Plan) -> Iterator[str]:
 
 
 def _slots(problem: Problem, plan: Plan) -> Iterator[str]:
-    for place, what in enumerate(problem.places):
-        here = np.flatnonzero((plan.place == place) & (plan.finish > plan.start + SLACK))
+    # Variants of a stage are places of their own, on one target.
+    first: dict[tuple[str, str], int] = {}
+    stands = np.array([first.setdefault((each.node, each.target), i) for i, each in enumerate(problem.places)])
+    for place in first.values():
+        what = problem.places[place]
+        here = np.flatnonzero((stands[plan.place] == place) & (plan.finish > plan.start + SLACK))
         changes = [(plan.finish[stage] - SLACK / 2, -1) for stage in here] + [(plan.start[stage], 1) for stage in here]
         busy = 0
         for moment, change in sorted(changes):
@@ -123,8 +128,9 @@ def _memory(problem: Problem, plan: Plan) -> Iterator[str]:
         if not len(here):
             # What it holds already is none of the plan's doing.
             continue
-        changes = [(plan.finish[stage] - SLACK / 2, -arrays.working_bytes[stage]) for stage in here]
-        changes += [(plan.start[stage], arrays.working_bytes[stage]) for stage in here]
+        sizes = {stage: arrays.working_bytes[stage, problem.places[plan.place[stage]].variant] for stage in here}
+        changes = [(plan.finish[stage] - SLACK / 2, -sizes[stage]) for stage in here]
+        changes += [(plan.start[stage], sizes[stage]) for stage in here]
         for model in range(len(problem.models)):
             users = here[arrays.model[here] == model]
             if arrays.resident[model, node]:

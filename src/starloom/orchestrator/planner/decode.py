@@ -45,7 +45,7 @@ def earliest(p: Prepared, b: Board, stage: int, place: int, there: float) -> tup
             ready = max(ready, b.start[loader] + p.load[model, b.place[loader]])
     start, lane, before = np.inf, NONE, NONE
     empty = False
-    for candidate in range(p.lanes[place], p.lanes[place + 1]):
+    for candidate in range(p.lanes[place], p.upto[place]):
         if b.first[candidate] < 0:
             if empty:
                 continue
@@ -106,7 +106,7 @@ def seat_started(p: Prepared, b: Board) -> int:
 
 @inner
 def _empty_lane(p: Prepared, b: Board, place: int) -> int:
-    for lane in range(p.lanes[place], p.lanes[place + 1]):
+    for lane in range(p.lanes[place], p.upto[place]):
         if b.first[lane] < 0:
             return lane
     return NONE

@@ -10,7 +10,7 @@ from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.exact import Search, fitted, longest, read, solving
 from starloom.orchestrator.planner.holding import hold
 from starloom.orchestrator.planner.model import Model
-from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem, working
 from starloom.orchestrator.planner.requirements import Reasons, Requirement, bare, keeping, requirements, shut, unlinked
 from starloom.orchestrator.planner.ticks import Ticks, heads, tails, ticked
 from starloom.orchestrator.planner.timing import retimed
@@ -213,5 +213,5 @@ def _held(problem: Problem, plan: Plan, node: int) -> float:
         runs = begun[plan.finish[begun] > plan.start[stage]]
         models = arrays.resident[:, node].copy()
         models[arrays.model[begun][arrays.model[begun] != NO_MODEL]] = True
-        most = max(most, float(arrays.working_bytes[runs].sum() + arrays.weight_bytes[models].sum()))
+        most = max(most, float(working(arrays, plan.place)[runs].sum() + arrays.weight_bytes[models].sum()))
     return most

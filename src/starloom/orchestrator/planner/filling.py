@@ -44,7 +44,9 @@ def _memory(problem: Problem, place: Indices, pace: Pace, node: int, most: float
     models = {int(arrays.model[i]) for i in here if arrays.model[i] != NO_MODEL}
     models |= {w for w in range(len(problem.models)) if arrays.resident[w, node]}
     free = arrays.memory_bytes[node] - sum(arrays.weight_bytes[w] for w in models)
-    held = sum(arrays.seconds[i, place[i]] * pace.rate[i] * arrays.working_bytes[i] for i in here)
+    held = sum(
+        arrays.seconds[i, place[i]] * pace.rate[i] * arrays.working_bytes[i, arrays.variant[place[i]]] for i in here
+    )
     if held > most * max(free, 0.0):
         yield (
             f"{problem.nodes[node]} would hold {held / pace.every:.6g} bytes at all times, and has "

@@ -1,6 +1,6 @@
 """Plans for more than time: each measure as a penalty in seconds, plans at several weights, and the best by the goals.
 
-Energy and price are sums over stages and their places and over values and their links, so that they fit a problem's
+Energy, price and what is lost of quality are sums over stages and their places and over values and their links, so that they fit a problem's
 penalties, and every way to plan takes them in. Goals in order are met by choosing among plans between the fastest and
 that which takes least: no plan in between is missed for the order alone, but only some of them are looked at. Of a small
 job that which takes least within a deadline is proven as well.
@@ -8,13 +8,15 @@ job that which takes least within a deadline is proven as well.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from starloom.dag import limits
 from starloom.dag.constellation import Goal, Measure
-from starloom.orchestrator.planner.bills import Bill, Rates, bill, costs, least, loading
+from starloom.dag.errors import Infeasible
+from starloom.orchestrator.planner.bills import Bill, Rates, best_variants, bill, costs, least, loading
 from starloom.orchestrator.planner.check import penalty
 from starloom.orchestrator.planner.frugal import frugal
 from starloom.orchestrator.planner.planning import PROVEN
@@ -47,6 +49,7 @@ class Found(NamedTuple):
             Measure.LATENCY: self.plan.objective,
             Measure.ENERGY: self.bill.joules,
             Measure.PRICE: self.bill.price,
+            Measure.QUALITY: self.bill.loss,
         }[measure]
 
     def ends_by(self, deadline: float) -> bool:
@@ -89,18 +92,31 @@ def weighed(problem: Problem, rates: Rates, weights: Mapping[Measure, float]) ->
     return problem._replace(arrays=problem.arrays._replace(penalty=penalties, byte_penalty=byte_penalties))
 
 
-def tries(goals: Sequence[Goal]) -> int:
-    """How many plans `find` has made at the most."""
+def tries(goals: Sequence[Goal], *, fallback: bool = False) -> int:
+    """How many plans `find` has made at the most. `fallback`: it may have to take worse variants to end in time."""
     others = _others(goals)
-    return 1 + len(SHARES) * (len(others) + (len(others) > 1))
+    more = tries(_quality_first(goals)) if fallback and not _names_quality(goals) else 0
+    return 1 + len(SHARES) * (len(others) + (len(others) > 1)) + more
 
 
 def find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None = None) -> Found:
     """The best plan by the goals of those that were made, and of these of those that end in time if there are any.
 
-    Of a job of at most PLAN_PROVEN_STAGES_MAX stages the plan that takes least in time is looked for as well. The same for
-    the same arguments, where `planned` is. Raises Infeasible as that does.
+    Of a job of at most PLAN_PROVEN_STAGES_MAX stages the plan that takes least in time is looked for as well. Where no goal
+    is quality, each stage has its best variant, and a worse one only where there is no plan in time else: then no more is
+    lost than need be. The same for the same arguments, where `planned` is. Raises Infeasible as that does.
     """
+    best_only = None if _names_quality(asked.goals) else best_variants(problem, asked.rates)
+    if best_only is None:
+        return _find(problem, asked, planned, warm)
+    with suppress(Infeasible):
+        found = _find(best_only, asked, planned, warm)
+        if found.ends_by(asked.deadline):
+            return found
+    return _find(problem, asked._replace(goals=_quality_first(asked.goals)), planned, warm)
+
+
+def _find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None) -> Found:
     first = _found(problem, asked.rates, asked.weights, planned, warm)
     cheap, proven = _least(problem, asked, first)
     found = [first, *([cheap] if cheap else [])]
@@ -117,22 +133,29 @@ def find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None = N
 def best(found: Sequence[Found], goals: Sequence[Goal], deadline: float = 0.0) -> Found:
     """Of several plans the best: of those that end in time, those within reach of the least, goal by goal; or by weights."""
     left = [each for each in found if each.ends_by(deadline)] or list(found)
+    if not _names_quality(goals):
+        reach = min(each.value(Measure.QUALITY) for each in left)
+        left = [each for each in left if each.value(Measure.QUALITY) <= reach + SAME]
     if any(goal.weight for goal in goals):
         return min(left, key=lambda each: rank(each, goals))
     for goal in goals:
         reach = min(each.value(goal.by) for each in left)
         left = [each for each in left if each.value(goal.by) <= reach * (1 + goal.within + SAME)]
-    order = [*(goal.by for goal in goals if goal.within), Measure.LATENCY, Measure.ENERGY, Measure.PRICE]
+    last = (Measure.LATENCY, Measure.ENERGY, Measure.PRICE, Measure.QUALITY)
+    order = [*(goal.by for goal in goals if goal.within), *last]
     return min(left, key=lambda each: [each.value(measure) for measure in order])
 
 
 def rank(found: Found, goals: Sequence[Goal], deadline: float = 0.0) -> tuple[float, ...]:
-    """How good a plan is, the less the better: what ends in time first, then by weights, or by each measure in turn."""
-    late = 0.0 if found.ends_by(deadline) else 1.0
+    """How good a plan is, the less the better: what ends in time first, then by weights, or by each measure in turn.
+
+    Quality comes before all that is named, unless it is named itself.
+    """
+    first = 0.0 if found.ends_by(deadline) else 1.0, 0.0 if _names_quality(goals) else found.value(Measure.QUALITY)
     if any(goal.weight for goal in goals):
         weights = {Measure.LATENCY: 1.0} | {goal.by: goal.weight for goal in goals}
-        return late, sum(weight * found.value(by) for by, weight in weights.items())
-    return late, *(found.value(goal.by) for goal in goals), found.value(Measure.LATENCY)
+        return *first, sum(weight * found.value(by) for by, weight in weights.items())
+    return *first, *(found.value(goal.by) for goal in goals), found.value(Measure.LATENCY)
 
 
 def rated(problem: Problem, rates: Rates, plan: Plan) -> Found:
@@ -159,6 +182,16 @@ def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, 
     if made.plan is None:
         return None, False
     return _as_found(problem, asked.rates, priced, made.plan), made.proven
+
+
+def _names_quality(goals: Sequence[Goal]) -> bool:
+    return any(goal.by is Measure.QUALITY for goal in goals)
+
+
+def _quality_first(goals: Sequence[Goal]) -> list[Goal]:
+    """The goals in order behind quality; of weighed ones the one that weighs most first."""
+    others = sorted(goals, key=lambda goal: -goal.weight)
+    return [Goal(by=Measure.QUALITY), *(Goal(by=goal.by, within=goal.within) for goal in others)]
 
 
 def _ends_there(goals: Sequence[Goal]) -> bool:

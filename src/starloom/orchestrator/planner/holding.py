@@ -58,7 +58,8 @@ def _memory(model: Model, node: int) -> None:
     users: dict[int, list[tuple[int, int]]] = {}
     working: dict[tuple[int, int], int] = {}
     for stage, index in model.at(np.flatnonzero(arrays.node == node).tolist()):
-        needs, what = _units(float(arrays.working_bytes[stage]), unit), int(arrays.model[stage])
+        place, what = model.modes[stage][index].place, int(arrays.model[stage])
+        needs = _units(float(arrays.working_bytes[stage, arrays.variant[place]]), unit)
         if needs:
             working[stage, index] = needs
         if what != NO_MODEL and not arrays.resident[what, node]:
@@ -66,7 +67,9 @@ def _memory(model: Model, node: int) -> None:
             needs += weights[what]
         if needs > room:
             model.cp.add_bool_or([model.uses[stage][index].negated(), *model.unless(key)])
-    stages = {stage: needs for (stage, _), needs in working.items()}
+    stages: dict[int, int] = {}
+    for (stage, _), needs in working.items():
+        stages[stage] = max(needs, stages.get(stage, 0))
     total = sum(stages.values()) + sum(weights[what] for what in users)
     if total > (room := max(room, 0)):
         most = model.capacity(key, room, total)

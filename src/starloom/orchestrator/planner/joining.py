@@ -22,7 +22,11 @@ def joined(jobs: Mapping[str, Constellation]) -> Constellation:
     """One constellation with the stages, inputs and outputs of all, as `job.stage`; for plans alone: documents have no such names."""
     return Constellation(
         name="+".join(jobs),
-        stages={_id(job, name): _spec(job, spec) for job, each in jobs.items() for name, spec in each.stages.items()},
+        stages={
+            _id(job, name): _spec(job, spec, each.least_quality)
+            for job, each in jobs.items()
+            for name, spec in each.stages.items()
+        },
         dependencies=tuple(
             msgspec.structs.replace(arc, upstream=_id(job, arc.upstream), downstream=_id(job, arc.downstream))
             for job, each in jobs.items()
@@ -47,11 +51,12 @@ def _id(job: str, stage: str) -> StageId:
     return StageId(f"{job}.{stage}")
 
 
-def _spec(job: str, spec: StageSpec) -> StageSpec:
+def _spec(job: str, spec: StageSpec, least_quality: float) -> StageSpec:
     spread = spec.spread
     return msgspec.structs.replace(
         spec,
         id=_id(job, spec.id),
+        least_quality=max(spec.least_quality, least_quality),
         colocate=_within(job, spec.colocate),
         spread=None if spread is None else _spread(job, spread),
     )

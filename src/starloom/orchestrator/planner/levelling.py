@@ -64,7 +64,8 @@ def levelled(problem: Problem, prepared: Prepared, pace: Pace, place: Indices, c
     seconds = np.where(prepared.allowed, arrays.seconds * pace.rate[:, None], np.inf)
     left = room(problem, place)[arrays.node]
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(arrays.working_bytes[:, None] > 0, arrays.working_bytes[:, None] / left[None, :], 0.0)
+        needs = arrays.working_bytes[:, arrays.variant]
+        share = np.where(needs > 0, needs / left[None, :], 0.0)
     ends = np.concatenate([arrays.upstream, arrays.downstream])
     by_end = np.argsort(ends, kind="stable")
     size = arrays.size_bytes * rates(problem, pace)

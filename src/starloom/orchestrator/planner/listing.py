@@ -14,7 +14,7 @@ import numpy as np
 from starloom.orchestrator.planner import ranks
 from starloom.orchestrator.planner.decode import decode
 from starloom.orchestrator.planner.minmin import minmin
-from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared
+from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared, slots_of
 from starloom.orchestrator.planner.problem import Flags, Floats
 from starloom.orchestrator.planner.seating import seats
 
@@ -190,12 +190,12 @@ def _speed(prepared: Prepared) -> Floats:
 def _work(prepared: Prepared, among: Flags) -> float:
     """The seconds that these places take for the stages that may stand there, at the least, if none waits."""
     best = np.where(prepared.allowed[:, among], prepared.seconds[:, among], np.inf).min(axis=1, initial=np.inf)
-    return float(best[np.isfinite(best)].sum()) / int(np.diff(prepared.lanes)[among].sum())
+    return float(best[np.isfinite(best)].sum()) / slots_of(prepared, among)
 
 
 def _alone(prepared: Prepared) -> Iterator[tuple[str, Flags]]:
     """Single nodes, those first that would be done with all stages first."""
-    rates = np.bincount(prepared.node, weights=np.diff(prepared.lanes) / np.maximum(_speed(prepared), 1e-12))
+    rates = np.bincount(prepared.node, weights=(prepared.upto - prepared.lanes) / np.maximum(_speed(prepared), 1e-12))
     for node in np.argsort(-rates, kind="stable")[:ALONE_MAX]:
         yield f"node {node} alone", prepared.node == node
 

@@ -18,7 +18,7 @@ from starloom.orchestrator.planner.standing import clear
 def _free(p: Prepared, b: Board, place: int) -> float:
     """When the place has a lane that is free for good."""
     free = np.inf
-    for lane in range(p.lanes[place], p.lanes[place + 1]):
+    for lane in range(p.lanes[place], p.upto[place]):
         stage = b.last[lane]
         if stage < 0:
             return p.available[place]
@@ -78,7 +78,9 @@ def minmin(p: Prepared, b: Board) -> int:
             if place < 0:
                 return stage
             put(p, b, stage, place, arrive[stage, p.node[place]])
-            free[place] = _free(p, b, place)
+            for other in range(m):
+                if p.lanes[other] == p.lanes[place]:
+                    free[other] = _free(p, b, other)
         for follow in range(p.follow_heads[stage], p.follow_heads[stage + 1]):
             down = p.follow_stage[follow]
             waits[down] -= 1

@@ -50,7 +50,7 @@ class Model:
         arrays = ticks.problem.arrays
         for edge, (source, sink) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):
             self._dependency(edge, source, sink)
-        for place in range(len(ticks.problem.places)):
+        for place in np.unique(arrays.shares).tolist():
             self._slots(place)
         for stage in sorted(set(range(len(modes))) - set(arrays.upstream.tolist())):
             self.cp.add(self.makespan >= self.end[stage])
@@ -146,8 +146,9 @@ class Model:
         ]
 
     def _slots(self, place: int) -> None:
-        cp, key, here = self.cp, ("slots", place), self.at([place])
-        slots, stages = int(self.ticks.problem.arrays.slots[place]), len({stage for stage, _ in here})
+        arrays = self.ticks.problem.arrays
+        here = self.at(np.flatnonzero(arrays.shares == place).tolist())
+        cp, key, slots, stages = self.cp, ("slots", place), int(arrays.slots[place]), len({stage for stage, _ in here})
         if stages <= slots:
             return
         intervals = [self.intervals[stage][index] for stage, index in here]

@@ -15,8 +15,8 @@ LABEL_WIDTH = 22
 
 
 def lanes(problem: Problem, plan: Plan, place: int) -> list[list[int]]:
-    """The stages that take time on a place, in rows in which no two overlap; as many rows as run at one time."""
-    here = np.flatnonzero((plan.place == place) & (plan.finish > plan.start))
+    """The stages that take time on a place, or in its slots, in rows in which no two overlap; as many as run at one time."""
+    here = np.flatnonzero((problem.arrays.shares[plan.place] == place) & (plan.finish > plan.start))
     rows: list[list[int]] = []
     for stage in sorted(here.tolist(), key=lambda each: (plan.start[each], each)):
         free = next((row for row in rows if plan.finish[row[-1]] <= plan.start[stage] + 1e-9), None)

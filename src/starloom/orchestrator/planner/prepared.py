@@ -31,8 +31,8 @@ Numbers = npt.NDArray[np.int64]
 class Prepared(NamedTuple):
     """What does not change while plans are made. Letters as in `Arrays`.
 
-    `allowed` [n, m]: places that a stage may have, by itself and by the group that it shares a node with. `lanes`
-    [m + 1]: those of place p are `lanes[p]` up to `lanes[p + 1]`. `lead_*`, `follow_*`: dependencies by downstream and
+    `allowed` [n, m]: places that a stage may have, by itself and by the group that it shares a node with. `lanes`,
+    `upto` [m]: those of place p are `lanes[p]` up to `upto[p]`; variants of one target share theirs. `lead_*`, `follow_*`: dependencies by downstream and
     by upstream, those of stage i from `heads[i]` to `heads[i + 1]`. `order` [n]: upstreams first. `memory` [k]: bytes,
     infinite where no plan can exceed it. `together`, `apart`: counted from 0; `zone`, `crowding`: of those apart, likewise.
     `charge`, `store`: joules, infinite where no plan can exceed them. `everywhere` [m]: all places.
@@ -44,6 +44,8 @@ class Prepared(NamedTuple):
     penalty: Floats
     node: Numbers
     lanes: Numbers
+    upto: Numbers
+    variant: Numbers
     available: Floats
     release: Floats
     started: Flags
@@ -112,8 +114,9 @@ def prepare(problem: Problem) -> Prepared:
     allowed = _allowed(arrays)
     groups = np.unique(arrays.apart[arrays.apart >= 0])
     zone, crowding = zones(arrays)
-    slots = np.minimum(arrays.slots, np.maximum(1, allowed.sum(axis=0)))
-    lanes = np.concatenate([[0], np.cumsum(slots)]).astype(np.int64)
+    slots = _slots(arrays, allowed)
+    # Those that share the lanes of another have none of their own.
+    ends = np.cumsum(np.where(arrays.shares == np.arange(len(slots)), slots, 0))[arrays.shares].astype(np.int64)
     lead_heads, leads = predecessors(arrays)
     follow_heads, follows = successors(arrays)
     return Prepared(
@@ -121,7 +124,9 @@ def prepare(problem: Problem) -> Prepared:
         allowed=allowed,
         penalty=arrays.penalty,
         node=arrays.node.astype(np.int64),
-        lanes=lanes,
+        lanes=ends - slots,
+        upto=ends,
+        variant=arrays.variant.astype(np.int64),
         available=arrays.available,
         release=arrays.release,
         started=arrays.started,
@@ -156,7 +161,7 @@ def prepare(problem: Problem) -> Prepared:
 
 def board(prepared: Prepared) -> Board:
     """An empty board."""
-    (n, _), (w, k), lanes = prepared.seconds.shape, prepared.resident.shape, int(prepared.lanes[-1])
+    (n, _), (w, k), lanes = prepared.seconds.shape, prepared.resident.shape, int(prepared.upto.max(initial=0))
     near, far = (int(groups.max(initial=NONE)) + 1 for groups in (prepared.together, prepared.apart))
 
     def none(*shape: int) -> Numbers:
@@ -217,10 +222,11 @@ def _allowed(arrays: Arrays) -> Flags:
         cold = runs[has] & ~arrays.resident[which][:, arrays.node] & ~arrays.started[has, None]
         able[has] &= ~(cold & ~np.isfinite(arrays.load_seconds[which]))
     resident = arrays.weight_bytes @ arrays.resident if len(arrays.weight_bytes) else np.zeros(len(arrays.memory_bytes))
-    needs = resident[None, :] + arrays.working_bytes[:, None]
+    needs = np.broadcast_to(resident, (len(able), len(resident))).copy()
     if has.any():
         needs[has] += arrays.weight_bytes[which][:, None] * ~arrays.resident[which]
-    able &= ~(runs & (needs > arrays.memory_bytes)[:, arrays.node])
+    needs = needs[:, arrays.node] + arrays.working_bytes[:, arrays.variant]
+    able &= ~(runs & (needs > arrays.memory_bytes[arrays.node]))
     for group in np.unique(arrays.together[arrays.together >= 0]):
         members = arrays.together == group
         shared = np.ones(len(arrays.memory_bytes), dtype=np.bool_)
@@ -228,6 +234,28 @@ def _allowed(arrays: Arrays) -> Flags:
             shared &= np.bincount(arrays.node[row], minlength=len(shared)) > 0
         able[members] &= shared[arrays.node]
     return able
+
+
+def _slots(arrays: Arrays, allowed: Flags) -> npt.NDArray[np.int64]:
+    """[m]: how many stages may run at one time, as far as there are so many that may."""
+    found = np.ones(len(arrays.slots), dtype=np.int64)
+    for place in np.unique(arrays.shares):
+        here = arrays.shares == place
+        found[here] = min(int(arrays.slots[place]), max(1, int(allowed[:, here].any(axis=1).sum())))
+    return found
+
+
+def slots_of(prepared: Prepared, among: Flags) -> int:
+    """How many stages may run at one time on these places [m]."""
+    return int((prepared.upto - prepared.lanes)[among & _first(prepared, among)].sum())
+
+
+def _first(prepared: Prepared, among: Flags) -> Flags:
+    """Of the places among these that share lanes the first."""
+    found = np.zeros(len(among), dtype=np.bool_)
+    here = np.flatnonzero(among)
+    found[here[np.unique(prepared.lanes[here], return_index=True)[1]]] = True
+    return found
 
 
 def _memory(arrays: Arrays, allowed: Flags, slots: npt.NDArray[np.int64]) -> Floats:
@@ -239,8 +267,10 @@ def _memory(arrays: Arrays, allowed: Flags, slots: npt.NDArray[np.int64]) -> Flo
         models = np.unique(arrays.model[runs[:, here].any(axis=1)])
         kept = np.union1d(models[models >= 0], np.flatnonzero(arrays.resident[:, node]))
         most = float(arrays.weight_bytes[kept].sum())
-        for place in np.flatnonzero(here):
-            most += float(np.sort(arrays.working_bytes[runs[:, place]])[::-1][: slots[place]].sum())
+        sizes = np.where(runs[:, here], arrays.working_bytes[:, arrays.variant[here]], 0.0)
+        for place in np.unique(arrays.shares[here]):
+            largest = sizes[:, arrays.shares[here] == place].max(axis=1, initial=0.0)
+            most += float(np.sort(largest)[::-1][: slots[place]].sum())
         if most <= limits[node]:
             limits[node] = np.inf
     return limits

@@ -1,6 +1,8 @@
 """What is to be planned, as arrays: stages, places, what runs and transfers take, and what must hold.
 
-n stages, m places, k nodes, e dependencies, w models. A stage that has ended is one that takes no time on the place
+n stages, m places, k nodes, e dependencies, w models, v variants of the stage that has most. A variant of a stage is a
+place of its own, so that where it runs and how is chosen at once: it has the slots of the place that stands for the first.
+A stage that has ended is one that takes no time on the place
 that holds its outputs; one that runs is `started`, may stand on its own place only, and takes what is left of it.
 """
 
@@ -21,25 +23,31 @@ NO_MODEL = -1
 
 
 class Place(NamedTuple):
-    """A target of a node: its CPU, its NPU. At most `slots` stages run there at one time."""
+    """A target of a node: its CPU, its NPU. At most `slots` stages run there at one time.
+
+    `variant`: the number of that in which a stage runs there. Those of one target share its slots.
+    """
 
     node: str
     target: str = "cpu"
     slots: int = 1
+    variant: int = 0
 
     def __str__(self) -> str:
-        return self.node if self.target == "cpu" else f"{self.node}/{self.target}"
+        name = self.node if self.target == "cpu" else f"{self.node}/{self.target}"
+        return f"{name}, variant {self.variant + 1}" if self.variant else name
 
 
 class Arrays(NamedTuple):
     """The numbers of a problem, as compiled code takes them. Shapes in brackets.
 
-    `seconds` [n, m]: a run of the stage there, infinite where it may not run. `penalty` [n, m]: what standing there
-    costs beside time (energy, price, dislike, moving), in seconds. `node` [m], `slots` [m]: of each place. `available`
+    `seconds` [n, m]: a run of the stage there, infinite where it may not run, or has no such variant. `penalty` [n, m]: what standing there
+    costs beside time (energy, price, dislike, moving), in seconds. `node` [m], `slots` [m], `variant` [m]: of each place.
+    `shares` [m]: the first place with the same slots. `variants` [n]: how many each stage has, 1 or more. `available`
     [m]: seconds until the place takes new work. `release` [n]: seconds before which a stage may not start. `started`
     [n]. `upstream`, `downstream` [e]: stages; `size_bytes` [e]: what moves from one to the other. `latency`,
     `seconds_per_byte`, `byte_penalty` [k, k], from row to column, zero on the diagonal. `model` [n]: or NO_MODEL.
-    `load_seconds` [w, m]; `resident` [w, k]; `weight_bytes` [w]; `working_bytes` [n]: while the stage runs, beside its
+    `load_seconds` [w, m]; `resident` [w, k]; `weight_bytes` [w]; `working_bytes` [n, v]: while the stage runs, beside its
     model; `memory_bytes` [k], infinite where it is not known. `together`, `apart` [n]: groups that must share a node,
     that must not share a zone; -1 for none. `zone` [g, k]: of each group apart, which zone a node is in; -1 where it is
     one by itself. `charge` [n, m]: joules that standing there takes of the node's `store` [k], which a plan cannot exceed.
@@ -50,6 +58,9 @@ class Arrays(NamedTuple):
     penalty: Floats
     node: Indices
     slots: Indices
+    variant: Indices
+    shares: Indices
+    variants: Indices
     available: Floats
     release: Floats
     started: Flags
@@ -76,7 +87,8 @@ class Arrays(NamedTuple):
 class Problem(NamedTuple):
     """Names beside numbers. Make one with `problem`, which checks it. `tiers` [k]: what kind of node each is, by number.
 
-    Tiers say where to look first, and ask for nothing; none where they are not known.
+    Tiers say where to look first, and ask for nothing; none where they are not known. `barred` [n, m]: what a stage would
+    take where it may not run, infinite where that is not known: to tell what a requirement stands in the way of.
     """
 
     stages: tuple[str, ...]
@@ -85,6 +97,7 @@ class Problem(NamedTuple):
     models: tuple[str, ...]
     arrays: Arrays
     tiers: tuple[int, ...] = ()
+    barred: Floats | None = None
 
 
 class Plan(NamedTuple):
@@ -136,15 +149,19 @@ def problem(
     crowding: npt.ArrayLike = np.inf,
     charge: npt.ArrayLike = 0.0,
     store: npt.ArrayLike = np.inf,
+    variants: npt.ArrayLike = 1,
 ) -> Problem:
     """A checked problem; single numbers are spread over their shape, and diagonals of links set to zero.
 
-    `dependencies`: upstream, downstream, bytes. Raises InvalidInput with every fault: shapes, negative numbers, a
+    Of `working_bytes` one number for each stage is that of all its variants. `dependencies`: upstream, downstream, bytes. Raises InvalidInput with every fault: shapes, negative numbers, a
     dependency on no stage or on itself, a cycle.
     """
     nodes = tuple(dict.fromkeys(place.node for place in places))
     n, m, k, w = len(stages), len(places), len(nodes), len(models)
-    g = int(np.max(apart, initial=-1)) + 1
+    g, v = int(np.max(apart, initial=-1)) + 1, max((place.variant for place in places), default=0) + 1
+    firsts: dict[tuple[str, str], int] = {}
+    shares = [firsts.setdefault((place.node, place.target), index) for index, place in enumerate(places)]
+    working = np.asarray(working_bytes, dtype=np.float64)
     numbers = {name: index for index, name in enumerate(nodes)}
     edges = np.array([(up, down) for up, down, _ in dependencies], dtype=np.int32).reshape(-1, 2)
     troubles: list[Trouble] = []
@@ -161,6 +178,9 @@ def problem(
         "penalty": (penalty, (n, m), np.float64),
         "node": ([numbers[place.node] for place in places], (m,), np.int32),
         "slots": ([place.slots for place in places], (m,), np.int32),
+        "variant": ([place.variant for place in places], (m,), np.int32),
+        "shares": (shares, (m,), np.int32),
+        "variants": (variants, (n,), np.int32),
         "available": (available, (m,), np.float64),
         "release": (release, (n,), np.float64),
         "started": (started, (n,), np.bool_),
@@ -174,7 +194,7 @@ def problem(
         "load_seconds": (load_seconds, (w, m), np.float64),
         "resident": (resident, (w, k), np.bool_),
         "weight_bytes": (weight_bytes, (w,), np.float64),
-        "working_bytes": (working_bytes, (n,), np.float64),
+        "working_bytes": (working[:, None] if working.ndim == 1 else working, (n, v), np.float64),
         "memory_bytes": (memory_bytes, (k,), np.float64),
         "together": (together, (n,), np.int32),
         "apart": (apart, (n,), np.int32),
@@ -184,6 +204,8 @@ def problem(
         "store": (store, (k,), np.float64),
     }
     arrays = Arrays(**{name: fill(name, *how) for name, how in given.items()})  # type: ignore[arg-type]
+    if not troubles:
+        arrays.seconds[arrays.variant[None, :] >= arrays.variants[:, None]] = np.inf
     for links in (arrays.latency, arrays.seconds_per_byte, arrays.byte_penalty):
         np.fill_diagonal(links, 0.0)
     troubles += _faults(arrays, n, w)
@@ -192,6 +214,12 @@ def problem(
     if troubles:
         raise InvalidInput(troubles)
     return Problem(tuple(stages), tuple(places), nodes, tuple(models), arrays, tuple(tiers))
+
+
+def working(arrays: Arrays, place: Indices) -> Floats:
+    """[n]: the bytes that each stage takes at its place while it runs."""
+    found: Floats = arrays.working_bytes[np.arange(len(place)), arrays.variant[place]]
+    return found
 
 
 def zones(arrays: Arrays) -> tuple[Indices, Floats]:
@@ -258,6 +286,8 @@ def _faults(arrays: Arrays, n: int, w: int) -> list[Trouble]:
         troubles.append(Trouble("model", f"names a model beyond the {w} that there are"))
     if (arrays.slots < 1).any():
         troubles.append(Trouble("places", "one has no slot; give it 1 or more"))
+    if (arrays.slots != arrays.slots[arrays.shares]).any():
+        troubles.append(Trouble("places", "two variants of one target differ in slots; give them the same"))
     ordered = order(arrays)
     if len(ordered) < n:
         left = sorted(set(range(n)) - set(ordered.tolist()))

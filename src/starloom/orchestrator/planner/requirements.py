@@ -53,13 +53,15 @@ def barred(problem: Problem) -> Flags:
 
 
 def shut(problem: Problem, reasons: Reasons) -> Flags:
-    """[n, m]: places that run nothing, and of which no reason speaks, but for stages that had no other."""
+    """[n, m]: places that run nothing, and of which no reason speaks, but for stages that had no other; and such as stand
+    for variants that a stage does not have."""
     closed = barred(problem)
     told = {place for said in reasons for places in said.values() for place in places}
     silent = [place not in told and bool(told) for place in range(len(problem.places))]
     nothing = (closed | (problem.arrays.seconds == 0)).all(axis=0) & np.array(silent, dtype=np.bool_)
+    arrays = problem.arrays
     found: Flags = closed & nothing[None, :] & ~nothing.all()
-    return found
+    return found | (arrays.variant[None, :] >= arrays.variants[:, None])
 
 
 def nowhere(problem: Problem, reasons: Reasons) -> dict[int, str]:
@@ -78,25 +80,32 @@ def part(problem: Problem, stages: Indices) -> Problem:
     number[stages] = np.arange(len(stages), dtype=np.int32)
     up, down = number[arrays.upstream], number[arrays.downstream]
     kept = (up >= 0) & (down >= 0)
-    of_stages = ("seconds", "penalty", "release", "started", "model", "working_bytes", "together", "apart", "charge")
+    of_stages = (
+        *("seconds", "penalty", "release", "started", "model", "working_bytes", "together", "apart", "charge"),
+        "variants",
+    )
     left = arrays._replace(
         **{name: getattr(arrays, name)[stages] for name in of_stages},
         upstream=up[kept],
         downstream=down[kept],
         size_bytes=arrays.size_bytes[kept],
     )
-    return problem._replace(stages=tuple(problem.stages[stage] for stage in stages), arrays=left)
+    known = None if problem.barred is None else problem.barred[stages]
+    return problem._replace(stages=tuple(problem.stages[stage] for stage in stages), arrays=left, barred=known)
 
 
 def bare(problem: Problem, open_to_none: Flags, *, timed: bool) -> Problem:
-    """The problem with every requirement dropped: each stage may have each place, as fast as on its best.
+    """The problem with every requirement dropped: each stage may have each place, as fast as is known, or as on its best.
 
     But for those that are `open_to_none`, as `shut` tells them. Unless `timed`, what takes time takes one second, and
     nothing is waited for but what stages need of each other.
     """
     arrays, closed = problem.arrays, barred(problem)
     best = np.where(closed, np.inf, arrays.seconds).min(axis=1, keepdims=True, initial=np.inf)
-    seconds = np.where(closed, np.where(np.isfinite(best), best, 1.0), arrays.seconds)
+    otherwise = np.broadcast_to(np.where(np.isfinite(best), best, 1.0), closed.shape)
+    if problem.barred is not None:
+        otherwise = np.where(np.isfinite(problem.barred), problem.barred, otherwise)
+    seconds = np.where(closed, otherwise, arrays.seconds)
     if not timed:
         seconds = np.minimum(np.ceil(seconds), 1.0)
     seconds[open_to_none] = np.inf
@@ -137,7 +146,7 @@ def keeping(left: Problem, kept: Collection[Requirement]) -> Problem:
         seconds=seconds,
         memory_bytes=where("memory", arrays.memory_bytes, np.inf),
         store=where("store", arrays.store, np.inf),
-        slots=where("slots", arrays.slots, len(left.stages)),
+        slots=where("slots", arrays.slots, len(left.stages))[arrays.shares],
         together=only("together", arrays.together, -1),
         apart=only("apart", arrays.apart, -1),
     )
@@ -203,7 +212,8 @@ def _nodes(problem: Problem) -> Iterator[Requirement]:
         yield Requirement("memory", node, words)
     for node in np.flatnonzero(np.isfinite(arrays.store)).tolist():
         yield Requirement("store", node, f"{problem.nodes[node]} has {arrays.store[node]:g} J")
-    for index, place in enumerate(problem.places):
+    for index in np.unique(arrays.shares).tolist():
+        place = problem.places[index]
         words = f"{place} runs {place.slots} at a time" if place.slots > 1 else f"{place} runs one stage at a time"
         yield Requirement("slots", index, words)
 

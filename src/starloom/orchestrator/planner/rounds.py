@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from starloom.dag import limits
-from starloom.orchestrator.planner.problem import Floats, Indices, Plan, Problem, predecessors, successors
+from starloom.orchestrator.planner.problem import Floats, Indices, Plan, Problem, predecessors, successors, working
 from starloom.orchestrator.planner.steady import Pace, room, sending
 
 _WARM: Final = 0.2
@@ -85,7 +85,7 @@ class _Run:
         self.sink = arrays.downstream.tolist()
         # Of one round what the plan has first goes first.
         self.turn = np.argsort(np.argsort(plan.start, kind="stable")).tolist()
-        self.alone, self.working = pace.alone.tolist(), arrays.working_bytes.tolist()
+        self.alone, self.working = pace.alone.tolist(), working(arrays, plan.place).tolist()
         self.left = room(problem, plan.place).tolist()
         self.slots = arrays.slots.tolist()
         self.running = [0] * len(problem.nodes)

@@ -199,7 +199,7 @@ def _some_node(p: Prepared, t: Trail, stage: int) -> int:
 @inner
 def _rebuild(p: Prepared, b: Board, t: Trail, count: int, priced: bool, ways: Ways) -> float:
     """Takes the picked stages off and puts them back. The last finish; infinite if one found no place."""
-    t.was[0], t.was[1] = b.lane[t.picked[0]], b.before[t.picked[0]]
+    t.was[0], t.was[1], t.was[2] = b.lane[t.picked[0]], b.before[t.picked[0]], b.place[t.picked[0]]
     _arrange(t, count, chance(t.draw))
     low, high, anew = len(t.order), 0, False
     for index in range(count):

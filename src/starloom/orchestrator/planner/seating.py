@@ -26,14 +26,17 @@ def _seat(p: Prepared, b: Board, turn: Numbers, pile: Floats) -> int:
         for place in range(len(p.node)):
             if not p.allowed[stage, place]:
                 continue
-            slots = p.lanes[place + 1] - p.lanes[place]
+            slots = p.upto[place] - p.lanes[place]
             value = pile[place] + p.seconds[stage, place] / slots + p.penalty[stage, place]
             if value < best and fits(p, b, stage, place):
                 best, found = value, place
         if found < 0:
             return index
         settle(p, b, stage, found)
-        pile[found] += p.seconds[stage, found] / (p.lanes[found + 1] - p.lanes[found])
+        more = p.seconds[stage, found] / (p.upto[found] - p.lanes[found])
+        for place in range(len(pile)):
+            if p.lanes[place] == p.lanes[found]:
+                pile[place] += more
     return NONE
 
 

@@ -149,13 +149,14 @@ def seek(
             best, found, on, behind = _score(ready + rest, span) + price, place, NONE, NONE
             continue
         empty = False
-        for lane in range(p.lanes[place], p.lanes[place + 1]):
+        for lane in range(p.lanes[place], p.upto[place]):
             first = b.first[lane]
             if first < 0:
                 if empty:
                     continue
                 empty = True
-            not_behind = NOWHERE if back or lane != t.was[0] else t.was[1]
+            again = not back and lane == t.was[0] and place == t.was[2]
+            not_behind = t.was[1] if again else NOWHERE
             score, before = _on_lane(p, b, t, first, ready, length, rest, span, best - price, not_behind)
             if score + price < best:
                 best, found, on, behind = score + price, place, lane, before

@@ -111,6 +111,7 @@ class _Replay:
         self._waits = np.bincount(arrays.downstream, minlength=n)
         self._there = arrays.release.copy()
         self._heads, self._follows = successors(arrays)
+        self._shares = arrays.shares
         self._free = [place.slots for place in problem.places]
         self._queues: list[list[tuple[float, int]]] = [[] for _ in problem.places]
         self._arrivals = [(float(self._there[i]), i) for i in range(n) if not self._waits[i]]
@@ -153,8 +154,9 @@ class _Replay:
             self._start[stage] = now
             self._end(stage, now)
             return
-        heapq.heappush(self._queues[self._plan.place[stage]], (float(self._plan.start[stage]), stage))
-        self._fill(int(self._plan.place[stage]), now)
+        slots = int(self._shares[self._plan.place[stage]])
+        heapq.heappush(self._queues[slots], (float(self._plan.start[stage]), stage))
+        self._fill(slots, now)
 
     def _fill(self, place: int, now: float) -> None:
         while self._free[place] and self._queues[place]:
@@ -174,5 +176,6 @@ class _Replay:
             if not self._waits[down]:
                 heapq.heappush(self._arrivals, (float(self._there[down]), down))
         if self._length[stage] > 0.0:
-            self._free[place] += 1
-            self._fill(place, now)
+            slots = int(self._shares[place])
+            self._free[slots] += 1
+            self._fill(slots, now)

@@ -65,9 +65,9 @@ def _room(p: Prepared, b: Board, stage: int, place: int, node: int) -> bool:
     model = p.model[stage]
     if model >= 0 and b.users[model, node] == 0 and not p.resident[model, node]:
         held += p.weight[model]
-    smallest = b.top[p.lanes[place + 1] - 1]
-    if p.working[stage] > smallest:
-        held += p.working[stage] - smallest
+    smallest = b.top[p.upto[place] - 1]
+    if p.working[stage, p.variant[place]] > smallest:
+        held += p.working[stage, p.variant[place]] - smallest
     return held <= p.memory[node]
 
 
@@ -92,12 +92,12 @@ def settle(p: Prepared, b: Board, stage: int, place: int) -> None:
         if b.users[model, node] == 1 and not p.resident[model, node]:
             b.held[node] += p.weight[model]
     if p.memory[node] != np.inf:
-        _rank(p, b, place, p.working[stage])
+        _rank(p, b, place, p.working[stage, p.variant[place]])
 
 
 @inner
 def _rank(p: Prepared, b: Board, place: int, size: float) -> None:
-    slot = p.lanes[place + 1] - 1
+    slot = p.upto[place] - 1
     if size <= b.top[slot]:
         return
     b.busy[p.node[place]] += size - b.top[slot]
@@ -131,13 +131,13 @@ def lift(p: Prepared, b: Board, stage: int) -> None:
         if b.loader[model, node] == stage:
             b.loader[model, node] = NONE
     if p.memory[node] != np.inf:
-        for slot in range(p.lanes[place], p.lanes[place + 1]):
+        for slot in range(p.lanes[place], p.upto[place]):
             b.busy[node] -= b.top[slot]
             b.top[slot] = 0.0
-        for lane in range(p.lanes[place], p.lanes[place + 1]):
+        for lane in range(p.lanes[place], p.upto[place]):
             other = b.first[lane]
             while other >= 0:
-                _rank(p, b, place, p.working[other])
+                _rank(p, b, place, p.working[other, p.variant[b.place[other]]])
                 other = b.after[other]
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from starloom.dag import limits
-from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Problem, working
 
 GRANTED = 1e-6
 """The share by which rounding may put a resource above what it may be busy."""
@@ -94,7 +94,7 @@ def work(problem: Problem, place: Indices, pace: Pace) -> Work:
     places = np.bincount(place, weights=runs, minlength=len(problem.places)) / arrays.slots
     links = np.zeros((k, k))
     np.add.at(links, (nodes[arrays.upstream], nodes[arrays.downstream]), sending(problem, place) * rates(problem, pace))
-    held = np.bincount(nodes, weights=runs * arrays.working_bytes, minlength=k)
+    held = np.bincount(nodes, weights=runs * working(arrays, place), minlength=k)
     with np.errstate(divide="ignore", invalid="ignore"):
         memory = np.where(held > 0, held / room(problem, place), 0.0)
     return Work(places, links, memory, np.where(pace.alone, runs, 0.0))
@@ -141,7 +141,7 @@ def loads(problem: Problem, place: Indices, pace: Pace) -> list[Load]:
         senders = tuple(dict.fromkeys(arrays.upstream[over].tolist()))
         found.append(Load(name, "link", float(taken.links[a, b]), senders))
     for at in np.flatnonzero(taken.memory).tolist():
-        holders = _where((nodes == at) & (arrays.working_bytes > 0) & (runs > 0))
+        holders = _where((nodes == at) & (working(arrays, place) > 0) & (runs > 0))
         found.append(Load(f"the memory of {node(problem, at)}", "memory", float(taken.memory[at]), holders))
     lonely = np.flatnonzero(taken.stages).tolist()
     found += [Load(problem.stages[stage], "stage", float(taken.stages[stage]), (stage,)) for stage in lonely]

@@ -48,8 +48,7 @@ def spans(problem: Problem, place: Indices, loads: Flags) -> Spans:
 def bound_together(arrays: Arrays) -> Indices:
     """[m]: for each place the first of those on which stages keep their order: of a node whose memory is counted, all."""
     _, first = np.unique(arrays.node, return_index=True)
-    alone = np.arange(len(arrays.node))
-    return np.where(np.isfinite(arrays.memory_bytes)[arrays.node], first[arrays.node], alone).astype(np.int32)
+    return np.where(np.isfinite(arrays.memory_bytes)[arrays.node], first[arrays.node], arrays.shares).astype(np.int32)
 
 
 def in_order(problem: Problem, start: Floats) -> list[int]:

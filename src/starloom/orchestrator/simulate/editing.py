@@ -34,6 +34,7 @@ from starloom.dag.patch import (
     SetPolicy,
     SetPreferences,
     SetPrivacy,
+    SetVariants,
     Splice,
     inverse,
 )
@@ -43,7 +44,7 @@ from starloom.orchestrator.simulate.judge import JobView
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import BYTES, JSON, KINDS, gives, takes
 from starloom.orchestrator.simulate.private import has_labels
-from starloom.orchestrator.simulate.workload import LOOKS_BACK, Style, output_of
+from starloom.orchestrator.simulate.workload import LOOKS_BACK, Style, output_of, variants
 
 Operations = list[AnyOperation]
 
@@ -292,6 +293,9 @@ class Editor:
             places = (Preference(tiers=(chance.pick(self._style.tiers),), seconds=chance.between(0.1, 2.0)),)
             prefers = chance.pick((Preferences(prefer=places), Preferences(avoid=places), Preferences()))
             found.append(SetPreferences(stage=chance.pick(list(job.stages)), prefers=prefers))
+        if chance.happens(0.05):
+            ways = chance.pick((variants(chance, self._style.tiers), ()))
+            found.append(SetVariants(stage=chance.pick(list(job.stages)), variants=ways))
         return found
 
     def _cancel(self, job: JobView) -> Operations:

@@ -75,12 +75,13 @@ class StageView:
 
 
 class Given(NamedTuple):
-    """What an attempt was given out with: its stage as it was, and all that led into it, at a revision."""
+    """What an attempt was given out with: its stage as it was, its variant, and all that led into it, at a revision."""
 
     revision: int
     spec: StageSpec
     arcs: Sequence[Dependency]
     bindings: Sequence[InputBinding]
+    variant: str = ""
 
 
 class JobView:
@@ -402,7 +403,7 @@ class Judge:
                 _end_waits(job, fact)
             if isinstance(fact, f.StagePlaced):
                 task = TaskToken(fact.job, fact.stage, fact.token)
-                self.placed[task] = job.given(fact.stage)
+                self.placed[task] = job.given(fact.stage)._replace(variant=fact.variant)
                 if fact.awaits:
                     self.ahead[task] = fact.awaits
             self._apply_to_stage(fact, stage)

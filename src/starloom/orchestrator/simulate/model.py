@@ -25,6 +25,7 @@ STREAM = Port(PortType.BYTES, stream=True, chunks=4)
 _PARAMS = {
     "seed": Param(type="integer", default=0),
     "seconds": Param(type="number", default=0.05),
+    "pace": Param(type="number", default=1.0),
     "fails": Param(type="boolean", default=False),
 }
 _GROWING = {
@@ -92,8 +93,10 @@ class Made(NamedTuple):
 
 def content_of(kind: str, params: Mapping[str, Any], inputs: Mapping[str, str], salt: str = "") -> str:
     """What a run gives, as far as it rests on values; of a stage that gives a stream this is known before it reads one."""
+    # How long it takes is no part of what it gives.
+    counts = {name: value for name, value in params.items() if name != "pace"}
     given = {port: read for port, read in inputs.items() if kind != "sim.map"}
-    return digest(_keys.encode((kind, dict(params), given, salt)))
+    return digest(_keys.encode((kind, counts, given, salt)))
 
 
 def tick(content: str, offset: int) -> bytes:

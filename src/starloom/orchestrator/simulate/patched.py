@@ -23,8 +23,10 @@ from starloom.dag.patch import (
     SetPolicy,
     SetPreferences,
     SetPrivacy,
+    SetVariants,
     Splice,
     arc_key,
+    variants_said,
 )
 
 
@@ -112,6 +114,8 @@ class _Parts:
                 self._set(stage, prefers=prefers)
             case SetPrivacy(stage=stage, private=private, declassify=declassify):
                 self._set(stage, private=private, declassify=declassify)
+            case SetVariants(stage=stage):
+                self._set(stage, **variants_said(operation))
             case CancelStage(stage=stage):
                 self._set(stage, cancelled=True)
             case ResumeStage(stage=stage):

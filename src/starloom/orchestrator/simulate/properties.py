@@ -28,6 +28,7 @@ from starloom.orchestrator.simulate.growths import GROWTH, REFUSED
 from starloom.orchestrator.simulate.intime import CopiesAreFew, DeadlinesAreKept, out_of_time
 from starloom.orchestrator.simulate.inturn import CommitsInTurn, DiesWithWhatItAwaits, StartsInTurn
 from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.keeping import VariantsAreKept
 from starloom.orchestrator.simulate.model import STREAMING, in_order, whole_params
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs
 from starloom.orchestrator.simulate.patched import differing
@@ -349,5 +350,6 @@ PROPERTIES: tuple[type[Property], ...] = (
     Reasons,
     *GROWTH,
     StaysOnItsTiers,
+    VariantsAreKept,
     NoDefects,
 )

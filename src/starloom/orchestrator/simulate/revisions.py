@@ -13,6 +13,7 @@ from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.dag.job import JobState
 from starloom.dag.patch import Patch
 from starloom.dag.validate import problems
+from starloom.dag.variants import chosen
 from starloom.orchestrator.effects import Answer, Decision, Patched
 from starloom.orchestrator.inputs import Input, PatchJob
 from starloom.orchestrator.simulate.agent import AgentProcess
@@ -172,7 +173,8 @@ def _fault(given: Given, assign: Assign) -> str:
     spec = given.spec
     if assign.kind != spec.kind or assign.timeout_seconds != spec.policy.timeout_seconds:
         return f"runs {assign.kind} with {assign.timeout_seconds} s"
-    if assign.params != whole_params(spec):
+    way = next((each for each in spec.variants if each.name == given.variant), None)
+    if assign.params != whole_params(spec if way is None else chosen(spec, way)):
         return f"runs it with {assign.params}"
     sources = {(arc.input, arc.upstream) for arc in given.arcs if arc.output}
     sources |= {(binding.input, StageId("")) for binding in given.bindings}

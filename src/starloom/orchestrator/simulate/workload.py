@@ -22,6 +22,7 @@ from starloom.dag.constellation import (
     StageSpec,
     Straggler,
     Tier,
+    Variant,
 )
 from starloom.dag.facts import JobOptions
 from starloom.dag.ids import AgentId, StageId
@@ -120,6 +121,31 @@ def hurried(chance: Chance, given: Work) -> Work:
             stages[name] = msgspec.structs.replace(stages[name], policy=policy)
         constellation = msgspec.structs.replace(constellation, stages=stages)
     return Work(constellation, given.inputs, options)
+
+
+def variants(chance: Chance, tiers: Sequence[Tier]) -> tuple[Variant, ...]:
+    """Two or three ways to compute a stage, the best of them perhaps on one of these tiers only."""
+    bound = bool(tiers) and chance.happens(0.6)
+    best = Variant(name="best", quality=0.9, requires=Requirements(tiers=(chance.pick(tiers),) if bound else ()))
+    worse = (
+        Variant(name=f"less-{index}", quality=0.9 - 0.3 * index, params={"pace": 0.5**index})
+        for index in range(1, 2 + chance.below(2))
+    )
+    return (best, *worse)
+
+
+def varied(chance: Chance, given: Work, tiers: int = len(TIERS)) -> Work:
+    """The same, or in one of four jobs with stages that can be computed in several ways, the best of them not everywhere."""
+    if not chance.happens(0.25):
+        return given
+    stages = dict(given.constellation.stages)
+    alike = [name for name, spec in stages.items() if spec.kind not in STREAMING and not KINDS[spec.kind].grows]
+    for name in chance.sample(alike, 1 + len(alike) // 2):
+        spec = stages[name]
+        found = variants(chance, () if spec.requires.tiers else TIERS[:tiers])
+        least = chance.pick((0.0, 0.0, 0.5))
+        stages[name] = msgspec.structs.replace(spec, variants=found, least_quality=least)
+    return given._replace(constellation=msgspec.structs.replace(given.constellation, stages=stages))
 
 
 def plain(chance: Chance, given: Work) -> Work:

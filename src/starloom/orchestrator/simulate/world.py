@@ -109,13 +109,15 @@ class World:
         self.tiers = {profile.name: profile.tier for profile in profiles}
         self.slots = {profile.name: profile.slots for profile in profiles}
         tiers = min(len(workload.TIERS), setup.nodes)
-        concerns = ("deadlines", "plain jobs", "stream jobs", "private jobs")
-        late, even, flows, shut = map(self.chances.of, concerns)
+        concerns = ("deadlines", "plain jobs", "stream jobs", "private jobs", "variants")
+        late, even, flows, shut, ways = map(self.chances.of, concerns)
         self.clients = [
             Client(
                 self,
                 f"c{index}",
-                labelled(shut, workload.hurried(late, streamed(flows, workload.plain(even, work)))),
+                workload.varied(
+                    ways, labelled(shut, workload.hurried(late, streamed(flows, workload.plain(even, work)))), tiers
+                ),
                 tiers,
             )
             for index, work in enumerate(
@@ -337,7 +339,7 @@ class World:
 
     def run_seconds(self, process: AgentProcess, assign: Assign) -> float:
         """How long a run takes there."""
-        seconds: float = assign.params["seconds"]
+        seconds: float = assign.params["seconds"] * assign.params["pace"]
         slow = self.slowness.get(process.name, 1.0)
         return min(seconds * process.chance.between(0.7, 1.5) * slow, RUN_SECONDS_MAX)
 

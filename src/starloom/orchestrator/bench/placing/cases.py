@@ -32,6 +32,7 @@ class Shape(NamedTuple):
     running: float = 0.3
     penalties: float = 0.5
     waits: float = 0.3
+    variants: float = 0.0
 
 
 class _Draft:
@@ -200,7 +201,41 @@ class _Draft:
         self.more["release"] = self.rng.uniform(0, 3 * scale, self.n) * (self.rng.random(self.n) < 0.3)
         self.more["available"] = self.rng.uniform(0, 5 * scale, self.m) * (self.rng.random(self.m) < 0.4)
 
+    def variants(self) -> None:
+        """Some stages can be computed in several ways, each worse one faster, smaller and dearer."""
+        rng = self.rng.spawn(1)[0]
+        if rng.random() >= self.shape.variants:
+            return
+        more, m = self.more, self.m
+        settled = (self.seconds.min(axis=1) == 0) | more.get("started", np.zeros(self.n, dtype=bool))
+        counts = np.where(settled, 1, rng.integers(1, 4, self.n))
+        ways = np.arange(int(counts.max()))
+        less = rng.uniform(0.3, 0.9, self.n)[:, None] ** ways[None, :]
+        by_place = np.repeat(less, m, axis=1)
+        self.seconds = np.tile(self.seconds, len(ways)) * by_place * rng.uniform(0.9, 1.1, by_place.shape)
+        loss = rng.uniform(0.0, 1.0, self.n)[:, None] * np.repeat(ways, m)[None, :] * float(np.median(self.seconds))
+        more["penalty"] = np.tile(more.get("penalty", np.zeros((self.n, m))), len(ways)) + loss
+        if "charge" in more:
+            more["charge"] = np.tile(more["charge"], len(ways)) * by_place
+        if "working_bytes" in more:
+            more["working_bytes"] = np.floor(more["working_bytes"][:, None] * less)
+        for name in ("available", "load_seconds"):
+            if name in more:
+                more[name] = np.tile(more[name], len(ways))
+        self.places = [place._replace(variant=int(way)) for way in ways for place in self.places]
+        more["variants"] = counts
+        for stage, reasons in enumerate(self.reasons):
+            for why, places in reasons.items():
+                # What is said of a place holds for each of the ways, or for the first alone.
+                ruled = ways[: counts[stage]] if rng.random() < 0.7 else ways[:1]
+                reasons[why] = frozenset(place + m * int(way) for place in places for way in ruled)
+            if counts[stage] > 1 and rng.random() < 0.3:
+                reasons["its quality is too low"] = frozenset(
+                    range(m * (int(counts[stage]) - 1), m * int(counts[stage]))
+                )
+
     def case(self) -> Case:
+        self.variants()
         seconds = self.seconds.copy()
         for stage, reasons in enumerate(self.reasons):
             for places in reasons.values():
@@ -315,7 +350,7 @@ def _overrun(case: Case, rng: np.random.Generator) -> Case | None:
     arrays = case.problem.arrays
     waiting = np.isin(np.arange(len(arrays.seconds)), arrays.downstream)
     free = np.flatnonzero(~waiting & ~arrays.started & (arrays.seconds.min(axis=1) > 0))
-    place = int(np.argmin(arrays.slots))
+    place = int(arrays.shares[np.argmin(arrays.slots)])
     if len(free) <= arrays.slots[place]:
         return None
     started = arrays.started.copy()

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from starloom.dag.errors import Infeasible
-from starloom.orchestrator.bench.placing.cases import ANY, Case, Shape, feasible, infeasible
+from starloom.orchestrator.bench.placing.cases import Case, Shape, feasible, infeasible
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.exact import Search, exact, fitted
 from starloom.orchestrator.planner.explain import Conflict, explain, settle
@@ -24,8 +24,9 @@ from starloom.orchestrator.planner.requirements import Reasons, Requirement, req
 
 CASES: Final = 10_000
 BUDGET: Final = Budget(iterations=100)
-MIDDLE: Final = Shape(stages=(16, 60), nodes=(4, 12))
-SMALL: Final = Shape(stages=(2, 10), nodes=(2, 5))
+USUAL: Final = Shape(variants=0.3)
+MIDDLE: Final = Shape(stages=(16, 60), nodes=(4, 12), variants=0.3)
+SMALL: Final = Shape(stages=(2, 10), nodes=(2, 5), variants=0.3)
 
 _KINDS: Final = 10
 _IMPOSSIBLE: Final = (0, 5)
@@ -73,7 +74,7 @@ def judged(index: int) -> Verdict:
     kind = index % _KINDS
     if kind in _IMPOSSIBLE:
         return _verdict(infeasible(index, SMALL), index, None)
-    case = feasible(index, MIDDLE if kind == _LARGER else ANY)
+    case = feasible(index, MIDDLE if kind == _LARGER else USUAL)
     share = float(np.random.default_rng([index, 2]).uniform(*_DEADLINES)) if kind == _WITH_DEADLINE else None
     verdict = _verdict(case, index, share)
     # There is a plan: all stages one after the other at the places that the case was drawn around.
@@ -176,7 +177,8 @@ def only(what: Problem, kept: Collection[Requirement]) -> Problem:
     has = {(requirement.kind, requirement.which) for requirement in kept}
     seconds = arrays.seconds.copy()
     least = np.where(np.isfinite(seconds), seconds, np.inf).min(axis=1, keepdims=True)
-    seconds = np.where(np.isfinite(seconds), seconds, np.where(np.isfinite(least), least, 1.0))
+    has_it = arrays.variant[None, :] < arrays.variants[:, None]
+    seconds = np.where(np.isfinite(seconds) | ~has_it, seconds, np.where(np.isfinite(least), least, 1.0))
     for requirement in kept:
         if requirement.kind == "places":
             seconds[requirement.which, list(requirement.places)] = np.inf
@@ -187,7 +189,7 @@ def only(what: Problem, kept: Collection[Requirement]) -> Problem:
             seconds=seconds,
             penalty=np.zeros_like(arrays.penalty),
             byte_penalty=np.zeros_like(arrays.byte_penalty),
-            slots=_where(has, "slots", arrays.slots, len(seconds)),
+            slots=_where(has, "slots", arrays.slots, len(seconds))[arrays.shares],
             memory_bytes=_where(has, "memory", arrays.memory_bytes, np.inf),
             store=_where(has, "store", arrays.store, np.inf),
             together=_groups(has, "together", arrays.together),

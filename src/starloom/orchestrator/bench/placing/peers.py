@@ -13,7 +13,7 @@ from starloom.orchestrator.bench.placing.draws import Draws
 from starloom.orchestrator.bench.placing.instances import Instance
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.listing import Listing, Table
-from starloom.orchestrator.planner.prepared import NONE, Numbers, Prepared, board, plan_of, prepare
+from starloom.orchestrator.planner.prepared import NONE, Numbers, Prepared, board, plan_of, prepare, slots_of
 from starloom.orchestrator.planner.problem import Flags, Plan
 
 CLASSICS: Final = ("heft", "heft-last", "peft", "cpop", "min-min", "fastest-places")
@@ -63,13 +63,12 @@ def _listings(instance: Instance, prepared: Prepared) -> Iterator[tuple[str, Lis
 def _fastest(prepared: Prepared) -> int:
     """The node whose slots are done first with all stages, those that may not stand there where they are fastest."""
     seconds = np.where(prepared.allowed, prepared.seconds, np.inf)
-    slots = np.diff(prepared.lanes)
     done = []
     for node in range(len(prepared.memory)):
         here = prepared.node == node
         best = seconds[:, here].min(axis=1)
         work = np.where(np.isfinite(best), best, seconds.min(axis=1)).sum()
-        done.append(work / slots[here].sum())
+        done.append(work / slots_of(prepared, here))
     return int(np.argmin(done))
 
 

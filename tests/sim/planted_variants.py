@@ -1,0 +1,24 @@
+"""A bug of variants for the simulator to find."""
+
+from starloom.dag.constellation import StageSpec
+from starloom.dag.ids import Epoch, StageId
+from starloom.dag.variants import ways_of
+from starloom.orchestrator.coordinator import Coordinator
+from starloom.orchestrator.runs import Run
+
+
+class TriesAWorseOne(Coordinator):
+    """A stage that ran before runs in its worst variant, though its own could be had."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch)
+        plain = self._lanes._take
+
+        def take(run: Run, stage: StageId) -> StageSpec:
+            state = run.job.stages[stage]
+            found = plain(run, stage)
+            if state.tries and not state.live:
+                found = run.taken[stage] = ways_of(state.spec, run.job.shape.origin.least_quality)[-1]
+            return found
+
+        self._lanes._take = take  # type: ignore[method-assign]
