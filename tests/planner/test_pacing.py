@@ -253,3 +253,12 @@ def test_requirements_of_one_round_hold_for_all() -> None:
             continue
         assert faults(what, chosen.best.found.plan) == []
         assert chosen.best.work.period >= chosen.least.bound * (1 - 1e-6)
+
+
+def test_a_bound_is_known_where_sums_alone_would_put_stages_together_that_stand_apart() -> None:
+    what = problem(["a", "b"], (Place("fast", slots=2), Place("slow")), [[1.0, 2.0]] * 2, apart=[0, 0])
+    chosen = find_paced(what, asked(what), pace(what, 1.0), planned)
+    assert not chosen.best.holds
+    assert chosen.best.work.period == pytest.approx(2.0)
+    assert chosen.least.bound == pytest.approx(2.0, rel=1e-4)
+    assert held_by_none(pace(what, 1.0), chosen.least)

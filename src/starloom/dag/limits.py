@@ -263,8 +263,6 @@ PLAN_LOAD_MAX: Final = 0.9
 """The share of a period for which a plan keeps a slot or a link busy: seconds that are predicted are off, and full queues grow."""
 PLAN_DEVIATION: Final = 0.2
 """Standard deviation of a run's seconds as a share of them, where none was measured."""
-PLAN_PROOF_SLACK: Final = 1e-4
-"""The share by which a proven bound has to be above what a resource may be busy, before it is said that no placement holds."""
 PLAN_ROUNDS: Final = 300
 """Rounds of a job that comes again and again that are simulated: 240 of them count, so that twelve are above the 95th percentile."""
 CLUSTER_READY_SECONDS: Final = 120.0

@@ -22,7 +22,7 @@ from starloom.orchestrator.planner.prepared import board, plan_of, prepare
 from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem
 from starloom.orchestrator.planner.promises import Answering, Kept, kept
 from starloom.orchestrator.planner.rounds import Rounds, simulate
-from starloom.orchestrator.planner.steady import Pace, Work, pace, work
+from starloom.orchestrator.planner.steady import GRANTED, Pace, Work, pace, work
 
 SHARES: Final = (1.0, 0.85, 0.7)
 """Of what a resource may be busy: emptier queues are shorter, and cost the round itself."""
@@ -100,7 +100,9 @@ def find_paced(
     effort = max(asked.effort, limits.PLAN_LEAST_EFFORT_MIN)
     search = _Looking(problem, plain, pace)
     level = search.level(first.plan.place, 0.0)
-    least = balanced(problem, pace, level, effort=effort, seed=asked.seed)
+    # What sums alone allow may not stand: stages apart, a battery. CP-SAT has to begin with what does.
+    known = level if search.stood(level) is not None else first.plan.place
+    least = balanced(problem, pace, known, effort=effort, seed=asked.seed)
     stood = [search.stood(place) for place in (level, least.place) if place is not None]
     made = [first, *(each for each in stood if each is not None and not faults(problem, each.plan))]
     at = pace
@@ -262,7 +264,7 @@ class _Looking:
 
 def held_by_none(pace: Pace, least: Balanced) -> bool:
     """Whether it is shown that no placement holds the period."""
-    return bool(pace.every) and least.bound > pace.cap * (1 + limits.PLAN_PROOF_SLACK)
+    return bool(pace.every) and least.bound > pace.cap * (1 + GRANTED)
 
 
 def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> tuple[int, ...]:
