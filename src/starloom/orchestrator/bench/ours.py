@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -86,13 +86,20 @@ class OursContender:
         return latencies
 
     def _resident(self) -> tuple[float, float]:
-        agents = [process for process in psutil.Process().children(True) if process.name().startswith(_AGENT_PROCESS)]
+        agents = [process for process in psutil.Process().children(True) if _is_agent(process)]
         orchestrator = psutil.Process(self._orchestrator)
         return _megabytes([orchestrator]), _megabytes(agents) / max(1, len(agents))
 
     async def _job(self, graph: Shape) -> None:
         job = await self._client.submit(constellation(graph, self._nodes))
         await job.result(JOB_SECONDS_MAX)
+
+
+def _is_agent(process: psutil.Process) -> bool:
+    # Ray's own processes come and go while they are looked at.
+    with suppress(psutil.NoSuchProcess):
+        return str(process.name()).startswith(_AGENT_PROCESS)
+    return False
 
 
 def _megabytes(processes: Sequence[psutil.Process]) -> float:
