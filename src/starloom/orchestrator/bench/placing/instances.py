@@ -88,13 +88,21 @@ def _mean(numbers: Floats) -> float:
     return math.fsum(numbers) / len(numbers)
 
 
+_OF_VARIANTS: Final = ("variant", "shares", "variants")
+
+
 def digest(problem: Problem) -> str:
     """What tells a problem from others: of all its numbers, bit by bit; names do not count.
 
-    Arrays that ask for nothing do not count either, so that digests stay when problems learn to ask for more.
+    Arrays that ask for nothing do not count either, so that digests stay when problems learn to ask for more; nor does how
+    many variants there are where no stage has more than one.
     """
     found = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for name, values in problem.arrays._asdict().items():
+    arrays = problem.arrays._asdict()
+    if not arrays["variant"].any():
+        arrays = {name: values for name, values in arrays.items() if name not in _OF_VARIANTS}
+        arrays["working_bytes"] = arrays["working_bytes"][:, 0]
+    for name, values in arrays.items():
         if not np.isin(values, _NOTHING).all():
             found.update(f"{name} {values.dtype.str} {values.shape} ".encode())
             # Which of two zeros it is counts for nothing.
