@@ -45,6 +45,8 @@ from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, Stage
 from starloom.dag.kinds import Batch
 from starloom.dag.values import PortType
 
+SECOND = 1_000_000_000
+
 EPOCH = Epoch(1)
 
 
@@ -198,6 +200,29 @@ def test_slots_bound_what_runs_and_priority_orders_what_waits() -> None:
     assert starts(driven.finish(orders[3].task)) == ["a"]
     assert starts(driven.finish(orders[4].task)) == ["b"]
     assert starts(driven.finish(orders[0].task)) == ["c"]
+
+
+def test_of_equal_priority_goes_first_what_its_plan_has_first_however_late_it_comes() -> None:
+    driven = Driven()
+    runs, late, early = assign("runs"), assign("late", after_seconds=5.0), assign("early", after_seconds=1.0)
+    urgent = assign("urgent", after_seconds=9.0, priority=1)
+    assert starts(driven.tell(runs)) == ["runs"]
+    driven.tell(late, early, urgent)
+    driven.now = 3 * SECOND
+    overdue, unplanned, planned = assign("overdue", after_seconds=-2.5), assign("unplanned"), assign("planned")
+    planned = msgspec.structs.replace(planned, after_seconds=1.5)
+    driven.tell(overdue, unplanned, planned)
+    order = []
+    for done in (runs, urgent, overdue, early, unplanned, planned):
+        order += starts(driven.finish(done.task))
+    assert order == ["urgent", "overdue", "early", "unplanned", "planned", "late"]
+
+
+def test_what_a_plan_has_first_is_fetched_first() -> None:
+    driven = Driven()
+    orders = [remote(f"s{number}", after_seconds=-float(number)) for number in range(3 + limits.AGENT_FETCHES_AHEAD)]
+    found = driven.tell(*orders)
+    assert found == [Fetch(order) for order in reversed(orders[2:])]
 
 
 def test_a_kind_that_proved_cheap_is_handed_out_ahead() -> None:
@@ -456,10 +481,16 @@ class AnyOrder(RuleBasedStateMachine):
         self.now += 1
         self.carry_out(self.core.commands([command], EPOCH, self.now))
 
-    @rule(stage=st.sampled_from("abcdefgh"), job=st.sampled_from("jk"), far=st.booleans(), priority=st.integers(0, 2))
-    def assign(self, stage: str, job: str, far: bool, priority: int) -> None:
+    @rule(
+        stage=st.sampled_from("abcdefgh"),
+        job=st.sampled_from("jk"),
+        far=st.booleans(),
+        priority=st.integers(0, 2),
+        after=st.sampled_from((0.0, -1e-8, 2e-9)),
+    )
+    def assign(self, stage: str, job: str, far: bool, priority: int, after: float) -> None:
         kind = {"f": "shared", "g": "shared", "h": "shared"}.get(stage, "slow" if stage in "abc" else "quick")
-        order = (remote if far else assign)(stage, kind, job=job, priority=priority)
+        order = (remote if far else assign)(stage, kind, job=job, priority=priority, after_seconds=after)
         if order.task in self.forgotten:
             return
         self.accepted.add(order.task)

@@ -81,6 +81,7 @@ COMMANDS: list[Command] = [
         target="npu",
         timeout_seconds=0.25,
         priority=-3,
+        after_seconds=-1.5,
         publish=("a", "b"),
         comparisons=(
             Comparison(output="v", operator=">=", value=0.5, path="faces.0.score"),
@@ -401,6 +402,8 @@ def test_references_that_name_nothing_are_refused(field: str, value: Any, place:
         bare_assign(timeout_seconds=float("nan")),
         bare_assign(timeout_seconds=float("inf")),
         bare_assign(timeout_seconds=-1),
+        bare_assign(after_seconds=float("nan")),
+        bare_assign(after_seconds=1.01 * limits.PLAN_ORDER_SECONDS_MAX),
         bare_assign(inputs=(msgspec.structs.replace(JOB_INPUT, port=""),)),
         bare_assign(inputs=(msgspec.structs.replace(JOB_INPUT, ref=NO_REF),)),
         bare_assign(inputs=(msgspec.structs.replace(JOB_INPUT, others=(Source(agent=AgentId(""), address="b:1"),)),)),

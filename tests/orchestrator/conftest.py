@@ -18,8 +18,8 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., World]]:
     """Makes worlds of nodes; at the end of the test, and before its patches go, each is compared with one of its facts."""
     worlds: list[World] = []
 
-    def make(*nodes: NodeProfile, delegate: bool = False) -> World:
-        worlds.append(World(*nodes, delegate=delegate))
+    def make(*nodes: NodeProfile, delegate: bool = False, guided: bool = False) -> World:
+        worlds.append(World(*nodes, delegate=delegate, guided=guided))
         return worlds[-1]
 
     yield make

@@ -41,12 +41,13 @@ from starloom.dag.errors import StarloomError
 from starloom.dag.facts import AnyFact, Consumed, ErrorInfo, Fact, JobOptions, Timing, decode_fact, encode_fact
 from starloom.dag.ids import AgentId, Epoch, JobId, StageId, TaskToken
 from starloom.dag.job import JobState
-from starloom.dag.kinds import Cost, KindCatalog, KindSpec, Param
+from starloom.dag.kinds import Cost, CostParams, KindCatalog, KindSpec, Param
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.stagestate import StageState, StageStatus
 from starloom.dag.values import JOB_STORE, Port, PortType, ValueRef
 from starloom.devices.node import NodeProfile, Target
+from starloom.orchestrator.advice import PlanWanted
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.costs import Costs
 from starloom.orchestrator.effects import Answer, Decision, Patched, Stopped, Submitted
@@ -98,6 +99,13 @@ KINDS = KindCatalog(
             outputs={"value": JSON},
             tier=Tier.EDGE,
             cost=Cost(run_seconds=1.0, load_seconds=4.0),
+        ),
+        KindSpec(
+            name="t.task",
+            variadic_input=JSON,
+            outputs={"value": JSON},
+            params={"seconds": Param(type="number", default=1.0)},
+            cost=Cost(params=CostParams(run_seconds="seconds")),
         ),
         KindSpec(
             name="t.grow",
@@ -248,9 +256,10 @@ def _streamed(assign: Assign) -> dict[str, Consumed]:
 class World:
     """A coordinator, its journal and its fleet, at a virtual time."""
 
-    def __init__(self, *nodes: NodeProfile, delegate: bool = False) -> None:
+    def __init__(self, *nodes: NodeProfile, delegate: bool = False, guided: bool = False) -> None:
         self.now = 100 * SECOND
         self.delegate = delegate
+        self.guided = guided
         #: whether who reads a stream reads it to its end; else in part, and may end before its producer
         self.reads_all = False
         #: every assignment that was sent, and what attempts gave, which agents tell each other
@@ -262,10 +271,12 @@ class World:
         self.agents: dict[str, FakeAgent] = {}
         self.incarnations = 0
         self.request = 0
+        #: plans that were wanted, in order
+        self.plans: list[PlanWanted] = []
         #: stages that were given out, in order
         self.placed: list[tuple[str, str]] = []
         self.watch: Callable[[Decision], None] = lambda decision: None
-        self.coordinator = Coordinator(self.epoch, delegate=delegate)
+        self.coordinator = Coordinator(self.epoch, delegate=delegate, guided=guided)
         self._carry_out(self.coordinator.boot(self.now))
         for profile in nodes:
             self.join(profile)
@@ -284,6 +295,7 @@ class World:
 
     def _carry_out(self, decision: Decision) -> None:
         self.facts.extend(decode_fact(encode_fact(fact)) for fact in decision.facts)
+        self.plans += decision.plans
         for answer in decision.answers:
             assert answer.request not in self.answers, "answered twice"
             self.answers[answer.request] = answer.result
@@ -587,7 +599,7 @@ class World:
     def restart(self, *, hello: bool = True) -> None:
         """The orchestrator dies and another takes over its journal; agents that are there say hello."""
         self.epoch = Epoch(self.epoch + 1)
-        self.coordinator = Coordinator(self.epoch, delegate=self.delegate)
+        self.coordinator = Coordinator(self.epoch, delegate=self.delegate, guided=self.guided)
         self.coordinator.replay(self.facts)
         self._carry_out(self.coordinator.boot(self.now))
         for agent in self.agents.values():

@@ -5,8 +5,9 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
-from tests.orchestrator.onray import CommandLine, until
+from tests.orchestrator.onray import CommandLine, alive, until
 
 from starloom.orchestrator.cli.main import main
 from starloom.orchestrator.statefolder import ClusterRecord, holder, prepare, read_cluster
@@ -25,11 +26,19 @@ outputs: {value: pass.value}
 """
 
 
+PLANNER = "starloom.orchestrator.planningprocess"
+
+
 @pytest.fixture
 def cluster_file(tmp_path: Path) -> str:
     path = tmp_path / "cluster.yaml"
     path.write_text(TWO_NODES)
     return str(path)
+
+
+def planners(command_line: CommandLine) -> list[psutil.Process]:
+    """The planners' processes."""
+    return [process for process in command_line.processes if PLANNER in process.cmdline()]
 
 
 class TestWithoutCluster:
@@ -97,6 +106,7 @@ class TestOnRay:
         assert record is not None
         assert told["orchestrator"]["address"] == record.address
         assert told["orchestrator"]["pid"] == record.orchestrator_pid
+        assert not planners(command_line)
 
         again = command_line.run("up", cluster_file)
         assert again.returncode == 2
@@ -165,6 +175,23 @@ class TestOnRay:
         assert (after.address, after.pid) == (before.address, before.pid)
         told = json.loads(command_line.run("nodes", "--json").stdout)
         assert told["orchestrator"] == {"pid": after.orchestrator_pid, "address": before.address, "epoch": 2}
+        down = command_line.run("down")
+        assert down.returncode == 0, down.stderr
+        assert command_line.processes == []
+
+    @pytest.mark.parametrize("host", ["process", "actor"])
+    def test_the_planner_dies_with_a_killed_orchestrator_and_comes_again_with_the_next(
+        self, command_line: CommandLine, cluster_file: str, host: str
+    ) -> None:
+        up = command_line.run("up", cluster_file, "--orchestrator", host, "--planner", "live", "--json")
+        assert up.returncode == 0, up.stderr
+        [first] = until(lambda: planners(command_line))
+        record = read_cluster(command_line.folder)
+        assert record is not None
+        os.kill(record.orchestrator_pid, signal.SIGKILL)
+        until(lambda: not alive(first))
+        [second] = until(lambda: planners(command_line))
+        assert second.pid != first.pid
         down = command_line.run("down")
         assert down.returncode == 0, down.stderr
         assert command_line.processes == []

@@ -11,6 +11,7 @@ from starloom.dag.privacy import NO_LABELS
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.effects import Decision
 from starloom.orchestrator.inputs import Input
+from starloom.orchestrator.placement import Candidate
 
 
 class PlacesAnywhere(Coordinator):
@@ -59,3 +60,19 @@ class LabelsOnce(Coordinator):
     def __init__(self, epoch: Epoch) -> None:
         super().__init__(epoch)
         self._changing.relabel = lambda run: None  # type: ignore[method-assign]
+
+
+class FollowsAnywhere(Coordinator):
+    """Where a plan has a stage it may run."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        super().__init__(epoch, guided=True)
+        plain = self._lanes.candidates
+
+        def candidates(lane: Any, run: Any, stage: Any) -> Sequence[Candidate]:
+            found = plain(lane, run, stage)
+            advice = run.guide.places.get(stage) if run.guide is not None else None
+            member = self._state.fleet.members.get(advice.node) if advice is not None else None
+            return [*found, Candidate(member, "cpu")] if member is not None else found
+
+        self._lanes.candidates = candidates  # type: ignore[method-assign]

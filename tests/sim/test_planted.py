@@ -60,8 +60,10 @@ WHOLE = "a patch is visible entirely or not at all"
 REVOKED = "a revoked token is never sent again and never commits"
 GROWN = "a result and its growth are one"
 PRIVATE = "private data stays on its tiers"
+STANDS = "stages stand where they may"
 SETTLES = "a patch settles or is refused within its deadline"
 
+FOLLOWS_ANYWHERE = Parts(coordinator=planted_privacy.FollowsAnywhere)
 BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("takes cycles", Parts(coordinator=planted.TakesCycles), "acyclic", 1, ALL_FAULTS),
     ("tells twice", Parts(coordinator=planted.TellsTwice), "one commit", 1, ALL_FAULTS),
@@ -236,6 +238,8 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
     ("tells privately", Parts(coordinator=planted_privacy.TellsPrivately), PRIVATE, 10, ALL_FAULTS),
     ("labels once", Parts(coordinator=planted_privacy.LabelsOnce), PRIVATE, 40, PATCHES),
     ("tries a worse one", Parts(coordinator=planted_variants.TriesAWorseOne), "variants are kept", 20, ALL_FAULTS),
+    ("follows anywhere", FOLLOWS_ANYWHERE, STANDS, 20, ALL_FAULTS),
+    ("follows private data anywhere", FOLLOWS_ANYWHERE, PRIVATE, 80, ALL_FAULTS),
     ("forgets what grew", Parts(coordinator=planted_growth.ForgetsWhatGrew), "every job ends", 60, ALL_FAULTS),
 ]
 
@@ -244,7 +248,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
 def test_a_planted_bug_is_found(parts: Parts, name: str, seeds: int, plan: FaultPlan) -> None:
     found: set[str] = set()
     for seed in range(1, seeds + 1):
-        world = World(seed, Setup(nodes=5, stages=15, jobs=2, plan=plan), parts)
+        world = World(seed, Setup(nodes=5, stages=15, jobs=2, plan=plan, advised=parts is FOLLOWS_ANYWHERE), parts)
         run_to_its_end(world)
         found.update(violation.property for violation in world.judge.violations)
         if name in found:

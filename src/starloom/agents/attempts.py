@@ -1,9 +1,12 @@
 """An attempt as the agent's core keeps it, and how far it is."""
 
 from enum import Enum, auto
+from typing import Final
 
 from starloom.agents.messages import Assign, Report, Revoked, WasCancelled
 from starloom.dag.ids import TaskToken
+
+_NANOS: Final = 1e9
 
 
 class Phase(Enum):
@@ -26,6 +29,7 @@ class Attempt:
         "ahead",
         "assign",
         "cancelled",
+        "due",
         "fetching",
         "order",
         "phase",
@@ -39,6 +43,8 @@ class Attempt:
         self.assign = assign
         self.accepted = accepted
         self.order = order
+        #: as when it counts as having come
+        self.due = accepted + round(assign.after_seconds * _NANOS)
         self.phase = Phase.WAITING
         #: when the phase began, where that matters
         self.since = accepted
@@ -61,6 +67,6 @@ class Attempt:
         return Revoked(task=task) if self.revoked else WasCancelled(task=task)
 
     @property
-    def rank(self) -> tuple[int, int]:
+    def rank(self) -> tuple[int, int, int]:
         """What is lower comes first."""
-        return -self.assign.priority, self.order
+        return -self.assign.priority, self.due, self.order

@@ -12,7 +12,7 @@ from starloom.dag import limits
 from starloom.dag.ids import TaskToken
 from starloom.dag.kinds import Batch
 
-_Queue = list[tuple[tuple[int, int], TaskToken]]
+_Queue = list[tuple[tuple[int, int, int], TaskToken]]
 
 
 class Lines:

@@ -71,7 +71,8 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     `inputs` are values that are there, `awaits` attempts that give the others. `readers` are the downstreams of
     stream outputs. `publish` names the ports whose
     bytes also go to the job store. `comparisons`, of this stage's outputs, are evaluated where the values are. `private`:
-    what it gives is, and stays with the agent however small it is, but for what is to be published.
+    what it gives is, and stays with the agent however small it is, but for what is to be published. `after_seconds`: among
+    those of its priority it counts as one that comes so much later, or earlier where it is below 0; so far a plan has it start.
     """
 
     task: TaskToken
@@ -83,6 +84,7 @@ class Assign(msgspec.Struct, frozen=True, kw_only=True):
     target: str = "cpu"
     timeout_seconds: float = 0.0
     priority: int = 0
+    after_seconds: float = 0.0
     publish: tuple[str, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     private: bool = False

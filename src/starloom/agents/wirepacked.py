@@ -49,6 +49,9 @@ def assign_from_wire(message: pb.Assign, place: str) -> Assign:
         raise refusal(
             f"{place}.timeout_seconds", f"is {assign.timeout_seconds}, not 0 to {limits.DURATION_SECONDS_MAX}"
         )
+    if not abs(assign.after_seconds) <= limits.PLAN_ORDER_SECONDS_MAX:
+        bounds = f"-{limits.PLAN_ORDER_SECONDS_MAX} to {limits.PLAN_ORDER_SECONDS_MAX}"
+        raise refusal(f"{place}.after_seconds", f"is {assign.after_seconds}, not {bounds}")
     _check_task(assign.task, place)
     _check_inputs(assign.inputs, place)
     for number, awaited in enumerate(assign.awaits):

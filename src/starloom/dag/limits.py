@@ -265,6 +265,50 @@ PLAN_DEVIATION: Final = 0.2
 """Standard deviation of a run's seconds as a share of them, where none was measured."""
 PLAN_ROUNDS: Final = 300
 """Rounds of a job that comes again and again that are simulated: 240 of them count, so that twelve are above the 95th percentile."""
+PLAN_LIVE_STAGES_MIN: Final = 3
+PLAN_LIVE_STAGES_MAX: Final = 1_000
+"""Stages of a job that is planned while it runs."""
+PLAN_LIVE_CELLS_MAX: Final = 50_000
+"""Stages times nodes of a job that is planned while it runs."""
+PLAN_LIVE_WORK_SECONDS_MIN: Final = 1.0
+"""What the stages of a job are expected to take in all, if a plan is to be worth its making."""
+PLAN_LIVE_BUDGET_SECONDS: Final = 0.05
+"""How long local search may look, for a job that runs."""
+PLAN_EVERY_SECONDS: Final = 1.0
+"""A job is planned no more often, and after a restart no earlier."""
+PLAN_FIRST_WAITS_SECONDS: Final = 0.25
+"""For so long a new job's stages do not go ahead of their upstreams, nor stand in line for a slot, so that its plan may come first."""
+PLAN_FIRST_WORK_SECONDS_MIN: Final = 20 * PLAN_FIRST_WAITS_SECONDS
+"""What the stages of such a job are expected to take in all. Of a shorter one the wait would be more than a plan may save."""
+PLAN_KNOWN_SHARE: Final = 0.5
+"""Of the places of a job's kinds, weighed by their stages: where less is known of how long they run there, no plan is worth more than a look at each stage."""
+PLAN_ORDER_SECONDS_MAX: Final = 60.0
+"""By so much a stage may come before, or behind, what its node was given at the same time, for the order of its plan."""
+PLAN_ANSWER_SECONDS: Final = 30.0
+"""After which a plan that was asked for is taken to be lost, and a planner that is at it to hang: it is killed."""
+PLAN_AGAIN_SECONDS: Final = 2.0
+"""So long after there was no planner to make a plan it is asked for again."""
+PLAN_SECONDS_MAX: Final = 1e8
+"""A plan that has a stage start or end further off is none: three years."""
+PLAN_MOVE_SECONDS: Final = 0.01
+"""What it counts that a stage which waits is planned elsewhere than before."""
+PLAN_DRIFT_SECONDS: Final = 0.1
+PLAN_DRIFT_SHARE: Final = 0.1
+"""Of a plan's makespan: a stage that ends earlier or later than planned by both is a reason to plan anew."""
+PLAN_ASIDE_SECONDS: Final = 0.2
+PLAN_ASIDE_SHARE: Final = 0.25
+"""Of a plan's makespan: a stage stands aside of its plan where it would end later than another place ends it, and than planned, by both together."""
+PLANS_ASKED_MAX: Final = 8
+"""Jobs of which a plan is asked for at one time; the planner makes one after the other, and the others' would be old."""
+PLANS_TOLD_MAX: Final = 100
+"""Ended jobs of which it is known what their plans had predicted, and which stages stood where by them."""
+PLANNER_READY_SECONDS: Final = 600.0
+"""Within which a planner's process says that it is ready, or is killed: the first in a checkout compiles itself, behind all else."""
+PLANNER_AGAIN_FIRST_SECONDS: Final = 1.0
+PLANNER_AGAIN_LAST_SECONDS: Final = 300.0
+"""After a planner's process has died or was killed another is started this much later, twice as much each time in a row."""
+PLANNER_FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of what a planner's process is told or tells at once; one that announces more talks nonsense."""
 CLUSTER_READY_SECONDS: Final = 120.0
 STOP_GRACE_SECONDS: Final = 10.0
 DOWN_SECONDS: Final = 45.0

@@ -20,20 +20,21 @@ _LOOK_SECONDS = 0.05
 class OrchestratorConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`folder` is where the state lies, `token_file` a path: the token that every call has to carry.
 
-    `faults_allowed`: whoever has it may make things go wrong.
+    `faults_allowed`: whoever has it may make things go wrong. `plans_live`: jobs that run are planned as a whole.
     """
 
     folder: str
     token_file: str
     name: str = "orchestrator"
     faults_allowed: bool = False
+    plans_live: bool = False
 
 
 class OrchestratorGuest:
     """One orchestrator; `start` and `run` are called once each, in this order."""
 
     def __init__(self, config: OrchestratorConfig) -> None:
-        self._faults_allowed = config.faults_allowed
+        self._config = config
         self._folder = Path(config.folder)
         self._token_file = Path(config.token_file)
         self._told = asyncio.Event()
@@ -51,7 +52,13 @@ class OrchestratorGuest:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limits.RESTART_FOLDER_SECONDS
         while True:
-            self._orchestrator = Orchestrator(self._folder, port=port, token=token, faults_allowed=self._faults_allowed)
+            self._orchestrator = Orchestrator(
+                self._folder,
+                port=port,
+                token=token,
+                faults_allowed=self._config.faults_allowed,
+                plans_live=self._config.plans_live,
+            )
             try:
                 serving = await start(self._orchestrator)
                 break

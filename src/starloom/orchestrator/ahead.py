@@ -6,7 +6,7 @@ where one is forgotten: it becomes ready when its upstreams have ended.
 """
 
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Final
 
 from starloom.dag.ids import StageId
@@ -63,6 +63,17 @@ class Ahead:
             if not self._serve_one(entry, place):
                 left.append(entry)
         self._waiting = left
+
+    def look_again(self, run: Run) -> None:
+        """What of a job was put off for a time is looked at now: what it was put off for is no reason any more."""
+        mine = [entry for entry in self._later if entry[2] is run]
+        if not mine:
+            return
+        self._later = [entry for entry in self._later if entry[2] is not run]
+        heapify(self._later)
+        self._fresh = True
+        for _, _, _, stage in mine:
+            self._push(run, stage)
 
     def _push(self, run: Run, stage: StageId) -> None:
         self._seq += 1

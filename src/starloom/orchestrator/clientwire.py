@@ -46,6 +46,7 @@ def job_from_wire(message: pb.Job) -> JobInfo:
         cause=message.cause,
         stuck=message.stuck,
         degraded=tuple(message.degraded),
+        plan=message.plan,
         outputs={name: wire.ref_from_wire(message.outputs[name], f"outputs.{name}") for name in names},
         stages=tuple(map(_stage_from_wire, message.stages)),
         submitted_unix_nanos=message.submitted_unix_nanos,
@@ -87,6 +88,7 @@ def _stage_from_wire(message: pb.StageState) -> StageInfo:
         private=message.private,
         variant=message.variant,
         degraded=message.degraded,
+        planned=message.planned,
         seconds=Timing(
             queue=timing.queue_seconds,
             transfer=timing.transfer_seconds,

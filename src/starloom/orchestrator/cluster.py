@@ -58,7 +58,8 @@ class EmbeddedCluster:
     `orchestrator` says where that runs, and `patience` how often its supervisor starts it again. `models_root` is the folder
     of the model store, the user's unless given, and `profiles_root` that of what agents have measured of this machine. Each
     agent computes with `threads` threads: they share one machine. Unless `load_ahead`, models are loaded by the stages that need them alone.
-    With `faults_allowed`, whoever has the token may make things go wrong. After `start`: `address` and `token` for clients,
+    With `faults_allowed`, whoever has the token may make things go wrong. With `plans_live`, jobs that run are planned as a
+    whole, and their stages go where the plan has them, within what they may. After `start`: `address` and `token` for clients,
     `info` on the nodes, and `start_up`, what the start took. A process holds one at a time, as Ray has it.
     """
 
@@ -74,8 +75,10 @@ class EmbeddedCluster:
         threads: int = 1,
         load_ahead: bool = True,
         faults_allowed: bool = False,
+        plans_live: bool = False,
     ) -> None:
         self.spec = spec
+        self._plans_live = plans_live
         self._faults_allowed = faults_allowed
         self.folder = folder
         self.address = ""
@@ -170,11 +173,15 @@ class EmbeddedCluster:
         token_file = self.folder / statefolder.TOKEN_NAME
         if self._in_actor:
             config = OrchestratorConfig(
-                folder=str(self.folder), token_file=str(token_file), faults_allowed=self._faults_allowed
+                folder=str(self.folder),
+                token_file=str(token_file),
+                faults_allowed=self._faults_allowed,
+                plans_live=self._plans_live,
             )
             return ActorSupervisor(self._ray, config, on_serving)
         logs = self.folder / statefolder.LOGS_NAME
-        command = (*MODULE, "--faults-allowed") if self._faults_allowed else MODULE
+        said = {"--faults-allowed": self._faults_allowed, "--plans-live": self._plans_live}
+        command = (*MODULE, *(option for option, given in said.items() if given))
         return Supervisor(
             self.folder, token_file, logs, on_serving=on_serving, command=command, patience=self._patience
         )

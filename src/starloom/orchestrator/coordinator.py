@@ -15,7 +15,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     growing      what results add to their jobs       endings    how jobs end
     deadlines    the ends of what has had its time    stragglers copies of what runs too long
     replicas     results on other nodes as well       watchdog   the ends of what cannot go on
-    streaming    stages that stream into each other
+    streaming    stages that stream into each other        guiding     plans of jobs, as advice on places
 """
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence
@@ -29,6 +29,7 @@ from starloom.dag.kinds import KindCatalog
 from starloom.dag.privacy import Labels, labels_in
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.admission import Admission
+from starloom.orchestrator.advice import Planned
 from starloom.orchestrator.ahead import Ahead
 from starloom.orchestrator.changing import Changing
 from starloom.orchestrator.clocks import Clocks
@@ -38,6 +39,7 @@ from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.effects import Decision, Stopped
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.growing import Growing
+from starloom.orchestrator.guiding import Guiding
 from starloom.orchestrator.inputs import (
     AgentGoodbye,
     AgentHeartbeat,
@@ -69,10 +71,13 @@ from starloom.orchestrator.watchdog import Watchdog
 class Coordinator:
     """One orchestrator's decisions, from its start on. `epoch` is the number of that start.
 
-    `delegate`: stages are given out ahead of upstreams that are under way.
+    `delegate`: stages are given out ahead of upstreams that are under way. `guided`: plans are asked for, in
+    `Decision.plans`, and those that come are weighed.
     """
 
-    def __init__(self, epoch: Epoch, planner: Planner | None = None, *, delegate: bool = True) -> None:
+    def __init__(
+        self, epoch: Epoch, planner: Planner | None = None, *, delegate: bool = True, guided: bool = False
+    ) -> None:
         self.epoch = epoch
         self._state = State(planner or EarliestFinish())
         self._ledger = Ledger(self._state, epoch)
@@ -93,6 +98,7 @@ class Coordinator:
         self._resolving = Resolving(self._state, self._ledger, self._endings, self._settler, self._dispatcher)
         self._watchdog = Watchdog(self._state, self._ledger, self._lanes, self._endings)
         self._stragglers = Stragglers(self._state, self._ledger, self._endings, self._dispatcher)
+        self._guiding = Guiding(self._state, self._ledger, self._endings, ahead, self._waits, self._settler, on=guided)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._replicas = Replicas(self._state, self._ledger, self._endings)
         self._changing = Changing(self._state, self._ledger, self._lanes, self._endings, self._settler)
@@ -137,6 +143,7 @@ class Coordinator:
             except Exception as error:
                 self._endings.contain(job.id, "its resumption after a restart", error)
         self._replicas.boot()
+        self._guiding.boot()
         self._advance()
         return self._ledger.decision
 
@@ -164,6 +171,7 @@ class Coordinator:
             self._stragglers,
             self._replicas,
             self._watchdog,
+            self._guiding,
         )
         due = (part.next_time for part in parts)
         return min((time for time in due if time is not None), default=None)
@@ -214,6 +222,13 @@ class Coordinator:
         run = self._endings.runs.get(job)
         return run.labels if run is not None else labels_in(self.find(job).shape, self.kinds)[0]
 
+    def planned(self, job: JobId, stage: StageId | None = None) -> str:
+        """The plan of a job in a line, or where it has one of its stages, and how old it is; empty without one.
+
+        Of a job that has ended: what its plan had said, and what came, as long as this process knows.
+        """
+        return self._guiding.told(job) if stage is None else self._guiding.of_stage(job, stage)
+
     def stuck(self, job: JobId) -> str:
         """Why no stage of a job can go on, and when it fails for that; empty if one can, or it has ended."""
         return self._watchdog.stuck(job)
@@ -239,6 +254,8 @@ class Coordinator:
                     self._replicas.hello(given.agent)
             case AgentGoodbye():
                 self._membership.goodbye(given)
+            case Planned():
+                self._guiding.take(given)
             case Tick():
                 pass
 
@@ -256,6 +273,7 @@ class Coordinator:
         self._patching.settle()
         self._changing.renew(self._endings.runs.values())
         self._streaming.renew()
+        self._guiding.look()
         self._dispatcher.run()
         while self._streaming.run(self._dispatcher.follow):
             self._dispatcher.run()
@@ -263,6 +281,12 @@ class Coordinator:
         self._stragglers.look()
         self._watchdog.look()
         self._replicas.run()
+        self._guiding.look()
+        if self._guiding.ask():
+            self._settler.drain()
+            self._dispatcher.run()
+            self._delegation.run()
+            self._guiding.look()
 
     def _cancel(self, given: CancelJob) -> None:
         try:

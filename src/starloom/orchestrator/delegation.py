@@ -61,6 +61,8 @@ class Delegation:
         job, now = run.job, self._ledger.now
         if name in run.held or name in run.waits or name in run.unsettled:
             return None
+        if run.guide is not None and (until := run.guide.awaited_until(now)) is not None:
+            return until
         awaited = self._awaited(run, name)
         if not awaited or _peers(awaited) > limits.DELEGATED_PEERS_MAX:
             # Each of several would tell it by a message of its own, where the orchestrator does by one.
@@ -76,7 +78,16 @@ class Delegation:
         moves = [*moves_of(fed, holders), *(Move(0, maker) for maker in {each.maker: None for each in awaited})]
         avoid = run.avoid.get(name, ())
         told = told_seconds(self._dispatcher.spec_of(run, name), lane.spec)
-        want = Want(job.id, name, lane.spec, moves, avoid, max(0, after) / NANOS, told=told)
+        want = Want(
+            job.id,
+            name,
+            lane.spec,
+            moves,
+            avoid,
+            max(0, after) / NANOS,
+            told=told,
+            advised=run.guide.advised(name, now) if run.guide is not None else None,
+        )
         choice = self._planner.choose(want, candidates)
         if choice is None:
             return NO_ROOM

@@ -48,6 +48,7 @@ async def job_info(coordinator: Coordinator, job: JobState, times: JobTimes | No
         constellation_revision=shown,
         patches=patches,
         stuck=coordinator.stuck(job.id),
+        plan=coordinator.planned(job.id),
     )
 
 
@@ -114,6 +115,7 @@ def _stage_info(
         private=private,
         variant=stage.variant,
         degraded=stage.degraded,
+        planned=coordinator.planned(job.id, stage.spec.id),
         seconds=stage.timing,
         figures=dict(stage.figures),
     )

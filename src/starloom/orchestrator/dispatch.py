@@ -22,7 +22,7 @@ from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_o
 from starloom.orchestrator.placement import Candidate, Choice, Move, Planner, Want
 from starloom.orchestrator.relays import relayed
 from starloom.orchestrator.replicas import nearest
-from starloom.orchestrator.runs import Run, Waits
+from starloom.orchestrator.runs import PLAN_AWAITED, Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.streams import pending
@@ -145,14 +145,33 @@ class Dispatcher:
             moves = [*moves, *(Move(0, self._fleet.members[agent]) for agent in producers)]
         avoid = run.avoid.get(name, ())
         told = told_seconds(self._lanes.spec_of(run, name), lane.spec)
-        want = Want(job.id, name, lane.spec, moves, avoid, anyway=anyway, told=told)
+        want = Want(
+            job.id,
+            name,
+            lane.spec,
+            moves,
+            avoid,
+            anyway=anyway,
+            told=told,
+            advised=run.guide.advised(name, self._ledger.now) if run.guide is not None else None,
+        )
         choice = self._planner.choose(want, candidates)
         if choice is None:
             return False
         member = choice.candidate.member
+        if not anyway and self._awaits_plan(run, name, member):
+            return True
         inputs = [input_of(run, item, holders, member) for item in fed if item.port not in streamed]
         awaits = run.streams.awaits(job, name, holders, self._fleet) if streamed else ()
         self.assign(lane, run, name, inputs, choice, awaits=awaits)
+        return True
+
+    def _awaits_plan(self, run: Run, name: StageId, member: Member) -> bool:
+        """Has a stage that would only stand in line wait for its job's first plan, which may have it elsewhere."""
+        until = run.guide.awaited_until(self._ledger.now) if run.guide is not None else None
+        if until is None or member.in_hand < member.slots:
+            return False
+        self._waits.until(run, name, until, PLAN_AWAITED)
         return True
 
     def _has_inputs(self, lane: Lane, run: Run, name: StageId, there: set[str]) -> bool:
@@ -226,6 +245,8 @@ class Dispatcher:
         member = candidate.member
         token = self._ledger.next_token(stage)
         task = TaskToken(job.id, name, token)
+        if run.guide is not None and not copy:
+            run.guide.placed(name, choice.aside, self._ledger.now)
         self._ledger.record(
             StagePlaced(
                 job=job.id,
@@ -253,6 +274,7 @@ class Dispatcher:
                 target=candidate.target,
                 timeout_seconds=stage.spec.policy.timeout_seconds,
                 priority=job.options.priority,
+                after_seconds=run.guide.after_seconds(name, self._ledger.now) if run.guide is not None else 0.0,
                 publish=run.to_publish(name),
                 comparisons=comparisons_of(job, name),
                 readers=run.streams.readers(job, name),

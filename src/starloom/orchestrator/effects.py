@@ -8,6 +8,7 @@ from starloom.agents.messages import Command
 from starloom.dag.errors import StarloomError
 from starloom.dag.facts import Fact, JobStatus
 from starloom.dag.ids import AgentId, JobId, Revision
+from starloom.orchestrator.advice import PlanWanted
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,9 +59,11 @@ class Decision:
     3. `answers` go to clients, and the facts are published as events;
     4. `commands` are sent to agents, in order.
 
-    If 1 fails, the process ends, and nothing below has happened.
+    If 1 fails, the process ends, and nothing below has happened. `plans` are wanted at any time, and not waited for; what
+    comes of them is an input, or never comes.
     """
 
     facts: list[Fact] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     commands: list[tuple[AgentId, Command]] = field(default_factory=list)
+    plans: list[PlanWanted] = field(default_factory=list)

@@ -23,6 +23,7 @@ from starloom.dag.errors import StarloomError, Unavailable
 from starloom.dag.facts import AgentLost, Fact, JobEnded
 from starloom.dag.ids import AgentId, JobId
 from starloom.orchestrator import snapshots
+from starloom.orchestrator.advice import Planned
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.effects import Answer, Decision, Result
 from starloom.orchestrator.events import EventLog
@@ -31,6 +32,7 @@ from starloom.orchestrator.jobstore import JobStore
 from starloom.orchestrator.journal import Journal
 from starloom.orchestrator.kept import KeptJobs
 from starloom.orchestrator.onethread import OneThread
+from starloom.orchestrator.planningservice import PlanningService
 from starloom.orchestrator.records import Record
 from starloom.orchestrator.snapshotting import Snapshotting
 from starloom.orchestrator.stalls import Stalls
@@ -59,9 +61,14 @@ class Outlets:
 
 
 class Engine:
-    """One coordinator on one journal. For one event loop; `failed` ends with the error that ended the loop."""
+    """One coordinator on one journal. For one event loop; `failed` ends with the error that ended the loop.
 
-    def __init__(self, journal: Journal, store: JobStore, coordinator: Coordinator) -> None:
+    `plans_live`: the plans that the coordinator wants are made.
+    """
+
+    def __init__(
+        self, journal: Journal, store: JobStore, coordinator: Coordinator, *, plans_live: bool = False
+    ) -> None:
         self.coordinator = coordinator
         self.kept = KeptJobs()
         self._journal = journal
@@ -73,6 +80,7 @@ class Engine:
         self._stalls = Stalls()
         self._writing = OneThread("journal")
         self._reading = ThreadPoolExecutor(1, "journal-read")
+        self._planning = PlanningService(self._planned, self._is_open) if plans_live else None
         self._inbox: deque[tuple[Input, Done | None]] = deque()
         self._undone: deque[tuple[Decision, list[Done]]] = deque()
         self._answers: dict[int, asyncio.Future[Result]] = {}
@@ -98,6 +106,8 @@ class Engine:
         await self._loop.run_in_executor(self._reading, self._store.adopt, self.kept.digests)
         self._sweep()
         self._check_later()
+        if self._planning is not None:
+            self._planning.start()
         self._put(self.coordinator.boot(time.monotonic_ns()), [])
         self._arm()
         await self.settled()
@@ -105,6 +115,8 @@ class Engine:
     async def stop(self) -> None:
         """Decides and carries out what has come, then ends. What clients still wait for ends as Unavailable."""
         self._stopping = True
+        if self._planning is not None:
+            await asyncio.to_thread(self._planning.close)
         while self._inbox and not self.failed.done():
             self._decide()
         for handle in (self._alarm, self._sweeping, self._checking, self._deciding):
@@ -343,6 +355,18 @@ class Engine:
         for fact in decision.facts:
             if isinstance(fact, AgentLost):
                 self._outlets.lost(fact.agent, fact.incarnation)
+        if self._planning is not None:
+            for wanted in decision.plans:
+                self._planning.want(wanted)
+
+    def _planned(self, planned: Planned) -> None:
+        """In the planning thread; a loop that is closed has nobody who waits."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self.post, planned)
+
+    def _is_open(self, job: JobId) -> bool:
+        state = self.coordinator.jobs.get(job)
+        return state is not None and not state.ended
 
     def _fail(self, error: Exception) -> None:
         if not self.failed.done():

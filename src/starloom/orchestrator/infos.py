@@ -22,7 +22,7 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     are `name@version`. `reason`: the last error, why it was skipped, or what it waits for. `grown_by`: the
     stage whose result added it. `private`: why what it reads or gives may not be everywhere, and which nodes may not
     have it for that. `variant`: in which it runs or ran, of a stage that has several, and `degraded` the one before it, if
-    no node could run that any more. `seconds` are those of the attempt that gave the result, and `figures`
+    no node could run that any more. `planned`: where a plan has it, and why it is elsewhere, if it is. `seconds` are those of the attempt that gave the result, and `figures`
     what that one measured of itself, by names that tell the unit.
     """
 
@@ -41,6 +41,7 @@ class StageInfo(msgspec.Struct, frozen=True, kw_only=True):
     private: str = ""
     variant: str = ""
     degraded: str = ""
+    planned: str = ""
     seconds: Timing = Timing()
     figures: dict[str, float] = {}
 
@@ -62,7 +63,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     `error` says why it failed, and `cause` is the class of that error, or both are empty. `stuck`: why no stage of it can
     go on, while that is so; not in a list. `degraded`: the stages that run in other variants than they did at first, in a
-    sentence each. `outputs` are the declared ones that are there so far.
+    sentence each. `plan`: when all ends by its plan, or, of one that has ended, what its plan had
+    said beside what it took; not in a list. `outputs` are the declared ones that are there so far.
     Times are unix nanoseconds; `ended_unix_nanos` is 0 while it runs. A list of jobs leaves out
     `stages`, `constellation`, which is that of `constellation_revision`, and `patches`.
     """
@@ -76,6 +78,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     cause: str = ""
     stuck: str = ""
     degraded: tuple[str, ...] = ()
+    plan: str = ""
     outputs: dict[str, ValueRef] = {}
     stages: tuple[StageInfo, ...] = ()
     submitted_unix_nanos: int = 0

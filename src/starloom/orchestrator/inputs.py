@@ -10,6 +10,7 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Patch
 from starloom.dag.values import ValueRef
 from starloom.devices.node import NodeProfile
+from starloom.orchestrator.advice import Planned
 
 
 class Submit(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,4 +89,4 @@ class Tick(msgspec.Struct, frozen=True):
     """Nothing but the passing of time: leases lapse and back-offs end."""
 
 
-Input = Submit | CancelJob | PatchJob | AgentHello | AgentHeartbeat | AgentReports | AgentGoodbye | Tick
+Input = Submit | CancelJob | PatchJob | AgentHello | AgentHeartbeat | AgentReports | AgentGoodbye | Planned | Tick

@@ -10,7 +10,8 @@ from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.devices.links import STORE_TIER, link
 from starloom.devices.node import Measured
-from starloom.orchestrator.costs import Costs
+from starloom.orchestrator.advice import Advised
+from starloom.orchestrator.costs import Costs, Source
 from starloom.orchestrator.fleet import Member
 
 
@@ -39,7 +40,8 @@ class Want(NamedTuple):
     """One stage, as placement sees it. `avoid`: nodes that could not reach its inputs, or were lost with it.
 
     `anyway`: it goes to a node that is there, whatever that has. `ahead`: the seconds after which its upstreams are expected to have ended, for one that is placed ahead of them;
-    None for one that is ready. `told`: the seconds that its parameters tell, if they do.
+    None for one that is ready. `told`: the seconds of its run by its parameters; None where they do not tell. `advised`: where
+    a plan has it, which is weighed if that is among the candidates.
     """
 
     job: JobId
@@ -50,14 +52,23 @@ class Want(NamedTuple):
     ahead: float | None = None
     anyway: bool = False
     told: float | None = None
+    advised: Advised | None = None
 
 
 class Choice(NamedTuple):
-    """Where the stage goes, the seconds that it is expected to keep a slot there, and those until it has ended."""
+    """Where the stage goes, the seconds that it is expected to keep a slot there, and those until it has ended.
+
+    `aside`: why that is not where it was advised, as a clause; empty if it is.
+    """
 
     candidate: Candidate
     seconds: float
     finish: float = 0.0
+    aside: str = ""
+
+
+Key = tuple[int, float, int]
+"""How places compare: whether one is to be avoided or is on another tier, when it ends the stage, what it has in hand."""
 
 
 class Planner(Protocol):
@@ -69,6 +80,10 @@ class Planner(Protocol):
 
     def expected_seconds(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> float:
         """Seconds that a run takes there, as far as is known; `told` as in Want."""
+        ...
+
+    def knows(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> bool:
+        """Whether those seconds were measured there, or are predicted by what the node tells of itself."""
         ...
 
     def meet(self, node: AgentId, measured: Measured | None) -> None:
@@ -85,7 +100,8 @@ class EarliestFinish:
 
     Nodes that could not reach its inputs, or were lost with it, come last. Before others go nodes on the kind's own tier,
     where the stage has no preferences; where it has, an end at a place counts as so much later as they say, and the
-    kind's own tier only decides between equal ones.
+    kind's own tier only decides between equal ones. A place that a plan advises is taken if it is one of those, and as
+    long as no other ends the stage much sooner without the plan having foreseen that.
     Of equal nodes the one with the least in hand is taken, then the first by name: slots of one node share it.
     """
 
@@ -104,11 +120,18 @@ class EarliestFinish:
         """Seconds that a run takes there: measured there, or predicted, or hinted."""
         return self.costs.run_seconds(kind, node, target, told)
 
+    def knows(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> bool:
+        """Whether it ran there, or is predicted to take so long on such a node."""
+        return self.costs.predicted(kind, node, target, told).source in (Source.MEASURED, Source.PREDICTED)
+
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
         """The open candidate that ends the stage soonest; None if no one is open."""
         costs, kind, ahead = self.costs, want.kind, want.ahead
+        advised = want.advised
         best: Candidate | None = None
-        best_key, best_seconds, best_finish = (0, 0.0, 0), 0.0, 0.0
+        planned: Choice | None = None
+        best_key = planned_key = (0, 0.0, 0)
+        best_seconds = best_finish = 0.0
         for candidate in candidates:
             member, target, preferred, counts = candidate
             if not (member.there if want.anyway else member.open if ahead is None else member.open_ahead):
@@ -130,7 +153,31 @@ class EarliestFinish:
             key = (rank, finish + counts, member.in_hand)
             if best is None or key < best_key:
                 best, best_key, best_seconds, best_finish = candidate, key, seconds, finish
-        return Choice(best, best_seconds, best_finish) if best else None
+            if advised is not None and member.name == advised.node and target == advised.target:
+                planned, planned_key = Choice(candidate, seconds, finish), key
+        if best is None:
+            return None
+        choice = Choice(best, best_seconds, best_finish)
+        return choice if advised is None else _guided(advised, planned, planned_key, choice, best_key)
+
+
+def _guided(advised: Advised, planned: Choice | None, planned_key: Key, best: Choice, best_key: Key) -> Choice:
+    """The place that was advised, or the best of all and why it is that.
+
+    What a plan gives away at one stage it means to win at others, so a place that ends a stage later than another does is
+    taken as long as that is when the plan has it ended, or not much later. What is much is a share of the whole plan: what the
+    place has in hand counts as if all of it went first, of which the plan has some go later.
+    """
+    if planned is None:
+        return best._replace(aside="that had no room, or may not have it, when it was placed")
+    if planned_key[0] > best_key[0]:
+        return best._replace(
+            aside="it could not reach its inputs there, was lost with it, or is usually on another tier"
+        )
+    later = planned_key[1] - best_key[1]
+    if later > advised.slack and planned.finish - advised.finish > advised.slack:
+        return best._replace(aside=f"that would have ended it {later:.2f} s later, and later than planned")
+    return planned
 
 
 def _busy_seconds(member: Member) -> float:

@@ -66,7 +66,12 @@ async def _serve(options: argparse.Namespace, token: str) -> None:
         # Nothing is ever written to it: it becomes readable when its other end is closed, if only by SIGKILL.
         loop.add_reader(options.parent_fd, _parent_ended, loop, options.parent_fd, told)
     orchestrator = Orchestrator(
-        options.folder, options.host, options.port, token, faults_allowed=options.faults_allowed
+        options.folder,
+        options.host,
+        options.port,
+        token,
+        faults_allowed=options.faults_allowed,
+        plans_live=options.plans_live,
     )
     announce(options.folder, await start(orchestrator), orchestrator.make_room)
     if options.ready_fd is not None:
@@ -135,6 +140,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--parent-fd", type=int, help="a file descriptor that is readable when this is to end")
     parser.add_argument(
         "--faults-allowed", action="store_true", help="let whoever has the token make things go wrong, for trials"
+    )
+    parser.add_argument(
+        "--plans-live", action="store_true", help="plan jobs that run as a whole, in a process of its own"
     )
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     return parser

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from starloom.agents.messages import Failed, Finished, InputLost
 from starloom.dag.constellation import StageSpec
@@ -21,7 +21,12 @@ from starloom.orchestrator.streams import Streams
 
 if TYPE_CHECKING:
     from starloom.orchestrator.clocks import Clock
+    from starloom.orchestrator.guide import Guide
     from starloom.orchestrator.lanes import Lane
+
+
+PLAN_AWAITED: Final = "for its job's first plan"
+"""Why a stage waits that is to be placed by that."""
 
 
 class BackOff(NamedTuple):
@@ -96,6 +101,8 @@ class Run:
         self.spread: dict[StageId, Apart] = apart_in(job)
         #: those that have variants, each as it is in the one that it has or would have now
         self.taken: dict[StageId, StageSpec] = {}
+        #: the plan that its stages are placed by, if it is worth one
+        self.guide: Guide | None = None
         #: this job's turn among those of its priority
         self.tag = 0
         self.closed = False
@@ -214,6 +221,13 @@ class Waits:
         """The stage waits until a time."""
         run.waits[stage] = BackOff(time, why)
         self._times.put(time, (run, stage))
+
+    def planned(self, run: Run) -> list[StageId]:
+        """The stages that waited for their job's first plan; they wait no longer."""
+        found = [name for name, wait in run.waits.items() if isinstance(wait, BackOff) and wait.why is PLAN_AWAITED]
+        for name in found:
+            del run.waits[name]
+        return found
 
     def for_agents(self, run: Run, stage: StageId, agents: Iterable[AgentId]) -> None:
         """The stage waits until one of the agents is heard of, or lost."""

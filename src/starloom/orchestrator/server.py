@@ -50,13 +50,22 @@ class PortTaken(Conflict):
 class Orchestrator:
     """Serves clients and agents on `host:port` (0: any free port) from `start` to `stop`.
 
-    `token` is what every call has to carry; with `faults_allowed` whoever has it may make things go wrong here. Several in
-    one process need folders of their own.
+    `token` is what every call has to carry; with `faults_allowed` whoever has it may make things go wrong here. With
+    `plans_live` jobs that run are planned as a whole, in a process of its own. Several in one process need folders of
+    their own.
     """
 
     def __init__(
-        self, folder: Path, host: str = "127.0.0.1", port: int = 0, token: str = "", *, faults_allowed: bool = False
+        self,
+        folder: Path,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        token: str = "",
+        *,
+        faults_allowed: bool = False,
+        plans_live: bool = False,
     ) -> None:
+        self._plans_live = plans_live
         self._faults_allowed = faults_allowed
         self._folder = folder
         self._host = host
@@ -107,7 +116,9 @@ class Orchestrator:
         return self._journal is not None and self._journal.make_room()
 
     async def _start(self, journal: Journal, store: JobStore, spools: Spools) -> None:
-        engine = Engine(journal, store, Coordinator(journal.epoch))
+        engine = Engine(
+            journal, store, Coordinator(journal.epoch, guided=self._plans_live), plans_live=self._plans_live
+        )
         hub = Hub(journal.epoch, engine.post)
         engine.failed.add_done_callback(lambda _: hub.close())
         self._hub, self._engine = hub, engine

@@ -46,6 +46,7 @@ def job_to_wire(info: JobInfo) -> pb.Job:
         cause=info.cause,
         stuck=info.stuck,
         degraded=info.degraded,
+        plan=info.plan,
         outputs={name: ref_to_wire(ref) for name, ref in info.outputs.items()},
         stages=[_stage_to_wire(stage) for stage in info.stages],
         submitted_unix_nanos=info.submitted_unix_nanos,
@@ -95,6 +96,7 @@ def _stage_to_wire(stage: StageInfo) -> pb.StageState:
         private=stage.private,
         variant=stage.variant,
         degraded=stage.degraded,
+        planned=stage.planned,
         timing=pb.StageTiming(
             queue_seconds=seconds.queue,
             transfer_seconds=seconds.transfer,

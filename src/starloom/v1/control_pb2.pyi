@@ -93,7 +93,7 @@ class ListJobsResponse(_message.Message):
     def __init__(self, jobs: _Optional[_Iterable[_Union[Job, _Mapping]]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels", "constellation_revision", "patches", "cause", "stuck", "degraded")
+    __slots__ = ("job_id", "key", "name", "status", "revision", "error", "outputs", "stages", "submitted_unix_nanos", "ended_unix_nanos", "constellation_json", "labels", "constellation_revision", "patches", "cause", "stuck", "degraded", "plan")
     class OutputsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class Job(_message.Message):
     CAUSE_FIELD_NUMBER: _ClassVar[int]
     STUCK_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     job_id: str
     key: str
     name: str
@@ -142,7 +143,8 @@ class Job(_message.Message):
     cause: str
     stuck: str
     degraded: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., constellation_revision: _Optional[int] = ..., patches: _Optional[_Iterable[_Union[PatchNote, _Mapping]]] = ..., cause: _Optional[str] = ..., stuck: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ...) -> None: ...
+    plan: str
+    def __init__(self, job_id: _Optional[str] = ..., key: _Optional[str] = ..., name: _Optional[str] = ..., status: _Optional[str] = ..., revision: _Optional[int] = ..., error: _Optional[str] = ..., outputs: _Optional[_Mapping[str, _value_pb2.ValueRef]] = ..., stages: _Optional[_Iterable[_Union[StageState, _Mapping]]] = ..., submitted_unix_nanos: _Optional[int] = ..., ended_unix_nanos: _Optional[int] = ..., constellation_json: _Optional[bytes] = ..., labels: _Optional[_Mapping[str, str]] = ..., constellation_revision: _Optional[int] = ..., patches: _Optional[_Iterable[_Union[PatchNote, _Mapping]]] = ..., cause: _Optional[str] = ..., stuck: _Optional[str] = ..., degraded: _Optional[_Iterable[str]] = ..., plan: _Optional[str] = ...) -> None: ...
 
 class PatchNote(_message.Message):
     __slots__ = ("revision", "principal", "why", "patch_id", "restart", "operations", "changes")
@@ -163,7 +165,7 @@ class PatchNote(_message.Message):
     def __init__(self, revision: _Optional[int] = ..., principal: _Optional[str] = ..., why: _Optional[str] = ..., patch_id: _Optional[str] = ..., restart: _Optional[bool] = ..., operations: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageState(_message.Message):
-    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by", "copies", "private", "variant", "degraded")
+    __slots__ = ("stage", "kind", "status", "node", "tier", "target", "target_emulated", "models", "attempts", "reason", "timing", "figures", "grown_by", "copies", "private", "variant", "degraded", "planned")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -188,6 +190,7 @@ class StageState(_message.Message):
     PRIVATE_FIELD_NUMBER: _ClassVar[int]
     VARIANT_FIELD_NUMBER: _ClassVar[int]
     DEGRADED_FIELD_NUMBER: _ClassVar[int]
+    PLANNED_FIELD_NUMBER: _ClassVar[int]
     stage: str
     kind: str
     status: str
@@ -205,7 +208,8 @@ class StageState(_message.Message):
     private: str
     variant: str
     degraded: str
-    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ..., copies: _Optional[int] = ..., private: _Optional[str] = ..., variant: _Optional[str] = ..., degraded: _Optional[str] = ...) -> None: ...
+    planned: str
+    def __init__(self, stage: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[str] = ..., node: _Optional[str] = ..., tier: _Optional[str] = ..., target: _Optional[str] = ..., target_emulated: _Optional[bool] = ..., models: _Optional[_Iterable[str]] = ..., attempts: _Optional[int] = ..., reason: _Optional[str] = ..., timing: _Optional[_Union[StageTiming, _Mapping]] = ..., figures: _Optional[_Mapping[str, float]] = ..., grown_by: _Optional[str] = ..., copies: _Optional[int] = ..., private: _Optional[str] = ..., variant: _Optional[str] = ..., degraded: _Optional[str] = ..., planned: _Optional[str] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("queue_seconds", "transfer_seconds", "load_seconds", "run_seconds")

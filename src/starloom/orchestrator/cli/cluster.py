@@ -48,6 +48,7 @@ def add_parsers(commands: Commands) -> None:
         default="process",
         help="where it runs: in a process under a supervisor, or in a detached actor that Ray restarts (%(default)s)",
     )
+    demo.add_planner(up)
     _add_faults_allowed(up)
     up.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     add_command(commands, "down", run_down, "stop the cluster that runs on this machine")
@@ -112,7 +113,13 @@ def _hold(spec: "ClusterSpec", folder: Path, args: argparse.Namespace, out: Outp
     ready: int | None = args.ready_fd
     host = OrchestratorHost(args.orchestrator)
     try:
-        with EmbeddedCluster(spec, folder, orchestrator=host, faults_allowed=args.faults_allowed) as cluster:
+        with EmbeddedCluster(
+            spec,
+            folder,
+            orchestrator=host,
+            faults_allowed=args.faults_allowed,
+            plans_live=args.planner == demo.LIVE,
+        ) as cluster:
             assert cluster.info is not None
             row = cluster_row(cluster.info, cluster.address)
             try:
@@ -147,7 +154,7 @@ def _start(args: argparse.Namespace, folder: Path, out: Output) -> int:
     """Starts a process in the background that holds the cluster, and waits until it says that it is there."""
     ready, given = os.pipe()
     command = [sys.executable, "-m", "starloom.orchestrator.cli.main", "up", "--foreground", "--ready-fd", str(given)]
-    command += ["--orchestrator", args.orchestrator]
+    command += ["--orchestrator", args.orchestrator, "--planner", args.planner]
     command += ["--faults-allowed"] if args.faults_allowed else []
     log = folder / statefolder.LOGS_NAME / LOG_NAME
     with statefolder.writing(log):

@@ -14,7 +14,7 @@ from starloom.agents.language.family import LARGEST
 from starloom.dag.errors import InvalidInput, Problem, StarloomError
 from starloom.orchestrator.cli.files import INLINE_TYPES, output_json, save
 from starloom.orchestrator.cli.follow import Progress
-from starloom.orchestrator.cli.output import Commands, Exit, Output, UsageError, add_command, count
+from starloom.orchestrator.cli.output import Commands, Exit, Output, Parser, UsageError, add_command, count
 from starloom.orchestrator.cli.views import cluster_row, stage_row
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from starloom.orchestrator.infos import NodeInfo
 
 ANSWER_NAME: Final = "answer.wav"
+LIVE: Final = "live"
 ROUNDS: Final = 5
 """How often the warm job is run: a machine does other things as well, and a single run tells more of them."""
 NEEDED: Final = ("ray", "psutil", "onnxruntime", "cv2", "soundfile", "soxr", "tokenizers", "hibari")
@@ -50,6 +51,18 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument(
         "--keep", type=Path, metavar="DIR", help="write the spoken answer there, not to a temporary folder"
     )
+    add_planner(parser)
+
+
+def add_planner(parser: Parser) -> None:
+    """Adds --planner."""
+    parser.add_argument(
+        "--planner",
+        choices=("none", LIVE),
+        default="none",
+        help="live: plan each job that runs as a whole, in a process of its own, and place its stages by that; "
+        "none: place each stage when it is ready (%(default)s)",
+    )
 
 
 def run_demo(args: argparse.Namespace, out: Output) -> int:
@@ -67,7 +80,8 @@ def run_demo(args: argparse.Namespace, out: Output) -> int:
     if args.keep is not None:
         make_folder(args.keep)
     with ends_in_order(), tempfile.TemporaryDirectory(prefix="starloom-demo-") as folder:
-        return _Demo(out, inputs, args.language, args.keep, began, work).run(Path(folder) / "cluster")
+        plans_live = args.planner == LIVE
+        return _Demo(out, inputs, args.language, args.keep, began, work, plans_live).run(Path(folder) / "cluster")
 
 
 def _under_faults(file: Path, seed: int | None, language: str, inputs: dict[str, Path]) -> "Work":
@@ -130,7 +144,9 @@ class _Demo:
         keep: Path | None,
         began: float,
         work: "Work | None" = None,
+        plans_live: bool = False,
     ) -> None:
+        self._plans_live = plans_live
         self._out = out
         self._inputs = inputs
         self._language = language
@@ -149,7 +165,8 @@ class _Demo:
         try:
             self._pull_models()
             self._out.note(f"starting a cluster of {len(DEFAULT.nodes)} nodes")
-            with EmbeddedCluster(DEFAULT, folder, faults_allowed=self._work is not None) as cluster:
+            allowed = self._work is not None
+            with EmbeddedCluster(DEFAULT, folder, faults_allowed=allowed, plans_live=self._plans_live) as cluster:
                 self._jobs(cluster)
                 held = self._work is None or self._survives(cluster, self._work)
         except StarloomError as error:

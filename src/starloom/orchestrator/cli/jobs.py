@@ -89,7 +89,12 @@ def add_parsers(commands: Commands) -> None:
     cancel = add_command(commands, "cancel", run_cancel, "stop a job, and wait until nothing of it runs")
     cancel.add_argument("job", metavar="JOB", help="a job's id or key")
     cancel.add_argument("--reason", default="", help="why, for those who look at the job later")
-    explain = add_command(commands, "explain", run_explain, "what stages wait for, and where private data keeps them")
+    explain = add_command(
+        commands,
+        "explain",
+        run_explain,
+        "what stages wait for, where their plan has them, and where private data keeps them",
+    )
     explain.add_argument("job", metavar="JOB", help="a job's id or key")
 
 
@@ -212,6 +217,10 @@ async def _finish(client: "AsyncClient", job: "AsyncJob", out: Output, folder: P
         "outputs": {name: output_json(ref, values.get(name), paths.get(name)) for name, ref in info.outputs.items()},
         "seconds": (info.ended_unix_nanos - info.submitted_unix_nanos) / 1e9,
     }
+    if info.plan:
+        out.text(f"its plan: {info.plan}")
+    if planned := [stage for stage in info.stages if stage.planned]:
+        out.table(("stage", "where its plan has it"), [(stage.name, stage.planned) for stage in planned])
     for name, ref in info.outputs.items():
         out.text(f"{name}: {shorter(output_text(ref, values.get(name), paths.get(name)))}")
     if error := await _end_error(job, info):
@@ -260,6 +269,7 @@ async def _get(client: "AsyncClient", args: argparse.Namespace, out: Output) -> 
         {
             **job_row(info),
             "error": failed,
+            "plan": info.plan,
             "outputs": {name: output_json(ref, values.get(name)) for name, ref in info.outputs.items()},
             "stages": [stage_row(stage) for stage in info.stages],
             "patches": msgspec.to_builtins(info.patches),
@@ -341,6 +351,7 @@ def run_explain(args: argparse.Namespace, out: Output) -> int:
             "status": stage.status,
             "node": stage.node,
             "waits_for": stage.reason,
+            "planned": stage.planned,
             "grown_by": stage.grown_by,
         }
         for stage in waiting
@@ -348,15 +359,19 @@ def run_explain(args: argparse.Namespace, out: Output) -> int:
     private = [stage for stage in info.stages if stage.private]
     kept = [{"stage": each.name, "node": each.node, "tier": each.tier, "why": each.private} for each in private]
     told = {"job": info.id, "status": info.status, "stuck": info.stuck, "degraded": list(info.degraded)}
-    out.json({**told, "stages": rows, "private": kept})
+    out.json({**told, "plan": info.plan, "stages": rows, "private": kept})
     out.text(f"{info.id} is {info.status}; {len(rows)} of {len(info.stages)} stages have not ended")
     if info.stuck:
         out.text(f"it cannot go on: {info.stuck}")
     _tell_degraded(info, out)
+    if info.plan:
+        out.text(f"its plan: {info.plan}")
     out.table(
         ("stage", "status", "node", "waits for", "grown by"),
         [(stage.name, stage.status, stage.node, stage.reason, stage.grown_by) for stage in waiting],
     )
+    if planned := [stage for stage in waiting if stage.planned]:
+        out.table(("stage", "where its plan has it"), [(stage.name, stage.planned) for stage in planned])
     if private:
         out.table(("stage", "tier", "why not elsewhere"), [(each.name, each.tier, each.private) for each in private])
     return Exit.DONE

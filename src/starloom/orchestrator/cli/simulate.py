@@ -17,6 +17,7 @@ JOBS_MAX: Final = 1_000
 SEEDS_MAX: Final = 10_000_000
 TOLD_EVERY: Final = 100
 SHOWN_MAX: Final = 12
+DRAWN: Final = "drawn"
 
 
 def add_parsers(commands: Commands) -> None:
@@ -28,6 +29,12 @@ def add_parsers(commands: Commands) -> None:
     parser.add_argument("--stages", type=count, default=50, help="stages of each job (50)")
     parser.add_argument("--jobs", type=count, default=1, help="jobs (1)")
     parser.add_argument("--faults", default="all", metavar="PLAN", help="all, none, or a plan as YAML or JSON (all)")
+    parser.add_argument(
+        "--planner",
+        choices=("none", DRAWN),
+        default="none",
+        help="drawn: advise placement by plans drawn at random, late, old or impossible; no promise may rest on them (%(default)s)",
+    )
 
 
 def read_plan(name: str) -> "FaultPlan":
@@ -79,7 +86,7 @@ def run_simulate(args: argparse.Namespace, out: Output) -> int:
     _somebody(plan, args.nodes)
     if args.seed is None:
         args.seed = 1 if plan.seed is None else plan.seed
-    setup = Setup(nodes=args.nodes, stages=args.stages, jobs=args.jobs, plan=plan)
+    setup = Setup(nodes=args.nodes, stages=args.stages, jobs=args.jobs, plan=plan, advised=args.planner == DRAWN)
     done = 0
 
     def told(result: "Result") -> None:
@@ -125,7 +132,7 @@ def run_simulate(args: argparse.Namespace, out: Output) -> int:
 def _rows(result: "Result", args: argparse.Namespace) -> list[dict[str, Any]]:
     again = (
         f"starloom simulate --seed {result.seed} --nodes {args.nodes} --stages {args.stages} "
-        f"--jobs {args.jobs} --faults {args.faults}"
+        f"--jobs {args.jobs} --faults {args.faults}" + (f" --planner {DRAWN}" if args.planner == DRAWN else "")
     )
     return [
         {

@@ -34,6 +34,7 @@ def stage_row(stage: "StageInfo") -> dict[str, Any]:
         "private": stage.private,
         "variant": stage.variant,
         "degraded": stage.degraded,
+        "planned": stage.planned,
         "seconds": {
             "queue": seconds.queue,
             "transfer": seconds.transfer,

@@ -17,7 +17,7 @@ from starloom.dag import limits
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.planning import Budget
 from starloom.orchestrator.planner.planning import plan as find
-from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Plan, Problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Plan, Problem
 
 _SLACK: Final = 1e-9
 
@@ -55,12 +55,25 @@ def renew(
     places are kept, if they can be, unless the new plan's objective is better by `least_share` of it. Raises Infeasible.
     """
     left = remaining(problem, plan, event, move_seconds)
-    warm = Plan(plan.place, np.maximum(plan.start - event.now, 0.0), plan.finish, plan.loads, 0.0, 0.0, plan.method)
-    found = find(left, budget, seed, warm)
-    kept = find(_held(left, plan), Budget(0), seed, warm) if _standing(left, plan).all() else None
+    return steadied(left, plan._replace(start=np.maximum(plan.start - event.now, 0.0)), budget, seed, least_share)
+
+
+def steadied(
+    left: Problem,
+    old: Plan,
+    budget: Budget = Budget(),  # noqa: B008
+    seed: int = 0,
+    least_share: float = limits.PLAN_RENEW_SHARE,
+) -> Renewed:
+    """A plan for what is left, or the old places where a new plan would not be worth its moves.
+
+    `old`: for the same stages, with starts in seconds from now; a place of -1 is none. Raises Infeasible.
+    """
+    found = find(left, budget, seed, old)
+    kept = find(_held(left, old), Budget(0), seed, old) if _standing(left, old).all() else None
     if kept is not None and not faults(left, kept) and found.objective > kept.objective * (1 - least_share):
         return Renewed(left, kept, (), True)
-    moved = tuple(left.stages[stage] for stage in np.flatnonzero(found.place != plan.place))
+    moved = tuple(left.stages[stage] for stage in np.flatnonzero((found.place != old.place) & (old.place >= 0)))
     return Renewed(left, found, moved, False)
 
 
@@ -82,11 +95,7 @@ def remaining(problem: Problem, plan: Plan, event: Event, move_seconds: float = 
     left = np.where(running, (plan.finish - event.now) * slow[plan.place], 0.0)
     seconds[standing] = np.inf
     seconds[at[standing], plan.place[standing]] = left[standing]
-    penalty = arrays.penalty.copy()
-    if move_seconds:
-        moves = np.ones_like(penalty, dtype=bool)
-        moves[at, plan.place] = False
-        penalty += move_seconds * (moves & ~standing[:, None] & ~gone[plan.place][:, None])
+    penalty = moving(arrays.penalty, plan.place, ~standing & ~gone[plan.place], move_seconds)
     waits = ~standing[arrays.downstream]
     return problem._replace(
         arrays=arrays._replace(
@@ -101,6 +110,15 @@ def remaining(problem: Problem, plan: Plan, event: Event, move_seconds: float = 
             resident=_loaded(problem, plan, event.now, lost),
         )
     )
+
+
+def moving(penalty: Floats, place: Indices, movable: Flags, seconds: float) -> Floats:
+    """The penalties [n, m] with a price for each other place than the one [n] that a movable stage [n] had."""
+    moves = np.repeat(movable[:, None], penalty.shape[1], axis=1)
+    at = np.flatnonzero(movable)
+    moves[at, place[at]] = False
+    priced: Floats = penalty + np.where(moves, seconds, 0.0)
+    return priced
 
 
 def _again(problem: Problem, plan: Plan, ended: Flags, running: Flags, gone: Flags) -> Flags:
@@ -130,14 +148,15 @@ def _loaded(problem: Problem, plan: Plan, now: float, lost: Flags) -> Flags:
 
 
 def _standing(left: Problem, plan: Plan) -> Flags:
-    """For each stage, whether its old place may still have it."""
-    allowed: Flags = np.isfinite(left.arrays.seconds[np.arange(len(plan.place)), plan.place])
+    """For each stage, whether its old place may still have it, if it had one."""
+    allowed: Flags = np.isfinite(left.arrays.seconds[np.arange(len(plan.place)), plan.place]) | (plan.place < 0)
     return allowed
 
 
 def _held(left: Problem, plan: Plan) -> Problem:
     """What is left, with every stage bound to the place that it had."""
-    seconds = np.full_like(left.arrays.seconds, np.inf)
-    at = np.arange(len(plan.place))
-    seconds[at, plan.place] = left.arrays.seconds[at, plan.place]
+    seconds = left.arrays.seconds.copy()
+    at = np.flatnonzero(plan.place >= 0)
+    seconds[at] = np.inf
+    seconds[at, plan.place[at]] = left.arrays.seconds[at, plan.place[at]]
     return left._replace(arrays=left.arrays._replace(seconds=seconds))

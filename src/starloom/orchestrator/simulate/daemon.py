@@ -221,6 +221,9 @@ class Orchestrator(Process):
         for fact in decision.facts:
             if isinstance(fact, AgentLost):
                 self.hub.forget(fact.agent, fact.incarnation)
+        for wanted in decision.plans:
+            for seconds, planned in self._world.adviser.answers(wanted):
+                self._loop.after(seconds, partial(self.post, planned, None), self)
 
     def _flush(self, touched: dict[AgentId, None]) -> None:
         for agent in touched:

@@ -41,6 +41,7 @@ from starloom.orchestrator.simulate.restarts import (
     StatesAreValid,
 )
 from starloom.orchestrator.simulate.revisions import Reasons, SettlesInTime, StaysRevoked, TakenOnce, WholeOrNot
+from starloom.orchestrator.simulate.standing import StandsWhereItMay
 from starloom.orchestrator.simulate.staying import StaysOnItsTiers
 
 
@@ -351,5 +352,6 @@ PROPERTIES: tuple[type[Property], ...] = (
     *GROWTH,
     StaysOnItsTiers,
     VariantsAreKept,
+    StandsWhereItMay,
     NoDefects,
 )

@@ -21,13 +21,14 @@ from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.simulate import workload
+from starloom.orchestrator.simulate.advising import Adviser, apart
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.asking import Lie, asks, lied
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.disk import Disk
 from starloom.orchestrator.simulate.judge import Judge
-from starloom.orchestrator.simulate.loop import SECOND, START, Chances, Loop
+from starloom.orchestrator.simulate.loop import SECOND, START, Chance, Chances, Loop
 from starloom.orchestrator.simulate.many import SomeOfMany
 from starloom.orchestrator.simulate.model import KINDS, Made
 from starloom.orchestrator.simulate.network import Network, Stream
@@ -56,12 +57,13 @@ LIES_AGAIN = 4
 
 @dataclass(frozen=True)
 class Setup:
-    """What a run is made of. `stages` is per job."""
+    """What a run is made of. `stages` is per job. `advised`: plans drawn at random are given for jobs that run."""
 
     nodes: int = 10
     stages: int = 30
     jobs: int = 1
     plan: FaultPlan = NO_FAULTS
+    advised: bool = False
 
     @property
     def quiet_seconds(self) -> float:
@@ -81,11 +83,17 @@ class Parts:
     orchestrator: Callable[["World", Epoch], Orchestrator] = Orchestrator
     snapshot: Callable[[Sequence[Fact]], State] = over_snapshot
     buffer: Callable[[Bound, Sequence[tuple[str, Full]]], StreamBuffer] = StreamBuffer
+    adviser: Callable[[Chance], Adviser] = Adviser
     properties: Sequence[type[Property]] = PROPERTIES
 
 
-def _of_many(epoch: Epoch) -> Coordinator:
-    return Coordinator(epoch, SomeOfMany())
+def usual(setup: Setup) -> Parts:
+    """What a run is made with unless others are put in."""
+
+    def coordinator(epoch: Epoch) -> Coordinator:
+        return Coordinator(epoch, None if setup.nodes <= FEW_NODES else SomeOfMany(), guided=setup.advised)
+
+    return Parts(coordinator=coordinator)
 
 
 class World:
@@ -93,13 +101,14 @@ class World:
 
     def __init__(self, seed: int, setup: Setup, parts: Parts | None = None) -> None:
         self.setup = setup
-        self.parts = parts or Parts(coordinator=Coordinator if setup.nodes <= FEW_NODES else _of_many)
+        self.parts = parts or usual(setup)
         self.loop = Loop()
         self.chances = Chances(seed)
         self.trouble = Trouble(setup.plan, self.chances, setup.quiet_seconds)
         self.network = Network(self.loop, self.chances.of("network"), self.trouble.fires)
         self.disk = Disk(self.chances.of("disk"))
         self.judge = Judge(self, self.parts.properties)
+        self.adviser = self.parts.adviser(self.chances.of("advice"))
         self.kinds = tuple(KINDS.values())
         self._chance = self.chances.of("world")
         drawn = self.chances.of("workload")
@@ -111,19 +120,16 @@ class World:
         tiers = min(len(workload.TIERS), setup.nodes)
         concerns = ("deadlines", "plain jobs", "stream jobs", "private jobs", "variants")
         late, even, flows, shut, ways = map(self.chances.of, concerns)
-        self.clients = [
-            Client(
-                self,
-                f"c{index}",
-                workload.varied(
-                    ways, labelled(shut, workload.hurried(late, streamed(flows, workload.plain(even, work)))), tiers
-                ),
-                tiers,
+        jobs = [
+            workload.varied(
+                ways, labelled(shut, workload.hurried(late, streamed(flows, workload.plain(even, work)))), tiers
             )
-            for index, work in enumerate(
-                workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)
-            )
+            for work in [workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)]
         ]
+        # A patch that moves one of a group may be impossible for that, which the model of patches does not know of.
+        if setup.advised and all(fault.what is not FaultKind.CLIENT_PATCHES for fault in setup.plan.faults):
+            jobs = [apart(self.chances.of("groups"), work) for work in jobs]
+        self.clients = [Client(self, f"c{index}", work, tiers) for index, work in enumerate(jobs)]
         self.processes: dict[AgentId, AgentProcess] = {}
         self._by_address: dict[str, AgentProcess] = {}
         self._starts: dict[AgentId, int] = {}

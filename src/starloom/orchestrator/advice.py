@@ -1,0 +1,136 @@
+"""What is asked of a planner about a job that runs, and what it advises: values that travel between processes.
+
+    coordinator: PlanWanted -> the shell -> a process of its own -> Planned -> coordinator
+
+All times are seconds from when the plan was asked for.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.constellation import Constellation, StageSpec
+from starloom.dag.ids import AgentId, JobId, Revision, StageId
+from starloom.dag.kinds import KindSpec
+from starloom.devices.node import NodeProfile
+
+
+class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
+    """A node as it stands. `offers`, `loaded`: names of kinds.
+
+    `takes`: whether it is given anything new. `busy_seconds`: until what other jobs have there is done, by all its slots.
+    """
+
+    profile: NodeProfile
+    offers: tuple[str, ...] = ()
+    loaded: tuple[str, ...] = ()
+    takes: bool = True
+    busy_seconds: float = 0.0
+
+
+class Standing(msgspec.Struct, frozen=True, kw_only=True):
+    """A stage that is not to be placed any more: where it is, or was, and the `left` seconds of its run.
+
+    `node`: empty where it is on none that is there. `started`: it runs; neither that nor `ended`: it was given out. `free`:
+    to read what it gave costs nothing, wherever that is. `sizes`: bytes of its outputs.
+    """
+
+    node: AgentId = AgentId("")
+    target: str = ""
+    left: float = 0.0
+    started: bool = False
+    ended: bool = False
+    free: bool = False
+    sizes: dict[str, int] = {}
+
+
+class RunSeconds(msgspec.Struct, frozen=True, array_like=True):
+    """What a run of a kind takes on a target of a node; of one whose stages' parameters tell seconds, for each that they tell.
+
+    `known`: it ran there, or what the node tells of itself predicts it; else it is what it takes elsewhere, or a hint.
+    """
+
+    kind: str
+    node: AgentId
+    target: str
+    seconds: float
+    known: bool = True
+
+
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where and when a plan has a stage."""
+
+    node: AgentId
+    target: str
+    start: float
+    finish: float
+
+
+class PlanWanted(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan is wanted of what is left of a job. An immutable snapshot; `number` names the answer.
+
+    `input_bytes`: of the job's inputs that have to be fetched. `standing`: the stages that have ended or were given out.
+    `old`: the places of the plan before, of what still waits.
+    """
+
+    job: JobId
+    number: int
+    revision: Revision
+    constellation: Constellation
+    kinds: dict[str, KindSpec]
+    nodes: tuple[NodeNow, ...]
+    input_bytes: dict[str, int] = {}
+    standing: dict[StageId, Standing] = {}
+    seconds: tuple[RunSeconds, ...] = ()
+    old: dict[StageId, Place] = {}
+
+
+class Planned(msgspec.Struct, frozen=True, kw_only=True):
+    """Advice on the stages that wait, or in `refusal` why there is none. An input of the coordinator, and no fact.
+
+    `ends`: when all has ended and the outputs are in the store. `kept`: a new plan was not worth its moves. `again`: there was
+    no planner to ask, so it is worth asking later.
+    """
+
+    job: JobId
+    number: int
+    places: dict[StageId, Place] = {}
+    ends: float = 0.0
+    method: str = ""
+    kept: bool = False
+    refusal: str = ""
+    again: bool = False
+
+    def nonsense(self) -> str:
+        """What cannot be meant of it, as a clause; empty for sound advice.
+
+        Numbers alone: a place that is not there, or not the stage's, is no harm, for it is no candidate.
+        """
+        numbers = [self.ends, *(number for place in self.places.values() for number in (place.start, place.finish))]
+        # So also what is no number at all is found, which compares with nothing.
+        if all(abs(number) <= limits.PLAN_SECONDS_MAX for number in numbers):
+            return ""
+        return "it has stages start or end at no time that can be"
+
+
+class Advised(NamedTuple):
+    """Where a plan has one stage, for placement: `finish` in seconds from now, below 0 where that has passed.
+
+    `slack`: the seconds by which it may end it later than other places do, and later than planned.
+    """
+
+    node: AgentId
+    target: str
+    finish: float
+    slack: float
+
+
+def known_share(stages: Iterable[StageSpec], seconds: Iterable[RunSeconds]) -> float:
+    """Of how many places of its stages' kinds it is known how long they run there, weighed by the stages; 1 if there are none."""
+    places: dict[str, list[bool]] = {}
+    for run in seconds:
+        places.setdefault(run.kind, []).append(run.known)
+    shares = [sum(known) / len(known) for spec in stages if (known := places.get(spec.kind))]
+    return sum(shares) / len(shares) if shares else 1.0

@@ -1,0 +1,173 @@
+"""What is kept of an open job's plan: the places that it advises, when it was asked for, and what became of it."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from starloom.dag import limits
+from starloom.dag.constellation import StageSpec
+from starloom.dag.ids import AgentId, StageId
+from starloom.orchestrator.advice import Advised, Place, Planned
+from starloom.orchestrator.clocks import NANOS
+
+_FIRST_WAITS = round(limits.PLAN_FIRST_WAITS_SECONDS * NANOS)
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Where a plan has a stage, and from when until when; `made`: when that was asked for. In monotonic nanoseconds."""
+
+    node: AgentId
+    target: str
+    start: int
+    finish: int
+    made: int
+
+    def place(self, now: int) -> Place:
+        """The same in seconds from now."""
+        return Place(self.node, self.target, (self.start - now) / NANOS, (self.finish - now) / NANOS)
+
+
+class Stood(NamedTuple):
+    """A stage was given out by, or aside of, a plan that was so old. `aside`: why not where it says; empty if it is."""
+
+    age_seconds: float
+    aside: str
+
+
+@dataclass(slots=True)
+class Guide:
+    """The plan of one job, as far as there is one. Made anew after a restart, never journaled.
+
+    `began`: when the job was accepted, or taken up again if it was `resumed`. `holds`: whether its stages had better not go
+    ahead of their upstreams, or stand in line, until the first plan is there, or `began` is PLAN_FIRST_WAITS_SECONDS ago.
+    """
+
+    began: int
+    resumed: bool = False
+    holds: bool = False
+    places: dict[StageId, Advice] = field(default_factory=dict)
+    #: of stages with advice that were given out
+    stood: dict[StageId, Stood] = field(default_factory=dict)
+    #: how many stages had advice when they were placed, and how many went where it said
+    advised_count: int = 0
+    followed_count: int = 0
+    #: of the last plan that was asked for: its number, when, of which stages, and whether there is no answer yet
+    number: int = 0
+    asked: int = 0
+    asked_of: Mapping[StageId, StageSpec] = field(default_factory=dict)
+    pending: bool = False
+    #: why another one is wanted, empty if none is; and before when it is not asked for
+    wanted: str = ""
+    due: int = 0
+    #: of the last plan: when all ends by it, from when it is, what found it, and why it was made
+    ends: int = 0
+    made: int = 0
+    method: str = ""
+    why: str = ""
+    #: how many plans there were, and in how many seconds from `began` the first had all ended
+    count: int = 0
+    first_seconds: float = 0.0
+    #: why there is no plan, of the last that was asked for
+    refusal: str = ""
+
+    def advised(self, stage: StageId, now: int) -> Advised | None:
+        """What the plan says of a stage; None if it says nothing."""
+        found = self.places.get(stage)
+        if found is None:
+            return None
+        slack = limits.PLAN_ASIDE_SECONDS + limits.PLAN_ASIDE_SHARE * (self.ends - self.made) / NANOS
+        return Advised(found.node, found.target, (found.finish - now) / NANOS, slack)
+
+    def after_seconds(self, stage: StageId, now: int) -> float:
+        """In how many seconds the plan has a stage start, below 0 where that has passed; 0 if it says nothing."""
+        found = self.places.get(stage)
+        if found is None:
+            return 0.0
+        return min(max((found.start - now) / NANOS, -limits.PLAN_ORDER_SECONDS_MAX), limits.PLAN_ORDER_SECONDS_MAX)
+
+    def awaited_until(self, now: int) -> int | None:
+        """Until when stages had better not go ahead, or stand in line, for the first plan may still come; None if they may."""
+        if not self.holds or self.count or self.refusal or not (self.pending or self.wanted):
+            return None
+        until = self.began + _FIRST_WAITS
+        return until if now < until else None
+
+    def placed(self, stage: StageId, aside: str, now: int) -> None:
+        """A stage was given out; `aside`: why it is not where it was advised, empty if it is."""
+        advice = self.places.get(stage)
+        if advice is None:
+            return
+        self.advised_count += 1
+        self.followed_count += not aside
+        self.stood[stage] = Stood((now - advice.made) / NANOS, aside)
+
+    def take(self, given: Planned, stages: Mapping[StageId, StageSpec]) -> None:
+        """A plan is there, or none. `stages`: the job's, as they are now.
+
+        What it says of a stage that has changed, or was added, since it was asked for is no advice on that.
+        """
+        self.pending = False
+        self.refusal = given.refusal or given.nonsense()
+        if self.refusal:
+            return
+        self._forget_gone(stages)
+        for name, place in given.places.items():
+            if name in stages and stages[name] == self.asked_of.get(name):
+                start, finish = (self.asked + round(seconds * NANOS) for seconds in (place.start, place.finish))
+                self.places[name] = Advice(place.node, place.target, start, finish, self.asked)
+                self.stood.pop(name, None)
+        self.made, self.ends = self.asked, self.asked + round(given.ends * NANOS)
+        self.method = given.method
+        self.count += 1
+        if self.count == 1:
+            self.first_seconds = (self.ends - self.began) / NANOS
+
+    def give_up(self, refusal: str) -> None:
+        """No plan has come."""
+        self.pending, self.refusal = False, refusal
+
+    def _forget_gone(self, stages: Container[StageId]) -> None:
+        for name in [name for name in self.places if name not in stages]:
+            del self.places[name]
+            self.stood.pop(name, None)
+
+    def drifts(self, stage: StageId, now: int, share: float, seconds: float) -> bool:
+        """Whether the end of a stage is off its plan by more than both bounds: a share of the plan, and seconds."""
+        advice = self.places.get(stage)
+        if advice is None:
+            return False
+        return abs(now - advice.finish) > max(share * (self.ends - self.made), seconds * NANOS)
+
+    def told(self, now: int) -> str:
+        """The plan in a line, while its job runs."""
+        if not self.count:
+            return f"there is none: {self.refusal}" if self.refusal else "it is being made" if self.pending else ""
+        left, age = max(0, self.ends - now) / NANOS, (now - self.made) / NANOS
+        again = f"; made {self.count} times, last because {self.why}" if self.count > 1 else ""
+        last = f"; the last is none: {self.refusal}" if self.refusal else ""
+        return f"all ends in {left:.2f} s, by a plan of {age:.2f} s ago{again}{last}"
+
+    def outcome(self, now: int) -> str:
+        """What the first plan had said, beside what the job then took; empty if there was none."""
+        if not self.count:
+            return ""
+        took = (now - self.began) / NANOS
+        since = "the restart" if self.resumed else "its acceptance"
+        plans = "" if self.count == 1 else f", {self.count} plans in all"
+        return (
+            f"the first plan had all end {self.first_seconds:.2f} s after {since}, and it took {took:.2f} s; "
+            f"{self.followed_count} of {self.advised_count} stages with a plan went where it said{plans}"
+        )
+
+    def of_stage(self, stage: StageId, now: int) -> str:
+        """Where the plan has a stage and how old it is, or was when the stage was given out; and why that is elsewhere, if it is."""
+        advice = self.places.get(stage)
+        if advice is None:
+            return ""
+        where, stood = f"{advice.node} ({advice.target})", self.stood.get(stage)
+        if stood is None:
+            return f"{where}, by a plan of {(now - advice.made) / NANOS:.2f} s ago"
+        if not stood.aside:
+            return f"{where}, where it went by a plan of {stood.age_seconds:.2f} s before"
+        return f"{where} by a plan of {stood.age_seconds:.2f} s before, but {stood.aside}"

@@ -1,0 +1,125 @@
+"""What a planner is told of a job: what is left of it, the nodes as they stand, and what runs took."""
+
+from collections.abc import Iterator
+
+import msgspec
+
+from starloom.dag import limits
+from starloom.dag.ids import JobId, StageId, TaskToken
+from starloom.dag.kinds import KindSpec
+from starloom.dag.stagestate import ENDED, StageState, StageStatus
+from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing
+from starloom.orchestrator.clocks import NANOS
+from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.guide import Guide
+from starloom.orchestrator.placement import Planner
+from starloom.orchestrator.runs import Run
+from starloom.orchestrator.state import State
+
+LEAST_LEFT = 0.1
+"""Of its expected seconds: what a run that takes longer is taken to have left."""
+
+
+def tells_seconds(kind: KindSpec) -> bool:
+    """Whether a stage's parameters say how long its run takes; what runs of its kind took is no measure then."""
+    return bool(kind.cost.params.run_seconds)
+
+
+def plan_wanted(run: Run, guide: Guide, state: State, number: int, now: int) -> PlanWanted | None:
+    """A snapshot of a job and the fleet; None where there is nothing to choose."""
+    job, fleet = run.job, state.fleet
+    members = [fleet.members[name] for name in sorted(fleet.members)]
+    there = [member for member in members if member.state is not AgentState.LOST]
+    if sum(member.there for member in there) < 2 or len(job.stages) * len(there) > limits.PLAN_LIVE_CELLS_MAX:
+        return None
+    standing = {name: found for name, stage in job.stages.items() if (found := _standing(job.id, stage, fleet, now))}
+    _forgo(run, standing)
+    if len(standing) == len(job.stages):
+        return None
+    names = {spec.kind for spec in job.shape.specs.values()}
+    if any(fleet.kinds.get(name) is None for name in names):
+        return None
+    kinds: dict[str, KindSpec] = {name: fleet.kinds[name] for name in sorted(names)}
+    return PlanWanted(
+        job=job.id,
+        number=number,
+        revision=job.revision,
+        constellation=job.constellation,
+        kinds=kinds,
+        nodes=tuple(_node(member, kinds, job.id) for member in there),
+        input_bytes={name: ref.bytes for name, ref in job.inputs.items() if ref.inline is None},
+        standing=standing,
+        seconds=tuple(runs_seconds(kinds, there, state.planner)),
+        old={
+            name: advice.place(now)
+            for name, advice in guide.places.items()
+            if name in job.stages and name not in standing
+        },
+    )
+
+
+def _node(member: Member, kinds: dict[str, KindSpec], job: JobId) -> NodeNow:
+    others = sum(work.seconds for task, work in member.assigned.items() if task.job != job)
+    return NodeNow(
+        profile=msgspec.structs.replace(member.profile, details={}, kinds=(), measured=None),
+        offers=tuple(name for name in kinds if name in member.offers),
+        loaded=tuple(name for name, kind in kinds.items() if member.is_resident(kind)),
+        takes=member.there,
+        busy_seconds=others / member.slots,
+    )
+
+
+def runs_seconds(kinds: dict[str, KindSpec], members: list[Member], planner: Planner) -> Iterator[RunSeconds]:
+    """What a run of each of the kinds takes wherever it is offered."""
+    for kind in kinds.values():
+        told = 1.0 if tells_seconds(kind) else None
+        for member in members:
+            for target in member.profile.targets:
+                if kind.name in member.offers and target.name in kind.targets:
+                    seconds = planner.expected_seconds(kind, member.name, target.name, told)
+                    known = planner.knows(kind, member.name, target.name, told)
+                    yield RunSeconds(kind.name, member.name, target.name, seconds, known)
+
+
+def _standing(job: JobId, stage: StageState, fleet: Fleet, now: int) -> Standing | None:
+    """How a stage stands; None if it waits, or what it gave is gone."""
+    if stage.live:
+        token, agent = next(reversed(stage.live.items()))
+        member, task = fleet.members[agent], TaskToken(job, stage.spec.id, token)
+        work = member.assigned[task]
+        # What has a slot begins before word of it is here, and no plan may have something go before it.
+        started = token in stage.started or (task not in member.delegated and member.in_hand <= member.slots)
+        left = max((work.ends - now) / NANOS, LEAST_LEFT * work.seconds) if started else work.seconds
+        return Standing(node=agent, target=stage.target, left=left, started=started)
+    if stage.status is not StageStatus.SUCCEEDED:
+        return Standing(ended=True, free=True) if stage.status in ENDED else None
+    node = stage.agent
+    if stage.held:
+        holders = fleet.having(stage.holders)
+        if not holders:
+            return None
+        node = holders[0].name
+    return Standing(
+        node=node,
+        target=stage.target,
+        ended=True,
+        # What the job store has is there for all, and what is inline comes along.
+        free=not stage.held,
+        sizes={port: ref.bytes for port, ref in stage.outputs.items()},
+    )
+
+
+def _forgo(run: Run, standing: dict[StageId, Standing]) -> None:
+    """What has ended, and is lost and read by nothing that waits, is no work that is left."""
+    stages, upstreams = run.job.stages, run.job.upstreams
+    lost = {name for name, stage in stages.items() if name not in standing and stage.status in ENDED}
+    if not lost:
+        return
+    reading = [name for name in stages if name not in standing and name not in lost]
+    for name in reading:
+        for arc in upstreams[name]:
+            if arc.upstream in lost:
+                lost.remove(arc.upstream)
+                reading.append(arc.upstream)
+    for name in lost:
+        standing[name] = Standing(ended=True, free=True)

@@ -1,0 +1,77 @@
+"""Plans that are worth nothing: whatever they advise, every promise has to hold. None is made by the real planner.
+
+And jobs with more that a plan may go against: groups of stages of which no two may share a node.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+import msgspec
+
+from starloom.dag.constellation import Requirements, Spread, StageSpec
+from starloom.dag.ids import AgentId, StageId
+from starloom.orchestrator.advice import Place, Planned, PlanWanted
+from starloom.orchestrator.simulate.loop import Chance
+from starloom.orchestrator.simulate.model import KINDS, STREAMING
+from starloom.orchestrator.simulate.private import has_labels
+from starloom.orchestrator.simulate.workload import Work
+
+GIVEN: Final = 0.9
+"""In so many of all advised runs plans are given; in the others nobody answers."""
+GROUP_STAGES: Final = 3
+"""Of a group that stands apart: each has a node also where some are not there when the job is submitted."""
+NODES_GONE: Final = (AgentId("gone-1"), AgentId("gone-2"))
+TARGETS: Final = ("cpu", "cpu", "cpu", "npu")
+LATE_SECONDS: Final = (0.001, 0.001, 0.1, 3.0)
+
+
+def apart(chance: Chance, given: Work) -> Work:
+    """The same job, or one with a group of stages that stands apart; not of one with private data, which fewer nodes may have."""
+    constellation = given.constellation
+    if has_labels(constellation) or not chance.happens(0.7):
+        return given
+    stages = dict(constellation.stages)
+    free = [name for name, spec in stages.items() if _may_stand_apart(spec)]
+    for name in chance.sample(free, GROUP_STAGES):
+        stages[name] = msgspec.structs.replace(stages[name], spread=Spread(group="apart"))
+    return given._replace(constellation=msgspec.structs.replace(constellation, stages=stages))
+
+
+def _may_stand_apart(spec: StageSpec) -> bool:
+    """Of a group a copy might stand with another, and what streams, or grows, has its own say on where it stands."""
+    alone = spec.kind not in STREAMING and not KINDS[spec.kind].grows and spec.policy.straggler is None
+    return alone and spec.requires == Requirements()
+
+
+class Adviser:
+    """Answers as a planner does at worst: late, twice, of another time, with what cannot be, or places drawn at random."""
+
+    def __init__(self, chance: Chance) -> None:
+        self._chance = chance
+        self._gives = chance.happens(GIVEN)
+
+    def answers(self, wanted: PlanWanted) -> Iterator[tuple[float, Planned]]:
+        """What comes of a plan that is wanted, each after so many seconds."""
+        chance = self._chance
+        if not self._gives or chance.happens(0.1):
+            return
+        for _ in range(2 if chance.happens(0.2) else 1):
+            yield chance.between(0, chance.pick(LATE_SECONDS)), self._drawn(wanted)
+
+    def _drawn(self, wanted: PlanWanted) -> Planned:
+        chance = self._chance
+        number = wanted.number if chance.happens(0.9) else chance.below(wanted.number + 2)
+        if chance.happens(0.1):
+            return Planned(job=wanted.job, number=number, refusal="there is none", again=chance.happens(0.5))
+        places = {
+            name: self._place(wanted) for name in (*wanted.constellation.stages, StageId("gone")) if chance.happens(0.8)
+        }
+        ends = 1e300 if chance.happens(0.05) else chance.between(0, 60)
+        return Planned(job=wanted.job, number=number, places=places, ends=ends, method="drawn")
+
+    def _place(self, wanted: PlanWanted) -> Place:
+        chance = self._chance
+        node = chance.pick((*(node.profile.name for node in wanted.nodes), *NODES_GONE))
+        start = chance.between(-5, 30)
+        # With a finish far off nothing counts as later than planned: such advice is followed wherever it can be.
+        return Place(node, chance.pick(TARGETS), start, start + chance.pick((0.0, 1.0, 1_000.0)))

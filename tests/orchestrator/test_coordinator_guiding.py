@@ -1,0 +1,556 @@
+"""Plans of jobs that run: when one is wanted, what is told of the job, and how far its advice goes."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+import pytest
+from tests.orchestrator.harness import SECOND, facts_of, node
+from tests.orchestrator.test_coordinator_patch import constellation
+
+from starloom.dag import limits
+from starloom.dag.constellation import Constellation, Tier
+from starloom.dag.facts import StagePlaced
+from starloom.dag.ids import AgentId, JobId, StageId
+from starloom.orchestrator import guiding
+from starloom.orchestrator.advice import Place, Planned, PlanWanted
+from starloom.orchestrator.guide import Guide
+from starloom.orchestrator.planner.live import advise
+
+LONG = """
+stages:
+  a: {kind: t.task, params: {seconds: 0.4}}
+  b: {kind: t.task, in: {x: a.value}, params: {seconds: 0.4}}
+  c: {kind: t.task, in: {x: b.value}, params: {seconds: 0.4}}
+  d: {kind: t.task, params: {seconds: 9}}
+  e: {kind: t.task, in: {x: d.value}, params: {seconds: 1}}
+"""
+"""Its chain may go ahead within two seconds, and it is long enough to be kept back for a plan."""
+
+WIDE = "stages:\n" + "".join(f"  s{n}: {{kind: t.task, params: {{seconds: 2}}}}\n" for n in range(6))
+WIDE += "  last: {kind: t.task, in: {x: s0.value}}\n"
+"""More that is ready at once than there are slots, and long enough to be kept back for a plan."""
+
+CHAIN = """
+stages:
+  a: {kind: t.task, params: {seconds: 2}}
+  b: {kind: t.task, in: {x: a.value}, params: {seconds: 2}}
+  c: {kind: t.task, in: {x: b.value}, params: {seconds: 2}}
+"""
+
+
+@pytest.fixture
+def world(world: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Worlds whose coordinators ask for plans, though nothing ran there."""
+    monkeypatch.setattr(limits, "PLAN_KNOWN_SHARE", 0.0)
+    return partial(world, guided=True)
+
+
+def chain() -> Constellation:
+    return constellation(CHAIN)
+
+
+def planned(w: Any, finish: float = 100.0, **places: str) -> Planned:
+    """An answer to the last plan that was wanted: stages with their nodes."""
+    wanted: PlanWanted = w.plans[-1]
+    found = {StageId(name): Place(AgentId(where), "cpu", 0.0, finish) for name, where in places.items()}
+    return Planned(job=wanted.job, number=wanted.number, places=found, ends=finish, method="test")
+
+
+def where(w: Any) -> dict[str, str]:
+    """Where each stage was placed last."""
+    return {fact.stage: fact.agent for fact in facts_of(w, StagePlaced)}
+
+
+class TestOff:
+    def test_nothing_is_asked_for_and_nothing_taken(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"), delegate=True, guided=False)
+        plain = world(node("a"), node("b"), node("c"), delegate=True, guided=False)
+        for each in (w, plain):
+            each.submit(constellation(LONG))
+        assert not w.plans
+        w.handle(Planned(job=JobId("job-1"), number=1, places={StageId("b"): Place(AgentId("c"), "cpu", 0.0, 9.0)}))
+        for each in (w, plain):
+            each.goodbye("c")
+            each.finish_all()
+        assert w.facts == plain.facts
+        assert not w.plans
+
+
+class TestWanted:
+    def test_a_job_whose_stages_wait_for_each_other_and_take_long_gets_a_plan(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(chain())
+        (wanted,) = w.plans
+        assert (wanted.job, wanted.revision) == (job, 1)
+        assert [each.profile.name for each in wanted.nodes] == ["a", "b"]
+        # The first stage was placed before: nothing waits for a plan.
+        assert w.status(job) == "running"
+        assert wanted.standing.keys() == {"a"}
+        assert not wanted.standing["a"].ended
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "stages: {a: {kind: t.task, params: {seconds: 9}}, b: {kind: t.task, in: {x: a.value}, params: {seconds: 9}}}",
+            "stages: {a: {kind: t.task, params: {seconds: 9}}, b: {kind: t.task}, c: {kind: t.task}}",
+            CHAIN.replace("seconds: 2", "seconds: 0.1"),
+            CHAIN.replace("t.task", "t.work").replace("params: {seconds: 2}", "params: {seed: 2}"),
+            "stages: {a: {kind: t.ticks}, b: {kind: t.twice, in: {ticks: a.ticks}}, c: {kind: t.task, in: {x: a.count}, params: {seconds: 9}}}",
+        ],
+        ids=["few stages", "nothing waits", "little work", "hinted to be brief", "streams"],
+    )
+    def test_one_that_a_plan_does_not_help_gets_none(self, world: Any, text: str) -> None:
+        w = world(node("a"), node("b"))
+        w.submit(constellation(text))
+        assert not w.plans
+
+    def test_nor_does_one_that_runs_one_stage_at_a_time_or_has_one_node(self, world: Any) -> None:
+        w = world(node("a"))
+        w.submit(chain())
+        assert not w.plans
+        w.join(node("b"))
+        (wanted,) = w.plans
+        assert len(wanted.nodes) == 2
+        w.submit(chain(), max_parallel=1)
+        assert len(w.plans) == 1
+
+    def test_what_was_measured_counts_more_than_hints(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        text = CHAIN.replace("t.task", "t.work").replace("params: {seconds: 2}", "params: {seed: 2}")
+        w.submit(constellation(text))
+        assert not w.plans
+        w.finish("a", run=30.0)
+        w.submit(constellation(text))
+        (wanted,) = w.plans
+        assert {(run.kind, run.seconds) for run in wanted.seconds} == {("t.work", 30.0)}
+
+    def test_a_loss_is_a_reason_for_another_but_not_too_soon(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        w.submit(chain())
+        w.handle(planned(w, b="b", c="b"))
+        w.goodbye("b")
+        w.agents["b"].tasks.clear()
+        assert len(w.plans) == 1
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        _, again = w.plans
+        assert again.number > w.plans[0].number
+        assert [each.profile.name for each in again.nodes] == ["a", "c"]
+        assert {name: place.node for name, place in again.old.items()} == {"b": "b", "c": "b"}
+
+    def test_one_is_asked_for_at_a_time(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        w.submit(chain())
+        for name in ("c", "d"):
+            w.join(node(name))
+            w.advance(2 * limits.PLAN_EVERY_SECONDS)
+        assert len(w.plans) == 1
+        w.handle(planned(w))
+        assert len(w.plans) == 2
+        # One that never comes is given up some day.
+        w.join(node("e"))
+        w.advance(limits.PLAN_ANSWER_SECONDS)
+        assert len(w.plans) == 3
+
+    def test_a_patch_and_growth_are_reasons(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        text = CHAIN + "  d: {kind: t.grow, params: {adds: 2}}\n"
+        job = w.submit(constellation(text))
+        w.handle(planned(w))
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        w.patched(w.patch(job, "- replace: {stage: c, params: {seconds: 7}}"))
+        w.handle(planned(w))
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        w.finish("d")
+        assert [plan.revision for plan in w.plans] == [1, 2, 3]
+        assert len(w.plans[-1].constellation.stages) == 7
+
+    def test_a_small_job_that_grows_gets_one(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(
+            constellation("stages: {a: {kind: t.task, params: {seconds: 9}}, b: {kind: t.task, in: {x: a.value}}}")
+        )
+        assert not w.plans
+        w.patched(w.patch(job, "- add: {c: {kind: t.task, in: {x: b.value}}}"))
+        assert [plan.revision for plan in w.plans] == [2]
+
+    @pytest.mark.parametrize(("seconds", "asked"), [(2.0, 1), (9.0, 2)], ids=["in time", "late"])
+    def test_an_end_that_was_planned_otherwise_is_a_reason(self, world: Any, seconds: float, asked: int) -> None:
+        w = world(node("a"), node("b"))
+        w.submit(constellation(CHAIN + "  d: {kind: t.task, in: {x: c.value}}\n"))
+        answer = planned(w, b="b", c="b")
+        answer.places[StageId("b")] = Place(AgentId("b"), "cpu", 0.0, 2.0)
+        w.handle(msgspec.structs.replace(answer, ends=4.0))
+        w.finish("a")
+        w.advance(seconds)
+        w.finish("b")
+        assert len(w.plans) == asked
+
+    def test_after_a_restart_it_is_asked_for_once_nodes_are_there(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        w.submit(chain())
+        w.handle(planned(w, b="b", c="b"))
+        w.restart()
+        assert len(w.plans) == 1
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        assert len(w.plans) == 2
+        assert [each.takes for each in w.plans[-1].nodes] == [True, True]
+        assert not w.plans[-1].old
+
+
+class TestSnapshot:
+    def test_it_tells_what_has_ended_runs_and_waits(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        text = """
+stages:
+  a: {kind: t.blob, params: {size: 5000000}}
+  b: {kind: t.need, in: {data: a.data}}
+  c: {kind: t.task, in: {x: b.value}, params: {seconds: 4}}
+  d: {kind: t.task, in: {x: c.value}, params: {seconds: 4}}
+"""
+        w.submit(constellation(text))
+        w.handle(planned(w))
+        w.finish("a", run=0.2)
+        holder = where(w)["a"]
+        w.finish("b")
+        w.start("c")
+        w.advance(1.0)
+        w.join(node("e"))
+        standing = w.plans[-1].standing
+        assert standing.keys() == {"a", "b", "c"}
+        assert (standing["a"].node, standing["a"].free, standing["a"].sizes) == (holder, False, {"data": 5_000_000})
+        assert standing["b"].free
+        assert (standing["c"].started, standing["c"].left) == (True, pytest.approx(3.0))
+
+    @pytest.mark.parametrize("read", [False, True], ids=["not read", "read later"])
+    def test_what_is_lost_is_to_be_made_again_if_something_reads_it(self, world: Any, read: bool) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        data = "in: {data: a.data}, " if read else "in: {data: b.data}, "
+        text = f"""
+stages:
+  a: {{kind: t.blob}}
+  b: {{kind: t.blob, require: {{node: c}}}}
+  c: {{kind: t.task, after: [a, b], params: {{seconds: 4}}, require: {{node: c}}}}
+  d: {{kind: t.need, {data}after: [c]}}
+"""
+        w.submit(constellation(text))
+        w.handle(planned(w))
+        w.finish("a", "b")
+        maker = where(w)["a"]
+        w.goodbye(maker)
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        standing = w.plans[-1].standing
+        assert len(w.plans) == 2
+        assert standing["b"].node == "c"
+        assert ("a" in standing) == (not read)
+
+
+class TestAdvice:
+    def test_a_stage_goes_where_its_plan_has_it(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        job = w.submit(chain())
+        w.handle(planned(w, b="c", c="b"))
+        w.advance(1.5)
+        assert w.coordinator.planned(job, StageId("b")) == "c (cpu), by a plan of 1.50 s ago"
+        assert w.coordinator.planned(job) == "all ends in 98.50 s, by a plan of 1.50 s ago"
+        w.finish("a")
+        w.advance(3.0)
+        assert w.coordinator.planned(job, StageId("b")) == "c (cpu), where it went by a plan of 1.50 s before"
+        w.finish_all()
+        assert where(w) == {"a": "a", "b": "c", "c": "b"}
+        assert w.status(job) == "succeeded"
+        assert "2 of 2 stages with a plan went where it said" in w.coordinator.planned(job)
+        assert w.coordinator.planned(job, StageId("b")) == "c (cpu), where it went by a plan of 1.50 s before"
+
+    def test_what_goes_ahead_waits_for_a_plan_and_follows_it_as_soon_as_it_is_there(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"), delegate=True)
+        w.submit(constellation(LONG))
+        assert where(w).keys() == {"a", "d"}
+        w.handle(planned(w, b="c", c="c"))
+        assert where(w) == {"a": "b", "b": "c", "c": "c", "d": "a"}
+        assert w.stage(w.plans[0].job, "b").awaits
+
+    def test_without_a_plan_it_goes_ahead_after_a_moment(self, world: Any) -> None:
+        w = world(node("a"), node("b"), delegate=True)
+        w.submit(constellation(LONG))
+        assert w.coordinator.next_wake() == w.now + limits.PLAN_FIRST_WAITS_SECONDS * SECOND
+        w.advance(limits.PLAN_FIRST_WAITS_SECONDS)
+        assert where(w).keys() == {"a", "b", "c", "d"}
+
+    def test_where_there_is_no_planner_it_goes_ahead_at_once_and_one_is_asked_for_later(self, world: Any) -> None:
+        w = world(node("a"), node("b"), delegate=True)
+        job = w.submit(constellation(LONG))
+        w.handle(Planned(job=job, number=w.plans[-1].number, refusal="it is being started", again=True))
+        assert where(w).keys() == {"a", "b", "c", "d"}
+        assert w.coordinator.planned(job) == "there is none: it is being started"
+        w.advance(limits.PLAN_AGAIN_SECONDS)
+        assert len(w.plans) == 2
+        w.handle(Planned(job=job, number=w.plans[-1].number, refusal="it has no plan"))
+        w.advance(10 * limits.PLAN_AGAIN_SECONDS)
+        assert len(w.plans) == 2
+
+    def test_what_is_ready_waits_for_a_plan_only_where_it_would_stand_in_line(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        job = w.submit(constellation(WIDE))
+        assert where(w).keys() == {"s0", "s1"}
+        assert "first plan" in w.coordinator.waits_for(job, StageId("s2"))
+        assert w.coordinator.next_wake() == w.now + limits.PLAN_FIRST_WAITS_SECONDS * SECOND
+        # What has a slot has begun for all that a plan can do: nothing may go before it.
+        assert {name for name, how in w.plans[-1].standing.items() if how.started} == {"s0", "s1"}
+        w.handle(planned(w, s2="b", s3="b", s4="b", s5="b"))
+        assert [where(w)[f"s{n}"] for n in range(2, 6)] == ["b"] * 4
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_without_a_plan_what_is_ready_is_given_out_after_a_moment(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        job = w.submit(constellation(WIDE))
+        w.advance(limits.PLAN_FIRST_WAITS_SECONDS)
+        assert where(w).keys() == {f"s{n}" for n in range(6)}
+        other = w.submit(constellation(WIDE))
+        w.handle(Planned(job=other, number=w.plans[-1].number, refusal="there is none"))
+        assert len(w.stage(other, "s5").live) == 1
+        third = w.submit(constellation(WIDE))
+        w.cancel(third)
+        w.handle(planned(w, s5="b"))
+        w.finish_all()
+        assert [w.status(each) for each in (job, other, third)] == ["succeeded", "succeeded", "cancelled"]
+
+    def test_a_job_of_which_nothing_is_known_waits_for_no_plan(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "PLAN_KNOWN_SHARE", 0.5)
+        w = world(node("a", slots=1), node("b", slots=1))
+        w.submit(constellation(WIDE))
+        assert where(w).keys() == {f"s{n}" for n in range(6)}
+
+    def test_agents_are_told_the_order_of_the_plan_within_bounds(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        w.submit(constellation(WIDE))
+        answer = planned(w, s2="b", s3="b", s4="b")
+        for name, start in (("s2", 7.0), ("s3", 2.0), ("s4", 1e6)):
+            answer.places[StageId(name)] = Place(AgentId("b"), "cpu", start, start + 1)
+        w.now += SECOND // 10
+        w.handle(answer)
+        after = {task.stage: assign.after_seconds for task, assign in w.sent.items()}
+        told = [after[f"s{n}"] for n in range(6)]
+        assert told == pytest.approx([0.0, 0.0, 6.9, 1.9, limits.PLAN_ORDER_SECONDS_MAX, 0.0])
+
+    def test_a_short_job_waits_for_no_plan(self, world: Any) -> None:
+        """What it may save is less than the wait."""
+        w = world(node("a"), node("b"), delegate=True)
+        w.submit(constellation(CHAIN.replace("seconds: 2", "seconds: 0.4")))
+        assert where(w).keys() == {"a", "b", "c"}
+
+    def test_nor_does_one_that_cannot_get_one(self, world: Any) -> None:
+        w = world(node("a", slots=8), delegate=True)
+        w.submit(constellation(LONG))
+        assert not w.plans
+        assert where(w).keys() == {"a", "b", "c", "d"}
+
+    @pytest.mark.parametrize(
+        ("require", "advised"),
+        [("{tier: edge}", "cloud"), ("{node: a}", "b"), ("{}", "gone"), ("{tier: edge}", "lost")],
+        ids=["another tier", "another node", "no node", "a lost node"],
+    )
+    def test_it_widens_nothing(self, world: Any, require: str, advised: str) -> None:
+        w = world(node("a"), node("b"), node("cloud", Tier.CLOUD), node("lost"))
+        w.goodbye("lost")
+        job = w.submit(constellation(CHAIN.replace("in: {x: a.value}", f"in: {{x: a.value}}, require: {require}")))
+        w.handle(planned(w, b=advised))
+        w.finish("a")
+        assert where(w)["b"] in ("a", "b", *([] if "edge" in require else ["cloud"]))
+        assert where(w)["b"] != advised
+        assert "had no room, or may not have it" in w.coordinator.planned(job, StageId("b"))
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_what_is_private_stays(self, world: Any) -> None:
+        w = world(node("pi", Tier.DEVICE), node("edge"), node("cloud", Tier.CLOUD))
+        text = CHAIN.replace("a: {kind: t.task,", "a: {kind: t.task, private: device,")
+        job = w.submit(constellation(text))
+        w.handle(planned(w, b="cloud", c="edge"))
+        w.finish_all()
+        assert where(w) == {"a": "pi", "b": "pi", "c": "pi"}
+        assert w.status(job) == "succeeded"
+
+    def test_a_node_that_was_lost_with_a_stage_is_not_followed_to(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(chain())
+        w.handle(planned(w, b="b", c="b"))
+        w.finish("a")
+        w.goodbye("b")
+        w.agents["b"].tasks.clear()
+        w.join(node("b"))
+        w.advance(0.1)
+        assert where(w)["b"] == "a"
+        assert w.status(job) == "running"
+
+    def test_where_another_place_is_much_sooner_than_planned_it_goes_there(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        w.submit(chain())
+        w.submit(constellation("stages: {x: {kind: t.task, params: {seconds: 50}, require: {node: b}}}"))
+        w.plans[:] = w.plans[:1]
+        w.handle(planned(w, finish=4.0, b="b", c="a"))
+        w.finish("a")
+        assert where(w)["b"] == "a"
+        said = w.coordinator.planned(w.plans[0].job, StageId("b"))
+        assert said.startswith("b (cpu) by a plan of 0.00 s before, but that would have ended it 50.00 s later")
+
+    def test_where_the_plan_had_foreseen_the_wait_it_goes_where_it_says(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        w.submit(chain())
+        w.submit(constellation("stages: {x: {kind: t.task, params: {seconds: 50}, require: {node: b}}}"))
+        w.plans[:] = w.plans[:1]
+        w.handle(planned(w, finish=60.0, b="b", c="a"))
+        w.finish("a")
+        assert where(w)["b"] == "b"
+
+    def test_answers_that_nothing_waits_for_are_none(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        w.submit(chain())
+        answer = planned(w, b="c")
+        w.handle(msgspec.structs.replace(answer, number=answer.number + 1))
+        w.handle(msgspec.structs.replace(answer, job="job-unknown"))
+        assert w.coordinator.planned(answer.job, StageId("b")) == ""
+        w.handle(answer)
+        w.handle(planned(w, b="b"))
+        assert w.coordinator.planned(answer.job, StageId("b")).startswith("c (cpu), by")
+        w.finish_all()
+        w.handle(answer)
+        assert where(w)["b"] == "c"
+
+    def test_without_a_plan_stages_are_placed_as_ever_and_the_reason_is_told(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(chain())
+        assert w.coordinator.planned(job) == "it is being made"
+        w.handle(Planned(job=job, number=w.plans[-1].number, refusal="there is no planner"))
+        assert w.coordinator.planned(job) == "there is none: there is no planner"
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert w.coordinator.planned(job) == ""
+
+    @pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e300, 1e12])
+    def test_a_plan_that_cannot_be_is_none(self, world: Any, number: float) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        job = w.submit(chain())
+        answer = planned(w, b="c")
+        answer.places[StageId("c")] = Place(AgentId("c"), "cpu", 0.0, number)
+        w.handle(answer)
+        assert w.coordinator.planned(job) == "there is none: it has stages start or end at no time that can be"
+        w.join(node("d"))
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        w.handle(msgspec.structs.replace(planned(w, c="d"), ends=number))
+        assert not w.coordinator.planned(job, StageId("c"))
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_a_plan_of_an_old_revision_advises_what_has_not_changed(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        job = w.submit(chain())
+        w.patched(w.patch(job, "- replace: {stage: c, params: {seconds: 7}}\n- add: {d: {kind: t.task}}"))
+        w.handle(planned(w, b="c", c="c", d="c"))
+        told = {name: w.coordinator.planned(job, StageId(name)) for name in "abcd"}
+        assert [name for name, said in told.items() if said] == ["b"]
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    def test_a_node_that_is_not_heard_of_is_not_followed_to(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(chain())
+        w.handle(planned(w, b="b", c="b"))
+        w.agents["b"].connected = False
+        w.advance(limits.LEASE_SECONDS)
+        w.finish("a")
+        assert where(w)["b"] == "a"
+        assert w.status(job) == "running"
+
+    def test_a_defect_costs_a_job_its_plan_alone(self, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        w = world(node("a"), node("b"), delegate=True)
+
+        def breaks(*_: Any) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as patched:
+            patched.setattr(guiding, "plan_wanted", breaks)
+            first = w.submit(constellation(LONG))
+        assert not w.plans
+        assert where(w).keys() == {"a", "b", "c", "d"}
+        assert "a defect of Starloom's" in w.coordinator.planned(first)
+        second = w.submit(chain())
+        with monkeypatch.context() as patched:
+            patched.setattr(Guide, "take", breaks)
+            w.handle(planned(w, b="b"))
+        third = w.submit(chain())
+        with monkeypatch.context() as patched:
+            patched.setattr(Guide, "drifts", breaks)
+            w.handle(planned(w, b="b"))
+            w.finish_all()
+        assert [w.status(job) for job in (first, second, third)] == ["succeeded"] * 3
+
+    def test_so_many_are_asked_for_that_the_answers_are_fresh(self, world: Any) -> None:
+        w = world(node("a", slots=16), node("b", slots=16))
+        for _ in range(limits.PLANS_ASKED_MAX + 3):
+            w.submit(chain())
+        assert len(w.plans) == limits.PLANS_ASKED_MAX
+        for answered in range(4):
+            assert len(w.plans) == limits.PLANS_ASKED_MAX + min(answered, 3)
+            w.handle(Planned(job=w.plans[answered].job, number=w.plans[answered].number, refusal="none"))
+
+    def test_one_that_does_not_come_is_given_up(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(chain())
+        w.advance(limits.PLAN_ANSWER_SECONDS)
+        assert w.coordinator.planned(job).startswith("there is none: it did not come within PLAN_ANSWER_SECONDS")
+
+    def test_what_was_foreseen_is_told_beside_what_came(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(chain())
+        w.handle(planned(w, finish=6.0, b="b", c="b"))
+        w.now += 7 * SECOND
+        w.finish_all()
+        told = w.coordinator.planned(job)
+        assert told.startswith("the first plan had all end 6.00 s after its acceptance, and it took 7.00 s")
+
+
+def test_of_kinds_that_hardly_ran_there_is_no_plan(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs take elsewhere says little of nodes that differ, and a plan follows it to the end."""
+    monkeypatch.setattr(limits, "PLAN_KNOWN_SHARE", 0.5)
+    w = world(node("a", slots=1), node("b", slots=1), node("c", slots=1))
+    text = CHAIN.replace("{x: a.value}", "{x: a.value}, require: {node: b}").replace("a: {", "a: {require: {node: a}, ")
+    job = w.submit(constellation(text))
+    w.handle(advise(w.plans[-1], iterations=20))
+    assert "how long its stages run is known of 0% of their places" in w.coordinator.planned(job)
+    for name in "abc":
+        w.finish(name, run=2.0)
+    assert w.status(job) == "succeeded"
+    again = w.submit(chain())
+    w.handle(advise(w.plans[-1], iterations=20))
+    assert "all ends in" in w.coordinator.planned(again)
+
+
+def test_with_the_real_planner_the_busiest_nodes_loss_is_planned_around(world: Any) -> None:
+    w = world(node("a", slots=1), node("b", slots=1), node("c", slots=1))
+    layers = [f"  s{n}: {{kind: t.task, in: {{x: first.value}}, params: {{seconds: {1 + n % 5}}}}}" for n in range(12)]
+    layers += [f"  t{n}: {{kind: t.task, in: {{x: s{n}.value}}, params: {{seconds: {1 + n % 3}}}}}" for n in range(12)]
+    job = w.submit(constellation("stages:\n  first: {kind: t.task}\n" + "\n".join(layers)))
+    w.handle(advise(w.plans[-1], iterations=200))
+    w.finish("first")
+    counts = {name: sum(agent == name for agent in where(w).values()) for name in ("a", "b", "c")}
+    assert min(counts.values()) > 0
+    busiest = max(counts, key=lambda name: counts[name])
+    w.goodbye(busiest)
+    w.agents[busiest].tasks.clear()
+    w.advance(limits.PLAN_EVERY_SECONDS)
+    assert len(w.plans) == 2
+    answer = advise(w.plans[-1], iterations=200)
+    assert not answer.refusal
+    assert len(answer.places) == 12
+    assert busiest not in {place.node for place in answer.places.values()}
+    w.handle(answer)
+    w.finish_all()
+    assert w.status(job) == "succeeded"
+    assert {name: agent for name, agent in where(w).items() if name.startswith("t")} == {
+        name: place.node for name, place in answer.places.items()
+    }

@@ -1,0 +1,204 @@
+"""What is left of a job that runs becomes a problem, and its plan advice: nothing that stands moves, nothing is widened."""
+
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from tests.orchestrator.harness import KINDS, node
+from tests.orchestrator.test_coordinator_patch import constellation
+
+from starloom.dag.constellation import Tier
+from starloom.dag.ids import AgentId, JobId, Revision, StageId
+from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, RunSeconds, Standing
+from starloom.orchestrator.planner.building import build
+from starloom.orchestrator.planner.live import advise, fleet, problem_of, remaining
+
+CHAIN = """
+stages:
+  a: {kind: t.task, params: {seconds: 2}}
+  b: {kind: t.task, in: {x: a.value}, params: {seconds: 2}}
+  c: {kind: t.task, in: {x: b.value}, params: {seconds: 2}}
+"""
+
+
+def now(name: str, tier: Tier = Tier.EDGE, **more: Any) -> NodeNow:
+    profile = node(name, tier, slots=more.pop("slots", 1), targets=more.pop("targets", ("cpu",)))
+    return NodeNow(profile=profile, offers=tuple(KINDS), **more)
+
+
+def wanted(text: str, *nodes: NodeNow, **more: Any) -> PlanWanted:
+    return PlanWanted(
+        job=JobId("j"),
+        number=3,
+        revision=Revision(1),
+        constellation=constellation(text),
+        kinds=dict(KINDS),
+        nodes=nodes,
+        **more,
+    )
+
+
+def standing(**of: Standing) -> dict[StageId, Standing]:
+    return {StageId(name): how for name, how in of.items()}
+
+
+def places(planned: Planned) -> dict[str, str]:
+    assert not planned.refusal, planned.refusal
+    return {name: place.node for name, place in planned.places.items()}
+
+
+def test_what_stands_is_not_planned_and_what_runs_is_waited_for() -> None:
+    how = standing(
+        a=Standing(node=AgentId("x"), target="cpu", ended=True, sizes={"value": 10}),
+        b=Standing(node=AgentId("y"), target="cpu", started=True, left=0.5),
+    )
+    planned = advise(wanted(CHAIN, now("x"), now("y"), standing=how))
+    assert places(planned) == {"c": "y"}
+    assert planned.places[StageId("c")].start == pytest.approx(0.5)
+    assert planned.ends == pytest.approx(2.5, abs=0.1)
+    assert planned.number == 3
+
+
+def test_what_was_given_out_stays_and_waits_for_its_upstreams() -> None:
+    how = standing(
+        a=Standing(node=AgentId("x"), target="cpu", started=True, left=5.0),
+        b=Standing(node=AgentId("y"), target="cpu", left=2.0),
+    )
+    planned = advise(wanted(CHAIN, now("x"), now("y"), standing=how))
+    assert places(planned) == {"c": "y"}
+    assert planned.places[StageId("c")].start == pytest.approx(7.0, abs=0.01)
+
+
+def test_an_output_that_is_inline_or_stored_is_there_for_all() -> None:
+    text = "stages: {a: {kind: t.blob}, b: {kind: t.need, in: {data: a.data}}}"
+    how = Standing(node=AgentId("x"), target="cpu", ended=True, sizes={"data": 500_000_000})
+    busy = now("x", busy_seconds=10.0)
+    assert places(advise(wanted(text, busy, now("y"), standing=standing(a=how)))) == {"b": "y"}
+    near = now("x", busy_seconds=1.0)
+    assert places(advise(wanted(text, near, now("y"), standing=standing(a=how)))) == {"b": "x"}
+    free = msgspec.structs.replace(how, free=True)
+    assert places(advise(wanted(text, near, now("y"), standing=standing(a=free)))) == {"b": "y"}
+
+
+def test_nothing_is_planned_where_placement_would_not_look() -> None:
+    nodes = (now("edge"), now("cloud", Tier.CLOUD, slots=8), now("shut", takes=False))
+    other = msgspec.structs.replace(now("other"), offers=("t.work",))
+    text = "stages: {a: {kind: t.heavy}, b: {kind: t.heavy, after: [a]}, c: {kind: t.heavy, after: [a]}}"
+    # Kinds go to their own tier as long as a node there may run them.
+    assert set(places(advise(wanted(text, *nodes, other))).values()) == {"edge"}
+    assert set(places(advise(wanted(text, *nodes[1:], other))).values()) == {"cloud"}
+    assert set(places(advise(wanted(CHAIN, nodes[0], nodes[2]))).values()) == {"edge"}
+    # Of several targets the first is taken that is there.
+    made = advise(
+        wanted("stages: {a: {kind: t.see}, b: {kind: t.see, in: {x: a.value}}}", now("n", targets=("cpu", "npu")))
+    )
+    assert {place.target for place in made.places.values()} == {"npu"}
+
+
+def test_what_was_measured_counts() -> None:
+    text = CHAIN.replace("t.task", "t.work").replace("params: {seconds: 2}", "params: {seed: 2}")
+    measured = [RunSeconds("t.work", AgentId(name), "cpu", seconds) for name, seconds in (("x", 5.0), ("y", 1.0))]
+    planned = advise(wanted(text, now("x"), now("y"), seconds=tuple(measured)))
+    assert set(places(planned).values()) == {"y"}
+    assert planned.ends == pytest.approx(3.0, abs=0.01)
+
+
+def test_places_do_not_swing_for_little() -> None:
+    old = {StageId(name): Place(AgentId("y"), "cpu", 0.0, 0.0) for name in "abc"}
+    planned = advise(wanted(CHAIN, now("x"), now("y"), old=old))
+    assert planned.kept
+    assert set(places(planned).values()) == {"y"}
+    busy = advise(wanted(CHAIN, now("x"), now("y", busy_seconds=3.0), old=old))
+    assert not busy.kept
+    # The last one is there again when it is its turn, and a move has its price.
+    assert places(busy) == {"a": "x", "b": "x", "c": "y"}
+    gone = advise(wanted(CHAIN, now("x"), old=old))
+    assert set(places(gone).values()) == {"x"}
+
+
+def layered(stages: int = 24) -> str:
+    """Layers of three whose stages each await one of the layer before."""
+    lines = [
+        f"  s{n}: {{kind: t.work, params: {{seed: {n}}}, after: [{f's{n - 3}' if n > 2 else ''}]}}"
+        for n in range(stages)
+    ]
+    return "\n".join(["stages:", *lines])
+
+
+def took(**seconds: float) -> tuple[RunSeconds, ...]:
+    return tuple(RunSeconds("t.work", AgentId(name), "cpu", each) for name, each in seconds.items())
+
+
+def test_places_do_not_swing_between_plans_of_nearly_the_same_worth() -> None:
+    """Predictions that drift to and fro by a percent move nothing, however often they are asked about."""
+    nodes = (now("x"), now("y"), now("z"))
+    first = advise(wanted(layered(), *nodes, seconds=took(x=1.0, y=1.0, z=1.0)), iterations=200)
+    old = dict(first.places)
+    for turn in range(8):
+        drift = 1.01 if turn % 2 else 0.99
+        seconds = took(x=drift, y=1.0, z=2.0 - drift)
+        again = advise(wanted(layered(), *nodes, seconds=seconds, old=old), iterations=200)
+        assert again.kept
+        assert places(again) == places(first)
+        old = dict(again.places)
+
+
+def test_what_pays_is_moved_once_and_only_as_much_as_that_takes() -> None:
+    nodes = (now("x"), now("y"), now("z"))
+    first = advise(wanted(layered(), *nodes, seconds=took(x=1.0, y=1.0, z=1.0)), iterations=200)
+    slow = took(x=3.0, y=1.0, z=1.0)
+    moved = advise(wanted(layered(), *nodes, seconds=slow, old=dict(first.places)), iterations=3_000)
+    assert not moved.kept
+    gone = [name for name, where in places(moved).items() if where != first.places[StageId(name)].node]
+    assert 0 < len(gone) < 24
+    assert moved.ends < first.ends * 2
+    for turn in range(4):
+        drift = 0.01 if turn % 2 else -0.01
+        seconds = took(x=3.0 + drift, y=1.0 - drift, z=1.0 + drift)
+        again = advise(wanted(layered(), *nodes, seconds=seconds, old=dict(moved.places)), iterations=3_000)
+        assert again.kept
+        assert places(again) == places(moved)
+
+
+def test_a_move_has_its_price() -> None:
+    """Of two plans that end at the same time the one that moves less is taken, also where something has to move."""
+    nodes = (now("x", slots=8), now("y", slots=8), now("z", takes=False))
+    old = {StageId(f"s{n}"): Place(AgentId("z" if n == 0 else "xy"[n % 2]), "cpu", 0.0, 0.0) for n in range(24)}
+    made = advise(wanted(layered(), *nodes, seconds=took(x=1.0, y=1.0, z=1.0), old=old), iterations=200)
+    assert not made.kept
+    assert {name: where for name, where in places(made).items() if name != "s0"} == {
+        name: place.node for name, place in old.items() if name != "s0"
+    }
+
+
+def test_two_runs_of_an_accelerator_are_no_contradiction() -> None:
+    text = "stages: {a: {kind: t.see}, b: {kind: t.see}, c: {kind: t.see, in: {x: a.value, y: b.value}}}"
+    running = Standing(node=AgentId("n"), target="npu", started=True, left=1.0)
+    planned = advise(wanted(text, now("n", targets=("cpu", "npu"), slots=2), standing=standing(a=running, b=running)))
+    assert places(planned) == {"c": "n"}
+
+
+def test_that_there_is_no_plan_is_told() -> None:
+    planned = advise(wanted(CHAIN, now("x", takes=False)))
+    assert "no place may have it" in planned.refusal
+    assert not planned.places
+
+
+def test_the_same_snapshot_gives_the_same_advice() -> None:
+    stages = [f"  s{n}: {{kind: t.task, after: [s{n - 3}], params: {{seconds: {1 + n % 7}}}}}" for n in range(3, 30)]
+    text = "\n".join(["stages:", *(f"  s{n}: {{kind: t.task}}" for n in range(3)), *stages])
+    asked = wanted(text, now("x"), now("y"), now("z", Tier.CLOUD))
+    data = msgspec.json.encode(asked)
+    one, two = advise(asked, iterations=300), advise(msgspec.json.decode(data, type=PlanWanted), iterations=300)
+    assert one == two
+    assert msgspec.json.decode(msgspec.json.encode(one), type=Planned) == one
+
+
+def test_a_fresh_job_is_the_problem_that_a_file_gives() -> None:
+    asked = wanted(CHAIN, now("x"), now("y"))
+    left, old = remaining(asked, problem_of(asked))
+    plain = build(asked.constellation, KINDS, fleet(asked)).problem.arrays
+    assert np.array_equal(left.arrays.seconds, plain.seconds)
+    assert np.array_equal(left.arrays.penalty, plain.penalty)
+    assert (old.place == -1).all()
