@@ -37,7 +37,8 @@ def plan_wanted(run: Run, guide: Guide, state: State, number: int, now: int) -> 
     if len(standing) == len(job.stages):
         return None
     names = {spec.kind for spec in job.shape.specs.values()}
-    if any(fleet.kinds.get(name) is None for name in names):
+    # A patch may bring variants, of which these plans know nothing.
+    if any(fleet.kinds.get(name) is None for name in names) or any(spec.variants for spec in job.shape.specs.values()):
         return None
     kinds: dict[str, KindSpec] = {name: fleet.kinds[name] for name in sorted(names)}
     return PlanWanted(
