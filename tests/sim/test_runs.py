@@ -10,17 +10,18 @@ from typing import Any, ClassVar, get_args
 import pytest
 from tests.sim import planted
 
+from starloom.dag.constellation import OutputBinding
 from starloom.dag.draft import REFUSED
 from starloom.dag.errors import InvalidInput, StarloomError
-from starloom.dag.facts import StageCommitted, StageFailed, decode_fact
-from starloom.dag.ids import AgentId
-from starloom.dag.patch import AnyOperation
+from starloom.dag.facts import JobPatched, StageCommitted, StageFailed, decode_fact
+from starloom.dag.ids import AgentId, Epoch, Revision, StageId
+from starloom.dag.patch import AnyOperation, Difference, OutputChange
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
 from starloom.devices.faults import ALL_FAULTS, NO_FAULTS, Fault, FaultKind, FaultPlan, check_plan
 from starloom.orchestrator.cli import main as cli
 from starloom.orchestrator.cli import simulate
-from starloom.orchestrator.effects import Answer
+from starloom.orchestrator.effects import Answer, Decision
 from starloom.orchestrator.simulate import runs, workload
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.loop import SECOND, START, Chance
@@ -324,3 +325,14 @@ class TestCommand:
         assert one.digest == two.digest
         assert one.seeds == 6
         assert not one.failed
+
+
+def test_what_a_replaced_orchestrator_decides_is_not_compared_with_what_others_have_written() -> None:
+    world = World(1, Setup(nodes=2, stages=4, plan=NO_FAULTS))
+    world.run()
+    view = next(iter(world.judge.jobs.values()))
+    # That of a job as the replaced one has it: the job that is journaled has no such output any more.
+    gone = Difference(outputs={"gone": OutputChange(OutputBinding(upstream=StageId("s0"), output="value"), None)})
+    fact = JobPatched(job=view.submitted.job, revision=Revision(2), difference=gone)
+    world.judge.decided(Orchestrator(world, Epoch(99)), Decision(facts=[fact]))
+    assert world.judge.violations == []

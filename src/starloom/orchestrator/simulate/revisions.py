@@ -83,7 +83,8 @@ class WholeOrNot(_OfPatches):
 
     def decided(self, orchestrator: Orchestrator, decision: Decision) -> None:
         """A refusal leaves the job as it was, and a patch makes of it what the fact says; looked at when one is answered."""
-        if not decision.facts and not decision.answers:
+        # One that was replaced decides on jobs as it has them, and writes none of it.
+        if orchestrator is not self.world.current or not (decision.facts or decision.answers):
             return
         jobs = self._decided.setdefault(orchestrator.epoch, {})
         for fact in decision.facts:
@@ -100,7 +101,7 @@ class WholeOrNot(_OfPatches):
             view = self.judge.jobs.get(job)
             known = jobs.get(job) or (view.constellation if view is not None else None)
             state = orchestrator.coordinator.jobs.get(job)
-            if known is None or state is None or orchestrator is not self.world.current:
+            if known is None or state is None:
                 continue
             if not same(known, state.constellation):
                 what = "refused" if isinstance(answer.result, StarloomError) else "taken"
