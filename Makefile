@@ -33,8 +33,9 @@ test-ray:
 test-others:
 	$(BIN)/pytest -m 'not ray'
 
-sim: $(STAMP)  ## 10,000 simulated runs with all faults: some 12 minutes on two cores
+sim: $(STAMP)  ## 10,000 simulated runs with all faults, and 1,000 with plans drawn as advice: some 16 minutes on two cores
 	$(BIN)/starloom simulate --seeds 10000 --nodes 5 --stages 15 --jobs 3 --faults all
+	$(BIN)/starloom simulate --seeds 1000 --nodes 5 --stages 15 --jobs 3 --faults all --planner drawn
 
 faults: models  ## kill -9 of everybody at every stage, and at every crash point, on live clusters: some 20 minutes
 	$(BIN)/starloom faults run kills
