@@ -7,10 +7,12 @@ from tests.orchestrator.harness import KINDS, facts_of, node
 from tests.orchestrator.test_coordinator_patch import constellation
 from tests.orchestrator.test_coordinator_privacy import three
 
-from starloom.dag.constellation import Tier
+from starloom.dag.constellation import StageSpec, Tier
 from starloom.dag.errors import Infeasible
 from starloom.dag.facts import StagePlaced
 from starloom.dag.ids import StageId
+from starloom.dag.variants import ways_of
+from starloom.orchestrator import lanes
 from starloom.orchestrator.fleetfile import parse
 from starloom.orchestrator.planner.building import build, preferred
 from starloom.orchestrator.planner.planning import Budget, plan
@@ -145,3 +147,50 @@ def test_a_job_that_is_bound_to_a_plan_runs_in_the_variants_of_the_plan(world: A
     w = world(*three())
     job = w.submit(preferred(asked, built, plan(worse, Budget(50))))
     assert [variant for variant, _ in taken(w, job)] == ["small"]
+
+
+def grouped(how: str, other: str) -> str:
+    """The stage, and another that it shares a node with or stands apart from."""
+    return f"{ONE}      {how}: g\n  b: {{kind: t.work, {how}: g, require: {{{other}}}}}\n"
+
+
+@pytest.mark.parametrize(("how", "other"), [("colocate", "tier: edge"), ("spread", "tier: cloud")])
+def test_of_those_in_a_group_that_variant_is_taken_for_which_the_group_leaves_a_node(
+    world: Any, how: str, other: str
+) -> None:
+    w = world(node("a-cloud", Tier.CLOUD), node("b-edge"))
+    job = w.submit(constellation(grouped(how, other)))
+    assert [each for each in taken(w, job) if each[0]] == [("small", "b-edge")]
+    w.finish_all()
+    assert w.status(job) == "succeeded"
+
+
+@pytest.mark.parametrize(("how", "other"), [("colocate", "tier: edge"), ("spread", "tier: cloud")])
+def test_a_group_that_only_a_variant_below_the_least_quality_would_let_run_is_not_accepted(
+    world: Any, how: str, other: str
+) -> None:
+    w = world(node("a-cloud", Tier.CLOUD), node("b-edge"))
+    with pytest.raises(Infeasible, match=r"no node may run all of 'g'|need nodes of their own"):
+        w.submit(constellation(f"least_quality: 0.6\n{grouped(how, other)}"))
+
+
+@pytest.mark.parametrize("how", ["colocate", "spread"])
+def test_a_group_with_variants_is_looked_at_no_more_often_than_its_stages_for_each_other(
+    world: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    count = 8
+    looked: list[object] = []
+
+    def ways(*given: Any) -> list[StageSpec]:
+        looked.append(given)
+        assert len(looked) < 10 * count * count
+        return ways_of(*given)
+
+    monkeypatch.setattr(lanes, "ways_of", ways)
+    w = world(*(node(f"n{number}") for number in range(count)))
+    stage = f"kind: t.work\n      in: {{x: z.value}}\n      {how}: g{VARIANTS}"
+    text = "".join(f"  s{number}:\n      {stage}" for number in range(count))
+    job = w.submit(constellation(f"stages:\n  z: {{kind: t.work}}\n{text}"))
+    w.finish_all()
+    assert w.status(job) == "succeeded"
+    assert len({agent for variant, agent in taken(w, job) if variant}) == (1 if how == "colocate" else count)

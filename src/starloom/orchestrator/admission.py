@@ -126,8 +126,8 @@ class Admission:
         if unfit:
             raise InvalidInput(unfit, "the job cannot be accepted")
         least = given.constellation.least_quality
-        infeasible = [*self.infeasible(stages, labels, least), *self._parted(stages, stages, labels)]
-        infeasible += self._crowded(stages, stages, labels)
+        infeasible = [*self.infeasible(stages, labels, least), *self._parted(stages, stages, labels, least)]
+        infeasible += self._crowded(stages, stages, labels, least)
         if infeasible:
             raise Infeasible(infeasible, "no node meets the requirements of these stages")
 
@@ -193,7 +193,7 @@ class Admission:
                 yield Problem(f"stages.{name}.require", what)
 
     def _parted(
-        self, names: Iterable[StageId], stages: Mapping[StageId, StageSpec], labels: Labels
+        self, names: Iterable[StageId], stages: Mapping[StageId, StageSpec], labels: Labels, least_quality: float
     ) -> Iterator[Problem]:
         """Groups with one of these stages that are to share a node, where each may run somewhere but no node may run all."""
         groups: dict[str, list[StageId]] = {}
@@ -204,7 +204,7 @@ class Admission:
         for group, members in groups.items():
             if group not in told:
                 continue
-            nodes = {name: self._nodes(stages[name], labels.levels.get(name)) for name in members}
+            nodes = {name: self._nodes(stages[name], labels.levels.get(name), least_quality) for name in members}
             if all(nodes.values()) and not set.intersection(*nodes.values()):
                 what = "; ".join(
                     f"{name} on {', '.join(sorted(nodes[name])[: limits.NODES_EXPLAINED_MAX])}"
@@ -213,7 +213,7 @@ class Admission:
                 yield Problem(f"stages.{members[0]}.colocate", f"no node may run all of {group!r}: {what}")
 
     def _crowded(
-        self, names: Iterable[StageId], stages: Mapping[StageId, StageSpec], labels: Labels
+        self, names: Iterable[StageId], stages: Mapping[StageId, StageSpec], labels: Labels, least_quality: float
     ) -> Iterator[Problem]:
         """Groups with one of these stages that are to stand apart, where each may run somewhere but not all at once."""
         told = {spread.group for name in names if name in stages and (spread := stages[name].spread) is not None}
@@ -223,7 +223,9 @@ class Admission:
                 groups.setdefault(spec.spread.group, []).append(name)
         for group, members in groups.items():
             apart = Apart(stages[members[0]].spread or Spread(group=group))
-            nodes = {name: sorted(self._nodes(stages[name], labels.levels.get(name))) for name in members}
+            nodes = {
+                name: sorted(self._nodes(stages[name], labels.levels.get(name), least_quality)) for name in members
+            }
             zones = {name: apart.zones(self._fleet.members[node].profile for node in nodes[name]) for name in members}
             over = f"values of {apart.spread.over}" if apart.spread.over else "nodes"
             if all(nodes.values()) and (left := len(crowded(zones))):
@@ -234,10 +236,10 @@ class Admission:
                 what = f"all {len(members)} of {group!r} need {over} of their own, and {left} can have none: {shown}"
                 yield Problem(f"stages.{members[0]}.spread", what)
 
-    def _nodes(self, stage: StageSpec, private: Private | None) -> set[AgentId]:
+    def _nodes(self, stage: StageSpec, private: Private | None, least_quality: float) -> set[AgentId]:
         """The nodes that may run a stage, in whichever variant, or that were lost lately and might."""
         found: set[AgentId] = set()
-        for way in ways_of(stage):
+        for way in ways_of(stage, least_quality):
             lane = self._lanes.lane(way.kind, way.requires, private)
             found.update(candidate.member.name for candidate in lane.candidates(self._fleet))
             lost = (member for member in self._fleet.members.values() if self._lost_lately(member))
@@ -252,14 +254,15 @@ class Admission:
         for name, level in labels.levels.items():
             if before.levels.get(name) != level:
                 placeable[name] = parts.specs[name]
-        yield from self.infeasible(placeable, labels, shape.origin.least_quality)
+        least = shape.origin.least_quality
+        yield from self.infeasible(placeable, labels, least)
         if any(spec.colocate or spec.spread for spec in placeable.values()):
             after = {**shape.specs, **placeable}
             for change in difference.stages:
                 if change.after is None:
                     after.pop(change.stage, None)
-            yield from self._parted(placeable, after, labels)
-            yield from self._crowded(placeable, after, labels)
+            yield from self._parted(placeable, after, labels, least)
+            yield from self._crowded(placeable, after, labels, least)
 
     def _why_nowhere(self, lane: Lane) -> str:
         """Why no node may run a lane's stages; empty if one may, or one that was lost lately might."""

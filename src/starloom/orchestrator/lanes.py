@@ -116,8 +116,6 @@ class ReadyLanes:
         self._seq = 0
         self._version = -1
         self._clock = 0
-        #: stages whose variants are being looked for
-        self._taking: set[StageId] = set()
         #: whether the last round ended with stages that may have a place now
         self.cut = False
 
@@ -134,24 +132,27 @@ class ReadyLanes:
         if not spec.variants:
             return spec
         known = run.taken.get(stage)
-        return known if known is not None and (stage in run.queued or stage in self._taking) else self._take(run, stage)
+        return known if known is not None and stage in run.queued else self._take(run, stage)
 
     def _take(self, run: Run, stage: StageId) -> StageSpec:
         """Its own variant, if some node may run that; else the best of those that one may; else its own, or the best."""
         state = run.job.stages[stage]
-        ways = ways_of(state.spec, run.job.shape.origin.least_quality)
+        ways = self._ways(run, stage)
         ways.sort(key=lambda each: each.variants[0].name != state.variant)
-        # Others of its group ask for it meanwhile.
-        self._taking.add(stage)
-        try:
-            for way in ways:
-                run.taken[stage] = way
-                if self.candidates(self._lane_for(run, stage, way), run, stage):
-                    return way
-        finally:
-            self._taking.discard(stage)
-        run.taken[stage] = ways[0]
-        return ways[0]
+        fit = (way for way in ways if self.candidates(self._lane_for(run, stage, way), run, stage))
+        found = run.taken[stage] = next(fit, ways[0])
+        return found
+
+    def _ways(self, run: Run, stage: StageId) -> list[StageSpec]:
+        return ways_of(run.job.stages[stage].spec, run.job.shape.origin.least_quality)
+
+    def _in_any_variant(self, run: Run, stage: StageId) -> Iterator[Member]:
+        """The nodes that may run a stage in some variant, whatever its group leaves it; some more than once.
+
+        Not those of the variant that it would have now: that hangs on the nodes of its group, and so on this.
+        """
+        for way in self._ways(run, stage):
+            yield from (each.member for each in self._lane_for(run, stage, way).candidates(self._fleet))
 
     def moved(self, lane: Lane, run: Run, stage: StageId) -> bool:
         """Whether a stage that was taken out of a lane is to run in another variant than when it came there; then it is in the lane of that."""
@@ -170,7 +171,7 @@ class ReadyLanes:
             return found
 
         def nodes(name: StageId) -> set[AgentId]:
-            return {each.member.name for each in self.lane_of(run, name).candidates(self._fleet)}
+            return {member.name for member in self._in_any_variant(run, name)}
 
         return group.narrowed(run.job, found, self._fleet, nodes)
 
@@ -180,7 +181,7 @@ class ReadyLanes:
             return [lane.crowded(each, apart, taken) for each in lane.candidates(self._fleet)]
 
         def zones(name: StageId) -> list[str]:
-            return apart.zones(each.member.profile for each in self.lane_of(run, name).candidates(self._fleet))
+            return apart.zones(member.profile for member in self._in_any_variant(run, name))
 
         return apart.narrowed(run.job, stage, lane.candidates(self._fleet), self._fleet, zones)
 

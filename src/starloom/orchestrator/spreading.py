@@ -73,7 +73,8 @@ class Apart:
         if not to_come:
             return free
         wanted = {name: [zone for zone in zones(name) if zone not in shut] for name in to_come}
-        left = spare(wanted, {self.zone(each.member.profile) for each in free})
+        # Of all its variants: what none of this one's candidates can be spared, one of another's may be.
+        left = spare(wanted, {zone for zone in zones(stage) if zone not in shut})
         return [each for each in free if self.zone(each.member.profile) in left] if left else free
 
     def words(self, job: JobState, fleet: Fleet, stage: StageId) -> str:
