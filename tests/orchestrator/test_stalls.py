@@ -58,3 +58,14 @@ def test_a_loop_that_stood_still_is_told_by_what_it_did_where_that_is_known(log:
     stalls.look(ago(33))
     assert "did not turn for 33.0 s or more" in log.messages[1]
     assert "its thread computed for 0.0 s" in log.messages[1]
+
+
+def test_a_standstill_behind_what_was_told_of_is_told_as_well(
+    log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalls = Stalls()
+    now = time.monotonic()
+    stalls.took("deciding on inputs:", 512, now - 1.5)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 41)
+    stalls.look(now + 1)
+    assert "did not turn for 40.0 s or more" in log.messages[1]

@@ -23,7 +23,8 @@ class Stalls:
         self._handed: tuple[float, int] | None = None
         self._told_of = 0.0
         self._looked = (time.monotonic(), time.thread_time())
-        self._told = False
+        #: when what was told of since the last look was over
+        self._told_until = 0.0
 
     def handed(self, facts: int) -> float:
         """The journal gets so many facts, and nothing more until they are written; returns when."""
@@ -44,9 +45,10 @@ class Stalls:
 
     def took(self, what: str, count: int, began: float) -> None:
         """The event loop did something in one go, to so many."""
-        seconds = time.monotonic() - began
+        now = time.monotonic()
+        seconds = now - began
         if seconds > limits.LOOP_SLOW_SECONDS:
-            self._told = True
+            self._told_until = now
             _log.warning(
                 "%s %d took %.1f s, over LOOP_SLOW_SECONDS = %g, in which the event loop did not turn",
                 *(what, count, seconds, limits.LOOP_SLOW_SECONDS),
@@ -56,12 +58,12 @@ class Stalls:
         """A timer rings that was due then. In the event loop's thread."""
         now, computed = time.monotonic(), time.thread_time()
         (before, computed_before), self._looked = self._looked, (now, computed)
-        told, self._told = self._told, False
-        if now - due > limits.LOOP_SLOW_SECONDS and not told:
+        since, self._told_until = max(due, self._told_until), 0.0
+        if now - since > limits.LOOP_SLOW_SECONDS:
             _log.warning(
                 "the event loop did not turn for %.1f s or more, over LOOP_SLOW_SECONDS = %g; of the last %.1f s its thread "
                 "computed for %.1f s: if that is little, the process was stopped, or others had the processor",
-                *(now - due, limits.LOOP_SLOW_SECONDS, now - before, computed - computed_before),
+                *(now - since, limits.LOOP_SLOW_SECONDS, now - before, computed - computed_before),
             )
         handed = self._handed
         if handed is not None and handed[0] != self._told_of and now - handed[0] > limits.JOURNAL_SLOW_SECONDS:
