@@ -1,6 +1,7 @@
 """The client's repeats: nothing is lost, doubled or waited for without end when the orchestrator goes away."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -116,10 +117,14 @@ async def client(control: FakeControl) -> AsyncIterator[AsyncClient]:
 
 
 class Relay:
-    """Passes connections on to a server, after `delay` seconds; those that are there at a `freeze` stay, and carry nothing."""
+    """Passes connections on to a server, after `delay` seconds; those that are there at a `freeze` stay, and carry nothing.
 
-    def __init__(self, address: str, delay: float = 0.0) -> None:
+    At most `rate` bytes a second go in each direction.
+    """
+
+    def __init__(self, address: str, delay: float = 0.0, rate: float = math.inf) -> None:
         self._delay = delay
+        self._rate = rate
         self._host, _, self._port = address.rpartition(":")
         self._pumps: set[asyncio.Task[None]] = set()
         self._writers: list[asyncio.StreamWriter] = []
@@ -151,6 +156,7 @@ class Relay:
 
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         while data := await source.read(65536):
+            await asyncio.sleep(len(data) / self._rate)
             sink.write(data)
             await sink.drain()
         sink.close()
@@ -350,6 +356,18 @@ async def test_a_connection_that_carries_nothing_any_more_is_made_anew(
         path.freeze()
         assert await client.nodes() == []
     assert len(control.requests) == 2
+
+
+async def test_a_stream_over_a_slow_link_is_not_taken_for_one_that_carries_nothing(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "LINK_SILENT_SECONDS", 0.2)
+    bulk = event(5, JobEnded(job=JOB, status=JobStatus.SUCCEEDED, error="x" * 2**20))
+    control.steps = [[SUBMITTED, bulk]]
+    async with Relay(control.address, rate=2**20) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
+        assert await offsets(await job_of(client)) == [1, 5]
+    assert len(control.requests) == 1
 
 
 async def test_an_orchestrator_that_is_slow_to_say_hello_is_reached(

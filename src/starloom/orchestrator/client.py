@@ -55,8 +55,8 @@ class AsyncClient:
     Raises Unavailable if there is none, InvalidInput for an address that is none, Unauthenticated for a
     missing token.
 
-    Any method raises Unavailable after CONNECT_SECONDS without an orchestrator. Once it was reached,
-    whoever follows a job waits ORCHESTRATOR_RESTART_SECONDS for a new one, and goes on where it was.
+    Any method raises Unavailable after CONNECT_SECONDS without an orchestrator, or twice that where its host says nothing
+    at all. Once it was reached, whoever follows a job waits ORCHESTRATOR_RESTART_SECONDS for a new one, and goes on where it was.
     """
 
     def __init__(self, address: str | None = None, token: str | None = None) -> None:

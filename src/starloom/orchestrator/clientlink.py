@@ -38,11 +38,11 @@ Result = TypeVar("Result")
 
 
 def _watched() -> list[tuple[str, Any]]:
-    """Options by which a connection that carries nothing any more is given up before a call's deadline.
+    """Options by which a connection of calls that carries nothing any more is given up before a call's deadline.
 
     gRPC's core arms the timeout of a keepalive ping only where it is armed already (1.85.3, `chttp2/transport/writing.cc`),
     so that of all pings counts in its place, which is 60 s. A call to an orchestrator that stands still would end at its
-    deadline, where it has to be repeated.
+    deadline, where it has to be repeated. Not for streams: behind their bulk, on a slow link, a ping waits longer than that.
     """
     return [("grpc.http2.ping_timeout_ms", int(limits.LINK_SILENT_SECONDS * 1000))]
 
@@ -102,13 +102,14 @@ class Patience:
 
 
 class Link:
-    """One client's channel to the orchestrator, made at the first call. For one event loop."""
+    """One client's channels to the orchestrator, for calls and for streams, made when first needed. For one event loop."""
 
     def __init__(self, address: str, token: str) -> None:
         self.address = address
         self.token = token
         self._metadata = status.auth_metadata(token)
-        self._channel: aio.Channel | None = None
+        self._calling: aio.Channel | None = None
+        self._streaming: aio.Channel | None = None
         self._stub: Any = None
         self._closed = False
         self._reached = False
@@ -116,9 +117,10 @@ class Link:
     async def close(self) -> None:
         """Ends all calls."""
         self._closed = True
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close(None)
+        channels, self._calling, self._streaming = (self._calling, self._streaming), None, None
+        for channel in channels:
+            if channel is not None:
+                await channel.close(None)
 
     async def call(self, method: str, request: Any, *, seconds: float = limits.RPC_DEADLINE_SECONDS) -> Any:
         """The answer to one call of the Control service, which is repeated while nobody answers.
@@ -157,9 +159,8 @@ class Link:
                 await patience.wait(error)
 
     def data(self) -> Any:
-        """The orchestrator's Data service, by the same channel."""
-        self._ready()
-        return data_pb2_grpc.DataServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        """The orchestrator's Data service, for streams."""
+        return data_pb2_grpc.DataServiceStub(self._streams())  # type: ignore[no-untyped-call]
 
     @property
     def metadata(self) -> Any:
@@ -195,7 +196,8 @@ class Link:
         over = False
         while True:
             request = pb.StreamEventsRequest(job_id=job, after_offset=after, follow=follow, kinds=kinds)
-            call = self._ready().StreamEvents(request, metadata=self._metadata)
+            stub: Any = control_pb2_grpc.ControlServiceStub(self._streams())  # type: ignore[no-untyped-call]
+            call = stub.StreamEvents(request, metadata=self._metadata)
             try:
                 async for response in call:
                     self._reached = True
@@ -233,13 +235,14 @@ class Link:
             what += f"; that was noticed {late:.1f} s late, so this process was stopped or busy itself"
         self._ready()
         try:
-            await health_pb2_grpc.HealthStub(self._channel).Check(
+            await health_pb2_grpc.HealthStub(self._calling).Check(
                 health_pb2.HealthCheckRequest(), timeout=limits.HEALTH_SECONDS
             )
         except aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
                 what += f", nor a question after its health within {limits.HEALTH_SECONDS:g} s"
-                return f"{what}: it is stopped, or its event loop does not turn; see orchestrator.log, and what else runs there"
+                why = "it is stopped, its event loop does not turn, or the link is slow"
+                return f"{what}: {why}; see orchestrator.log, and what else runs there"
             if error.code() in _BROKEN:
                 return f"{what}, and now its connection is broken: {error.details()}"
             # Any other status is an answer.
@@ -247,13 +250,22 @@ class Link:
         return f"{what}: it waits for its journal's disk, or for agents; see orchestrator.log, and what else uses that machine"
 
     def _ready(self) -> Any:
-        if self._closed:
-            raise StarloomError("the client is closed; make a new one")
+        self._refuse_closed()
         if self._stub is None:
             options = [*status.channel_options(self.address), *_watched()]
-            self._channel = aio.insecure_channel(self.address, options=options)
-            self._stub = control_pb2_grpc.ControlServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            self._calling = aio.insecure_channel(self.address, options=options)
+            self._stub = control_pb2_grpc.ControlServiceStub(self._calling)  # type: ignore[no-untyped-call]
         return self._stub
+
+    def _streams(self) -> aio.Channel:
+        self._refuse_closed()
+        if self._streaming is None:
+            self._streaming = aio.insecure_channel(self.address, options=status.channel_options(self.address))
+        return self._streaming
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StarloomError("the client is closed; make a new one")
 
     def _meaning(self, error: aio.AioRpcError) -> StarloomError:
         """The error behind a failed call; Unavailable, and nothing derived from it, where the connection broke."""
