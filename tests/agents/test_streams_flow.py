@@ -42,6 +42,19 @@ async def test_producer_waits_until_a_reader_acknowledges_and_says_since_when() 
         assert [chunk.data for chunk in (await reading.next()).chunks] == [b"b"]
 
 
+async def test_reader_whose_word_was_lost_makes_room_for_its_producer_when_it_comes_again() -> None:
+    stream = flow(1)
+    await stream.append(b"a", {})
+    reading = stream.open(wish())
+    assert [chunk.data for chunk in (await reading.next()).chunks] == [b"a"]
+    appending = asyncio.create_task(stream.append(b"b", {}))
+    await asyncio.sleep(0)
+    assert stream.waiting is not None
+    stream.open(wish(1))
+    async with asyncio.timeout(WAIT_SECONDS):
+        assert await appending == 1
+
+
 async def test_producer_that_is_cancelled_while_it_waits_waits_no_more() -> None:
     stream = flow(1)
     await stream.append(b"a", {})

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 
+from starloom.agents.messages import Assign, Await, Reader
 from starloom.agents.streams.buffer import StreamBuffer
-from starloom.agents.streams.records import Credit
+from starloom.agents.streams.records import Bound, Credit
 from starloom.dag.constellation import Constellation, Dependency, OnFailure, Policy, StageSpec
 from starloom.dag.errors import StreamGone
 from starloom.dag.facts import JobOptions
-from starloom.dag.ids import StageId
+from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
 from starloom.dag.values import Full
@@ -19,10 +20,12 @@ from starloom.orchestrator.simulate import workload
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import KINDS, STREAMING, expected
+from starloom.orchestrator.simulate.streams import Inlet
 from starloom.orchestrator.simulate.streamwork import SHAPES, streamed
 from starloom.orchestrator.simulate.workload import Work
 from starloom.orchestrator.simulate.world import Parts, Setup, World
 
+TOKEN = FencingToken(Epoch(1), Attempt(1))
 TROUBLE = FaultPlan(
     name="streams meet everything",
     quiet_after_seconds=20,
@@ -80,6 +83,39 @@ def test_streams_meet_breaks_waits_and_losses_and_every_property_holds() -> None
             met["begins again"] += any(len(stage.process) > 1 for stage in streams)
             met["succeeds"] += bool(streams) and job.status == "succeeded"
     assert {"waits for room", "resumes", "gone", "begins again", "succeeds"} == {what for what, n in met.items() if n}
+
+
+def test_reader_whose_word_was_lost_makes_room_for_its_producer_when_it_comes_again() -> None:
+    """It has acknowledged all that there is: no later word of it would let the producer go on."""
+    world = World(1, Setup(nodes=2, jobs=0))
+    world.trouble.begin(world)
+    for name in world.names:
+        world._start_agent(name)
+    giving, reading = (world.processes[name] for name in world.names)
+    readers = (Reader(port="data", reader="r.data"),)
+    source = Assign(task=TaskToken(JobId("j"), StageId("s"), TOKEN), kind="sim.ticks", readers=readers)
+    reader = Assign(task=TaskToken(JobId("j"), StageId("r"), TOKEN), kind="sim.sum")
+    woken: list[bool] = []
+    flow = giving.streams.add(source, "data", Bound(chunks=1), lambda: woken.append(flow.buffer.fits(1)))
+    awaited = Await(
+        upstream=StageId("s"),
+        token=TOKEN,
+        agent=giving.name,
+        address=giving.profile.address,
+        streams={"data": "data"},
+    )
+    inlet = Inlet(reading, reader, awaited, "data", lambda: None)
+    inlet.dial()
+    flow.append(b"0")
+    while not inlet.queue:
+        assert world.loop.step()
+    assert not flow.buffer.fits(1)
+    inlet.acknowledge(1)
+    world.break_stream(giving.name)
+    woken.clear()
+    while not flow.buffer.fits(1):
+        assert world.loop.step()
+    assert woken == [True]
 
 
 def test_undisturbed_streams_begin_once_and_together() -> None:

@@ -38,7 +38,7 @@ class Flow:
     def __init__(self, buffer: StreamBuffer, wake: Call) -> None:
         self.buffer = buffer
         self.calls: dict[str, ReadCall] = {}
-        self._wake = wake
+        self.wake = wake
 
     def append(self, data: bytes) -> None:
         """Adds a chunk, for which there has to be room."""
@@ -56,7 +56,7 @@ class Flow:
         if self.calls.get(call.inlet.reader) is call:
             self.buffer.credit(call.inlet.reader, credit)
             call.pump()
-            self._wake()
+            self.wake()
 
     def pump(self) -> None:
         """Sends all readers what there is for them."""
@@ -280,6 +280,8 @@ class Streams:
         flow = self._flows.get(name)
         if flow is not None:
             call.opened(flow, credit)
+            # It says how far it is: if that was on its way when an earlier call broke, only this makes room.
+            flow.wake()
         else:
             self._wanted.setdefault(name, []).append((call, credit))
 
