@@ -1,6 +1,7 @@
 """Jobs that come again and again: no placement of all that there are holds a shorter period, and rounds are what queues say they are."""
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from tests.planner.instances import constrained, instance
 from starloom.dag import limits
 from starloom.dag.constellation import Goal, Measure, Slo
 from starloom.dag.errors import Infeasible
-from starloom.orchestrator.planner.balance import balanced, within
+from starloom.orchestrator.planner import pacing
+from starloom.orchestrator.planner.balance import Balanced, balanced, within
 from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.filling import overfull
@@ -137,6 +139,26 @@ def test_a_period_that_none_holds_is_told_with_the_fewest_stages_that_take_too_m
     fits = find_paced(what, asked(what), pace(what, 1.0), planned)
     assert fits.best.holds
     assert conflict(what, pace(what, 1.0), fits.least, 1.0) == ()
+
+
+def test_what_takes_too_much_among_many_is_found_in_a_few_tries_or_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    # One by one 64 tries were made: of 300 stages, minutes after a plan that had a tenth of a second.
+    seconds = np.full((64, 2), 0.001)
+    seconds[37] = 1.0
+    what = problem([f"s{stage}" for stage in range(64)], (Place("one"), Place("two")), seconds)
+    how = pace(what, 0.8)
+    least = balanced(what, how, np.zeros(64, dtype=np.int32))
+    tries: list[int] = []
+
+    def counted(*given: Any, of: list[int], **more: Any) -> Balanced:
+        tries.append(len(of))
+        return balanced(*given, of=of, **more)
+
+    monkeypatch.setattr(pacing, "balanced", counted)
+    assert conflict(what, how, least, 1.0) == (37,)
+    assert len(tries) <= 2 * 6 + 1
+    monkeypatch.setattr(limits, "PLAN_SETTLED_CHOICES_MAX", 100)
+    assert conflict(what, how, least, 1.0) == ()
 
 
 @settings(max_examples=4, deadline=None)

@@ -270,15 +270,22 @@ def held_by_none(pace: Pace, least: Balanced) -> bool:
 def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> tuple[int, ...]:
     """A smallest set of stages that take too much for the period, wherever they stand; none where that is not shown.
 
-    Smallest: without any of them the rest of it holds. Looked for among PLAN_SETTLED_CHOICES_MAX choices only.
+    Smallest: without any of them the rest of it holds. What is left out is tried in halves, for most of many stages can be left
+    out at once; at PLAN_SETTLED_CHOICES_MAX choices of all tries together it is given up, and none is told.
     """
     if least.place is None or not held_by_none(pace, least):
         return ()
     core = [stage for stage in range(len(problem.stages)) if problem.arrays.seconds[stage].max() > 0]
-    if problem.arrays.seconds.size > limits.PLAN_SETTLED_CHOICES_MAX:
-        return ()
-    for stage in tuple(core):
-        fewer = [other for other in core if other != stage]
+    blocks, left = [core], limits.PLAN_SETTLED_CHOICES_MAX
+    while blocks:
+        block = blocks.pop(0)
+        fewer = [stage for stage in core if stage not in block]
+        left -= len(fewer) * len(problem.places)
+        if left < 0:
+            return ()
         if held_by_none(pace, balanced(problem, pace, least.place, of=fewer, effort=effort)):
             core = fewer
+        elif len(block) > 1:
+            half = len(block) // 2
+            blocks += [block[:half], block[half:]]
     return tuple(core)
