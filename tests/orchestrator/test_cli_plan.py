@@ -473,11 +473,14 @@ def test_the_best_model_that_is_ready_in_time_answers(tmp_path: Path, capsys: py
     assert found["placement"]["answer"]["variant"] == "middle"
 
 
-def test_for_a_period_each_stage_has_the_first_variant_that_may_be_taken(
-    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+def test_for_a_period_each_stage_has_the_first_variant_that_may_be_taken_and_what_is_written_keeps_the_others(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path(files[0]).write_text(CHAIN[: CHAIN.index("  b:")].rstrip() + VARIED + "    variant: small\n")
-    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s")
+    bound = tmp_path / "bound.yaml"
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s", "--out", str(bound), "--soft")
     assert code == 0
     assert found["placement"]["b"]["variant"] == "small"
+    written = load(bound.read_bytes()).stages["b"]  # type: ignore[index]
+    assert (written.variant, [each.name for each in written.variants]) == ("small", ["large", "small"])
     assert {each["what"]: each["seconds"] for each in found["rounds"]["loads"]}["edge"] == 0.5

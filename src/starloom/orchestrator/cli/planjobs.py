@@ -27,10 +27,14 @@ from starloom.orchestrator.planner.steady import Pace, pace
 
 
 class Jobs(NamedTuple):
-    """What is to be planned. `all`: by name. `one`: all of them as one. `pace`: of jobs that come again and again, else none."""
+    """What is to be planned. `all`: by name. `one`: all of them as one. `pace`: of jobs that come again and again, else none.
+
+    `whole`: as `one`, with the variants that plans for a period do not look at.
+    """
 
     all: dict[str, Constellation]
     one: Constellation
+    whole: Constellation
     built: Built
     pace: Pace | None
     chunks: bool
@@ -74,16 +78,17 @@ def read_jobs(args: argparse.Namespace) -> Jobs:
         raise NotFound(f"{one.name} has no stage {args.explain!r}; it has {', '.join(sorted(one.stages))}")
     if untold := list(_untold(jobs, kinds)):
         raise InvalidInput(untold, "not all that is promised can be planned for")
-    built = build(one, kinds, fleet, sizes)
+    whole, built = one, build(one, kinds, fleet, sizes)
     chunks = bool(given[0].rate)
     if built.variants and (chunks or _pace(jobs, built) is not None):
         # What is busy is summed up by places, each of which stands for one variant.
         one = _in_first_variants(one)
         built = build(one, kinds, fleet, sizes)
     if not chunks:
-        return Jobs(jobs, one, built, _pace(jobs, built), chunks, _answering(one, kinds, fleet, built))
+        return Jobs(jobs, one, whole, built, _pace(jobs, built), chunks, _answering(one, kinds, fleet, built))
     built, alone = chunked(one, kinds, fleet, built)
-    return Jobs(jobs, one, built, pace(built.problem, 1.0 / given[0].rate)._replace(alone=alone), chunks, None)
+    often = pace(built.problem, 1.0 / given[0].rate)._replace(alone=alone)
+    return Jobs(jobs, one, whole, built, often, chunks, None)
 
 
 def _said(args: argparse.Namespace, constellation: Constellation) -> tuple[Constellation, list[Problem]]:

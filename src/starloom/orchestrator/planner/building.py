@@ -111,7 +111,7 @@ def pinned(constellation: Constellation, built: Built, plan: Plan) -> Constellat
 
     def bind(spec: StageSpec, place: Place) -> StageSpec:
         requires = msgspec.structs.replace(spec.requires, node=place.node, target=place.target)
-        return msgspec.structs.replace(spec, requires=requires, variant=_variant_at(spec, place))
+        return msgspec.structs.replace(spec, requires=requires)
 
     return _bound(constellation, built, plan, bind)
 
@@ -128,13 +128,9 @@ def preferred(constellation: Constellation, built: Built, plan: Plan) -> Constel
         avoid = spec.prefers.avoid[:most]
         others = [said for said in spec.prefers.prefer if not said.node][: most - len(avoid)]
         prefers = Preferences(prefer=(here, *others), avoid=avoid)
-        return msgspec.structs.replace(spec, prefers=prefers, variant=_variant_at(spec, place))
+        return msgspec.structs.replace(spec, prefers=prefers)
 
     return _bound(constellation, built, plan, bind)
-
-
-def _variant_at(spec: StageSpec, place: Place) -> str:
-    return spec.variants[place.variant].name if spec.variants else ""
 
 
 def _bound(
@@ -143,7 +139,11 @@ def _bound(
     stages = dict(constellation.stages)
     for index, name in enumerate(built.stages):
         if name in stages:
-            stages[name] = bind(stages[name], built.problem.places[plan.place[index]])
+            at = int(plan.place[index])
+            # What was planned may have fewer variants than what is bound: their numbers differ, their names do not.
+            variant = built.variant(index, at)
+            bound = bind(stages[name], built.problem.places[at])
+            stages[name] = msgspec.structs.replace(bound, variant=variant.name if variant else "")
     return msgspec.structs.replace(constellation, stages=stages)
 
 
