@@ -29,6 +29,7 @@ def test_what_is_said_of_rounds_is_read_and_written_as_it_was() -> None:
     assert frames.rate == 30.0
     assert load(dump(frames)) == frames
     assert load(DOCUMENT.format("")).slo == Slo()
+    assert list(slo_problems(load(DOCUMENT.format("every: 0.000001")))) == []
 
 
 def test_everything_that_is_wrong_is_told() -> None:
@@ -40,6 +41,11 @@ def test_everything_that_is_wrong_is_told() -> None:
     nothing = load(DOCUMENT.format("slo: {p95: 1s}"))
     assert [problem.place for problem in slo_problems(nothing)] == ["slo.p95"]
     assert [problem.place for problem in slo_problems(load(DOCUMENT.format("objective: p95")))] == ["objective"]
+
+
+@pytest.mark.parametrize("said", ["every: 1.0e-310", "rate: 1.0e-310"])
+def test_what_is_nearly_nothing_is_told_before_shares_of_it_are_without_end(said: str) -> None:
+    assert [problem.place for problem in slo_problems(load(DOCUMENT.format(said)))] == [said.partition(":")[0]]
 
 
 def test_a_command_line_says_the_same() -> None:

@@ -72,8 +72,13 @@ def slo_problems(constellation: Constellation) -> Iterator[Problem]:
     longest = limits.DURATION_SECONDS_MAX
     if fault := number_fault(constellation.every_seconds, at_most=longest, unit="seconds, 0 where it is not known"):
         yield Problem("every", fault)
+    elif 0 < constellation.every_seconds < 1 / limits.STREAM_RATE_MAX:
+        least = f"give {1 / limits.STREAM_RATE_MAX:g} seconds or more"
+        yield Problem("every", f"is {constellation.every_seconds:g} seconds, more often than any stream; {least}")
     if fault := read_rate(constellation.rate)[1]:
         yield Problem("rate", fault)
+    elif 0 < constellation.rate < 1 / longest:
+        yield Problem("rate", f"is {constellation.rate:g}, a chunk in over {longest:g} seconds; give more of them")
     if constellation.every_seconds and constellation.rate:
         yield Problem(
             "rate", "is said beside `every`; say how often the job comes, or its chunks, and leave out the other"
