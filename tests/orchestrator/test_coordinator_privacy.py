@@ -388,6 +388,48 @@ stages:
         w.finish_all()
         assert (places(w, job)["read"], places(w, job)["say"]) == ({"z-pi"}, {"a-cloud"})
 
+    @pytest.mark.parametrize("under_way", [False, True])
+    @pytest.mark.parametrize(
+        ("private", "patches"),
+        [
+            (", private: device", ["- rewire: {stage: read, in: {x: $note}}"]),
+            (", private: device", ["- replace: {stage: read, kind: t.blur}"]),
+            ("", ["- rewire: {stage: read, in: {x: $note}}\n- set_privacy: {stage: see, private: device}"]),
+            ("", ["- rewire: {stage: read, in: {x: $note}}", "- set_privacy: {stage: see, private: device}"]),
+        ],
+    )
+    def test_what_was_computed_from_private_data_before_one_is_not_read_elsewhere(
+        self, world: Any, private: str, patches: list[str], under_way: bool
+    ) -> None:
+        """`read` reads nothing private any more, and runs again; what `sum` had made of the photograph is not free by that."""
+        w = world(*three())
+        text = f"""
+inputs: {{photo: {{type: json{private}}}, note: {{type: json}}}}
+stages:
+  see: {{kind: t.work, in: {{x: $photo}}}}
+  read: {{kind: t.work, in: {{x: see.value}}}}
+  sum: {{kind: t.work, in: {{x: read.value}}}}
+  gate: {{kind: t.work, require: {{tier: cloud}}}}
+  say: {{kind: t.work, in: {{x: sum.value}}, after: [gate]}}
+"""
+        job = w.submit(constellation(text), {**PHOTO, "note": inline("a note")})
+        w.finish("see", "read")
+        old = w.assigned("sum").task
+        if not under_way:
+            w.finish("sum")
+        for patch in patches:
+            w.patched(w.patch(job, patch, restart=True))
+        w.finish("gate")
+        w.acknowledge_cancels()
+        assert not {"sum", "say"} & set(w.active())
+        w.finish("read", "sum")
+        (read,) = w.assigned("say").inputs
+        assert read.consumed.token.attempt > old.token.attempt
+        assert w.where("say").name != "z-pi"
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        w.check_replay()
+
 
 class TestGrowth:
     TEXT = """

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Mapping
 from starloom.agents.messages import Cancel
 from starloom.dag.constellation import Private
 from starloom.dag.ids import StageId
+from starloom.dag.patch import Change, Difference
 from starloom.dag.privacy import strictest
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.lanes import ReadyLanes
+from starloom.orchestrator.lineage import resting_on
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
@@ -50,13 +52,15 @@ class Changing:
         confided = self._end_confided(run, before)
         if run.colocated or run.spread:
             self._settler.regroup(run)
+        refed = self._refed(run, difference, before)
         for name in plan.ended:
             if name in job.stages:
                 self._settler.reopen(run, name, why)
+        estranged = self._end_estranged(run, refed)
         for name in mine:
             del run.held[name]
         fresh = [change.stage for change in difference.stages if change.before is None]
-        self.decide(run, [*mine, *fresh, *confided])
+        self.decide(run, [*mine, *fresh, *confided, *estranged])
         self._settler.touch(run)
 
     def _end_confided(self, run: Run, before: Mapping[StageId, Private]) -> list[StageId]:
@@ -73,6 +77,33 @@ class Changing:
             for token in tuple(stage.live):
                 self._settler.supersede(run, name, token, f"what it reads is private to {level} now")
             ended.append(name)
+        return ended
+
+    def _refed(self, run: Run, difference: Difference, before: Mapping[StageId, Private]) -> list[StageId]:
+        """The stages of a job with private data that read other than what they gave last was made of."""
+        stages = run.job.stages
+        if not before and not run.labels.levels:
+            return []
+        # What runs again already may have been fed otherwise while nothing was private, when that did not matter.
+        again = [] if before else [name for name, stage in stages.items() if stage.former is not None]
+        return [name for name in dict.fromkeys([*_refed_by(difference), *again]) if name in stages]
+
+    def _end_estranged(self, run: Run, refed: list[StageId]) -> list[StageId]:
+        """Gives up what rests on what these gave before, be it a result or an attempt; the stages whose attempts that ended.
+
+        Labels go along the dependencies that are there now: they do not tell how private that is.
+        """
+        job, ended = run.job, []
+        for name, first in resting_on(job, refed).items():
+            stage = job.stages[name]
+            why = f"it rests on what {first} gave before it was fed otherwise, which may be private"
+            if stage.live:
+                self._endings.cancel_attempts(job, name)
+                for token in tuple(stage.live):
+                    self._settler.supersede(run, name, token, why)
+                ended.append(name)
+            elif stage.committed is not None:
+                self._settler.reopen(run, name, why)
         return ended
 
     def renew(self, runs: Iterable[Run]) -> None:
@@ -102,6 +133,22 @@ class Changing:
             stage = run.job.stages.get(name)
             if stage is not None and stage.status is StageStatus.PENDING:
                 self._settler.decide(run, name)
+
+
+def _refed_by(difference: Difference) -> dict[StageId, None]:
+    """The stages that no longer read what they did, or are of other kinds, of which only the new one may declassify that."""
+    return dict.fromkeys(
+        [
+            *(arc.downstream for arc in difference.removed if arc.output),
+            *(binding.downstream for binding in difference.unbound),
+            *(each.stage for each in difference.stages if _other_kinds(each)),
+        ]
+    )
+
+
+def _other_kinds(change: Change) -> bool:
+    before, after = change.before, change.after
+    return before is None or after is None or (before.kind, before.variants) != (after.kind, after.variants)
 
 
 def _reads_private(run: Run, name: StageId) -> bool:

@@ -1,6 +1,7 @@
 """What stages consume and what lets them start: pure questions to a job's state."""
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import NamedTuple
 
@@ -104,6 +105,27 @@ def made_again(job: JobState) -> dict[StageId, StageId]:
                 found[arc.downstream] = again
                 if job.stages[arc.downstream].status in ENDED:
                     todo.append((arc.downstream, again))
+    return found
+
+
+def resting_on(job: JobState, stages: Iterable[StageId]) -> dict[StageId, StageId]:
+    """What may have been computed from what some stages gave before they had to run again: results, and attempts that are under way.
+
+    The nearest come first, each with the one of the stages. Takes time in what is downstream of those.
+    """
+    found: dict[StageId, StageId] = {}
+    todo = deque((name, name) for name in stages if job.stages[name].former is not None)
+    while todo:
+        name, first = todo.popleft()
+        for arc in job.downstreams[name]:
+            stage = job.stages[arc.downstream]
+            if not arc.output or arc.downstream in found:
+                continue
+            got = stage.consumed.get(arc.input)
+            # What a result had read that was given up is not known any more.
+            if stage.live or stage.former is not None or (got is not None and got.upstream == name):
+                found[arc.downstream] = first
+                todo.append((arc.downstream, first))
     return found
 
 
