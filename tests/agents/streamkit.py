@@ -292,6 +292,10 @@ class Breakable:
 
         await self._loops.on_streams(wait())
 
+    def hold_up(self, free: threading.Event) -> None:
+        """Has the loop of stream stages do nothing until it is free."""
+        self._loops.to_streams(free.wait, WAIT_SECONDS)
+
     async def settled(self) -> None:
         """Lasts until the loop of stream stages has done what it was told before."""
 

@@ -613,6 +613,21 @@ async def test_released_job_is_forgotten() -> None:
         assert a.streams.flow("count") is None
 
 
+async def test_job_that_is_released_before_a_stream_stage_begins_is_forgotten() -> None:
+    free = threading.Event()
+    async with cluster("a") as agents:
+        a = agents["a"]
+        a.streams.hold_up(free)
+        try:
+            a.send(producing("count", "t.count"))
+            # That it was handed over is all that has happened when the job ends.
+            a.send(Release(job=JobId("j")))
+        finally:
+            free.set()
+        await a.streams.settled()
+        assert a.streams.flow("count") is None
+
+
 async def _diamond(agents: Cluster, gathers: int, count: int) -> None:
     a = agents["a"]
     a.send(

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from starloom.agents.messages import Assign, Await, Reader
+from starloom.agents.messages import Assign, Await, Reader, Release
 from starloom.agents.streams.buffer import StreamBuffer
 from starloom.agents.streams.records import Bound, Credit
 from starloom.dag.constellation import Constellation, Dependency, OnFailure, Policy, StageSpec
 from starloom.dag.errors import StreamGone
-from starloom.dag.facts import JobOptions
+from starloom.dag.facts import JobOptions, JobSubmitted
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.validate import problems
@@ -18,8 +18,9 @@ from starloom.dag.values import Full
 from starloom.devices.faults import NO_FAULTS, Fault, FaultKind, FaultPlan
 from starloom.orchestrator.simulate import workload
 from starloom.orchestrator.simulate.clients import Client
+from starloom.orchestrator.simulate.judge import JobView
 from starloom.orchestrator.simulate.loop import Chance
-from starloom.orchestrator.simulate.model import KINDS, STREAMING, expected
+from starloom.orchestrator.simulate.model import KINDS, STREAMING, expected, whole_params
 from starloom.orchestrator.simulate.streams import Inlet
 from starloom.orchestrator.simulate.streamwork import SHAPES, streamed
 from starloom.orchestrator.simulate.workload import Work
@@ -131,6 +132,23 @@ def test_undisturbed_streams_begin_once_and_together() -> None:
                     again: Any = len(stage.process) - stage.failures
                     assert again == 1, f"seed {seed}: {stage}"
     assert looked >= 20
+
+
+def test_a_job_that_ends_before_a_stage_with_streams_begins_leaves_none() -> None:
+    """As tests.agents.test_streams_runtime has it of real agents."""
+    world = World(1, Setup(nodes=1, jobs=0), Parts(properties=()))
+    world._start_agent(world.names[0])
+    (process,) = world.processes.values()
+    spec = StageSpec(id=StageId("s"), kind="sim.ticks")
+    job, epoch = JobId("j"), Epoch(1)
+    made = Constellation(name="one", stages={spec.id: spec})
+    world.judge.jobs[job] = JobView(JobSubmitted(job=job, constellation=made))
+    task = TaskToken(job, spec.id, FencingToken(epoch, Attempt(1)))
+    for command in (Assign(task=task, kind=spec.kind, params=whole_params(spec)), Release(job=job)):
+        process.runner.carry_out(process.core.commands([command], epoch, world.loop.now))
+    while not process.core.idle:
+        assert world.loop.step()
+    assert process.runner.keeps == ()
 
 
 def chain(*stages: tuple[str, bool, OnFailure], outside: bool = False) -> Constellation:

@@ -132,6 +132,9 @@ class Streams:
                 for port in unknown
             ]
             return failure(InvalidInput(problems, "a stage's inputs do not fit"), self._agent)
+        if execution.cancel.cancelled:
+            # Its job may have been forgotten already: a stream that begins after that would be kept for ever.
+            return Cancelled("the attempt was cancelled")
         flows = self._open_flows(assign, spec)
         inlets = {port: self._inlet(assign, spec, awaited, port, output) for port, (awaited, output) in feeds.items()}
         run = StreamRun(execution, self._stages, self._models, self._agent, flows, inlets, submit)

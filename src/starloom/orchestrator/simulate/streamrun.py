@@ -39,6 +39,7 @@ class StreamRun:
         self._step: Timer | None = None
         self._timeout: Timer | None = None
         self._error: ErrorInfo | None = None
+        self._stopped = False
         self._steps_left = 0
         self._content = ""
         self._salt = ""
@@ -53,7 +54,9 @@ class StreamRun:
         }
 
     def begin(self) -> None:
-        """The stage begins."""
+        """The stage begins; one that is to end opens no stream, which would outlast its job."""
+        if self._stopped:
+            return
         assign, process = self._assign, self._process
         self._error = self._world.failure(assign)
         self._steps_left = process.chance.below(STEPS)
@@ -77,6 +80,7 @@ class StreamRun:
 
     def stop(self, seconds: float) -> None:
         """It is to end, and will in so many seconds."""
+        self._stopped = True
         if self._step is not None:
             self._step.cancel()
         end = partial(self._end, WasCancelled(task=self._assign.task), How.CANCELLED)
