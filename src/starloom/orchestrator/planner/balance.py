@@ -213,7 +213,7 @@ def within(
     holds = hint is not None and work(problem, hint.place, pace).fits(cap)
     most = longest(ticks)
     if hint is not None and holds:
-        most = min(most, math.ceil(hint.objective / ticks.tick) + ticks.rounding())
+        most = min(most, ticks.within(hint.objective))
     model = Model(ticks, modes, (heads(ticks, modes), tails(ticks, modes)), longest(ticks))
     hold(model)
     _fill(model, pace, cap)

@@ -89,7 +89,7 @@ def _most(ticks: Ticks, best: Plan, turn: int) -> int:
     To show that nothing is better asks for no plan; to find the one in hand once more, to the tick, may take seconds.
     """
     if turn == 0:
-        return math.ceil(best.objective / ticks.tick) + ticks.rounding()
+        return ticks.within(best.objective)
     return max(0, math.floor(best.objective / ticks.tick) - 1)
 
 

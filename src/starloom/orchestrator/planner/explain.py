@@ -93,7 +93,7 @@ class _Asked:
             if arrays.started[sink]:
                 cp.add(model.end[source] <= 0).only_enforce_if(literal)
         elif requirement.kind == "deadline" and self.deadline is not None:
-            cp.add(model.makespan <= _by(model.ticks, self.deadline)).only_enforce_if(literal)
+            cp.add(model.makespan <= model.ticks.within(self.deadline)).only_enforce_if(literal)
 
     def solve(self, kept: list[Requirement]) -> tuple[Any, Any]:
         """The solver's status with these requirements, and the solver."""
@@ -132,7 +132,7 @@ class _Asked:
             return cp_model.UNKNOWN, None
         self.hard = True
         ticks = fitted(keeping(self.left, kept))
-        search = None if ticks is None else Search(ticks, None, _by(ticks, self.deadline))
+        search = None if ticks is None else Search(ticks, None, ticks.within(self.deadline))
         if search is None or search.empty:
             return cp_model.INFEASIBLE, None
         for requirement in kept:
@@ -197,11 +197,6 @@ def _model(ticks: Ticks, asked: list[Requirement]) -> tuple[Model, list[Any]]:
 
 def _timed(kept: list[Requirement]) -> bool:
     return any(each.kind == "deadline" for each in kept)
-
-
-def _by(ticks: Ticks, deadline: float) -> int:
-    """A deadline in ticks. Rounding up must not make a conflict of what fits to the second."""
-    return math.ceil(deadline / ticks.tick) + ticks.rounding()
 
 
 def _held(problem: Problem, plan: Plan, node: int) -> float:

@@ -78,6 +78,10 @@ class Ticks(NamedTuple):
         costs += bool(np.isfinite(arrays.crowding).any()) * n
         return 3 * n + 1 + (costs + 1) // 2
 
+    def within(self, seconds: float) -> int:
+        """The most ticks that a plan in ticks can take which takes no more than so many seconds: rounding up rules out none."""
+        return math.ceil(seconds / self.tick) + self.rounding()
+
 
 def up(seconds: Floats, tick: float) -> Whole:
     """Rounded up; what takes any time takes a tick at least."""

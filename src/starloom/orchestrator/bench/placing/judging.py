@@ -164,8 +164,8 @@ def _shown(problem: Problem, hint: Plan | None, deadline: float | None, effort: 
     ticks = fitted(problem)
     if ticks is None:
         return False
-    # Far sooner shown than the least makespan. Rounding up must not rule out what fits to the second.
-    proof = Search(ticks, None, math.ceil(deadline / ticks.tick) + ticks.rounding()).run(effort, math.inf, 0)
+    # Far sooner shown than the least makespan.
+    proof = Search(ticks, None, ticks.within(deadline)).run(effort, math.inf, 0)
     if proof.plan is not None and proof.plan.makespan <= deadline * (1 + _ROUNDING):
         return True
     return False if proof.proven and proof.plan is None else None
