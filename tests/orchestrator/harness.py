@@ -340,21 +340,31 @@ class World:
 
     # -- the fleet
 
-    def join(self, profile: NodeProfile, kinds: Iterable[KindSpec] | None = None) -> FakeAgent:
-        """A new process of an agent says hello."""
+    def join(
+        self, profile: NodeProfile, kinds: Iterable[KindSpec] | None = None, after: Iterable[Given] = ()
+    ) -> FakeAgent:
+        """A new process of an agent says hello, in one decision with what came just before."""
         self.incarnations += 1
         agent = FakeAgent(profile, f"i{self.incarnations}")
         if kinds is not None:
             agent.kinds = tuple(kinds)
         self.agents[profile.name] = agent
-        self.hello(agent)
+        self.hello(agent, after=after)
         return agent
 
-    def hello(self, agent: FakeAgent, *, resumed: bool = False, held: Iterable[TaskToken] | None = None) -> Decision:
-        """A process says hello, with what it holds."""
+    def hello(
+        self,
+        agent: FakeAgent,
+        *,
+        resumed: bool = False,
+        held: Iterable[TaskToken] | None = None,
+        after: Iterable[Given] = (),
+    ) -> Decision:
+        """A process says hello, with what it holds, in one decision with what came just before."""
         agent.connected = True
         jobs = {task.job for task in (*agent.tasks, *agent.asked)} | {job for job, _ in agent.held}
         return self.handle(
+            *after,
             AgentHello(
                 agent=agent.name,
                 incarnation=agent.incarnation,
@@ -363,7 +373,7 @@ class World:
                 resumed=resumed,
                 held=tuple([*agent.tasks, *agent.unsent] if held is None else held),
                 jobs=tuple(sorted(jobs)),
-            )
+            ),
         )
 
     def goodbye(self, name: str, reason: str = "") -> Decision:

@@ -14,7 +14,7 @@ from starloom.dag.facts import AgentJoined, AgentLost, StageFailed, StagePlaced,
 from starloom.dag.ids import Attempt, FencingToken, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.orchestrator.fleet import AgentState
-from starloom.orchestrator.inputs import AgentHeartbeat, AgentReports, Tick
+from starloom.orchestrator.inputs import AgentHeartbeat, AgentReports, CancelJob, Tick
 
 LOST = limits.LEASE_SECONDS + limits.LOST_AFTER_SUSPECT_SECONDS
 
@@ -136,6 +136,15 @@ class TestLoss:
             w.advance(limits.AGENT_FLAP_REST_SECONDS)
         assert w.status(job) == "failed"
         assert process.log == []
+
+    def test_nor_is_it_told_what_was_decided_for_the_dead_one_a_moment_before(self, world: Any) -> None:
+        """In one decision a job's attempts are cancelled, and the process that has them is found to be another one."""
+        w = world(node("edge-1"))
+        job = w.submit(wide())
+        cancel = CancelJob(request=99, job=job, principal="tester", reason="test")
+        process = w.join(node("edge-1"), after=[cancel])
+        assert w.status(job) == "cancelled"
+        assert process.log == [Release(job=job)]
 
     def test_only_what_was_in_flight_is_touched(self, world: Any) -> None:
         w = world(node("edge-1"))

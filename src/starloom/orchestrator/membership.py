@@ -70,6 +70,9 @@ class Membership:
 
     def hello(self, given: AgentHello) -> None:
         """A session began or went on: a process that is new joins, and what a known one holds is reconciled."""
+        if not given.resumed:
+            # It was for the session before, perhaps another process: what this one never had it would keep for ever.
+            self._ledger.withdraw(given.agent)
         member = self._fleet.members.get(given.agent)
         if member is None or member.state is AgentState.LOST or member.incarnation != given.incarnation:
             if member is not None and member.state is not AgentState.LOST:

@@ -156,6 +156,10 @@ class Ledger:
         """Tells an agent something, after the facts are durable."""
         self.decision.commands.append((agent, command))
 
+    def withdraw(self, agent: AgentId) -> None:
+        """What this decision was to tell an agent until now is not sent."""
+        self.decision.commands = [(name, command) for name, command in self.decision.commands if name != agent]
+
     def answer(self, request: int, result: Result | StarloomError) -> None:
         """Answers a client, after the facts are durable."""
         self.decision.answers.append(Answer(request, result))
