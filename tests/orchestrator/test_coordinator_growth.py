@@ -10,7 +10,7 @@ from tests.orchestrator.test_coordinator_patch import STREAMS, constellation
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.document import dump, load
-from starloom.dag.facts import JobPatched, StageCommitted, StageReopened, StageSuperseded
+from starloom.dag.facts import JobPatched, StageCommitted, StageReopened, StageSkipped, StageSuperseded
 from starloom.dag.growth import name_of
 from starloom.dag.ids import Epoch, StageId
 from starloom.dag.patch import Patch, inverse
@@ -405,6 +405,33 @@ class TestAgain:
         w.finish_all()
         assert w.status(job) == "succeeded"
         assert "found" in w.job(job).outputs
+
+    def test_what_takes_back_that_others_compare_it_is_asked_for_that(self, world: Any) -> None:
+        """While it had grown nobody compared its output, so that no attempt given out then tells whether that holds."""
+        w = world(node("edge-1"))
+        job = w.submit(
+            constellation(
+                """
+stages:
+  round: {kind: t.grow, params: {rounds: 1}}
+  tell: {kind: t.work, in: {x: {from: round.value, when: {is: '==', value: '', path: salt}}}}
+"""
+            )
+        )
+        w.finish("round")
+        w.lose_input("round-r2", "round", gone=True)
+        assert w.assigned("round").comparisons == ()
+        report = w.where("round").result(w.assigned("round"))
+        w.report(w.where("round"), msgspec.structs.replace(report, growth=None))
+        assert len(w.assigned("round").comparisons) == 1
+        report = w.where("round").result(w.assigned("round"))
+        w.report(w.where("round"), msgspec.structs.replace(report, growth=None))
+        w.finish("tell")
+        assert w.status(job, "round", "tell") == ["succeeded", "succeeded"]
+        assert facts_of(w, StageSkipped) == []
+        assert len(facts_of(w, StageCommitted, "round")) == 3
+        w.restart()
+        assert w.status(job) == "succeeded"
 
     def test_a_patch_that_runs_it_again_with_other_parameters(self, world: Any) -> None:
         w = world(node("edge-1"))

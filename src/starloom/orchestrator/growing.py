@@ -6,6 +6,7 @@ it had changed is taken back, with all that came of it, and what rests on it run
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from starloom.agents.messages import Finished
@@ -124,7 +125,11 @@ class Growing:
         plan, _ = plan_of(job, difference, run.publish, restart=True)
         gone = {change.stage for change in difference.stages if change.after is None}
         lost = [each for each in job.came_of(name) if each in job.growths and each not in gone]
-        return _also(job, plan, lost, name)
+        found = _also(job, plan, lost, name)
+        if any(_uncompared(job, name, difference)):
+            # What is fed by it again asks of its result what this attempt was not asked: another one is.
+            found = replace(found, ended=(*found.ended, name))
+        return found
 
 
 def _freer(former: Growth | None, level: Private | None) -> bool:
