@@ -48,6 +48,16 @@ def test_what_is_nearly_nothing_is_told_before_shares_of_it_are_without_end(said
     assert [problem.place for problem in slo_problems(load(DOCUMENT.format(said)))] == [said.partition(":")[0]]
 
 
+@pytest.mark.parametrize("name", ["p50", "p95", "p99", "first_token", "token"])
+def test_a_promise_of_no_time_at_all_is_refused_and_not_taken_for_none(name: str) -> None:
+    for said in ("0s", "0ms", "0", "0.0"):
+        with pytest.raises(InvalidConstellation) as caught:
+            load(DOCUMENT.format(f"every: 1s\nslo: {{{name}: {said}}}"))
+        (problem,) = caught.value.problems
+        assert problem.place == f"slo.{name}"
+        assert "give more than 0 seconds, such as 250ms, or leave it out" in str(problem)
+
+
 def test_a_command_line_says_the_same() -> None:
     assert shorthand("p95=250ms, token=60ms") == {"p95": "250ms", "token": "60ms"}
     assert shorthand("p95") == "p95"

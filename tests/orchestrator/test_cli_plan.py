@@ -313,6 +313,12 @@ def test_all_that_is_wrong_with_the_command_line_is_told(
     assert [problem["place"] for problem in found["error"]["problems"]] == places
 
 
+def test_a_promise_of_no_time_is_bad_usage(files: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s", "--slo", "p95=0s,p50=-0ms,p99=6s")
+    assert code == 2
+    assert [problem["place"] for problem in found["error"]["problems"]] == ["--slo.p95", "--slo.p50"]
+
+
 def test_on_battery_the_camera_gives_no_more_than_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(__file__).parents[2] / "examples" / "on-battery"
     files = [str(folder / name) for name in ("constellation.yaml", "fleet.yaml")]

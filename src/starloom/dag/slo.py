@@ -46,6 +46,11 @@ def read(value: Any, place: str = "slo") -> tuple[Slo, list[Problem]]:
             found[FIELDS[name]] = read_seconds(said)
         except ValueError as error:
             problems.append(Problem(f"{place}.{name}", str(error)))
+            continue
+        # As a number 0 stands for no promise, which nobody who writes one means.
+        if not found[FIELDS[name]]:
+            least = "give more than 0 seconds, such as 250ms, or leave it out"
+            problems.append(Problem(f"{place}.{name}", f"is 0 seconds, which no round can keep; {least}"))
     return Slo(**found), problems
 
 
