@@ -278,6 +278,18 @@ def test_a_battery_is_not_drawn_beyond_what_it_has(
     assert code == 2
 
 
+def test_what_conflicts_is_told_of_jobs_with_inputs_and_outputs_too(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fleet = tmp_path / "paid.yaml"
+    fleet.write_text(PAID.replace("watts: 2}", "watts: 2, battery_joules: 3}"))
+    Path(files[0]).write_text(CHAIN.replace("stages:", "inputs: {x: json}\nstages:") + "outputs: {value: b.value}\n")
+    code, found = plan(capsys, files[0], "--fleet", str(fleet))
+    assert code == 2
+    told = {problem["what"] for problem in found["error"]["problems"] if problem["place"] == "enough would be"}
+    assert "cam with 4 J" in told
+
+
 def test_however_little_time_there_is_what_takes_least_is_found(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -140,7 +140,9 @@ def _rescued(
     # A conflict of few is soon shown, and is one of all.
     for most in (HARD_STAGES, limits.PLAN_SETTLED_CHOICES_MAX // max(1, len(problem.places))):
         stages = _around(prepared, hard, most)
-        found = settle(part(problem, stages), [reasons[stage] for stage in stages] if reasons else ())
+        # Of what a job is given and gives, which comes last, no reason speaks.
+        said = [reasons[stage] if stage < len(reasons) else {} for stage in stages]
+        found = settle(part(problem, stages), said)
         if isinstance(found, Conflict):
             told = [Trouble("conflict", requirement.words) for requirement in found.requirements]
             raise Infeasible([*told, *(Trouble("enough would be", lift) for lift in found.lifts)], NO_PLAN)
