@@ -97,6 +97,22 @@ def asked(number: int = 3, job: str = "j") -> PlanWanted:
     return msgspec.structs.replace(wanted(CHAIN, now("x"), now("y")), number=number, job=JobId(job))
 
 
+def test_what_is_too_large_to_be_told_ends_no_process(
+    made: Made, program: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(ANSWERS)
+    made.service.start()
+    made.ready()
+    process = made.service._process
+    with monkeypatch.context() as small:
+        small.setattr(limits, "PLANNER_FRAME_BYTES_MAX", 100)
+        reasons, planned = made.asked(asked())
+    assert "over PLANNER_FRAME_BYTES_MAX = 100" in planned.refusal
+    assert reasons == set()
+    assert made.asked(asked())[1].refusal == ""
+    assert made.service._process is process
+
+
 @pytest.mark.slow
 def test_a_plan_comes_and_another_after_the_process_was_killed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PLANNER_AGAIN_FIRST_SECONDS", 0.001)

@@ -121,9 +121,14 @@ class PlanningService:
             return None if self._closed else self._asked.pop(next(iter(self._asked)))
 
     def _made(self, process: subprocess.Popen[bytes], wanted: PlanWanted) -> Planned:
+        data = msgspec.json.encode(wanted)
+        if len(data) > limits.PLANNER_FRAME_BYTES_MAX:
+            # The process would end at it, and at the next try again.
+            what = f"{len(data)} bytes, over PLANNER_FRAME_BYTES_MAX = {limits.PLANNER_FRAME_BYTES_MAX}"
+            return Planned(job=wanted.job, number=wanted.number, refusal=f"the planner would have to be told {what}")
         try:
             with _within(process, limits.PLAN_ANSWER_SECONDS, "did not answer"):
-                write_frame(cast(BinaryIO, process.stdin), msgspec.json.encode(wanted))
+                write_frame(cast(BinaryIO, process.stdin), data)
                 planned = msgspec.json.decode(_heard(process), type=Planned)
             if (planned.job, planned.number) != (wanted.job, wanted.number):
                 raise Unavailable(f"was asked for plan {wanted.number} of {wanted.job} and gave another")
