@@ -261,8 +261,8 @@ time.sleep(1000)
 """
 DEAF = """
 import os, signal, sys, time
-from starloom.orchestrator.planningprocess import _die_with_parent
-_die_with_parent()
+from starloom.orchestrator.withparent import die_with_parent
+die_with_parent(os.getppid())
 print("stopped", file=sys.stderr, flush=True)
 os.kill(os.getpid(), signal.SIGSTOP)
 """

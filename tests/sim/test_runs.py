@@ -4,9 +4,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
+import psutil
 import pytest
 from tests.sim import planted
 
@@ -32,6 +34,7 @@ from starloom.orchestrator.simulate.world import Parts, Setup, World
 
 SMALL = Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS)
 MIDDLE = Setup(nodes=12, stages=60, jobs=1, plan=ALL_FAULTS)
+SECONDS = 30
 
 
 @pytest.mark.parametrize("first", [1, 101, 201])
@@ -71,6 +74,24 @@ def test_a_seed_gives_the_same_run_in_any_process() -> None:
     there = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert there.stdout.split() == here[::-1]
     assert here[0] != here[1]
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one processor it starts no other process")
+def test_none_of_its_processes_outlives_it() -> None:
+    """They hold each other's pipes open, so that none of them would hear that their input has ended."""
+    command = (sys.executable, "-m", "starloom.orchestrator.cli.main", "simulate", "--seeds", "100000")
+    ran = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while len(workers := [each for each in ran.children() if "spawn_main" in " ".join(each.cmdline())]) < 2:
+            assert ran.poll() is None
+            time.sleep(0.01)
+    finally:
+        ran.terminate()
+        ran.wait()
+    _, left = psutil.wait_procs(workers, SECONDS)
+    for each in left:
+        each.kill()
+    assert left == []
 
 
 def test_an_undisturbed_run_is_what_the_model_says() -> None:

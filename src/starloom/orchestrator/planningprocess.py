@@ -5,9 +5,7 @@ length in four bytes, big-endian; before all that READY. Ends with its input and
 none outlives its orchestrator.
 """
 
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,14 +18,13 @@ import msgspec
 from starloom.dag import limits
 from starloom.dag.errors import Unavailable
 from starloom.orchestrator.advice import Planned, PlanWanted
+from starloom.orchestrator.withparent import die_with_parent
 
 _HEAD: Final = 4
 _NICE: Final = 10
 """Stages and agents on the same machine go first."""
 READY: Final = b'"ready"'
 """What it says once it is compiled, or loaded: from then on it is asked."""
-_PR_SET_PDEATHSIG: Final = 1
-"""prctl(2)."""
 
 
 def read_frame(source: BinaryIO) -> bytes | None:
@@ -50,7 +47,7 @@ def write_frame(sink: BinaryIO, data: bytes) -> None:
 
 def main() -> None:
     """Plans, one after the other, until nothing more is asked."""
-    _die_with_parent()
+    die_with_parent(os.getppid())
     os.nice(_NICE)
     # What libraries print must not get between the documents.
     sink = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -65,12 +62,6 @@ def main() -> None:
     encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(PlanWanted).decode
     while True:
         write_frame(sink, encode(_planned(decode(asked.get()), advise)))
-
-
-def _die_with_parent() -> None:
-    """Where the kernel can: a planner that hangs would not hear the end of its input."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _listen(source: BinaryIO, asked: SimpleQueue[bytes]) -> None:

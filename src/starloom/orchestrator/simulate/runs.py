@@ -15,6 +15,7 @@ from starloom.dag.errors import StarloomError
 from starloom.dag.facts import JobStatus
 from starloom.orchestrator.simulate.judge import Violation
 from starloom.orchestrator.simulate.world import Setup, World
+from starloom.orchestrator.withparent import die_with_parent
 
 PROCESSES_MAX: Final = 16
 SEEDS_AT_ONCE: Final = 8
@@ -107,7 +108,7 @@ def _results(seeds: range, setup: Setup) -> Iterator[Result]:
     if processes < 2:
         yield from map(partial(run, setup=setup), seeds)
         return
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), die_with_parent, (os.getpid(),)) as pool:
         at_once = max(1, min(SEEDS_AT_ONCE, len(seeds) // (2 * processes)))
         try:
             yield from pool.map(partial(run, setup=setup), seeds, chunksize=at_once)
