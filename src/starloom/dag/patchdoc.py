@@ -62,7 +62,8 @@ from starloom.dag.patch import (
     Splice,
     variants_said,
 )
-from starloom.dag.schema import POLICY_KEYS, PREFERENCE_KEYS, PRIVACY_KEYS, VARIANT_KEYS, Reader
+from starloom.dag.schema import Reader
+from starloom.dag.stagereader import POLICY_KEYS, PREFERENCE_KEYS, PRIVACY_KEYS, VARIANT_KEYS
 
 _HEAD_KEYS = ("api_version", "if_revision", "restart", "why", "id", "patch")
 

@@ -5,56 +5,41 @@ keys, missing ones, wrong types, unreadable durations and sizes. What the parts 
 `dag.validate`'s to judge. `dag.document` has the text forms, and writes.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from enum import StrEnum
-from typing import Any, TypeVar, get_args
+from collections.abc import Mapping
+from typing import Any, get_args
 
-from starloom.dag import limits, slo
 from starloom.dag import objective as objectives
-from starloom.dag.checks import kind_of, number_fault, plain_fault, suggestion
+from starloom.dag import slo
+from starloom.dag.checks import kind_of, plain_fault
 from starloom.dag.constellation import (
     API_VERSION,
-    Bounds,
     Comparison,
     Constellation,
     Dependency,
     InputBinding,
     Join,
     On,
-    OnFailure,
     Operator,
     OutputBinding,
     Policy,
-    Preference,
     Preferences,
     Private,
     Requirements,
-    Retry,
     Slo,
-    Spread,
     StageSpec,
-    Straggler,
-    Tier,
-    Variant,
 )
 from starloom.dag.errors import InvalidConstellation, Problem
 from starloom.dag.ids import StageId
-from starloom.dag.quantities import read_bytes, read_seconds
+from starloom.dag.quantities import read_seconds
+from starloom.dag.stagereader import POLICY_KEYS, PREFERENCE_KEYS, PRIVACY_KEYS, VARIANT_KEYS, StageReader
 from starloom.dag.values import Full, Port, PortType
 
 #: most stages of a large constellation say none of this
 _NOTHING_REQUIRED = Requirements()
 _USUAL_POLICY = Policy()
 _NOTHING_PREFERRED = Preferences()
-POLICY_KEYS = ("retry", "timeout", "deadline", "straggler", "on_failure", "defaults", "grow", "replicate")
-PRIVACY_KEYS = ("private", "declassify")
-PREFERENCE_KEYS = ("prefer", "avoid")
-VARIANT_KEYS = ("variants", "variant", "least_quality")
 _SPEC_KEYS = ("kind", "in", "params", "require", "colocate", "spread", "join", "after", "cancelled")
 _STAGE_KEYS = (*_SPEC_KEYS, *PREFERENCE_KEYS, *POLICY_KEYS, *PRIVACY_KEYS, *VARIANT_KEYS)
-
-E = TypeVar("E", bound=StrEnum)
-T = TypeVar("T")
 
 
 def from_json(document: Any, what: str = "the document is no constellation") -> Constellation:
@@ -69,14 +54,8 @@ def from_json(document: Any, what: str = "the document is no constellation") -> 
     return constellation
 
 
-class Reader:
-    """Reads parts; notes what is wrong and goes on with a stand-in, so that one pass finds everything.
-
-    Its methods are for readers that derive from it, of documents with the same grammar.
-    """
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
+class Reader(StageReader):
+    """Reads whole constellations, and their stages for readers of other documents that derive from it."""
 
     def constellation(self, value: Any) -> Constellation:
         known = (
@@ -127,72 +106,6 @@ class Reader:
             least_quality=self._number("least_quality", part.get("least_quality", 0.0), 0.0),
             api_version=version,
         )
-
-    def _problem(self, place: str, what: str) -> None:
-        self.problems.append(Problem(place, what))
-
-    def _mapping(
-        self, place: str, value: Any, known: Iterable[str] | None = None, *, needed: Iterable[str] = ()
-    ) -> dict[str, Any]:
-        """`value` as a mapping, without its unknown keys; an empty one where it is something else."""
-        if not isinstance(value, dict):
-            self._problem(place, f"is {kind_of(value)}; write a mapping, key: value")
-            return {}
-        prefix = f"{place}." if place else ""
-        for key in value:
-            if not isinstance(key, str):
-                self._problem(f"{prefix}{key}", f"the key {key!r} is {kind_of(key)}; write it as text")
-            elif known is not None and key not in known:
-                self._problem(f"{prefix}{key}", f"there is no such key here{suggestion(key, known)}")
-        for key in needed:
-            if key not in value:
-                self._problem(f"{prefix}{key}", "is missing; add it")
-        return {key: item for key, item in value.items() if isinstance(key, str) and (known is None or key in known)}
-
-    def _text(self, place: str, value: Any) -> str:
-        if isinstance(value, str):
-            return value
-        self._problem(place, f"is {kind_of(value)} ({value!r}); write text{_quoted(value)}")
-        return ""
-
-    def _flag(self, place: str, value: Any) -> bool:
-        if not isinstance(value, bool):
-            self._problem(place, f"is {kind_of(value)} ({value!r}); write true or false")
-        return value is True
-
-    def _choice(self, place: str, value: Any, choices: type[E], otherwise: E) -> E:
-        try:
-            return choices(value)
-        except ValueError:
-            self._problem(place, f"is {value!r}; use {_listed(choices)}")
-            return otherwise
-
-    def _labels(self, place: str, value: Any) -> dict[str, str]:
-        return {key: self._text(f"{place}.{key}", text) for key, text in self._mapping(place, value).items()}
-
-    def _plain(self, place: str, value: Any) -> dict[str, Any]:
-        part = self._mapping(place, value)
-        for key, item in part.items():
-            if fault := plain_fault(item):
-                self._problem(f"{place}.{key}", fault)
-        return part
-
-    def _number(self, place: str, value: Any, otherwise: T, *, whole: bool = False, at_least: float = 0.0) -> T:
-        if fault := number_fault(value, whole=whole, at_least=at_least):
-            self._problem(place, fault)
-            return otherwise
-        try:
-            return type(otherwise)(value)  # type: ignore[call-arg]
-        except OverflowError:
-            self._problem(place, f"is a whole number of {value.bit_length()} bits, which is too large")
-            return otherwise
-
-    def _quantity(self, place: str, value: Any, otherwise: T, read: Callable[[Any], T]) -> T:
-        try:
-            return read(value)
-        except ValueError as error:
-            self._problem(place, str(error))
-            return otherwise
 
     def _inputs(self, value: Any) -> tuple[dict[str, Port], dict[str, Private]]:
         """The job's inputs, and how far those may go that are private."""
@@ -255,48 +168,6 @@ class Reader:
             else _NOTHING_PREFERRED,
             **self._of_variants(place, part),
         )
-
-    def _of_variants(self, place: str, part: Mapping[str, Any]) -> dict[str, Any]:
-        """What a stage says of its variants, by the names of its fields."""
-        found: dict[str, Any] = {}
-        if "variants" in part:
-            found["variants"] = self._variants(f"{place}.variants", part["variants"])
-        if "variant" in part:
-            found["variant"] = self._text(f"{place}.variant", part["variant"])
-        if "least_quality" in part:
-            found["least_quality"] = self._number(f"{place}.least_quality", part["least_quality"], 0.0)
-        return found
-
-    def _variants(self, place: str, value: Any) -> tuple[Variant, ...]:
-        if isinstance(value, list | tuple):
-            return tuple(self._variant(f"{place}[{index}]", item) for index, item in enumerate(value))
-        self._problem(
-            place, f"is {kind_of(value)}; write a list such as [{{name: small, quality: 0.7}}], the best first"
-        )
-        return ()
-
-    def _variant(self, place: str, value: Any) -> Variant:
-        known = ("name", "quality", "params", "require", "seconds")
-        part = self._mapping(place, value, known, needed=("name", "quality"))
-        return Variant(
-            name=self._text(f"{place}.name", part.get("name", "")),
-            quality=self._number(f"{place}.quality", part.get("quality", 0.0), 0.0),
-            params=self._plain(f"{place}.params", part.get("params", {})),
-            requires=self._requirements(f"{place}.require", part.get("require", {})),
-            seconds=self._quantity(f"{place}.seconds", part.get("seconds", 0.0), 0.0, read_seconds),
-        )
-
-    def _privacy(self, place: str, part: Mapping[str, Any]) -> tuple[Private | dict[str, Private] | None, bool | None]:
-        """How far what a stage gives may go, all of it or by output port; and whether that is free of what it reads."""
-        declassify = self._flag(f"{place}.declassify", part["declassify"]) if "declassify" in part else None
-        if "private" not in part:
-            return None, declassify
-        place, value = f"{place}.private", part["private"]
-        if not isinstance(value, dict):
-            return self._choice(place, value, Private, Private.DEVICE), declassify
-        ports = self._mapping(place, value)
-        found = {port: self._choice(f"{place}.{port}", item, Private, Private.DEVICE) for port, item in ports.items()}
-        return found, declassify
 
     def _orders(self, stage: StageId, place: str, value: Any) -> list[Dependency]:
         if isinstance(value, str | dict):
@@ -368,120 +239,3 @@ class Reader:
             value=when.get("value"),
             path=self._text(f"{place}.path", when.get("path", "")),
         )
-
-    def _requirements(self, place: str, value: Any) -> Requirements:
-        part = self._mapping(place, value, ("tier", "target", "labels", "attributes", "memory", "node"))
-        return Requirements(
-            tiers=self._tiers(f"{place}.tier", part.get("tier", [])),
-            target=self._text(f"{place}.target", part.get("target", "")),
-            labels=self._labels(f"{place}.labels", part.get("labels", {})),
-            attributes=self._attributes(f"{place}.attributes", part.get("attributes", {})),
-            memory_bytes=self._quantity(f"{place}.memory", part.get("memory", 0), 0, read_bytes),
-            node=self._text(f"{place}.node", part.get("node", "")),
-        )
-
-    def _attributes(self, place: str, value: Any) -> dict[str, str]:
-        """What is asked of attributes; numbers, true and false as the text that they are written as."""
-        found = {}
-        for name, asked in self._mapping(place, value).items():
-            if isinstance(asked, bool):
-                asked = str(asked).lower()
-            found[name] = str(asked) if isinstance(asked, int | float) else self._text(f"{place}.{name}", asked)
-        return found
-
-    def _spread(self, place: str, value: Any) -> Spread | None:
-        """A group, by its name or with all that is said of it; none for an empty name."""
-        if isinstance(value, str):
-            return Spread(group=value) if value else None
-        part = self._mapping(place, value, ("group", "over", "seconds"), needed=("group",))
-        return Spread(
-            group=self._text(f"{place}.group", part.get("group", "")),
-            over=self._text(f"{place}.over", part.get("over", "")),
-            seconds=self._quantity(f"{place}.seconds", part.get("seconds", 0.0), 0.0, read_seconds),
-        )
-
-    def _tiers(self, place: str, value: Any) -> tuple[Tier, ...]:
-        tiers = value if isinstance(value, list | tuple) else [value]
-        return tuple(self._choice(place, tier, Tier, Tier.DEVICE) for tier in tiers)
-
-    def _preferences(self, place: str, part: Mapping[str, Any]) -> Preferences:
-        prefer, avoid = (self._preferred(f"{place}.{key}", part.get(key, [])) for key in PREFERENCE_KEYS)
-        return Preferences(prefer=prefer, avoid=avoid)
-
-    def _preferred(self, place: str, value: Any) -> tuple[Preference, ...]:
-        if isinstance(value, dict):
-            return (self._preference(place, value),)
-        if isinstance(value, list | tuple):
-            return tuple(self._preference(f"{place}[{index}]", item) for index, item in enumerate(value))
-        self._problem(place, f"is {kind_of(value)}; write a mapping such as {{tier: edge}}, or a list of them")
-        return ()
-
-    def _preference(self, place: str, value: Any) -> Preference:
-        part = self._mapping(place, value, ("tier", "target", "labels", "attributes", "node", "seconds"))
-        seconds = part.get("seconds", limits.PREFERENCE_SECONDS)
-        return Preference(
-            tiers=self._tiers(f"{place}.tier", part.get("tier", [])),
-            target=self._text(f"{place}.target", part.get("target", "")),
-            labels=self._labels(f"{place}.labels", part.get("labels", {})),
-            attributes=self._attributes(f"{place}.attributes", part.get("attributes", {})),
-            node=self._text(f"{place}.node", part.get("node", "")),
-            seconds=self._quantity(f"{place}.seconds", seconds, limits.PREFERENCE_SECONDS, read_seconds),
-        )
-
-    def _policy(self, place: str, stage: Mapping[str, Any]) -> Policy:
-        usual = Policy()
-        return Policy(
-            retry=self._retry(f"{place}.retry", stage["retry"]) if "retry" in stage else usual.retry,
-            timeout_seconds=self._quantity(f"{place}.timeout", stage.get("timeout", 0.0), 0.0, read_seconds),
-            deadline_seconds=self._quantity(f"{place}.deadline", stage.get("deadline", 0.0), 0.0, read_seconds),
-            straggler=self._straggler(f"{place}.straggler", stage["straggler"]) if "straggler" in stage else None,
-            on_failure=self._choice(
-                f"{place}.on_failure", stage.get("on_failure", usual.on_failure), OnFailure, usual.on_failure
-            ),
-            defaults=self._plain(f"{place}.defaults", stage.get("defaults", {})),
-            grow=self._bounds(f"{place}.grow", stage["grow"]) if "grow" in stage else usual.grow,
-            replicate=self._number(f"{place}.replicate", stage.get("replicate", 0), 0, whole=True),
-        )
-
-    def _bounds(self, place: str, value: Any) -> Bounds:
-        part = self._mapping(place, value, ("stages", "generations"))
-        usual = Bounds()
-        return Bounds(
-            stages=self._number(f"{place}.stages", part.get("stages", usual.stages), usual.stages, whole=True),
-            generations=self._number(
-                f"{place}.generations", part.get("generations", usual.generations), usual.generations, whole=True
-            ),
-        )
-
-    def _straggler(self, place: str, value: Any) -> Straggler:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            value = {"factor": value}
-        part = self._mapping(place, value, ("factor", "after"))
-        usual = Straggler()
-        after = part.get("after", usual.after_seconds)
-        return Straggler(
-            factor=self._number(f"{place}.factor", part.get("factor", usual.factor), usual.factor, at_least=1.0),
-            after_seconds=self._quantity(f"{place}.after", after, usual.after_seconds, read_seconds),
-        )
-
-    def _retry(self, place: str, value: Any) -> Retry:
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = {"times": value}
-        part = self._mapping(place, value, ("times", "first", "factor", "last"))
-        usual = Retry()
-        first = part.get("first", usual.first_seconds)
-        last = part.get("last", usual.last_seconds)
-        return Retry(
-            times=self._number(f"{place}.times", part.get("times", usual.times), usual.times, whole=True),
-            first_seconds=self._quantity(f"{place}.first", first, usual.first_seconds, read_seconds),
-            factor=self._number(f"{place}.factor", part.get("factor", usual.factor), usual.factor, at_least=1.0),
-            last_seconds=self._quantity(f"{place}.last", last, usual.last_seconds, read_seconds),
-        )
-
-
-def _quoted(value: Any) -> str:
-    return f", with quotes: '{value}'" if isinstance(value, bool | int | float) else ""
-
-
-def _listed(choices: type[E]) -> str:
-    return " or ".join([", ".join(list(choices)[:-1]), list(choices)[-1]])

@@ -6,8 +6,8 @@ from starloom.dag.checks import kind_of, number_fault, suggestion
 from starloom.dag.constellation import Tier
 from starloom.dag.document import read_document
 from starloom.dag.errors import InvalidConstellation, InvalidInput
+from starloom.dag.fieldreader import FieldReader
 from starloom.dag.limits import DURATION_SECONDS_MAX
-from starloom.dag.schema import Reader
 from starloom.devices.faults import Fault, FaultKind, FaultPlan, Moment, check_plan, fault_problems
 
 SEED_MAX: Final = 2**63 - 1
@@ -30,7 +30,7 @@ def read_plan(text: str | bytes, place: str = "") -> FaultPlan:
     return check_plan(plan)
 
 
-class _Reader(Reader):
+class _Reader(FieldReader):
     def plan(self, value: Any) -> FaultPlan:
         part = self._mapping("", value, FaultPlan.__struct_fields__)
         faults = part.get("faults", [])

@@ -9,9 +9,9 @@ from starloom.dag import limits
 from starloom.dag.checks import kind_of, number_fault
 from starloom.dag.constellation import Constellation
 from starloom.dag.errors import InvalidInput, Problem
+from starloom.dag.fieldreader import FieldReader
 from starloom.dag.ids import StageId
 from starloom.dag.order import cycle_text, find_cycles
-from starloom.dag.schema import Reader
 
 WORK: Final = "synthetic.work"
 """The kind of every stage that is imported."""
@@ -45,7 +45,7 @@ class Imported(NamedTuple):
     doubts: tuple[Problem, ...] = ()
 
 
-class JsonReader(Reader):
+class JsonReader(FieldReader):
     """Reads parts of a JSON document, and notes what is wrong with each at its place, such as `tasks[3].id`."""
 
     def document(self, data: bytes) -> Any:
