@@ -69,6 +69,15 @@ def test_a_place_that_runs_nothing_is_nobody_s_wish() -> None:
     assert lifts[:2] == ("see on edge", "tell on edge")
 
 
+def test_where_the_job_s_inputs_lie_is_nobody_s_wish_either() -> None:
+    # The last place is the job store, as of a fleet where every stage may stand on every node.
+    store = [[1.0, 1.0, np.inf], [1.0, 1.0, np.inf], [np.inf, np.inf, 0.0]]
+    given = {"stages": ["see", "tell", "input photo"], "seconds": store, "dependencies": [(2, 0, 1.0), (0, 1, 1.0)]}
+    text, lifts = explained([{}, {}], 2.2, **given, seconds_per_byte=np.full((3, 3), 0.25))
+    assert text == "all ends within 2.2 s"
+    assert lifts == ("2.25 s instead of 2.2 s",)
+
+
 def test_groups_that_cannot_be_are_told() -> None:
     text, lifts = explained([{"pinned": [EDGE, CLOUD]}, {"is private": [PHONE]}], together=0)
     assert "see, tell share a node" in text

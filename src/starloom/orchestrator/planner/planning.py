@@ -141,7 +141,7 @@ def _rescued(
     for most in (HARD_STAGES, limits.PLAN_SETTLED_CHOICES_MAX // max(1, len(problem.places))):
         stages = _around(prepared, hard, most)
         # Of what a job is given and gives, which comes last, no reason speaks.
-        said = [reasons[stage] if stage < len(reasons) else {} for stage in stages]
+        said = [reasons[stage] if stage < len(reasons) else {} for stage in stages] if reasons else ()
         found = settle(part(problem, stages), said)
         if isinstance(found, Conflict):
             told = [Trouble("conflict", requirement.words) for requirement in found.requirements]

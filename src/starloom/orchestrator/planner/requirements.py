@@ -31,8 +31,13 @@ def requirements(problem: Problem, reasons: Reasons, deadline: float | None) -> 
 
     Not so a place that runs nothing, and of which nothing is said: that is no wish of anybody's.
     """
-    closed = barred(problem) & ~shut(problem, reasons)
-    found = [what for stage in range(len(problem.stages)) for what in _places(problem, stage, reasons, closed[stage])]
+    out = shut(problem, reasons)
+    closed = barred(problem) & ~out
+    found = [
+        what
+        for stage in range(len(problem.stages))
+        for what in _places(problem, stage, reasons, closed[stage], out[stage])
+    ]
     found += [*_nodes(problem), *_groups(problem), *_links(problem)]
     if deadline is not None:
         found.append(Requirement("deadline", 0, f"all ends within {deadline:g} s"))
@@ -53,14 +58,18 @@ def barred(problem: Problem) -> Flags:
 
 
 def shut(problem: Problem, reasons: Reasons) -> Flags:
-    """[n, m]: places that run nothing, and of which no reason speaks, but for stages that had no other; and such as stand
-    for variants that a stage does not have."""
+    """[n, m]: places that run nothing, and of which no reason speaks, but for stages that had no other; all others of what
+    stands nowhere else, as a job's inputs and outputs; and such as stand for variants that a stage does not have.
+
+    Without any `reasons` nobody has told why anything runs where it does, and each place may be somebody's wish.
+    """
     closed = barred(problem)
     told = {place for said in reasons for places in said.values() for place in places}
-    silent = [place not in told and bool(told) for place in range(len(problem.places))]
+    silent = [place not in told and len(reasons) > 0 for place in range(len(problem.places))]
     nothing = (closed | (problem.arrays.seconds == 0)).all(axis=0) & np.array(silent, dtype=np.bool_)
     arrays = problem.arrays
-    found: Flags = closed & nothing[None, :] & ~nothing.all()
+    ends = ~closed.all(axis=1) & (closed | nothing[None, :]).all(axis=1)
+    found: Flags = closed & (nothing[None, :] | ends[:, None]) & ~nothing.all()
     return found | (arrays.variant[None, :] >= arrays.variants[:, None])
 
 
@@ -194,13 +203,14 @@ def _listed(problem: Problem, places: Collection[int]) -> str:
     return listed([str(problem.places[place]) for place in sorted(places)])
 
 
-def _places(problem: Problem, stage: int, reasons: Reasons, closed: Flags) -> Iterator[Requirement]:
+def _places(problem: Problem, stage: int, reasons: Reasons, closed: Flags, out: Flags) -> Iterator[Requirement]:
+    """Of one stage: `closed` [m] are the places that it may not have, without those that are `out` of the question."""
     rest, name = frozenset(np.flatnonzero(closed).tolist()), problem.stages[stage]
     for text, here in _said(stage, reasons, closed):
         rest -= here
         yield Requirement("places", stage, f"{name} may not have {_listed(problem, here)}: {text}", here)
     if rest:
-        able = [str(place) for index, place in enumerate(problem.places) if index not in rest]
+        able = [str(place) for index, place in enumerate(problem.places) if not (index in rest or out[index])]
         words = f"can run only on {listed(able)}" if able else "can run nowhere"
         yield Requirement("places", stage, f"{name} {words}", rest)
 
