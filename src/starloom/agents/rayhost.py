@@ -6,6 +6,7 @@ driver. `orchestrator.raycluster` makes the class an actor; nothing here imports
 """
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -90,6 +91,8 @@ class HostActor(Generic[Config]):
     async def _run(self, config: Config) -> None:
         guest = self._make(config)
         await guest.start()
+        # What was imported and read until here stays, and is much: the collector need not walk over it again and again.
+        gc.freeze()
         self._started.set_result((guest, asyncio.get_running_loop()))
         await guest.run()
         if self._stopping:

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import select
@@ -280,6 +281,8 @@ async def _run_agent(config: "AgentConfig", out: Output) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     agent = Agent(config)
     await agent.start()
+    # As where Ray hosts an agent.
+    gc.freeze()
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
