@@ -172,6 +172,8 @@ class StageState:
     @property
     def taken(self) -> StageSpec:
         """The stage as it is in its variant; as it was given while it has no place, or has no variants."""
+        if not self.spec.variants:
+            return self.spec
         return next((chosen(self.spec, each) for each in self.spec.variants if each.name == self.variant), self.spec)
 
     @property

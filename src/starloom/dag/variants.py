@@ -42,6 +42,8 @@ def chosen(stage: StageSpec, variant: Variant) -> StageSpec:
 
 def ways_of(stage: StageSpec, least_quality: float = 0.0) -> list[StageSpec]:
     """The stage as it is with each variant that may be taken; by itself where it has none."""
+    if not stage.variants:
+        return [stage]
     return [chosen(stage, each) for each in allowed(stage, least_quality)] or [stage]
 
 

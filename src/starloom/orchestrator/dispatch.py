@@ -130,7 +130,7 @@ class Dispatcher:
         streamed: set[str] = run.streams.ports(name) if name in run.streams.groups else set()
         if lane.required and not self._has_inputs(lane, run, name, {*streamed, *(item.port for item in fed)}):
             return True
-        if not self._fits(run, name, fed):
+        if fed and not self._fits(run, name, fed):
             return True
         moves: Sequence[Move] = ()
         holders: Holders = {}
@@ -261,7 +261,9 @@ class Dispatcher:
             )
         )
         ends = self._ledger.now + round(choice.finish * NANOS)
-        self._fleet.expect(member.name, task, Work(choice.seconds, {**_fetches(inputs), **tokens}, ends))
+        self._fleet.expect(
+            member.name, task, Work(choice.seconds, {**_fetches(inputs), **tokens} if inputs else tokens, ends)
+        )
         params = stage.taken.params
         self._ledger.send(
             member.name,

@@ -127,13 +127,13 @@ class Member:
     @property
     def open(self) -> bool:
         """Whether it may be given one more attempt that could run now: of short ones it has more in hand."""
+        # Asked of every candidate for every stage, so it asks no other property.
+        if self.state is not AgentState.ONLINE or self.rests_until:
+            return False
         in_hand = len(self.assigned) - len(self.delegated)
-        return self.there and (
-            in_hand < self.capacity
-            or (
-                in_hand < limits.AGENT_BACKLOG_FACTOR * limits.AGENT_BACKLOG_STAGES
-                and self.seconds < limits.AGENT_BACKLOG_SECONDS * self.slots
-            )
+        return in_hand < self.capacity or (
+            in_hand < limits.AGENT_BACKLOG_FACTOR * limits.AGENT_BACKLOG_STAGES
+            and self.seconds < limits.AGENT_BACKLOG_SECONDS * self.slots
         )
 
     @property

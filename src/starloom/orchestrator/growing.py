@@ -57,6 +57,8 @@ class Growing:
         """What a result changes; None for nothing. Raises PatchRefused with everything against it, Overloaded."""
         job, name = run.job, stage.spec.id
         former = job.growths.get(name)
+        if former is None and report.growth is None:
+            return None
         digest = digest_of(report.growth)
         given = run.labels.given(name)
         if digest == (former.digest if former else "") and not _freer(former, given.level if given else None):

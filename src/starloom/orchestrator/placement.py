@@ -139,9 +139,10 @@ class EarliestFinish:
             seconds = costs.run_seconds(kind, member.name, target, want.told)
             if not member.is_resident(kind):
                 seconds += costs.load_seconds(kind)
+            in_hand = member.in_hand
             if ahead is None:
                 finish = seconds
-                if member.in_hand >= member.slots:
+                if in_hand >= member.slots:
                     finish += member.seconds / member.slots
             else:
                 if not costs.known(kind, target):
@@ -150,7 +151,7 @@ class EarliestFinish:
             if want.moves:
                 finish += transfer_seconds(want.moves, member)
             rank = 2 * (member.name in want.avoid) + (not preferred)
-            key = (rank, finish + counts, member.in_hand)
+            key = (rank, finish + counts, in_hand)
             if best is None or key < best_key:
                 best, best_key, best_seconds, best_finish = candidate, key, seconds, finish
             if advised is not None and member.name == advised.node and target == advised.target:

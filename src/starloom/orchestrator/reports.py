@@ -7,6 +7,7 @@ orchestrator dies meanwhile the attempt is not held by anybody any more, and run
 
 from collections import deque
 from math import isfinite
+from typing import Final
 
 import msgspec
 
@@ -44,6 +45,8 @@ from starloom.orchestrator.runs import Early, Run
 from starloom.orchestrator.settle import Settler, unreachable_seconds
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.stragglers import Stragglers
+
+_ENDS: Final = (Finished, Failed, InputLost)
 
 
 class Reports:
@@ -114,8 +117,7 @@ class Reports:
             self.stale_refused += not known
             return
         # One that reads streams is at work while those that it reads are: only its success rests on theirs.
-        ends = Finished if run.streams.reads(task.stage) else Finished | Failed | InputLost
-        if stage.awaits and isinstance(report, ends):
+        if stage.awaits and isinstance(report, Finished if run.streams.reads(task.stage) else _ENDS):
             self._early(run, stage, Early(agent, incarnation, report))
             return
         match report:

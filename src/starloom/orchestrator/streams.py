@@ -59,14 +59,16 @@ class Streams:
 
     def readers(self, job: JobState, stage: StageId) -> tuple[Reader, ...]:
         """Who will read from an attempt of a stage that is given out now: it would wait for ever for one that has ended."""
-        known = zip(self._readers.get(stage, ()), self.out_of.get(stage, ()), strict=True)
+        if stage not in self._readers:
+            return ()
+        known = zip(self._readers[stage], self.out_of[stage], strict=True)
         return tuple(reader for reader, arc in known if job.stages[arc.downstream].status not in ENDED)
 
     def held_up(self, job: JobState, stage: StageId) -> list[StageId]:
         """The producers under way that wait for a stage to read, which will not; not where a job's input would be read again."""
-        if any(each in self.fed for each in self.groups.get(stage, ())):
+        if stage not in self.into or any(each in self.fed for each in self.groups.get(stage, ())):
             return []
-        return [arc.upstream for arc in self.into.get(stage, ()) if job.stages[arc.upstream].live]
+        return [arc.upstream for arc in self.into[stage] if job.stages[arc.upstream].live]
 
     def ports(self, stage: StageId) -> set[str]:
         """The input ports of a stage that streams feed."""
