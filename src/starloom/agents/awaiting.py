@@ -53,6 +53,8 @@ class Awaiting:
 
     def accept(self, assign: Assign, found: list[Instruction]) -> Assign | None:
         """Takes an assignment in; the complete one if it awaits nothing, or only what is known; else None."""
+        if not assign.awaits:
+            return assign
         open_ = [awaited for awaited in assign.awaits if not awaited.streams or awaited.feeds or awaited.holds]
         wait = _Wait(assign, open_)
         known = self._outcomes.get(assign.task.job, {})
@@ -60,7 +62,7 @@ class Awaiting:
             if (outcome := known.get(_awaited(assign, awaited))) is not None:
                 _take(wait, awaited, outcome)
         if not wait.open:
-            return wait.complete if assign.awaits else assign
+            return wait.complete
         self._waits[assign.task] = wait
         for awaited in wait.open:
             task = _awaited(assign, awaited)

@@ -47,6 +47,8 @@ class Batches:
 
     def first(self, now: int) -> Attempt | None:
         """The most urgent of all that are due; None if none are."""
+        if not self._gathered:
+            return None
         due = [
             attempt
             for place, gathered in self._gathered.items()

@@ -104,8 +104,7 @@ class Execution:
     room: Room | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
+class Made(msgspec.Struct, frozen=True, kw_only=True):
     """What a run gave: references and bytes by port, what it changes, and what it took. Times are monotonic nanoseconds.
 
     Of stream outputs there are only references. `consumed` tells of stream inputs.
@@ -122,7 +121,7 @@ class Made:
     emulated: bool
     figures: Mapping[str, float]
     growth: Patch | None = None
-    consumed: Mapping[str, Consumed] = field(default_factory=dict)
+    consumed: Mapping[str, Consumed] = {}
 
 
 def execute(run: Execution, stages: StageLookup, models: ModelsFactory, node: str) -> Made | StarloomError | ErrorInfo:
@@ -283,6 +282,8 @@ def inputs_of(run: Execution, spec: KindSpec) -> dict[str, Any]:
 
 def params_of(assign: Assign, spec: KindSpec) -> dict[str, Any]:
     """The parameters, defaults filled in. Raises InvalidInput with all that does not fit the kind as it is here."""
+    if not assign.params and not spec.params:
+        return {}
     problems = []
     for name, value in assign.params.items():
         param = spec.params.get(name)

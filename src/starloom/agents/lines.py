@@ -61,9 +61,10 @@ class Lines:
 
     def advance(self, found: list[Instruction], now: int) -> None:
         """Starts what has a slot, and fetches for what comes next."""
-        flowing, self._flowing = self._flowing, []
-        there = (attempt for attempt in flowing if self._attempts.get(attempt.assign.task) is attempt)
-        found += [self._hand(attempt) for attempt in there if attempt.phase is Phase.READY]
+        if self._flowing:
+            flowing, self._flowing = self._flowing, []
+            there = (attempt for attempt in flowing if self._attempts.get(attempt.assign.task) is attempt)
+            found += [self._hand(attempt) for attempt in there if attempt.phase is Phase.READY]
         waiting = self._start_ready(found, now)
         while self._fetched_ahead < self._slots + limits.AGENT_FETCHES_AHEAD:
             queued = self._head(self._to_fetch, Phase.QUEUED)

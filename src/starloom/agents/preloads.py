@@ -70,6 +70,8 @@ class Preloads:
 
     def _leave(self, assign: Assign) -> Wish | None:
         """What an attempt wanted until now."""
+        if assign.kind not in self._kinds:
+            return None
         wish = Wish(assign.kind, assign.target)
         wanted = self._wanted.get(wish, {})
         if assign.task not in wanted:

@@ -14,9 +14,10 @@ no state of a call on `self`.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -167,8 +168,7 @@ class Empty(Protocol):
     def __call__(self, shape: int | Sequence[int], dtype: DTypeLike = ..., /) -> NDArray[Any]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class StageCall:
+class StageCall(msgspec.Struct, frozen=True):
     """One attempt, as the stage sees it.
 
     `inputs`: Python values by port; an unbound optional port is absent. A stream port has a StreamInput in a
@@ -189,7 +189,7 @@ class StageCall:
     target: str = "cpu"
     key: str = ""
     attempt: int = 1
-    cancel: CancelToken = field(default_factory=CancelToken)
+    cancel: CancelToken = msgspec.field(default_factory=CancelToken)
     checkpoint: bytes | None = None
     save: Callable[[bytes], None] = lambda _: None
     progress: Callable[[float], None] = lambda _: None

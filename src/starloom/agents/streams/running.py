@@ -8,10 +8,11 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from threading import Lock
 from typing import Any
+
+import msgspec
 
 from starloom.agents import values
 from starloom.agents.execution import (
@@ -146,7 +147,7 @@ class StreamRun:
             consumed = await self._consumed()
             await published()
             self._execution.cancel.raise_if_cancelled()
-            return replace(made, consumed=consumed)
+            return msgspec.structs.replace(made, consumed=consumed)
         except BaseException as error:
             found = self._failed(error)
             how = How.CANCELLED if isinstance(found, Cancelled) else How.FAILED
@@ -209,7 +210,7 @@ class StreamRun:
         self._count()
         self._models.close(spec.name)
         made = await asyncio.to_thread(made_of, execution, spec, result, self._agent, began, self._models, self._told)
-        return replace(made, outputs={**made.outputs, **self._refs(spec, self._finish(How.FINISHED))})
+        return msgspec.structs.replace(made, outputs={**made.outputs, **self._refs(spec, self._finish(How.FINISHED))})
 
     async def _drive(self, chunks: AsyncGenerator[Chunk, None], spec: KindSpec) -> dict[str, Any]:
         """Passes a stage's chunks on until it has no more, or nobody wants more; its values in the end."""
@@ -233,7 +234,7 @@ class StreamRun:
             if (size := sum(inlet.bytes for inlet in self.inlets.values())) > limits.STREAM_COLLECTED_BYTES_MAX:
                 limit = f"STREAM_COLLECTED_BYTES_MAX = {limits.STREAM_COLLECTED_BYTES_MAX}"
                 raise StageError(f"{stage.spec.name} collects its streams, but {size} bytes are over {limit}")
-        result: Outputs | Grown = await self.computing(stage.run, replace(call, inputs=inputs))
+        result: Outputs | Grown = await self.computing(stage.run, msgspec.structs.replace(call, inputs=inputs))
         return result
 
     async def _emit(self, spec: KindSpec, chunk: Chunk) -> None:
