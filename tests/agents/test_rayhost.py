@@ -1,6 +1,7 @@
 """The actor that hosts a guest, without Ray and with a stand-in for the agent."""
 
 import asyncio
+import gc
 import logging
 import os
 import subprocess
@@ -77,6 +78,15 @@ async def test_it_runs_one_agent_from_its_construction_until_stop(tmp_path: Path
     assert await actor.stop() == os.getpid()
     await asyncio.to_thread(actor._thread.join)
     assert made[0].heard == ["start", "end", "goodbye"]
+
+
+async def test_what_is_there_once_its_agent_has_started_is_not_looked_through_for_garbage(tmp_path: Path) -> None:
+    gc.unfreeze()
+    host = HostActor(CONFIG, str(tmp_path / "agent.log"), StandIn)
+    await host.ready()
+    assert gc.get_freeze_count() > 0
+    await host.stop()
+    gc.unfreeze()
 
 
 async def test_it_runs_without_a_log_where_none_can_be_written(tmp_path: Path) -> None:
