@@ -196,6 +196,35 @@ def test_the_example_has_a_plan_for_its_fleet(example_folder: Path, capsys: pyte
     assert placement["faces"]["target"] == "npu"
 
 
+@pytest.mark.parametrize("example", ["model-sizes", "replicas", "spoken-question"])
+def test_what_is_proven_best_has_no_gap_and_no_job_ends_before_its_bound(
+    example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).parents[2] / "examples" / example
+    files = [str(folder / name) for name in ("constellation.yaml", "fleet.yaml")]
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--budget", "2000")
+    assert found["method"].endswith("proven best")
+    assert found["gap"] == 0.0
+    assert found["objective_lower_bound"] == found["makespan"] + found["penalty"]
+    assert found["makespan"] * 0.999 <= found["lower_bound"] <= found["makespan"]
+
+
+def test_a_plan_with_what_is_disliked_is_told_beside_a_bound_of_both(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[0]).write_text(CHAIN.replace("after: [a]", "prefer: {tier: cloud, seconds: 0.3}, after: [a]"))
+    _, found = plan(capsys, files[0], "--fleet", files[1])
+    assert found["makespan"] == pytest.approx(4.1)
+    assert found["lower_bound"] == pytest.approx(4.1)
+    assert found["lower_bound"] <= found["makespan"]
+    assert (found["objective_lower_bound"], found["gap"]) == (pytest.approx(4.4), 0.0)
+    assert main(["plan", files[0], "--fleet", files[1]]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "ends after 4.100 s, and what is disliked counts 0.300 s: together 0.0% above a lower bound of 4.400 s" in said
+    )
+
+
 def test_replicas_stand_on_different_nodes_and_logs_in_different_racks(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(__file__).parents[2] / "examples" / "replicas"
     files = [str(folder / name) for name in ("constellation.yaml", "fleet.yaml")]

@@ -14,7 +14,6 @@ from starloom.dag.errors import Infeasible, InvalidInput
 from starloom.orchestrator.bench.placing import instances
 from starloom.orchestrator.bench.placing.peers import plans
 from starloom.orchestrator.planner import listing, planning
-from starloom.orchestrator.planner.bound import lower_bound
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.planning import NO_PLAN, PROVEN, UNPROVEN, Budget, plan
@@ -42,7 +41,6 @@ def test_a_plan_keeps_all_requirements(stages: int, nodes: int, seed: int) -> No
         assert error.what in (NO_PLAN, UNPROVEN)  # noqa: PT017
         return
     assert faults(asked, found) == []
-    assert found.objective >= lower_bound(prepare(asked)) - 1e-6
     assert found.objective <= min(_classics(asked), default=np.inf) + 1e-9
 
 

@@ -250,7 +250,7 @@ PLAN_TRY_ITERATIONS_MIN: Final = 400
 PLAN_LEAST_EFFORT_MIN: Final = 0.1
 """CP-SAT's deterministic time for the plan that takes least in time, about seconds, likewise."""
 PLAN_PROVEN_STAGES_MAX: Final = 16
-"""Stages of a job whose plan CP-SAT looks for as a whole, and proves; of larger ones it looks at windows."""
+"""Stages of a job whose plan CP-SAT looks for as a whole, and proves; of larger ones it looks at windows. What takes no time and has one place only does not count."""
 PLAN_SETTLED_CHOICES_MAX: Final = 20_000
 """Stages times places up to which CP-SAT is asked for any plan, or why there is none, if none is found, or none that ends in time."""
 STREAM_RATE_MAX: Final = 1e6

@@ -102,8 +102,9 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     began = time.perf_counter()
     rounds = _rounds(args, jobs)
     found = _found(args, constellation, built) if rounds is None else rounds.chosen.best.found
+    seconds = time.perf_counter() - began
     told = Told(built, found, jobs.one.objective, deadline)
-    answer = told.plan(time.perf_counter() - began, out)
+    answer = told.plan(seconds, out)
     if rounds is not None:
         answer["rounds"] = rounds.tell(bool(jobs.pace and jobs.pace.every), out)
     out.text(f"\n{picture.text(built.problem, found.plan, _PICTURE_WIDTH)}")

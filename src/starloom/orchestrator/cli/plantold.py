@@ -10,7 +10,6 @@ from starloom.orchestrator.planner.bills import best_variants, least
 from starloom.orchestrator.planner.building import Built
 from starloom.orchestrator.planner.goals import SAME, Found, rank, rated
 from starloom.orchestrator.planner.pacing import PACED
-from starloom.orchestrator.planner.prepared import prepare
 from starloom.orchestrator.planner.whatif import Alternative, Loss
 
 if TYPE_CHECKING:
@@ -27,7 +26,15 @@ class Told:
     def __init__(self, built: Built, found: Found, goals: Sequence[Goal], deadline: float) -> None:
         self.built, self.found, self.goals, self.deadline = built, found, goals, deadline
         self.paid = built.rates.any
-        self.bound = bound.lower_bound(prepare(self._of_this_quality()))
+        self.least = bound.least(self._of_this_quality(), found.plan, found.bound)
+
+    @property
+    def gap(self) -> float | None:
+        """By which share the plan's objective is above what no plan's is below; none where that is 0 and the plan's is not."""
+        most, least = self.found.plan.objective, self.least.objective
+        if most <= least:
+            return 0.0
+        return most / least - 1 if least > 0 else None
 
     def _of_this_quality(self) -> "Problem":
         """The problem without the variants that are out of the question where quality comes before all else."""
@@ -47,8 +54,9 @@ class Told:
             "placement": self._placement(),
             "makespan": plan.makespan,
             "penalty": plan.penalty,
-            "lower_bound": self.bound,
-            "gap": plan.objective / self.bound - 1 if self.bound > 0 else 0.0,
+            "lower_bound": self.least.makespan,
+            "objective_lower_bound": self.least.objective,
+            "gap": self.gap,
             "planner_seconds": seconds,
             "method": plan.method,
             "objective": [{"by": str(goal.by), "weight": goal.weight, "within": goal.within} for goal in self.goals],
@@ -154,13 +162,16 @@ class Told:
         """When the job ends; how far that is above what it can be is told where plans are to be fast before all else."""
         plan = self.found.plan
         first = self.goals[0].by if self.goals else Measure.LATENCY
-        gap = f"{plan.objective / self.bound - 1:.1%} above a" if self.bound > 0 else "no better than the"
-        above = f"{gap} lower bound of {self.bound:.3f} s"
-        if first is not Measure.LATENCY:
-            above = f"where any plan takes {self.bound:.3f} s at the least"
         paid = any(goal.by is not Measure.LATENCY for goal in self.goals)
         by = f"the best by {', '.join(str(goal.by) for goal in self.goals)}; " if paid else ""
-        return f"the job ends after {plan.makespan:.3f} s, {above}; {by}found by {plan.method} in {seconds * _MILLIS:.0f} ms"
+        how = f"{by}found by {plan.method} in {seconds * _MILLIS:.0f} ms"
+        if first is not Measure.LATENCY:
+            return f"the job ends after {plan.makespan:.3f} s, where any plan takes {self.least.makespan:.3f} s at the least; {how}"
+        above = "above a" if self.gap is None else f"{self.gap:.1%} above a"
+        above = f"{above} lower bound of {self.least.objective:.3f} s"
+        if plan.penalty:
+            above = f"and what is disliked counts {plan.penalty:.3f} s: together {above}"
+        return f"the job ends after {plan.makespan:.3f} s, {above}; {how}"
 
     def _takes(self, out: Output) -> None:
         taken, places = self.found.bill, self.built.problem.places

@@ -1,59 +1,227 @@
-"""How good a plan can be at most: a lower bound of the objective. Weak where much is moved; it proves little."""
+"""How good a plan can be at most: a lower bound of the objective, by what each place would make of each stage. Pure.
+
+Destructive bounds (Klein, Scholl 1999): of what a plan of some seconds could have, all that cannot be is struck out, and where a
+stage has nothing left, or places have more to do than time, no plan is that short. Halving tells the longest that none is.
+"""
+
+import math
+from typing import Final, NamedTuple
 
 import numpy as np
 
-from starloom.orchestrator.planner.prepared import Prepared, slots_of
-from starloom.orchestrator.planner.problem import Flags, Floats
+from starloom.orchestrator.planner.compiled import lean
+from starloom.orchestrator.planner.prepared import Numbers, Prepared, prepare
+from starloom.orchestrator.planner.prices import Prices, Ways
+from starloom.orchestrator.planner.problem import Flags, Floats, Plan, Problem
+
+EXACT: Final = 1e-12
+"""The share by which rounding may put sums of the same numbers apart."""
+NEAR: Final = 1e-9
+"""The share of a plan below which another is looked for first: where there is none, the plan is the best."""
+FINE: Final = 1e-4
+"""The share of a plan up to which halving goes on."""
+STEPS: Final = 30_000_000
+"""Pairs of nodes that are looked at for dependencies, over all: a tenth of a second or so."""
+STRIKES: Final = 4
+"""How often what is struck out is taken in, for one number of seconds."""
 
 
-def lower_bound(prepared: Prepared) -> float:
-    """Seconds that no plan's objective is below.
+class Least(NamedTuple):
+    """Seconds before which no plan of a problem ends, and below which no plan's objective is."""
 
-    The greater of the longest path, each dependency at its cheapest over the places of its two ends, and of the work
-    that only some places may do, shared by all their slots; plus the least penalty of each stage. Infinite if a stage
-    has no place.
+    makespan: float
+    objective: float
+
+
+def least(problem: Problem, plan: Plan, shown: float = 0.0) -> Least:
+    """Bounds by `lower_bound`, beside a valid plan of the problem. `shown`: seconds that no plan's objective is below, as known otherwise."""
+    prepared, arrays = prepare(problem), problem.arrays
+    objective = min(max(lower_bound(prepared, plan.objective), shown), plan.objective)
+    crowding = bool((np.isfinite(arrays.crowding) & (arrays.crowding > 0)).any())
+    if not (prepared.penalty[prepared.allowed].any() or arrays.byte_penalty.any() or crowding):
+        return Least(objective, objective)
+    free = prepared._replace(penalty=np.where(np.isfinite(prepared.penalty), 0.0, prepared.penalty))
+    return Least(lower_bound(free, plan.makespan), objective)
+
+
+def lower_bound(prepared: Prepared, most: float) -> float:
+    """Seconds that no plan's objective is below, and `most` at the most, which a plan has.
+
+    Looks at paths, transfers, what a stage has to load, places' slots, groups, and penalties of places; not at memory, batteries, or
+    penalties of links and of zones that are shared. Infinite if a stage has no place. The same for the same arguments.
     """
     if not len(prepared.seconds):
         return 0.0
     if not prepared.allowed.any(axis=1).all():
-        return float("inf")
-    seconds = np.where(prepared.allowed, prepared.seconds, np.inf)
-    least = float(np.where(prepared.allowed, prepared.penalty, np.inf).min(axis=1).sum())
-    return max(_path(prepared, seconds), _work(prepared, seconds)) + least
+        return math.inf
+    look = _Look(prepared)
+    low, high = min(most, look.least(most)), most
+    target = most * (1 - NEAR)
+    while low < target and high - low > FINE * most and look.steps < STEPS:
+        least = look.least(target)
+        low = max(low, min(target, least))
+        if least <= target:
+            high = target
+        target = (low + high) / 2
+    return low
 
 
-def _path(prepared: Prepared, seconds: Floats) -> float:
-    """The longest path; ends[k]: the least second at which a stage's output can have come to node k."""
-    n, k = len(seconds), len(prepared.memory)
-    there = np.zeros((n, k))
-    last = 0.0
-    onto = _onto(prepared, k)
-    for stage in prepared.order:
-        begin = np.full(k, 0.0 if prepared.started[stage] else prepared.release[stage])
-        for lead in range(prepared.lead_heads[stage], prepared.lead_heads[stage + 1]):
-            up, size = prepared.lead_stage[lead], prepared.lead_bytes[lead]
-            moved = prepared.latency + (size * prepared.per_byte if size > 0 else 0.0)
-            begin = np.maximum(begin, (there[up][:, None] + moved).min(axis=0))
-        runs = seconds[stage] > 0
-        opens = 0.0 if prepared.started[stage] else np.where(runs, prepared.available, 0.0)
-        ends = np.maximum(begin[prepared.node], opens) + seconds[stage]
-        there[stage] = np.where(onto, ends[None, :], np.inf).min(axis=1)
-        last = max(last, float(ends.min()))
-    return last
+class _Look:
+    """What plans of some length could have, and the least objective of those. `steps`: that it took."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.prepared, self.steps = prepared, 0
+        (n, m), (w, k) = prepared.seconds.shape, prepared.resident.shape
+        cold = (prepared.model >= 0) & ~prepared.started
+        of = np.maximum(prepared.model, 0)
+        self.load = np.zeros((n, m))
+        if w:
+            there = prepared.resident[:, prepared.node][of]
+            self.load = np.where(cold[:, None] & ~there & (prepared.seconds > 0), prepared.load[of], 0.0)
+        self.ends, self.begin = np.zeros((n, k)), np.zeros(k)
+        self.soon, self.sooner = np.zeros((w, k)), np.zeros((w, k), dtype=np.int64)
+        self.second = np.zeros((w, k))
+        self.prices = Prices(prepared)
+
+    def least(self, target: float) -> float:
+        """What the objective of a plan is at the least that has no more than `target`; infinite where there is none."""
+        prepared = self.prepared
+        able, floor = prepared.allowed.copy(), -math.inf
+        head = np.zeros_like(prepared.seconds)
+        for _ in range(STRIKES):
+            ways = self._ways(able, head)
+            costs = ways.costs.min(axis=1)
+            through = np.where(able, ways.head + ways.lasts + ways.tail + ways.costs, np.inf) - costs[:, None]
+            floor = max(floor, float(through.min(axis=1).max()) + float(costs.sum()))
+            kept = self._together(able & (through + float(costs.sum()) <= target * (1 + EXACT)))
+            if not kept.any(axis=1).all() or not self._apart(kept):
+                return math.inf
+            if np.array_equal(kept, able):
+                break
+            able, head = kept, ways.head
+        return max(floor, self.prices.least(ways, floor))
+
+    def _ways(self, able: Flags, before: Floats) -> Ways:
+        """What the places that are left ask, where stages start no sooner than `before` [n, m]."""
+        prepared = self.prepared
+        head, tail, takes, lasts = before.copy(), *np.zeros((3, *before.shape))
+        room = self.ends, self.begin, self.soon, self.sooner, self.second
+        _heads(prepared, able, self.load, head, takes, lasts, *room)
+        _tails(prepared, able, takes, tail, self.ends, self.begin)
+        self.steps += 2 * len(prepared.lead_stage) * len(prepared.memory) ** 2 + able.size
+        return Ways(able, head, tail, takes, lasts, np.where(able, prepared.penalty, np.inf))
+
+    def _together(self, able: Flags) -> Flags:
+        """Without the places on nodes where another of a group that shares a node has none."""
+        together, node = self.prepared.together, self.prepared.node
+        for group in range(int(together.max(initial=-1)) + 1):
+            members = together == group
+            shared = np.ones(len(self.prepared.memory), dtype=np.bool_)
+            for row in able[members]:
+                shared &= np.bincount(node[row], minlength=len(shared)) > 0
+            able[members] &= shared[node]
+        return able
+
+    def _apart(self, able: Flags) -> bool:
+        """Whether those of each group that must not share a zone can each have one of their own: by augmenting paths (Kuhn 1955)."""
+        prepared = self.prepared
+        for group in np.flatnonzero(~np.isfinite(prepared.crowding)):
+            zone = prepared.zone[group][prepared.node]
+            wishes = [set(zone[row].tolist()) for row in able[prepared.apart == group]]
+            taken: dict[int, int] = {}
+            if not all(_seat(member, wishes, taken, set()) for member in range(len(wishes))):
+                return False
+        return True
 
 
-def _onto(prepared: Prepared, k: int) -> Flags:
-    found: Flags = prepared.node[None, :] == np.arange(k)[:, None]
-    return found
+def _seat(member: int, wishes: list[set[int]], taken: dict[int, int], seen: set[int]) -> bool:
+    """Gives a member a zone, and another one to who had it, as far as that goes; whether there was any."""
+    for zone in sorted(wishes[member] - seen):
+        seen.add(zone)
+        if zone not in taken or _seat(taken[zone], wishes, taken, seen):
+            taken[zone] = member
+            return True
+    return False
 
 
-def _work(prepared: Prepared, seconds: Floats) -> float:
-    """For each set of places that is all that some stage may have: the least work bound to it over its slots."""
-    least = seconds.min(axis=1)
-    kinds, which = np.unique(prepared.allowed, axis=0, return_inverse=True)
-    bound = np.bincount(which.ravel(), weights=least, minlength=len(kinds))
-    found = 0.0
-    for places in kinds:
-        inside = ~(kinds & ~places).any(axis=1)
-        found = max(found, float(bound[inside].sum() / slots_of(prepared, places)))
-    return found
+@lean
+def _heads(
+    p: Prepared,
+    able: Flags,
+    load: Floats,
+    head: Floats,
+    takes: Floats,
+    lasts: Floats,
+    ends: Floats,
+    begin: Floats,
+    soon: Floats,
+    sooner: Numbers,
+    second: Floats,
+) -> None:
+    """Fills `head`, `takes` and `lasts` [n, m] in the order of stages; `head` has before what starts are known not to be below.
+
+    `ends` [n, k]: the least second at which a stage can have ended on a node. A model is there once its first load is done: `soon`
+    [w, k] by whom `sooner` says, and `second` by any other.
+    """
+    soon[:], second[:], sooner[:] = np.inf, np.inf, -1
+    for stage in range(len(head)):
+        model = p.model[stage]
+        for place in range(len(p.node)):
+            if not able[stage, place] or load[stage, place] <= 0.0:
+                continue
+            node, done = p.node[place], head[stage, place] + load[stage, place]
+            if sooner[model, node] == stage:
+                soon[model, node] = min(soon[model, node], done)
+            elif done < soon[model, node]:
+                second[model, node], soon[model, node], sooner[model, node] = soon[model, node], done, stage
+            else:
+                second[model, node] = min(second[model, node], done)
+    for stage in p.order:
+        begin[:] = 0.0 if p.started[stage] else p.release[stage]
+        ends[stage, :] = np.inf
+        for lead in range(p.lead_heads[stage], p.lead_heads[stage + 1]):
+            up, size = p.lead_stage[lead], p.lead_bytes[lead]
+            for node in range(len(begin)):
+                there = np.inf
+                for source in range(len(begin)):
+                    moved = size * p.per_byte[source, node] if size > 0.0 else 0.0
+                    there = min(there, ends[up, source] + p.latency[source, node] + moved)
+                begin[node] = max(begin[node], there)
+        for place in range(len(p.node)):
+            if not able[stage, place]:
+                continue
+            node, seconds = p.node[place], p.seconds[stage, place]
+            at = max(begin[node], p.available[place] if seconds > 0.0 else 0.0)
+            if p.started[stage]:
+                at = 0.0
+            takes[stage, place], lasts[stage, place], head[stage, place] = seconds, seconds, at
+            if load[stage, place] > 0.0 and at < np.inf:
+                model = p.model[stage]
+                other = second[model, node] if sooner[model, node] == stage else soon[model, node]
+                waits = min(load[stage, place], max(0.0, other - at))
+                lasts[stage, place] += waits
+                if other == np.inf:
+                    takes[stage, place] += load[stage, place]
+            ends[stage, node] = min(ends[stage, node], at + lasts[stage, place])
+
+
+@lean
+def _tails(p: Prepared, able: Flags, takes: Floats, tail: Floats, rest: Floats, after: Floats) -> None:
+    """Fills `tail` [n, m] from the last stages on. `rest` [n, k]: from a stage's start on a node until the job's end, at the least."""
+    for turn in range(len(p.order)):
+        stage = p.order[len(p.order) - 1 - turn]
+        after[:] = 0.0
+        rest[stage, :] = np.inf
+        for follow in range(p.follow_heads[stage], p.follow_heads[stage + 1]):
+            down, size = p.follow_stage[follow], p.follow_bytes[follow]
+            for node in range(len(after)):
+                last = np.inf
+                for sink in range(len(after)):
+                    moved = size * p.per_byte[node, sink] if size > 0.0 else 0.0
+                    last = min(last, p.latency[node, sink] + moved + rest[down, sink])
+                after[node] = max(after[node], last)
+        for place in range(len(p.node)):
+            if able[stage, place]:
+                node = p.node[place]
+                tail[stage, place] = after[node]
+                rest[stage, node] = min(rest[stage, node], takes[stage, place] + after[node])

@@ -13,14 +13,13 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from starloom.dag import limits
 from starloom.dag.constellation import Goal, Measure
 from starloom.dag.errors import Infeasible
 from starloom.orchestrator.planner.bills import Bill, Rates, best_variants, bill, costs, least, loading
 from starloom.orchestrator.planner.check import penalty
 from starloom.orchestrator.planner.frugal import frugal
 from starloom.orchestrator.planner.planning import PROVEN
-from starloom.orchestrator.planner.problem import Plan, Problem
+from starloom.orchestrator.planner.problem import Plan, Problem, provable
 
 SHARES: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1_000.0)
 """What all that the fastest plan takes counts at each weight, in times its seconds."""
@@ -36,12 +35,17 @@ Planned = Callable[[Problem, Plan | None], Plan]
 
 
 class Found(NamedTuple):
-    """`problem`: with penalties that weigh the measures, which `priced` minimises. `plan`: as the problem without them has it."""
+    """`problem`: with penalties that weigh the measures, which `priced` minimises. `plan`: as the problem without them has it.
+
+    `bound`: seconds below which no plan's objective was shown to be, to some millionths, without these penalties and of the variants
+    that this one is of; 0 where nothing was.
+    """
 
     problem: Problem
     priced: Plan
     plan: Plan
     bill: Bill
+    bound: float = 0.0
 
     def value(self, measure: Measure) -> float:
         """What the plan takes of a measure; of latency, the seconds with what is disliked."""
@@ -102,7 +106,7 @@ def tries(goals: Sequence[Goal], *, fallback: bool = False) -> int:
 def find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None = None) -> Found:
     """The best plan by the goals of those that were made, and of these of those that end in time if there are any.
 
-    Of a job of at most PLAN_PROVEN_STAGES_MAX stages the plan that takes least in time is looked for as well. Where no goal
+    Of a small job (`provable`) the plan that takes least in time is looked for as well. Where no goal
     is quality, each stage has its best variant, and a worse one only where there is no plan in time else: then no more is
     lost than need be. The same for the same arguments, where `planned` is. Raises Infeasible as that does.
     """
@@ -127,7 +131,10 @@ def _find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None) -
             if weights := _weights(first, measures, share):
                 before = _found(problem, asked.rates, weights, planned, before.priced)
                 found.append(before)
-    return _named(problem, best(found, asked.goals, asked.deadline), asked, cheap if proven else None)
+    named = _named(problem, best(found, asked.goals, asked.deadline), asked, cheap if proven else None)
+    # What is weighed is another problem, and what takes least is proven of another measure.
+    shown = not asked.weights and first.priced.method.endswith(PROVEN)
+    return named._replace(bound=first.priced.objective if shown else 0.0)
 
 
 def best(found: Sequence[Found], goals: Sequence[Goal], deadline: float = 0.0) -> Found:
@@ -165,7 +172,7 @@ def rated(problem: Problem, rates: Rates, plan: Plan) -> Found:
 
 def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, bool]:
     """Of a small job what takes least of the first measure that is none of time, in time; and whether that is proven."""
-    in_time, small = first.ends_by(asked.deadline), len(problem.stages) <= limits.PLAN_PROVEN_STAGES_MAX
+    in_time, small = first.ends_by(asked.deadline), provable(problem)
     weights = _weights(first, asked.others[:1], 1.0) or asked.weights
     # What is weighed is no sum of costs alone, and what is fast needs no other plan, as long as it ends in time.
     if not small or asked.effort <= 0 or (in_time and not (asked.others and weights)):

@@ -19,7 +19,7 @@ from starloom.orchestrator.planner.filling import overfull
 from starloom.orchestrator.planner.goals import Asked, Found, Planned, find, rank
 from starloom.orchestrator.planner.levelling import levelled
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
-from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem
+from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem, provable
 from starloom.orchestrator.planner.promises import Answering, Kept, kept
 from starloom.orchestrator.planner.rounds import Rounds, simulate
 from starloom.orchestrator.planner.steady import GRANTED, Pace, Work, pace, work
@@ -207,7 +207,7 @@ class _Looking:
         best = min(made, key=lambda each: self._value(each, cap))
         goals = [goal for goal in self.asked.goals if not goal.weight]
         timed = not self.asked.weights and (not goals or goals[0].by is Measure.LATENCY)
-        if timed and len(self.problem.stages) <= limits.PLAN_PROVEN_STAGES_MAX:
+        if timed and provable(self.problem):
             exact = within(self.problem, self.pace, cap, best.plan, effort=effort, seed=self.asked.seed)
             found = [] if exact.plan is None else [self._found(exact.plan)]
         else:

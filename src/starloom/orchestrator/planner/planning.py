@@ -15,7 +15,7 @@ from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.explain import Conflict, settle
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
-from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem
+from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem, provable
 from starloom.orchestrator.planner.requirements import Reasons, nowhere, part
 from starloom.orchestrator.planner.search import Search
 from starloom.orchestrator.planner.windows import EFFORT as WINDOW_EFFORT
@@ -163,7 +163,7 @@ def _around(prepared: Prepared, hard: list[int], most: int) -> Indices:
 
 def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
     """What CP-SAT makes of a valid plan."""
-    if len(problem.stages) > limits.PLAN_PROVEN_STAGES_MAX:
+    if not provable(problem):
         return improved(problem, found, int(budget.effort / WINDOW_EFFORT), seed, spent=budget.spent)
     if budget.effort <= 0 or budget.effort_seconds <= 0:
         return found
@@ -177,19 +177,19 @@ def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
 def _finished(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Iterator[Plan]:
     """Plans to be given out, the best first: what local search makes of the starts, then the starts themselves."""
     if starts and not prepared.started.all():
-        found = _search(prepared, starts, budget, seed)
+        found = _search(problem, prepared, starts, budget, seed)
         if found.value < starts[0].value * (1 - GAIN):
             yield plan_of(problem, prepared, found.best, "search")
     for start in starts:
         yield plan_of(problem, prepared, start.board, start.method)
 
 
-def _search(prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Search:
+def _search(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Search:
     """Tries each start for a while, and goes on with the one that has become best."""
     step = max(1, STEP_STAGES // max(1, len(prepared.seconds)))
     left = budget.iterations
     # The rest of the time is for the proof.
-    if budget.effort > 0 and len(prepared.seconds) <= limits.PLAN_PROVEN_STAGES_MAX:
+    if budget.effort > 0 and provable(problem):
         left = min(left, ITERATIONS)
     free = left - budget.least
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from starloom.dag import limits
 from starloom.dag.errors import InvalidInput
 from starloom.dag.errors import Problem as Trouble
 
@@ -220,6 +221,13 @@ def working(arrays: Arrays, place: Indices) -> Floats:
     """[n]: the bytes that each stage takes at its place while it runs."""
     found: Floats = arrays.working_bytes[np.arange(len(place)), arrays.variant[place]]
     return found
+
+
+def provable(problem: Problem) -> bool:
+    """Whether CP-SAT may be asked for the whole job at once: few stages have any choice of a place, or take any time."""
+    able = np.isfinite(problem.arrays.seconds)
+    asks = (able.sum(axis=1) > 1) | (able & (problem.arrays.seconds > 0)).any(axis=1)
+    return int(asks.sum()) <= limits.PLAN_PROVEN_STAGES_MAX
 
 
 def zones(arrays: Arrays) -> tuple[Indices, Floats]:
