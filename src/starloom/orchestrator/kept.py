@@ -72,6 +72,8 @@ class KeptJobs:
             return []
         # Streams are not among the values, and go with their job.
         named = [ref.digest for ref in refs if ref.holder == JOB_STORE and not ref.stream]
+        if not named:
+            return named
         # In an order that no hash decides: the same facts give the same snapshot.
         fresh = [digest for digest in dict.fromkeys(named) if digest not in known.values]
         known.values.update(fresh)

@@ -126,17 +126,17 @@ class EarliestFinish:
 
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
         """The open candidate that ends the stage soonest; None if no one is open."""
-        costs, kind, ahead = self.costs, want.kind, want.ahead
-        advised = want.advised
+        costs, kind, told, moves, avoid = self.costs, want.kind, want.told, want.moves, want.avoid
+        anyway, ahead, advised = want.anyway, want.ahead, want.advised
         best: Candidate | None = None
         planned: Choice | None = None
         best_key = planned_key = (0, 0.0, 0)
         best_seconds = best_finish = 0.0
         for candidate in candidates:
             member, target, preferred, counts = candidate
-            if not (member.there if want.anyway else member.open if ahead is None else member.open_ahead):
+            if not (member.there if anyway else member.open if ahead is None else member.open_ahead):
                 continue
-            seconds = costs.run_seconds(kind, member.name, target, want.told)
+            seconds = costs.run_seconds(kind, member.name, target, told)
             if not member.is_resident(kind):
                 seconds += costs.load_seconds(kind)
             in_hand = member.in_hand
@@ -148,9 +148,9 @@ class EarliestFinish:
                 if not costs.known(kind, target):
                     seconds = max(seconds, limits.DELEGATED_UNKNOWN_SECONDS)
                 finish = seconds + max(ahead, _busy_seconds(member))
-            if want.moves:
-                finish += transfer_seconds(want.moves, member)
-            rank = 2 * (member.name in want.avoid) + (not preferred)
+            if moves:
+                finish += transfer_seconds(moves, member)
+            rank = 2 * (member.name in avoid) + (not preferred)
             key = (rank, finish + counts, in_hand)
             if best is None or key < best_key:
                 best, best_key, best_seconds, best_finish = candidate, key, seconds, finish
