@@ -302,7 +302,7 @@ def test_sizes(text: Any, count: int) -> None:
     assert read_bytes(text) == count
 
 
-@pytest.mark.parametrize("text", ["512", "1.3B", "1e999GB", "5mib", -1, 1.5, True, None])
+@pytest.mark.parametrize("text", ["512", "1.3B", "1e999GB", "5mib", -1, 1.5, True, None, 1 << 63, "9999999TB"])
 def test_what_is_no_size(text: Any) -> None:
     with pytest.raises(ValueError, match="bytes"):
         read_bytes(text)

@@ -60,5 +60,10 @@ def test_what_is_no_amount_tells_nothing(wrong: Any) -> None:
     assert expectation(stage(outputs=wrong), WORK).output_bytes in ({}, {"log": 1})
 
 
+def test_more_bytes_than_there_can_be_tell_nothing() -> None:
+    given = stage(memory=1e300, outputs={"data": 1 << 63, "more": (1 << 63) - 1}, read=1 << 70)
+    assert expectation(given, WORK) == Expectation(3.0, 100, {"more": (1 << 63) - 1}, 0)
+
+
 def test_an_unknown_kind_is_taken_for_one_without_a_hint() -> None:
     assert expectation(stage(seconds=9), None) == Expectation(0.01, 0, {})

@@ -114,6 +114,38 @@ def test_losses_tell_what_would_change_without_each_node_that_is_used(
     assert second["objective"] == pytest.approx(4.5)
 
 
+def test_a_node_whose_stages_take_no_time_is_lost_as_well(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[0]).write_text(CHAIN.replace("basic.sleep, params: {seconds: 2}", "basic.noop"))
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--losses")
+    assert (found["losses"][0]["node"], found["losses"][0]["stages"]) == ("cam", ["a"])
+    assert found["losses"][0]["objective"] is None
+
+
+def test_what_takes_weeks_is_planned_and_explained_as_what_takes_seconds(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = CHAIN.replace("seconds: 2", "seconds: 2000000").replace("seconds: 4", "seconds: 1000000")
+    Path(files[0]).write_text(long)
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 0
+    assert "proven" in found["method"]
+    Path(files[0]).write_text(f"{long}deadline: 600h\n")
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 2
+    assert "all ends within 2.16e+06 s" in found["error"]["message"]
+    assert "2.5e+06 s instead of 2.16e+06 s" in found["error"]["message"]
+
+
+def test_a_place_where_a_stage_takes_for_ever_is_told_as_none(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[1]).write_text(FLEET.replace("tier: cloud, speed: 2", "tier: cloud, speed: 1e-300"))
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "b")
+    assert found["explain"]["excluded"] == {"far": "would take over PLAN_SECONDS_MAX = 1e+08 s"}
+
+
 def test_people_get_a_table_a_picture_and_a_file(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ A kind says in `Cost.params` which of its parameters tell what a stage of it cos
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from starloom.dag import limits
 from starloom.dag.checks import number_fault
 from starloom.dag.constellation import StageSpec
 from starloom.dag.kinds import Cost, KindSpec
@@ -33,14 +34,14 @@ class Expectation(NamedTuple):
 def expectation(stage: StageSpec, kind: KindSpec | None) -> Expectation:
     """What the stage is expected to take and give; of an unknown kind, what kinds without a hint are taken for.
 
-    Never raises: a parameter that is no number, or is below 0, tells nothing.
+    Never raises: a parameter that is no number, is below 0, or is more bytes than BYTES_MAX tells nothing.
     """
     cost = kind.cost if kind is not None else _UNKNOWN
     return Expectation(
         run_seconds=run_seconds(stage, kind),
-        memory_bytes=int(_told(stage, kind, cost.params.memory_bytes, cost.memory_bytes)),
+        memory_bytes=int(_told(stage, kind, cost.params.memory_bytes, cost.memory_bytes, limits.BYTES_MAX)),
         output_bytes=_output_bytes(stage, kind),
-        entry_bytes=int(_told(stage, kind, cost.params.entry_bytes, 0)),
+        entry_bytes=int(_told(stage, kind, cost.params.entry_bytes, 0, limits.BYTES_MAX)),
     )
 
 
@@ -57,9 +58,9 @@ def told_seconds(stage: StageSpec, kind: KindSpec | None) -> float | None:
     return run_seconds(stage, kind) if kind is not None and kind.cost.params.run_seconds else None
 
 
-def _told(stage: StageSpec, kind: KindSpec | None, param: str, otherwise: float) -> float:
+def _told(stage: StageSpec, kind: KindSpec | None, param: str, otherwise: float, at_most: float | None = None) -> float:
     value = _value(stage, kind, param)
-    return otherwise if value is None or number_fault(value) else value
+    return otherwise if value is None or number_fault(value, at_most=at_most) else value
 
 
 def _value(stage: StageSpec, kind: KindSpec | None, param: str) -> Any:
@@ -76,4 +77,8 @@ def _output_bytes(stage: StageSpec, kind: KindSpec | None) -> dict[str, int]:
     value = _value(stage, kind, kind.cost.params.output_bytes)
     ports = kind.output_ports(stage.params)
     sizes = value if isinstance(value, dict) else dict.fromkeys(ports, value)
-    return {port: int(size) for port, size in sizes.items() if port in ports and not number_fault(size)}
+    return {
+        port: int(size)
+        for port, size in sizes.items()
+        if port in ports and not number_fault(size, at_most=limits.BYTES_MAX)
+    }

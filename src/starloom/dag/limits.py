@@ -53,6 +53,8 @@ STATUS_MESSAGE_CHARACTERS_MAX: Final = 500
 KEEPALIVE_SECONDS: Final = 10.0
 TRANSFER_STALL_SECONDS: Final = 5.0
 OFF_LOOP_BYTES_MIN: Final = 1024 * 1024
+BYTES_MAX: Final = (1 << 63) - 1
+"""What a number of bytes may be at all: what 64 bits hold."""
 VALUE_BYTES_MAX: Final = 1024 * 1024 * 1024
 TENSOR_DIMENSIONS_MAX: Final = 16
 IMAGE_PIXELS_MAX: Final = 64 * 1024 * 1024

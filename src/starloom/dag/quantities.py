@@ -48,6 +48,6 @@ def read_bytes(value: Any) -> int:
         if value % 1:
             raise ValueError(f"is {value} bytes; {_BYTES_HOW}, that comes to whole bytes")
         value = int(value)
-    if fault := number_fault(value, whole=True, unit="bytes"):
+    if fault := number_fault(value, at_most=limits.BYTES_MAX, whole=True, unit="bytes"):
         raise ValueError(fault)
     return int(value)

@@ -200,7 +200,7 @@ def _sizes(given: list[str], inputs: Any) -> tuple[dict[str, int], list[Problem]
             wrong.append(Problem("--input-bytes", f"{name!r} is no input; there are {', '.join(inputs) or 'none'}"))
             continue
         try:
-            found[name] = read_bytes(int(size) if size.isdigit() else size)
+            found[name] = read_bytes(int(size) if size.isdecimal() else size)
         except ValueError as error:
             wrong.append(Problem(f"--input-bytes {name}", str(error)))
     return found, wrong

@@ -242,7 +242,7 @@ class _Builder:
             if not faults and place.target not in wanted:
                 faults = [f"is its target {place.target}, and {kind.name} computes on {', '.join(wanted)}"]
             if not faults:
-                faults = list(_unspread(node, spec.spread))
+                faults = [*_unspread(node, spec.spread), *_endless(self._seconds(name, node, place))]
             for fault in faults:
                 text = f"{fault}, for its variant {spec.variants[0].name}" if len(ways) > 1 else fault
                 excluded.setdefault(text, []).append(number)
@@ -376,6 +376,11 @@ def _ways(stage: StageSpec) -> list[StageSpec]:
 def _unspread(node: FleetNode, spread: Spread | None) -> Iterator[str]:
     if spread is not None and spread.over and not spread.seconds and not node.profile.attribute_text(spread.over):
         yield f"has no attribute {spread.over}, over which {spread.group} is spread"
+
+
+def _endless(seconds: float) -> Iterator[str]:
+    if seconds > limits.PLAN_SECONDS_MAX:
+        yield f"would take over PLAN_SECONDS_MAX = {limits.PLAN_SECONDS_MAX:g} s"
 
 
 def _speed(node: FleetNode, place: Place) -> float:

@@ -1,7 +1,7 @@
 """The best plan of a small job, and the proof that it is."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from ortools.sat.python import cp_model
@@ -67,20 +67,25 @@ def exact(
     return Proof(best, bound, False)
 
 
+FINE: Final = (1e-9, 1e-3, 1e3)
+"""Seconds of the ticks in which it is seen how long a job takes: in the first of these that is far enough."""
+
+
 def fitted(problem: Problem) -> Ticks | None:
-    """In ticks that suit the least that the objective can be; nothing where a stage has no place."""
+    """In ticks that suit the least that the objective can be; nothing where a stage has no place, or all takes for ever."""
     arrays = problem.arrays
-    fine = ticked(problem, 1e-9)
-    if not all(fine.modes):
-        return None
-    path = max(
-        int((head + tail + [mode.ticks for mode in modes]).min())
-        for head, tail, modes in zip(heads(fine, fine.modes), tails(fine, fine.modes), fine.modes, strict=True)
-    )
-    if path >= FAR:
-        return None
-    least = path * 1e-9 + sum(min(mode.penalty for mode in modes) * 1e-9 for modes in fine.modes)
-    return ticked(problem, fitting_tick(least or float(arrays.penalty.max(initial=0.0))))
+    for tick in FINE:
+        fine = ticked(problem, tick)
+        if not all(fine.modes):
+            return None
+        path = max(
+            int((head + tail + [mode.ticks for mode in modes]).min())
+            for head, tail, modes in zip(heads(fine, fine.modes), tails(fine, fine.modes), fine.modes, strict=True)
+        )
+        if path < FAR:
+            least = path * tick + sum(min(mode.penalty for mode in modes) * tick for modes in fine.modes)
+            return ticked(problem, fitting_tick(least or float(arrays.penalty.max(initial=0.0))))
+    return None
 
 
 def _most(ticks: Ticks, best: Plan, turn: int) -> int:

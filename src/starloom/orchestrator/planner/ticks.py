@@ -84,14 +84,14 @@ class Ticks(NamedTuple):
 
 
 def up(seconds: Floats, tick: float) -> Whole:
-    """Rounded up; what takes any time takes a tick at least."""
-    found = np.ceil(np.where(np.isfinite(seconds), seconds, 0.0) / tick - EXACT).astype(np.int64)
+    """Rounded up; what takes any time takes a tick at least, and none more than FAR: whole numbers end before floats do."""
+    found = np.minimum(np.ceil(np.where(np.isfinite(seconds), seconds, 0.0) / tick - EXACT), FAR).astype(np.int64)
     return np.where(np.isfinite(seconds), np.maximum(found, seconds > 0), NEVER)
 
 
 def near(seconds: Floats, tick: float) -> Whole:
-    """Rounded to the nearest."""
-    found = np.rint(np.where(np.isfinite(seconds), seconds, 0.0) / tick).astype(np.int64)
+    """Rounded to the nearest, to FAR at the most."""
+    found = np.minimum(np.rint(np.where(np.isfinite(seconds), seconds, 0.0) / tick), FAR).astype(np.int64)
     return np.where(np.isfinite(seconds), found, NEVER)
 
 

@@ -59,12 +59,15 @@ def alternatives(problem: Problem, plan: Plan, stage: int, replan: Replan) -> li
 
 
 def losses(problem: Problem, plan: Plan, replan: Replan) -> list[Loss]:
-    """Each node that has a stage of the plan, taken away before the job begins; the worst first."""
+    """Each node that has a stage of the plan, taken away before the job begins; the worst first.
+
+    What takes no time runs as well; what an input is fed from, and an output taken to, is on no node.
+    """
     arrays = problem.arrays
     used = arrays.node[plan.place]
     found = []
     for node, name in enumerate(problem.nodes):
-        here = np.flatnonzero((used == node) & (plan.finish > plan.start))
+        here = np.flatnonzero(used == node)
         if not len(here) or not name:
             continue
         seconds = arrays.seconds.copy()
