@@ -426,6 +426,26 @@ def test_a_job_that_comes_again_and_again_is_planned_for_its_period(
     assert "a round may come every 2.222 s: cam is busy for 2 s then, 90% of it" in capsys.readouterr().out
 
 
+def test_what_else_there_is_for_a_period_is_planned_for_it_too(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[0]).write_text(CHAIN.replace("require: {tier: device}", "").replace("seconds: 4", "seconds: 2"))
+    Path(files[1]).write_text("""
+nodes: [{name: one, tier: edge}, {name: two, tier: edge}, {name: slow, tier: edge, speed: 0.5}]
+links: [{between: [edge, edge], latency: 100ms}]
+""")
+    asked = (files[0], "--fleet", files[1], "--every", "2.5s", "--explain", "b", "--losses")
+    code, found = plan(capsys, *asked)
+    assert code == 0
+    others = {each["place"]: (each["objective"], each["holds"]) for each in found["explain"]["alternatives"]}
+    # Both on one node would take 4 s, and keep it busy for longer than a period.
+    assert others["one"] == others["two"] == (pytest.approx(4.1), True)
+    assert others["slow"][1] is False
+    assert [each["holds"] for each in found["losses"]] == [False, False]
+    assert main(["plan", *asked]) == 0
+    assert "does not hold the period of 2.5 s" in capsys.readouterr().out
+
+
 def test_jobs_that_share_nodes_are_planned_together_each_with_its_period(
     files: tuple[str, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

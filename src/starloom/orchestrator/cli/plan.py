@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from starloom.orchestrator.planner.planning import Budget
     from starloom.orchestrator.planner.problem import Plan
     from starloom.orchestrator.planner.problem import Problem as PlannedProblem
+    from starloom.orchestrator.planner.steady import Pace
 
 _MILLIS: Final = 1000.0
 _PICTURE_WIDTH: Final = 120
@@ -103,13 +104,13 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     rounds = _rounds(args, jobs)
     found = _found(args, constellation, built) if rounds is None else rounds.chosen.best.found
     seconds = time.perf_counter() - began
-    told = Told(built, found, jobs.one.objective, deadline)
+    told = Told(built, found, jobs.one.objective, deadline, jobs.pace)
     answer = told.plan(seconds, out)
     if rounds is not None:
         answer["rounds"] = rounds.tell(bool(jobs.pace and jobs.pace.every), out)
     out.text(f"\n{picture.text(built.problem, found.plan, _PICTURE_WIDTH)}")
     _write(args, jobs.whole, built, found.plan, out)
-    again = _again(args, constellation, built)
+    again = _again(args, constellation, built) if jobs.pace is None else _paced_again(args, jobs, jobs.pace)
     if args.explain is not None:
         stage = built.problem.stages.index(args.explain)
         answer["explain"] = told.explain(stage, whatif.alternatives(built.problem, found.plan, stage, again), out)
@@ -212,6 +213,25 @@ def _again(
         return planning.plan(problem, looks, args.seed, warm)
 
     return lambda problem, before: goals.find(problem, asked, planned, before).plan
+
+
+def _paced_again(args: argparse.Namespace, jobs: "Jobs", pace: "Pace") -> "Callable[[PlannedProblem, Plan], Plan]":
+    """The same for jobs that come again and again: another plan is for the same period, and the same promises."""
+    from starloom.dag import limits
+    from starloom.orchestrator.planner import goals, pacing, planning
+
+    several = goals.tries(jobs.goals) > 1
+    looks = planning.Budget(limits.PLAN_TRY_ITERATIONS_MIN if several else planning.ITERATIONS)
+    asked = _asked(args, jobs.one, jobs.built, 0.0)
+
+    def paced(problem: "PlannedProblem", before: "Plan") -> "Plan":
+        def planned(changed: "PlannedProblem", warm: "Plan | None") -> "Plan":
+            return planning.plan(changed, looks, args.seed, before if warm is None else warm)
+
+        chosen = pacing.find_paced(problem, asked, pace, planned, jobs.promises, jobs.answering)
+        return chosen.best.found.plan
+
+    return paced
 
 
 def _write(args: argparse.Namespace, constellation: "Constellation", built: "Built", plan: "Plan", out: Output) -> None:

@@ -10,6 +10,7 @@ from starloom.orchestrator.planner.bills import best_variants, least
 from starloom.orchestrator.planner.building import Built
 from starloom.orchestrator.planner.goals import SAME, Found, rank, rated
 from starloom.orchestrator.planner.pacing import PACED
+from starloom.orchestrator.planner.steady import Pace, work
 from starloom.orchestrator.planner.whatif import Alternative, Loss
 
 if TYPE_CHECKING:
@@ -21,10 +22,14 @@ _NO_PLAN: Final = "no plan"
 
 
 class Told:
-    """A plan that was found for goals and a deadline, 0 for none."""
+    """A plan that was found for goals and a deadline, 0 for none; and for rounds at a `pace`, if jobs come again and again."""
 
-    def __init__(self, built: Built, found: Found, goals: Sequence[Goal], deadline: float) -> None:
+    def __init__(
+        self, built: Built, found: Found, goals: Sequence[Goal], deadline: float, pace: Pace | None = None
+    ) -> None:
         self.built, self.found, self.goals, self.deadline = built, found, goals, deadline
+        #: where it says how often rounds come: else any plan holds as often as it can
+        self.pace = pace if pace is not None and pace.every else None
         self.paid = built.rates.any
         self.least = bound.least(self._of_this_quality(), found.plan, found.bound)
 
@@ -233,19 +238,27 @@ class Told:
             "price": takes.price,
             "period": takes.period,
             "quality_lost": takes.loss,
+            **({"holds": self._holds(plan)} if self.pace else {}),
         }
 
     def _late(self, plan: "Plan | None") -> list[str]:
-        if plan is None or self._rated(plan).ends_by(self.deadline):
+        """What another plan does not keep: the deadline, the period."""
+        if plan is None:
             return []
-        return [f"after the deadline of {self.deadline:g} s"]
+        late = [] if self._rated(plan).ends_by(self.deadline) else [f"after the deadline of {self.deadline:g} s"]
+        if self.pace and not self._holds(plan):
+            late.append(f"does not hold the period of {self.pace.every:g} s")
+        return late
+
+    def _holds(self, plan: "Plan") -> bool:
+        return self.pace is None or work(self.built.problem, plan.place, self.pace).fits(self.pace.cap)
 
     def _rank(self, plan: "Plan | None") -> tuple[float, ...]:
         if plan is None:
             return (float("inf"),)
         # Of other plans no rounds were simulated.
         goals = [goal for goal in self.goals if goal.by not in PACED]
-        return rank(self._rated(plan), goals, self.deadline)
+        return (0.0 if self._holds(plan) else 1.0, *rank(self._rated(plan), goals, self.deadline))
 
     def _rated(self, plan: "Plan") -> Found:
         return rated(self.built.problem, self.built.rates, plan)
