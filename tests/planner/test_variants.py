@@ -149,3 +149,41 @@ def test_a_variant_that_is_asked_for_is_the_only_one_and_so_are_plans_that_are_w
     assert (bound.stages[StageId("answer")].variant, bound.stages[StageId("ask")].variant) == ("small", "")
     again = build(bound, {"work": WORK}, FLEET)
     assert taken(again, find(again.problem, Asked(again.rates), planned)) == ("near as small", 2.0)
+
+
+APART = """
+api_version: starloom/v1
+name: apart
+stages:
+  see:
+    kind: work
+    params: {seconds: 1}
+    colocate: both
+    variants:
+      - {name: large, quality: 0.9, require: {tier: edge}}
+      - {name: small, quality: 0.8}
+  tell:
+    kind: work
+    params: {seconds: 2}
+    colocate: both
+    variants:
+      - {name: large, quality: 0.9, require: {tier: cloud}}
+      - {name: small, quality: 0.3, params: {seconds: 0.1}}
+  keep: {kind: work, params: {seconds: 1}}
+"""
+
+
+def test_of_plans_that_lose_as_little_of_quality_the_best_by_the_goals_is_taken_and_only_that_called_proven() -> None:
+    """The best variants of both cannot share a node, so that the rule of the best variant alone gives no plan."""
+    fleet = parse(
+        b"nodes:\n  - {name: near, tier: edge, price_per_hour: 10}\n  - {name: far, tier: cloud, speed: 0.5}\n"
+        b"links: [{between: [edge, cloud], latency: 10ms}]\n"
+    )
+    made = build(load(APART), {"work": WORK}, fleet)
+    found = find(made.problem, Asked(made.rates, [PRICE, ENERGY], 0.0, 1.0), planned)
+    assert found.bill.loss == pytest.approx(0.3)
+    assert found.bill.price == 0.0
+    assert "proven" not in found.plan.method
+    fast = find(made.problem, Asked(made.rates, [], 0.0, 1.0), planned)
+    assert fast.bill.loss == pytest.approx(0.3)
+    assert fast.plan.makespan == pytest.approx(6.0)

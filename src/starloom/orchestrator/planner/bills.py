@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from starloom.dag.constellation import Measure
-from starloom.orchestrator.planner.problem import Floats, Plan, Problem
+from starloom.orchestrator.planner.problem import Floats, Indices, Plan, Problem
 
 
 class Rates(NamedTuple):
@@ -108,6 +108,13 @@ def best_variants(problem: Problem, rates: Rates) -> Problem | None:
     worse = able & (loss > loss.min(axis=1, initial=np.inf, keepdims=True))
     if not worse.any():
         return None
+    return problem._replace(arrays=arrays._replace(seconds=np.where(worse, np.inf, arrays.seconds)))
+
+
+def no_worse(problem: Problem, rates: Rates, place: Indices) -> Problem:
+    """The problem with no variant of a stage that lacks more than that of its place [n]."""
+    arrays, loss = problem.arrays, _loss(problem, rates)
+    worse = loss > loss[np.arange(len(place)), place][:, None]
     return problem._replace(arrays=arrays._replace(seconds=np.where(worse, np.inf, arrays.seconds)))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from starloom.dag.constellation import Goal, Measure
 from starloom.dag.errors import Infeasible
-from starloom.orchestrator.planner.bills import Bill, Rates, best_variants, bill, costs, least, loading
+from starloom.orchestrator.planner.bills import Bill, Rates, best_variants, bill, costs, least, loading, no_worse
 from starloom.orchestrator.planner.check import penalty
 from starloom.orchestrator.planner.frugal import frugal
 from starloom.orchestrator.planner.planning import PROVEN
@@ -100,6 +100,7 @@ def tries(goals: Sequence[Goal], *, fallback: bool = False) -> int:
     """How many plans `find` has made at the most. `fallback`: it may have to take worse variants to end in time."""
     others = _others(goals)
     more = tries(_quality_first(goals)) if fallback and not _names_quality(goals) else 0
+    more += tries(goals) if more and _named_beside(goals) else 0
     return 1 + len(SHARES) * (len(others) + (len(others) > 1)) + more
 
 
@@ -117,7 +118,22 @@ def find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None = N
         found = _find(best_only, asked, planned, warm)
         if found.ends_by(asked.deadline):
             return found
-    return _find(problem, asked._replace(goals=_quality_first(asked.goals)), planned, warm)
+    return _losing(problem, asked, planned, warm)
+
+
+def _losing(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None) -> Found:
+    """The best plan of those that lose least of quality, where all stages' best variants have none in time."""
+    goals = _quality_first(asked.goals)
+    found = _find(problem, asked._replace(goals=goals), planned, warm)
+    if not _named_beside(asked.goals):
+        return found
+    # What was looked for first is quality: what the goals name is looked for among plans of these variants.
+    alike, each = no_worse(problem, asked.rates, found.plan.place), [found]
+    with suppress(Infeasible):
+        each.append(_find(alike, asked, planned, found.plan))
+    chosen = best(each, goals, asked.deadline)
+    # That no plan loses less may be proven, and that no other variants that lose as little take less is not.
+    return chosen._replace(plan=chosen.plan._replace(method=_unproven(chosen)))
 
 
 def _find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None) -> Found:
@@ -193,6 +209,11 @@ def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, 
 
 def _names_quality(goals: Sequence[Goal]) -> bool:
     return any(goal.by is Measure.QUALITY for goal in goals)
+
+
+def _named_beside(goals: Sequence[Goal]) -> bool:
+    """Whether anything but seconds is to be small."""
+    return any(goal.by is not Measure.LATENCY for goal in goals)
 
 
 def _quality_first(goals: Sequence[Goal]) -> list[Goal]:
