@@ -66,6 +66,20 @@ def test_explain_tells_what_each_other_place_would_cost_and_why_one_is_excluded(
     assert found["explain"]["excluded"] == {"edge": "is on the edge tier", "far": "is on the cloud tier"}
 
 
+def test_explain_tells_all_that_keeps_a_stage_from_a_place(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(files[0]).write_text(CHAIN.replace("tier: device}", "tier: device, memory: 1GiB, labels: {rack: r1}}"))
+    Path(files[1]).write_text("""
+nodes:
+  - {name: cam, tier: device, labels: {rack: r1}}
+  - {name: edge, tier: edge, memory: 512MiB}
+""")
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--explain", "a")
+    told = "is on the edge tier; has no label rack; has 536870912 bytes of memory"
+    assert found["explain"]["excluded"] == {"edge": told}
+
+
 def test_explain_tells_the_way_by_which_a_stage_came_to_be_private(
     files: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

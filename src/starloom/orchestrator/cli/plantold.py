@@ -93,7 +93,11 @@ class Told:
                 *([each.excluded] if each.excluded else []),
             ]
             rows.append([built.named(stage, each.place), *self._elsewhere(each.plan), "; ".join(why)])
-        barred = {built.named(stage, place): fault for fault, which in built.excluded[stage].items() for place in which}
+        faults: dict[int, list[str]] = {}
+        for fault, which in built.excluded[stage].items():
+            for place in which:
+                faults.setdefault(place, []).append(fault)
+        barred = {built.named(stage, place): "; ".join(told) for place, told in faults.items()}
         blank = ["" for _ in self._columns()[1:]]
         rows += [[name, "excluded", *blank, f"{name} {fault}"] for name, fault in barred.items()]
         name = self.built.stages[stage]
