@@ -597,3 +597,22 @@ def test_for_a_period_each_stage_has_the_first_variant_that_may_be_taken_and_wha
     written = load(bound.read_bytes()).stages["b"]  # type: ignore[index]
     assert (written.variant, [each.name for each in written.variants]) == ("small", ["large", "small"])
     assert {each["what"]: each["seconds"] for each in found["rounds"]["loads"]}["edge"] == 0.5
+
+
+def test_for_a_period_or_a_promise_that_is_not_kept_else_a_smaller_variant_is_taken(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = CHAIN[: CHAIN.index("  b:")].rstrip().replace("seconds: 2", "seconds: 0.5")
+    Path(files[0]).write_text(head + VARIED)
+    for more, variant in (
+        (["--every", "3s"], "large"),
+        (["--every", "1s"], "small"),
+        (["--every", "3s", "--slo", "p95=2s"], "small"),
+        (["--every", "1s", "--objective", "quality"], "small"),
+    ):
+        code, found = plan(capsys, files[0], "--fleet", files[1], *more)
+        assert (code, found["placement"]["b"]["variant"]) == (0, variant), more
+        assert found["rounds"]["holds"]
+    Path(files[0]).write_text(head + VARIED + "least_quality: 0.8\n")
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "1s")
+    assert (code, found["rounds"]["holds"], found["placement"]["b"]["variant"]) == (1, False, "large")

@@ -20,7 +20,7 @@ from starloom.orchestrator.planner.filling import overfull
 from starloom.orchestrator.planner.goals import Asked
 from starloom.orchestrator.planner.pacing import Promise, conflict, find_paced, held_by_none
 from starloom.orchestrator.planner.planning import Budget, plan
-from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
+from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem
 from starloom.orchestrator.planner.promises import Answering
 from starloom.orchestrator.planner.rounds import simulate
 from starloom.orchestrator.planner.steady import Pace, loads, pace, work
@@ -284,3 +284,90 @@ def test_a_bound_is_known_where_sums_alone_would_put_stages_together_that_stand_
     assert chosen.best.work.period == pytest.approx(2.0)
     assert chosen.least.bound == pytest.approx(2.0, rel=1e-4)
     assert held_by_none(pace(what, 1.0), chosen.least)
+
+
+def varied(seed: int) -> tuple[Problem, Rates]:
+    """Three stages on two nodes, each in up to three variants that are faster the more they lack of a quality of 1."""
+    draw = np.random.default_rng(seed)
+    places = [Place(node, slots=slots, variant=which) for which in range(3) for node, slots in (("a", 1), ("b", 2))]
+    seconds = draw.uniform(0.5, 2.0, (3, 2))[:, None, :] * np.array([1.0, 0.6, 0.3])[None, :, None]
+    how_many = [3, int(draw.integers(1, 4)), 2]
+    what = problem(
+        ["x", "y", "z"],
+        places,
+        seconds.reshape(3, 6),
+        [(0, 1, 1.0), (0, 2, 1.0)],
+        seconds_per_byte=0.2,
+        variants=how_many,
+        working_bytes=draw.uniform(0, 3, (3, 3)),
+        memory_bytes=[9.0, 7.0],
+    )
+    loss = np.cumsum(draw.uniform(0.05, 0.3, (3, 3)), axis=1)
+    return what, Rates(np.zeros(6), np.zeros(6), np.zeros((2, 2)), np.zeros((2, 2)), loss)
+
+
+def ways(what: Problem) -> list[Indices]:
+    return [np.array(each, dtype=np.int32) for each in product(*map(np.flatnonzero, np.isfinite(what.arrays.seconds)))]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_variants_of_one_target_keep_its_slots_busy_together(seed: int) -> None:
+    what, _ = varied(seed)
+    for at in (0.4, 0.8, 1.6):
+        how = pace(what, at)
+        for place in ways(what):
+            assert work(what, place, how).fits(how.cap) == (not list(overfull(what, place, how)))
+    least = min(work(what, place, how).period for place in ways(what))
+    found = balanced(what, how, ways(what)[0])
+    assert found.proven
+    assert found.bound == pytest.approx(least, rel=1e-4)
+    assert found.place is not None
+    assert work(what, found.place, how).period == pytest.approx(least, rel=1e-4)
+    one = plan(what, Budget(50))._replace(place=np.array([0, 0, 2], dtype=np.int32))
+    took = simulate(what, one, pace(what, 9.0, deviation=0.0), rounds=10)
+    # Both followers of the first stage wait for the one slot that all variants on the first node share.
+    assert took.seconds.max() >= what.arrays.seconds[[0, 1, 2], one.place].sum() - 1e-9
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_more_quality_is_given_up_for_a_period_than_need_be(seed: int) -> None:
+    what, rates = varied(seed)
+    ask = Asked(rates, effort=1.0)
+    periods = np.array([work(what, place, pace(what, 1.0)).least_period for place in ways(what)])
+    lost = np.array([rates.loss[[0, 1, 2], what.arrays.variant[place]].sum() for place in ways(what)])
+    for every in (float(periods.min()) * 1.0001, float(np.quantile(periods, 0.2)), float(periods.max())):
+        found = find_paced(what, ask, pace(what, every), planned).best
+        assert faults(what, found.found.plan) == []
+        assert found.holds
+        assert found.found.bill.loss == pytest.approx(lost[periods <= every * (1 + 1e-9)].min())
+    # Below what any holds, what comes nearest is told with the bound of all variants.
+    below = find_paced(what, ask, pace(what, float(periods.min()) * 0.8), planned)
+    assert not below.best.holds
+    assert below.best.work.least_period == pytest.approx(periods.min(), rel=1e-4)
+    assert held_by_none(below.best.pace, below.least)
+
+
+def test_smaller_variants_are_taken_for_a_promise_and_of_many_stages_where_they_gain_most() -> None:
+    what = problem(["x"], [Place("a"), Place("a", variant=1)], [[1.0, 0.3]], variants=2)
+    rates = Rates(np.zeros(2), np.zeros(2), np.zeros((1, 1)), np.zeros((1, 1)), np.array([[0.1, 0.4]]))
+    for seconds, variant in ((2.0, 0), (0.6, 1)):
+        said = [Promise(Slo(p95_seconds=seconds))]
+        found = find_paced(what, Asked(rates, effort=0.2), pace(what, 3.0), planned, said).best
+        assert not found.missed
+        assert what.arrays.variant[found.found.plan.place].tolist() == [variant]
+    # What names quality chooses as it says: for a period as short as can be the small one, for quality the other.
+    for goals, variant in (
+        ((Measure.PERIOD, Measure.QUALITY), 1),
+        ((Measure.QUALITY, Measure.PERIOD), 0),
+        ((Measure.PERIOD,), 0),
+    ):
+        ask = Asked(rates, [Goal(by=goal) for goal in goals], effort=0.2)
+        found = find_paced(what, ask, pace(what, 3.0), planned).best
+        assert what.arrays.variant[found.found.plan.place].tolist() == [variant], goals
+    n = 30
+    many = problem([f"s{i}" for i in range(n)], [Place("a"), Place("a", variant=1)], [[1.0, 0.5]] * n, variants=[2] * n)
+    loss = np.stack([np.zeros(n), np.linspace(0.1, 0.4, n)], axis=1)
+    found = find_paced(many, Asked(rates._replace(loss=loss), effort=0.2), pace(many, 25.0 / 0.9), planned).best
+    assert found.holds
+    # Ten stages have to give half a second each, and the ten that lose least by that do.
+    assert found.found.bill.loss == pytest.approx(loss[:10, 1].sum())

@@ -29,7 +29,7 @@ from starloom.orchestrator.planner.steady import Pace, pace
 class Jobs(NamedTuple):
     """What is to be planned. `all`: by name. `one`: all of them as one. `pace`: of jobs that come again and again, else none.
 
-    `whole`: as `one`, with the variants that plans for a period do not look at.
+    `whole`: as `one`, with the variants that plans for a rate of chunks do not look at.
     """
 
     all: dict[str, Constellation]
@@ -80,8 +80,8 @@ def read_jobs(args: argparse.Namespace) -> Jobs:
         raise InvalidInput(untold, "not all that is promised can be planned for")
     whole, built = one, build(one, kinds, fleet, sizes)
     chunks = bool(given[0].rate)
-    if built.variants and (chunks or _pace(jobs, built) is not None):
-        # What is busy is summed up by places, each of which stands for one variant.
+    if built.variants and chunks:
+        # What a chunk takes is said of a kind, and of none of its variants.
         one = _in_first_variants(one)
         built = build(one, kinds, fleet, sizes)
     if not chunks:

@@ -100,9 +100,10 @@ class ToldPaced:
         told = []
         for stage in stages:
             seconds = self.problem.arrays.seconds[stage]
-            able = [
-                str(place) for place, takes in zip(self.problem.places, seconds, strict=True) if takes < float("inf")
-            ]
+            # Variants of a stage are places of their own, on one target.
+            targets = (place._replace(variant=0) for place in self.problem.places)
+            able = [str(place) for place, takes in zip(targets, seconds, strict=True) if takes < float("inf")]
+            able = list(dict.fromkeys(able))
             where = ", ".join(able) if len(able) <= _SHOWN else f"{len(able)} places"
             told.append(f"{self.problem.stages[stage]} ({seconds.min():.4g} s at the least, on {where})")
         return "; ".join(told)

@@ -79,7 +79,7 @@ class _Balance:
         self.cp: Any = cp_model.CpModel()
         self.prepared: Prepared = prepare(problem)
         arrays = problem.arrays
-        n, m = arrays.seconds.shape
+        n = len(arrays.seconds)
         self.seconds = np.where(self.prepared.allowed, arrays.seconds * pace.rate[:, None], 0.0)
         #: each resource's sum is off by half a tick for each stage or dependency
         self.rounding = n + len(arrays.upstream) + 1
@@ -94,8 +94,10 @@ class _Balance:
             self.cp.add_exactly_one(uses.values())
             for place, use in uses.items():
                 self.cp.add_hint(use, place == known[stage])
-        for place in range(m):
-            self._atmost([(uses[place], s, place) for s, uses in enumerate(self.uses) if place in uses], place)
+        for place in np.unique(arrays.shares).tolist():
+            sharing = np.flatnonzero(arrays.shares == place).tolist()
+            here = [(uses[at], s, at) for s, uses in enumerate(self.uses) for at in sharing if at in uses]
+            self._atmost(here, place)
         self._links()
         self._nodes()
         self._groups()
@@ -242,7 +244,9 @@ def _fill(model: Model, pace: Pace, cap: float) -> None:
         for mode, use in zip(modes, uses, strict=True):
             takes = float(arrays.seconds[stage, mode.place] * pace.rate[stage])
             node = int(arrays.node[mode.place])
-            sums.setdefault(("slots", mode.place, 0), []).append(use * parts(takes / arrays.slots[mode.place]))
+            sums.setdefault(("slots", int(arrays.shares[mode.place]), 0), []).append(
+                use * parts(takes / arrays.slots[mode.place])
+            )
             if np.isfinite(arrays.memory_bytes[node]) and arrays.memory_bytes[node] > 0:
                 held = parts(
                     takes * float(arrays.working_bytes[stage, arrays.variant[mode.place]] / arrays.memory_bytes[node])

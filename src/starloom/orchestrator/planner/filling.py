@@ -3,22 +3,26 @@
 from collections.abc import Iterator
 
 from starloom.orchestrator.planner.check import SLACK
-from starloom.orchestrator.planner.problem import NO_MODEL, Indices, Problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Indices, Place, Problem
 from starloom.orchestrator.planner.steady import Pace
 
 
 def overfull(problem: Problem, place: Indices, pace: Pace) -> Iterator[str]:
     """Everything that rounds keep busy for longer than they may, in words; none for a placement that holds its period."""
     arrays, most = problem.arrays, pace.cap * (1 + SLACK)
-    for at, what in enumerate(problem.places):
-        here = [i for i in range(len(place)) if place[i] == at]
-        busy = sum(arrays.seconds[i, at] * pace.rate[i] for i in here)
+    # Variants of a stage are places of their own, on one target.
+    targets: dict[tuple[str, str], Place] = {}
+    for each in problem.places:
+        targets.setdefault((each.node, each.target), each)
+    for key, what in targets.items():
+        here = [i for i in range(len(place)) if (problem.places[place[i]].node, problem.places[place[i]].target) == key]
+        busy = sum(arrays.seconds[i, place[i]] * pace.rate[i] for i in here)
         if busy > most * what.slots:
             slots = f"{what.slots} slots" if what.slots > 1 else "one slot"
             yield f"{what} works {busy:.6g} s for each round on {slots}, and has {pace.cap:.6g} s on each"
         for i in here:
-            if pace.alone[i] and arrays.seconds[i, at] * pace.rate[i] > most:
-                yield f"{problem.stages[i]} takes {arrays.seconds[i, at]:.6g} s on {what}, one round after the other, and has {pace.cap:.6g} s"
+            if pace.alone[i] and arrays.seconds[i, place[i]] * pace.rate[i] > most:
+                yield f"{problem.stages[i]} takes {arrays.seconds[i, place[i]]:.6g} s on {what}, one round after the other, and has {pace.cap:.6g} s"
     for node in range(len(problem.nodes)):
         yield from _memory(problem, place, pace, node, most)
         for other in range(len(problem.nodes)):

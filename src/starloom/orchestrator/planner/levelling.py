@@ -25,13 +25,14 @@ class Held(NamedTuple):
     """A problem as sums need it. `seconds` [n, m]: of one round, infinite where a stage may not stand. `share` [n, m]: of the node's memory.
 
     `edge_*`: dependencies by either end, those of stage i from `heads[i]` to `heads[i + 1]`; `size` times `per_byte` is what one takes.
-    `group` [n]: stages that share a node, -1 for none.
+    `group` [n]: stages that share a node, -1 for none. `shares` [m]: whose slots those of a place are.
     """
 
     seconds: Floats
     share: Floats
     node: Numbers
     slots: Floats
+    shares: Numbers
     alone: Floats
     heads: Numbers
     other: Numbers
@@ -74,6 +75,7 @@ def levelled(problem: Problem, prepared: Prepared, pace: Pace, place: Indices, c
         share,
         arrays.node.astype(np.int64),
         arrays.slots.astype(np.float64),
+        arrays.shares.astype(np.int64),
         pace.alone.astype(np.float64),
         np.concatenate([[0], np.cumsum(np.bincount(ends, minlength=n))]).astype(np.int64),
         np.concatenate([arrays.downstream, arrays.upstream])[by_end].astype(np.int64),
@@ -103,12 +105,12 @@ def _power(value: float) -> float:
 def _count(h: Held, s: Sums, place: Numbers, stage: int, sign: float) -> None:
     """Takes a stage, at its place, and what it sends and reads, in or out of the sums; of its neighbours those that are there."""
     at = place[stage]
-    node, seconds = h.node[at], h.seconds[stage, at]
-    before = _power(s.places[at]) + _power(s.memory[node]) + _power(s.stages[stage])
-    s.places[at] += sign * seconds / h.slots[at]
+    node, seconds, slots = h.node[at], h.seconds[stage, at], h.shares[at]
+    before = _power(s.places[slots]) + _power(s.memory[node]) + _power(s.stages[stage])
+    s.places[slots] += sign * seconds / h.slots[at]
     s.memory[node] += sign * seconds * h.share[stage, at]
     s.stages[stage] += sign * seconds * h.alone[stage]
-    s.total[0] += _power(s.places[at]) + _power(s.memory[node]) + _power(s.stages[stage]) - before
+    s.total[0] += _power(s.places[slots]) + _power(s.memory[node]) + _power(s.stages[stage]) - before
     for edge in range(h.heads[stage], h.heads[stage + 1]):
         there = place[h.other[edge]]
         if there < 0 or h.size[edge] <= 0.0:
@@ -156,12 +158,12 @@ def _recount(h: Held, s: Sums, place: Numbers) -> None:
                     s.links[a, b] += h.size[edge] * h.per_byte[a, b]
                     s.total[0] += _power(s.links[a, b]) - before
         at = place[stage]
-        node, seconds = h.node[at], h.seconds[stage, at]
-        before = _power(s.places[at]) + _power(s.memory[node]) + _power(s.stages[stage])
-        s.places[at] += seconds / h.slots[at]
+        node, seconds, slots = h.node[at], h.seconds[stage, at], h.shares[at]
+        before = _power(s.places[slots]) + _power(s.memory[node]) + _power(s.stages[stage])
+        s.places[slots] += seconds / h.slots[at]
         s.memory[node] += seconds * h.share[stage, at]
         s.stages[stage] += seconds * h.alone[stage]
-        s.total[0] += _power(s.places[at]) + _power(s.memory[node]) + _power(s.stages[stage]) - before
+        s.total[0] += _power(s.places[slots]) + _power(s.memory[node]) + _power(s.stages[stage]) - before
 
 
 @inner

@@ -1,23 +1,27 @@
 """Plans of jobs that come again and again: the period held, then what was promised of rounds, then the goals. Pure.
 
 A plan that is fast for one round may keep one slot too busy for the next. So plans are made that keep everything busy for at most
-some shares of the period, down to the least that any placement can; rounds of each are simulated, and the best is chosen.
+some shares of the period, down to the least that any placement can; rounds of each are simulated, and the best is chosen. Where no
+goal is quality, each stage has its best variant, and a worse one only where the period or a promise is not kept else.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import numpy as np
 
 from starloom.dag import limits
 from starloom.dag.constellation import Goal, Measure, Slo
+from starloom.dag.errors import Infeasible
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.balance import Balanced, balanced, within
-from starloom.orchestrator.planner.bills import bill
-from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.bills import best_variants, bill, costs
+from starloom.orchestrator.planner.check import faults, penalty
 from starloom.orchestrator.planner.filling import overfull
 from starloom.orchestrator.planner.goals import Asked, Found, Planned, find, rank
 from starloom.orchestrator.planner.levelling import levelled
+from starloom.orchestrator.planner.lowering import lowered
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
 from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem, provable
 from starloom.orchestrator.planner.promises import Answering, Kept, kept
@@ -35,6 +39,8 @@ _NEAR: Final = 0.5
 PACED: Final = (Measure.PERIOD, Measure.P95)
 """What only rounds that follow each other have; all else is of one of them."""
 _SAME: Final = 1e-9
+_DEAR: Final = 10.0
+"""How many times the seconds of a plan the least step in quality counts, where it comes first."""
 
 
 class Promise(NamedTuple):
@@ -95,16 +101,38 @@ def find_paced(
     `promises`: of each job. The same for the same arguments, where `planned` is. Raises Infeasible as that does: a period that no
     placement holds is no reason to.
     """
+    named = any(goal.by is Measure.QUALITY for goal in asked.goals)
+    best_only = None if named else best_variants(problem, asked.rates)
+    made: list[Found] = []
+    if best_only is not None:
+        with suppress(Infeasible):
+            chosen = _find_paced(best_only, asked, pace, planned, promises, answering)
+            if chosen.best.holds and not chosen.best.missed and chosen.best.found.ends_by(asked.deadline):
+                return chosen
+            made = [chosen.best.found]
+    return _find_paced(problem, asked, pace, planned, promises, answering, made)
+
+
+def _find_paced(
+    problem: Problem,
+    asked: Asked,
+    pace: Pace,
+    planned: Planned,
+    promises: Sequence[Promise],
+    answering: Answering | None,
+    known: Sequence[Found] = (),
+) -> Chosen:
+    """The same with all variants alike. `known`: plans that were made."""
     plain = asked._replace(goals=[goal for goal in asked.goals if goal.by not in PACED])
     first = find(problem, plain, planned)
     effort = max(asked.effort, limits.PLAN_LEAST_EFFORT_MIN)
     search = _Looking(problem, plain, pace)
     level = search.level(first.plan.place, 0.0)
     # What sums alone allow may not stand: stages apart, a battery. CP-SAT has to begin with what does.
-    known = level if search.stood(level) is not None else first.plan.place
-    least = balanced(problem, pace, known, effort=effort, seed=asked.seed)
+    begin = level if search.stood(level) is not None else first.plan.place
+    least = balanced(problem, pace, begin, effort=effort, seed=asked.seed)
     stood = [search.stood(place) for place in (level, least.place) if place is not None]
-    made = [first, *(each for each in stood if each is not None and not faults(problem, each.plan))]
+    made = [first, *known, *(each for each in stood if each is not None and not faults(problem, each.plan))]
     at = pace
     if not pace.every:
         at = pace._replace(every=min(work(problem, each.plan.place, pace).least_period for each in made))
@@ -112,8 +140,10 @@ def find_paced(
         # What takes no time comes as often as one likes; any period will do.
         at = at._replace(every=1.0)
     said = promises or [Promise()] * pace.jobs
-    if not _enough(problem, made[0], at, asked, said):
+    if known or not _enough(problem, first, at, asked, said):
+        begun = list(made)
         for share in SHARES:
+            made += search.lowered(begun, share * at.cap)
             made += search.below(made, share * at.cap, effort)
     kinds = {tuple(each.plan.place.tolist()): each for each in made}
     judged = [_judged(problem, each, at, said, answering, asked) for each in kinds.values()]
@@ -127,7 +157,10 @@ def warm_up() -> None:
 
 
 def choose(judged: Sequence[Paced], goals: Sequence[Goal], deadline: float = 0.0) -> Paced:
-    """What holds the period, or comes nearest; of that what keeps most promises; of that the best by the goals."""
+    """What holds the period, or comes nearest; of that what keeps most promises; of that the best by the goals.
+
+    Quality comes before all of these, unless one of them is that.
+    """
     over = min(max(0.0, each.work.period / each.pace.cap - 1 - limits.PLAN_LOAD_MAX * _SAME) for each in judged)
     left = [each for each in judged if each.holds] or [
         each for each in judged if each.work.period / each.pace.cap - 1 <= over * (1 + _SAME) + _SAME
@@ -135,6 +168,9 @@ def choose(judged: Sequence[Paced], goals: Sequence[Goal], deadline: float = 0.0
     missed = min(each.missed for each in left)
     left = [each for each in left if each.missed <= missed + _SAME]
     left = [each for each in left if each.found.ends_by(deadline)] or left
+    if not any(goal.by is Measure.QUALITY for goal in goals):
+        reach = min(each.value(Measure.QUALITY) for each in left)
+        left = [each for each in left if each.value(Measure.QUALITY) <= reach + _SAME]
     for goal in goals:
         if not goal.weight:
             reach = min(each.value(goal.by) for each in left)
@@ -179,6 +215,9 @@ class _Looking:
     def __init__(self, problem: Problem, asked: Asked, pace: Pace) -> None:
         self.problem, self.asked, self.pace = problem, asked, pace
         self.prepared = prepare(problem)
+        loss = np.where(self.prepared.allowed, costs(problem, asked.rates, Measure.QUALITY)[0], np.inf)
+        #: [n, m] what each variant lacks beyond the best that its stage may have
+        self.lacks = np.where(self.prepared.allowed, loss - loss.min(axis=1, initial=np.inf, keepdims=True), 0.0)
         self.table = listing.Table(self.prepared)
         self.plain = self.table.listing("placed", self.table.upward)
         self.board = board(self.prepared)
@@ -206,13 +245,39 @@ class _Looking:
         """Plans that keep everything busy for no more than `cap` seconds a round, or come nearer than those that were made."""
         best = min(made, key=lambda each: self._value(each, cap))
         goals = [goal for goal in self.asked.goals if not goal.weight]
-        timed = not self.asked.weights and (not goals or goals[0].by is Measure.LATENCY)
+        timed = not self.asked.weights and (not goals or goals[0].by in (Measure.LATENCY, Measure.QUALITY))
         if timed and provable(self.problem):
-            exact = within(self.problem, self.pace, cap, best.plan, effort=effort, seed=self.asked.seed)
-            found = [] if exact.plan is None else [self._found(exact.plan)]
+            exact = [self._exact(best, cap, price, effort) for price in self._prices(best)]
+            found = [each for each in exact if each is not None]
         else:
             found = [self._moved(best, cap)]
         return [each for each in found if not faults(self.problem, each.plan)]
+
+    def lowered(self, made: Sequence[Found], cap: float) -> list[Found]:
+        """The best plan as those that were made, but in variants that keep everything busy for no more than `cap` seconds a round."""
+        if not self.lacks.any():
+            return []
+        allowed = self.prepared.allowed
+        places = [lowered(self.problem, allowed, self.lacks, self.pace, each.plan.place, cap) for each in made]
+        stood = [self.stood(place) for place in {tuple(place.tolist()): place for place in places}.values()]
+        sound = [each for each in stood if each is not None and not faults(self.problem, each.plan)]
+        return [min(sound, key=lambda each: self._value(each, cap))] if sound else []
+
+    def _prices(self, best: Found) -> list[float]:
+        """Seconds that what a variant lacks of 1 counts: for the best that hold the period, for some between, and for the fastest."""
+        steps = np.diff(np.unique(self.lacks))
+        steps = steps[steps > _SAME]
+        if not len(steps):
+            return [0.0]
+        return [_DEAR * best.plan.objective / float(steps.min()), best.plan.objective / float(steps.sum()), 0.0]
+
+    def _exact(self, best: Found, cap: float, price: float, effort: float) -> Found | None:
+        """The fastest plan that holds, with a penalty for what each variant lacks beyond the best of its stage."""
+        arrays = self.problem.arrays
+        priced = self.problem._replace(arrays=arrays._replace(penalty=arrays.penalty + price * self.lacks))
+        hint = best.plan._replace(penalty=penalty(priced, best.plan))
+        plan = within(priced, self.pace, cap, hint, effort=effort, seed=self.asked.seed).plan
+        return None if plan is None else self._found(plan._replace(penalty=penalty(self.problem, plan)))
 
     def level(self, place: Indices, cap: float) -> Indices:
         """Places of the least busy bottleneck that is found, or of none busier than `cap`."""

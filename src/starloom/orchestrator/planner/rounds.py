@@ -65,7 +65,7 @@ class _Run:
     def __init__(self, problem: Problem, plan: Plan, pace: Pace, rounds: int, seed: int) -> None:
         arrays = problem.arrays
         n, each = len(problem.stages), np.arange(len(problem.stages))
-        self.problem, self.pace, self.place = problem, pace, plan.place.tolist()
+        self.problem, self.pace, self.place = problem, pace, arrays.shares[plan.place].tolist()
         self.node = arrays.node[plan.place].tolist()
         self.came = sorted(
             (number * pace.period(job), job)

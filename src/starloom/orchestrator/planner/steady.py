@@ -53,7 +53,7 @@ def pace(problem: Problem, every: float, *, deviation: float = limits.PLAN_DEVIA
 class Work(NamedTuple):
     """Seconds that each resource is busy for each round: a period is no less than the greatest of them.
 
-    `places` [m]: of each slot of the place, shared evenly. `links` [k, k]: from row to column, one value after the other. `memory` [k]:
+    `places` [m]: of each slot of the place, shared evenly; of a target's variants all at the first. `links` [k, k]: from row to column, one value after the other. `memory` [k]:
     what working sets hold, times how long, over what models leave. `stages` [n]: of stages that are alone; else 0.
     """
 
@@ -91,7 +91,7 @@ def work(problem: Problem, place: Indices, pace: Pace) -> Work:
     arrays, k = problem.arrays, len(problem.nodes)
     runs = arrays.seconds[np.arange(len(place)), place] * pace.rate
     nodes = arrays.node[place]
-    places = np.bincount(place, weights=runs, minlength=len(problem.places)) / arrays.slots
+    places = np.bincount(arrays.shares[place], weights=runs, minlength=len(problem.places)) / arrays.slots
     links = np.zeros((k, k))
     np.add.at(links, (nodes[arrays.upstream], nodes[arrays.downstream]), sending(problem, place) * rates(problem, pace))
     held = np.bincount(nodes, weights=runs * working(arrays, place), minlength=k)
@@ -131,7 +131,9 @@ def loads(problem: Problem, place: Indices, pace: Pace) -> list[Load]:
     runs = arrays.seconds[np.arange(len(place)), place]
     nodes = arrays.node[place]
     found = [
-        Load(str(problem.places[at]), "slots", float(taken.places[at]), _where((place == at) & (runs > 0)))
+        Load(
+            str(problem.places[at]), "slots", float(taken.places[at]), _where((arrays.shares[place] == at) & (runs > 0))
+        )
         for at in np.flatnonzero(taken.places)
     ]
     source, sink, sends = nodes[arrays.upstream], nodes[arrays.downstream], sending(problem, place) > 0
