@@ -7,8 +7,11 @@ from hypothesis import strategies as st
 from tests.planner.brute import best_objective
 from tests.planner.instances import constrained
 
+from starloom.dag.constellation import Goal, Measure
 from starloom.dag.errors import Infeasible
+from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.bound import least, lower_bound
+from starloom.orchestrator.planner.goals import Asked, find
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.prepared import prepare
 from starloom.orchestrator.planner.problem import Place, Problem, problem
@@ -81,3 +84,16 @@ def test_stages_apart_cannot_all_have_the_fast_node() -> None:
     assert bound(asked, 7.0) == pytest.approx(7.0)
     together = problem(["x", "y"], PAIR, [[1.0, 4.0], [4.0, 1.0]], together=0)
     assert bound(together, 4.0) == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("goals", [[], [Measure.PRICE]])
+def test_what_is_proven_of_some_variants_is_no_bound_of_all(goals: list[Measure]) -> None:
+    """Within 3 s the middle one is the best; the small one would be faster, and no proof among the others says that none is."""
+    places = [Place("a", variant=which) for which in range(3)]
+    asked = problem(["x"], places, [[4.0, 2.0, 1.0]], variants=3)
+    rates = Rates(np.ones(3), np.ones(3), np.zeros((1, 1)), np.zeros((1, 1)), np.array([[0.1, 0.2, 0.3]]))
+    ask = Asked(rates, [Goal(by=goal) for goal in goals], deadline=3.0, effort=0.2)
+    found = find(asked, ask, lambda what, warm: plan(what, Budget(50, effort=0.2), 0, warm))
+    assert found.plan.place.tolist() == [1]
+    assert found.bound <= 1.0
+    assert least(asked, found.plan, found.bound).makespan == pytest.approx(1.0, rel=1e-3)

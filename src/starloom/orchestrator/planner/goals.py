@@ -133,7 +133,7 @@ def _losing(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None)
         each.append(_find(alike, asked, planned, found.plan))
     chosen = best(each, goals, asked.deadline)
     # That no plan loses less may be proven, and that no other variants that lose as little take less is not.
-    return chosen._replace(plan=chosen.plan._replace(method=_unproven(chosen)))
+    return chosen._replace(plan=chosen.plan._replace(method=_unproven(chosen)), bound=found.bound)
 
 
 def _find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None) -> Found:
