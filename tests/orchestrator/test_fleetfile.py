@@ -115,6 +115,17 @@ def test_nodes_that_are_no_list_are_refused(nodes: str) -> None:
     assert found["nodes"] == "list at least one node, such as {name: edge-1, tier: edge}"
 
 
+def test_a_link_that_is_given_twice_is_refused() -> None:
+    links = (
+        b"links: [{between: [device, edge], mbit: 3}, {between: [edge, device], mbit: 300}, {between: [edge, edge]}]"
+    )
+    with pytest.raises(InvalidInput) as caught:
+        parse(b"nodes: [{name: a, tier: edge}]\n" + links)
+    assert [(each.place, each.what) for each in caught.value.problems] == [
+        ("links.1.between", "links.0 is of these two already; keep one of them")
+    ]
+
+
 def test_links_that_are_no_list_and_a_file_that_is_not_there_are_refused(tmp_path: Path) -> None:
     assert "list links" in problems("nodes: [{name: a, tier: edge}]\nlinks: {a: 1}\n")["links"]
     with pytest.raises(InvalidInput, match="cannot be read"):

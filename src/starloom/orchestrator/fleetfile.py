@@ -142,7 +142,7 @@ class _FleetReader(NodeReader):
         return given
 
     def _links(self, value: Any) -> Mapping[frozenset[Tier], Link]:
-        found = dict(BY_TIERS)
+        found, said = dict(BY_TIERS), dict[frozenset[Tier], str]()
         if not isinstance(value, list):
             self.add("links", f"is {kind_of(value)}; list links, such as {{between: [device, edge], mbit: 50}}")
             return found
@@ -154,6 +154,8 @@ class _FleetReader(NodeReader):
                 self.add(f"{place}.between", f"is {ends!r}; give two of {', '.join(Tier)}")
                 continue
             tiers = frozenset(map(Tier, ends))
+            if (first := said.setdefault(tiers, place)) != place:
+                self.add(f"{place}.between", f"{first} is of these two already; keep one of them")
             usual = BY_TIERS[tiers]
             mbit = part.get("mbit", usual.bytes_per_second / _BYTES_PER_MBIT)
             if fault := number_fault(mbit) or ("is 0; give a number above 0" if not mbit else ""):
