@@ -104,6 +104,23 @@ class TestPlaced:
         w.finish("tick-a", "sum-a")
         assert w.active() == ["sum-b", "tick-b"]
 
+    def test_max_parallel_lets_run_what_a_stage_waits_for_whose_group_is_under_way(self, world: Any) -> None:
+        """What its producers give waits for it, so that they would never end, and never make room for what it needs."""
+        w = world(node("edge-1", slots=8))
+        graph = Graph("again")
+        gate = graph.stage("gate", "t.work")
+        ticks = graph.stage("tick", "t.ticks")["ticks"]
+        graph.stage("sum", "t.sum", a=ticks, after=[gate])
+        job = w.submit(graph.build(KINDS), max_parallel=1)
+        w.finish("gate")
+        assert w.active() == ["sum", "tick"]
+        w.patched(w.patch(job, "- replace: {stage: gate, params: {seed: 8}}", restart=True))
+        w.fail("sum", transient=True)
+        w.advance(1)
+        assert w.active() == ["gate", "tick"]
+        w.finish("gate")
+        assert w.active() == ["sum", "tick"]
+
     def test_two_producers_that_meet_are_placed_together(self, world: Any) -> None:
         w = world(node("edge-1", slots=1))
         w.submit(meeting(), max_parallel=1)

@@ -150,9 +150,14 @@ class Run:
 
     @property
     def full(self) -> bool:
-        """Whether the job has as many active attempts as its options allow."""
+        """Whether the job has as many active attempts as its options allow.
+
+        Those are not counted that wait for one of their group, which waits for others: it would wait for ever.
+        """
         bound = self.job.options.max_parallel
-        return 0 < bound <= self.job.active_attempts
+        return 0 < bound <= self.job.active_attempts and bound <= self.job.active_attempts - self.streams.stalled(
+            self.job
+        )
 
     def group_key(self, stage: StageId) -> tuple[str, ...]:
         """The job and the group, of a stage that stands with others, or apart from them."""

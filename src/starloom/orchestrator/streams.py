@@ -86,6 +86,20 @@ class Streams:
         """Whether another stage of its group is with an agent."""
         return any(job.stages[each].status in ACTIVE for each in self.groups[stage] if each != stage)
 
+    def stalled(self, job: JobState) -> int:
+        """How many attempts are under way of groups that have to wait for a stage outside to go on whole.
+
+        Takes time in the number of stages in groups.
+        """
+        found = 0
+        for group in {id(group): group for group in self.groups.values()}.values():
+            stages = {each: job.stages[each] for each in group}
+            if any(each.status is StageStatus.PENDING for each in stages.values()) and any(
+                stage.status not in ENDED and self._outside(job, each) is Verdict.WAIT for each, stage in stages.items()
+            ):
+                found += sum(len(each.live) for each in stages.values())
+        return found
+
     def verdict(self, job: JobState, stage: StageId) -> Verdict:
         """What its upstreams, and its group, let a stage of a group do. AHEAD: a producer of it is under way."""
         own = self._outside(job, stage)

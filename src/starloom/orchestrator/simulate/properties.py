@@ -143,7 +143,7 @@ class Budgets(Property):
     def _placed(self, fact: f.StagePlaced, job: JobView, stage: StageView) -> None:
         bound = job.submitted.options.max_parallel
         streams = stage.spec.kind in STREAMING
-        if 0 < bound <= job.live and not (streams and _streams_live(job)):
+        if 0 < bound <= job.live and not (_streams_live(job) and (streams or _streams_again(job))):
             self.broken(f"{job.live + 1} attempts of the job, and max_parallel is {bound}", fact.job, fact.stage)
         if streams:
             return
@@ -187,6 +187,11 @@ class Budgets(Property):
 def _streams_live(job: JobView) -> bool:
     """Whether stages with streams are with agents: what streams with them follows, whatever room there is."""
     return any(stage.live and stage.spec.kind in STREAMING for stage in job.stages.values())
+
+
+def _streams_again(job: JobView) -> bool:
+    """Whether a stage with streams waits: what streams with it may wait for that, and for what it needs."""
+    return any(stage.status is StageStatus.PENDING and stage.spec.kind in STREAMING for stage in job.stages.values())
 
 
 class EveryJobEnds(Property):
