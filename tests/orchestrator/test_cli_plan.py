@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -438,6 +439,23 @@ def test_a_job_that_comes_again_and_again_is_planned_for_its_period(
     assert found["rounds"]["why"][0].startswith("conflict: ")
     assert main(["plan", files[0], "--fleet", files[1], "--objective", "period", "--explain", "b", "--losses"]) == 0
     assert "a round may come every 2.222 s: cam is busy for 2 s then, 90% of it" in capsys.readouterr().out
+
+
+def test_what_is_compiled_at_its_first_use_is_no_part_of_the_time_that_is_told(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = 0.0
+
+    def compiled() -> None:
+        nonlocal seconds
+        seconds += 1_000.0
+
+    monkeypatch.setattr("starloom.orchestrator.planner.planning.warm_up", compiled)
+    monkeypatch.setattr("starloom.orchestrator.planner.pacing.warm_up", compiled)
+    monkeypatch.setattr("starloom.orchestrator.cli.plan.time", SimpleNamespace(perf_counter=lambda: seconds))
+    _, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s")
+    assert found["planner_seconds"] == 0.0
+    assert seconds == 2_000.0
 
 
 def test_what_else_there_is_for_a_period_is_planned_for_it_too(

@@ -92,7 +92,7 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
 
     from starloom.orchestrator.cli.planjobs import read_jobs
     from starloom.orchestrator.cli.plantold import Told
-    from starloom.orchestrator.planner import picture, planning, whatif
+    from starloom.orchestrator.planner import pacing, picture, planning, whatif
 
     jobs = read_jobs(args)
     # What is made small of all rounds is chosen by `planner.pacing`; all else is of one of them.
@@ -100,6 +100,8 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     deadline = constellation.deadline_seconds
     # What is compiled at its first use is no part of planning.
     planning.warm_up()
+    if jobs.pace is not None:
+        pacing.warm_up()
     began = time.perf_counter()
     rounds = _rounds(args, jobs)
     found = _found(args, constellation, built) if rounds is None else rounds.chosen.best.found
@@ -127,7 +129,6 @@ def _rounds(args: argparse.Namespace, jobs: "Jobs") -> "ToldPaced | None":
 
     if jobs.pace is None:
         return None
-    pacing.warm_up()
     tries = goals.tries(jobs.goals)
 
     def looks() -> "Budget":
