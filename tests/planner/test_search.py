@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.planner.instances import NETWORKS, SHAPES, constrained, instance
 
-from starloom.orchestrator.planner import listing
+from starloom.orchestrator.planner import listing, planning
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.planning import Budget, plan
@@ -92,6 +92,56 @@ def test_the_best_split_of_a_bag_of_stages_is_found() -> None:
     seconds = [7.0, 7.0, 6.0, 6.0, 5.0, 5.0, 4.0, 4.0, 4.0]
     asked = problem([f"s{i}" for i in range(9)], [Place(name) for name in "abcd"], [[s] * 4 for s in seconds])
     assert plan(asked, Budget(2_000)).makespan == 12.0
+
+
+def test_a_chain_that_no_few_stages_may_leave_goes_to_the_faster_node_as_a_whole() -> None:
+    n, seconds = 11, [[2.0, 1.0, 2.0]] * 11
+    chain = [(stage, stage + 1, 1.0) for stage in range(n - 1)]
+    asked = problem([f"s{i}" for i in range(n)], [Place(name) for name in "abc"], seconds, chain, seconds_per_byte=50.0)
+    prepared = prepare(asked)
+    slow, table = board(prepared), listing.Table(prepared)
+    alone = table.listing("on a", table.upward)._replace(wished=np.zeros(n, dtype=np.int64))
+    assert listing.run(prepared, slow, alone) < 0
+    assert value_of(prepared, slow) == 22.0
+    search = Search(prepared, slow, 0)
+    search.step(1_000)
+    assert search.value == 11.0
+
+
+class _Faked:
+    """In a search's place: from each start, a number, it finds what is written down, after as many iterations in all."""
+
+    found = {1.0: 1.0, 1.1: 1.1, 1.2: 0.8, 1.3: 0.9, 1.4: 1.4, 9.0: 0.0}
+    made: list["_Faked"]
+
+    def __init__(self, prepared: Prepared, first: float, seed: int) -> None:
+        self.value, self.first, self.iterations = first, first, 0
+        self.made.append(self)
+
+    def step(self, iterations: int) -> None:
+        self.iterations += iterations
+        self.value = self.found[self.first]
+
+
+@pytest.mark.parametrize(
+    ("stages", "iterations", "tried"),
+    [
+        (100, 5_000, {1.0: 496, 1.1: 60, 1.2: 4_075, 1.3: 309, 1.4: 60}),
+        (100, 350, {1.0: 350}),
+        (800, 5_000, {1.0: 496, 1.1: 60, 1.2: 4_444}),
+        (2_000, 5_000, {1.0: 5_000}),
+    ],
+)
+def test_search_goes_on_from_the_starts_that_become_best(
+    stages: int, iterations: int, tried: dict[float, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "Search", _Faked)
+    _Faked.made = []
+    asked = problem([f"s{i}" for i in range(stages)], [Place("a")], 1.0, [])
+    starts = [planning._Start(value, value, "") for value in sorted(_Faked.found)]  # type: ignore[arg-type]
+    best = planning._search(asked, prepare(asked), starts, Budget(iterations), 0)
+    assert {each.first: each.iterations for each in _Faked.made} == tried
+    assert best.value == min(each.value for each in _Faked.made)
 
 
 def test_cp_sat_mends_what_memory_makes_too_tight_for_lists() -> None:

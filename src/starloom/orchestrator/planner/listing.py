@@ -27,7 +27,7 @@ ALONE_FIRST = 4
 
 class Listing(NamedTuple):
     """One way to set stages out, as `decode.decode` takes it; `order` None: min-min. `least`: seconds that it takes about
-    at least, where that is known beforehand. `family`: of each, the best is searched from.
+    at least, where that is known beforehand.
     """
 
     method: str
@@ -38,7 +38,6 @@ class Listing(NamedTuple):
     price: float = 0.0
     late: bool = False
     least: float = 0.0
-    family: str = ""
 
 
 class Table:
@@ -111,10 +110,10 @@ def telling(table: Table) -> Iterator[Listing]:
     What a listing needs is computed when it is its turn: on large problems that takes as long as the listing.
     """
     mean = _ranked(table, "mean")
-    yield from (_among(table, mean, *each, "tiers") for each in _tiers(table.prepared))
+    yield from (_among(table, mean, *each) for each in _tiers(table.prepared))
     yield _ahead(_ranked(table, "far"), table.half, "half ")
     yield _ahead(mean, table.optimistic)
-    yield from (_among(table, mean, *each, "alone") for each in islice(_alone(table.prepared), ALONE_FIRST))
+    yield from (_among(table, mean, *each) for each in islice(_alone(table.prepared), ALONE_FIRST))
     yield _ahead(mean, table.half, "half ")
     yield _ranked(table, "table")
 
@@ -124,8 +123,8 @@ def others(table: Table) -> Iterator[Listing]:
     far, mean, near, whole = (_ranked(table, name) for name in ("far", "mean", "near", "table"))
     yield from (mean, far, near, _ahead(far, table.optimistic), _ahead(near, table.half, "half "))
     yield from (_ahead(near, table.optimistic), _ahead(whole, table.half, "half "), _ahead(whole, table.optimistic))
-    yield from (_among(table, mean, *each, "alone") for each in islice(_alone(table.prepared), ALONE_FIRST, None))
-    yield from (_among(table, mean, *each, "alone") for each in _fast(table.prepared))
+    yield from (_among(table, mean, *each) for each in islice(_alone(table.prepared), ALONE_FIRST, None))
+    yield from (_among(table, mean, *each) for each in _fast(table.prepared))
 
 
 def _ranked(table: Table, name: str) -> Listing:
@@ -139,8 +138,8 @@ def _ranked(table: Table, name: str) -> Listing:
     return table.listing(f"list: {name}", urgency, price=1.0)
 
 
-def _among(table: Table, plain: Listing, name: str, among: Flags, family: str) -> Listing:
-    return plain._replace(method=f"list: {name}", among=among, least=_work(table.prepared, among), family=family)
+def _among(table: Table, plain: Listing, name: str, among: Flags) -> Listing:
+    return plain._replace(method=f"list: {name}", among=among, least=_work(table.prepared, among))
 
 
 def seated(table: Table, board: Board) -> Listing | None:

@@ -1,6 +1,7 @@
 """Plans: a portfolio of list schedulers, local search, CP-SAT, and the checker. Pure: time is asked of the caller."""
 
 import math
+from bisect import insort
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -39,8 +40,16 @@ STEP_STAGES = 3_000
 
 FEW_FROM = 1_500
 """Stages times places from which on local search earns more than the rest of the portfolio."""
-TRIAL_ITERATIONS = 400
-"""Of local search from each start, before it goes on from one."""
+STARTS_MAX = 16
+"""Boards of list schedulers that are kept, the best ones."""
+TRIED_STAGES = 1_600
+"""Stages times starts, beside the best one, that local search tries: on large problems it needs its time for one."""
+FIRST_ITERATIONS = 400
+"""Of local search from the best start, before it tries others."""
+TRIAL_ITERATIONS = 60
+"""From each of the others. Then those that have become better go on, half of them each time."""
+TRIAL_GROWTH = 1.6
+"""How many times as long as the time before."""
 WORTH = 1.5
 """A start that is so many times as bad as the best is not tried."""
 GAIN = 1e-9
@@ -71,34 +80,39 @@ class _Start(NamedTuple):
 
 
 class _Starts:
-    """The best board of each family of listings, and one to work on."""
+    """The best boards of listings, and one to work on."""
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared = prepared
         self.work: Board = board(prepared)
         self.stuck: dict[int, int] = {}
-        self._best: dict[str, _Start] = {}
+        self._best: list[_Start] = []
 
-    def take(self, stage: int, method: str, family: str = "") -> None:
-        """Keeps what is on the work board if it is better; `stage`: what found no place there, or -1."""
+    def take(self, stage: int, method: str) -> None:
+        """Keeps what is on the work board if it is among the best and like no other; `stage`: what found no place, or -1."""
         if stage >= 0:
             self.stuck[stage] = self.stuck.get(stage, 0) + 1
             return
         value = value_of(self.prepared, self.work)
-        before = self._best.get(family)
-        if before is None or value < before.value:
-            kept = board(self.prepared) if before is None else before.board
-            copy(self.work, kept)
-            self._best[family] = _Start(value, kept, method)
+        if any(abs(value - start.value) <= GAIN * value for start in self._best):
+            return
+        if len(self._best) < STARTS_MAX:
+            kept = board(self.prepared)
+        elif value < self._best[-1].value:
+            kept = self._best.pop().board
+        else:
+            return
+        copy(self.work, kept)
+        insort(self._best, _Start(value, kept, method), key=lambda start: start.value)
 
     @property
     def least(self) -> float:
         """The best objective; infinite where there is none."""
-        return min((start.value for start in self._best.values()), default=math.inf)
+        return self._best[0].value if self._best else math.inf
 
     def all(self) -> list[_Start]:
         """The best first."""
-        return sorted(self._best.values(), key=lambda start: start.value)
+        return list(self._best)
 
 
 def plan(
@@ -185,7 +199,7 @@ def _finished(problem: Problem, prepared: Prepared, starts: list[_Start], budget
 
 
 def _search(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Search:
-    """Tries each start for a while, and goes on with the one that has become best."""
+    """Tries starts for a while, and goes on with those that have become best, fewer and fewer (successive halving)."""
     step = max(1, STEP_STAGES // max(1, len(prepared.seconds)))
     left = budget.iterations
     # The rest of the time is for the proof.
@@ -200,19 +214,26 @@ def _search(problem: Problem, prepared: Prepared, starts: list[_Start], budget: 
         nonlocal left
         end = left - iterations
         while left > max(0, end) and not over():
-            search.step(min(step, left - max(0, end)))
-            left -= step
+            made = min(step, left - max(0, end))
+            search.step(made)
+            left -= made
 
-    best = Search(prepared, starts[0].board, seed)
-    go_on(best, TRIAL_ITERATIONS)
-    for start in starts[1:]:
+    searches = [Search(prepared, starts[0].board, seed)]
+    go_on(searches[0], FIRST_ITERATIONS)
+    for start in starts[1 : 1 + TRIED_STAGES // len(prepared.seconds)]:
         if over() or start.value > WORTH * starts[0].value:
             break
-        other = Search(prepared, start.board, seed)
-        go_on(other, TRIAL_ITERATIONS)
-        best = min(best, other, key=lambda search: search.value)
-    go_on(best, left)
-    return best
+        searches.append(Search(prepared, start.board, seed))
+        go_on(searches[-1], TRIAL_ITERATIONS)
+    turn = TRIAL_ITERATIONS
+    while len(searches) > 1:
+        searches.sort(key=lambda search: search.value)
+        del searches[(len(searches) + 1) // 2 :]
+        turn = int(turn * TRIAL_GROWTH)
+        for search in searches:
+            go_on(search, turn)
+    go_on(searches[0], left)
+    return searches[0]
 
 
 def _list(prepared: Prepared, starts: _Starts, budget: Budget, warm: Plan | None) -> None:
@@ -220,7 +241,7 @@ def _list(prepared: Prepared, starts: _Starts, budget: Budget, warm: Plan | None
     table = listing.Table(prepared)
     if warm is not None:
         made = warmed(table, warm)
-        starts.take(listing.run(prepared, starts.work, made), made.method, made.family)
+        starts.take(listing.run(prepared, starts.work, made), made.method)
     for made in listing.classics(table):
         starts.take(listing.run(prepared, starts.work, made), made.method)
     _take_more(starts, listing.telling(table), budget)
@@ -236,7 +257,7 @@ def _take_more(starts: _Starts, listings: Iterator[listing.Listing], budget: Bud
             return
         # A node alone whose work takes longer than the best plan gives no better one.
         if made.least <= starts.least:
-            starts.take(listing.run(starts.prepared, starts.work, made), made.method, made.family)
+            starts.take(listing.run(starts.prepared, starts.work, made), made.method)
 
 
 def warm_up() -> None:
@@ -247,4 +268,4 @@ def warm_up() -> None:
 def warmed(table: listing.Table, warm: Plan) -> listing.Listing:
     """A listing in the order and at the places of a plan for the same stages."""
     wished = np.asarray(warm.place, dtype=np.int64)
-    return table.listing("warm", -np.asarray(warm.start, dtype=np.float64))._replace(wished=wished, family="warm")
+    return table.listing("warm", -np.asarray(warm.start, dtype=np.float64))._replace(wished=wished)

@@ -1,6 +1,7 @@
 """Local search on a full board: take a few stages that hang together off, mostly critical ones, and put each back best.
 
-What comes out is taken by annealing, in cycles that grow. Compiled.
+What comes out is taken by annealing, in cycles that grow. How bad it may be is drawn beforehand, so that most of what
+is not taken is given up early. Compiled.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from starloom.orchestrator.planner.compiled import inlined, inner, lean
 from starloom.orchestrator.planner.prepared import NONE, Board, Numbers, Prepared, board, copy
 from starloom.orchestrator.planner.problem import Floats
-from starloom.orchestrator.planner.seeking import penalties, seek
+from starloom.orchestrator.planner.seeking import around, penalties, seek
 from starloom.orchestrator.planner.trail import Trail, begin, chance, put_on, settle_times, sort, take_off, trail
 
 CYCLE_FIRST = 256
@@ -23,12 +24,13 @@ NEAR = 0.4
 
 
 class Ways(NamedTuple):
-    """How the search goes about it: shares of iterations, but for four. Chosen by trial.
+    """How the search goes about it: shares of iterations, but for six. Chosen by trial.
 
     `single`: take one stage off; otherwise 2 up to 1 + `more`. `critical`: begin with a critical stage. `scattered`: go
-    on with critical ones; `along`: with a path of dependencies; otherwise with neighbours. `one_node`: put all on one
-    node. `blind`: the share of places that are overlooked. `hot`, `cold`: a cycle's first and last temperature, as
-    shares of the objective.
+    on with critical ones; `along`: with a path of dependencies; `cluster`: with 2 up to `most` that hang together on one
+    node, and put all on another; otherwise with neighbours. `one_node`: put all on one node. `drawn`: nodes drawn, of
+    which that is the most promising. `blind`: the share of places that are overlooked. `hot`, `cold`: a cycle's first
+    and last temperature, as shares of the objective.
     """
 
     single: float = 0.2
@@ -40,6 +42,9 @@ class Ways(NamedTuple):
     blind: float = 0.03
     one_node: float = 0.2
     along: float = 0.25
+    cluster: float = 0.2
+    most: float = 12.0
+    drawn: float = 4.0
 
 
 @inlined
@@ -142,8 +147,22 @@ def _further(p: Prepared, t: Trail, up: int, down: int) -> tuple[int, int]:
 
 
 @inner
-def _ruin(p: Prepared, b: Board, t: Trail, span: float, ways: Ways) -> int:
-    """Picks the stages to take off; how many."""
+def _attached(p: Prepared, b: Board, t: Trail, stage: int) -> int:
+    """A stage on the same node that this one depends on or that depends on it; this one if none of some drawn is."""
+    lead, follow = p.lead_heads[stage], p.follow_heads[stage]
+    leads = p.lead_heads[stage + 1] - lead
+    both = leads + p.follow_heads[stage + 1] - follow
+    for _ in range(min(DRAWN, both)):
+        which = int(chance(t.draw) * both)
+        other = p.lead_stage[lead + which] if which < leads else p.follow_stage[follow + which - leads]
+        if not t.off[other] and p.node[b.place[other]] == p.node[b.place[stage]]:
+            return other
+    return stage
+
+
+@inner
+def _ruin(p: Prepared, b: Board, t: Trail, span: float, ways: Ways) -> tuple[int, bool]:
+    """Picks the stages to take off; how many, and whether they are a cluster, which stays together."""
     n = len(t.tail)
     wanted = 1
     if chance(t.draw) >= ways.single:
@@ -155,22 +174,28 @@ def _ruin(p: Prepared, b: Board, t: Trail, span: float, ways: Ways) -> int:
         first = t.critical[int(chance(t.draw) * critical)]
     count = _pick(p, t, first, 0)
     if count == 0:
-        return 0
+        return 0, False
+    apart = ways.scattered + ways.along
+    whole = apart <= how < apart + ways.cluster
+    if whole:
+        wanted = 2 + int(chance(t.draw) * (ways.most - 1.0))
     tries, up, down = 0, first, first
     while count < wanted and tries < 4 * wanted:
         tries += 1
         if how < ways.scattered and critical > 0:
             count = _pick(p, t, t.critical[int(chance(t.draw) * critical)], count)
-        elif how < ways.scattered + ways.along:
+        elif how < apart:
             up, down = _further(p, t, up, down)
             count = _pick(p, t, up, count)
             if count < wanted:
                 count = _pick(p, t, down, count)
+        elif whole:
+            count = _pick(p, t, _attached(p, b, t, t.picked[int(chance(t.draw) * count)]), count)
         else:
             count = _pick(p, t, _neighbour(p, b, t, t.picked[int(chance(t.draw) * count)]), count)
     for index in range(count):
         t.off[t.picked[index]] = False
-    return count
+    return count, whole
 
 
 @inner
@@ -185,20 +210,39 @@ def _arrange(t: Trail, count: int, how: float) -> None:
 
 
 @inner
-def _some_node(p: Prepared, t: Trail, stage: int) -> int:
-    """A node that the stage may stand on."""
-    found, seen = NONE, 0
-    for place in range(len(p.node)):
-        if p.allowed[stage, place]:
-            seen += 1
-            if chance(t.draw) * seen < 1.0:
-                found = p.node[place]
+def _suited(p: Prepared, b: Board, t: Trail, count: int, drawn: int) -> int:
+    """Of some nodes drawn the one with the shortest longest path through what is off, if all of it stood there alone.
+
+    -1 if none of them may have all of it.
+    """
+    paths, longer = b.there, b.paid
+    paths[:] = 0.0
+    longer[:] = 0.0
+    for index in range(count):
+        stage = t.picked[index]
+        around(p, b, t, stage)
+        t.runs[:] = np.inf
+        for place in range(len(p.node)):
+            if p.allowed[stage, place]:
+                t.runs[p.node[place]] = min(t.runs[p.node[place]], p.seconds[stage, place])
+        # What is off still counts its least seconds in the starts and tails of others.
+        for node in range(len(paths)):
+            longer[node] += t.runs[node] - t.least[stage]
+            paths[node] = max(paths[node], t.there[node] + t.least[stage] + t.rest[node])
+    best, found = np.inf, NONE
+    for _ in range(drawn):
+        node = int(chance(t.draw) * len(paths))
+        if paths[node] + longer[node] < best:
+            best, found = paths[node] + longer[node], node
     return found
 
 
 @inner
-def _rebuild(p: Prepared, b: Board, t: Trail, count: int, priced: bool, ways: Ways) -> float:
-    """Takes the picked stages off and puts them back. The last finish; infinite if one found no place."""
+def _rebuild(p: Prepared, b: Board, t: Trail, count: int, whole: bool, priced: bool, limit: float, ways: Ways) -> float:
+    """Takes the picked stages off and puts them back. The last finish; infinite if one found no place within `limit`.
+
+    What is off only makes paths shorter: once they are longer than the limit, putting the rest back changes nothing.
+    """
     t.was[0], t.was[1], t.was[2] = b.lane[t.picked[0]], b.before[t.picked[0]], b.place[t.picked[0]]
     _arrange(t, count, chance(t.draw))
     low, high, anew = len(t.order), 0, False
@@ -211,17 +255,19 @@ def _rebuild(p: Prepared, b: Board, t: Trail, count: int, priced: bool, ways: Wa
             return np.inf
         low, high = 0, len(t.order) - 1
     span = settle_times(p, b, t, low, high)
+    if span > limit:
+        return np.inf
     only = NONE
-    if count > 1 and chance(t.draw) < ways.one_node:
-        only = _some_node(p, t, t.picked[0])
+    if count > 1 and (whole or chance(t.draw) < ways.one_node):
+        only = _suited(p, b, t, count, int(ways.drawn))
     for index in range(count):
-        place, lane, before = seek(p, b, t, t.picked[index], span, priced, ways.blind, only, count > 1)
+        place, lane, before = seek(p, b, t, t.picked[index], span, priced, ways.blind, only, count > 1, limit)
         if place < 0 and only >= 0:
-            place, lane, before = seek(p, b, t, t.picked[index], span, priced, 0.0, NONE, True)
+            place, lane, before = seek(p, b, t, t.picked[index], span, priced, 0.0, NONE, True, limit)
         if place < 0:
             return np.inf
         span = put_on(p, b, t, t.picked[index], place, lane, before)
-        if span == np.inf:
+        if span > limit:
             return np.inf
     return span
 
@@ -254,16 +300,17 @@ def improve(
             counts[CYCLE] *= 2
         heat = ways.hot * (ways.cold / ways.hot) ** (counts[STEP] / counts[CYCLE]) * values[BEST]
         counts[STEP] += 1
-        count = _ruin(p, b, t, values[SPAN], ways)
+        worth = values[CURRENT] - heat * np.log(1.0 - chance(t.draw))
+        count, whole = _ruin(p, b, t, values[SPAN], ways)
         if count == 0:
             continue
         _copy(b, saved, deep)
         _over(t.tail, kept.tail)
         _over(t.order, kept.order)
         _over(t.rank, kept.rank)
-        span = _rebuild(p, b, t, count, priced, ways)
+        span = _rebuild(p, b, t, count, whole, priced, worth, ways)
         value = span + (penalties(p, b) if priced and span < np.inf else 0.0)
-        if value < np.inf and value <= values[CURRENT] - heat * np.log(1.0 - chance(t.draw)):
+        if value < np.inf and value <= worth:
             values[CURRENT], values[SPAN] = value, span
             if value < values[BEST] * (1 - 1e-12):
                 values[BEST], values[BEST_SPAN] = value, span

@@ -4,8 +4,6 @@ Where a stage goes is judged by its longest path through the schedule without it
 2000, whose neighbourhood is for job shops), so that all places and positions are seen for less than one schedule costs.
 """
 
-import numpy as np
-
 from starloom.orchestrator.planner.compiled import inlined, inner, lean
 from starloom.orchestrator.planner.prepared import NONE, Board, Prepared
 from starloom.orchestrator.planner.standing import crowding, crowds, fits, pays
@@ -32,7 +30,7 @@ def penalties(p: Prepared, b: Board) -> float:
 
 
 @inner
-def _around(p: Prepared, b: Board, t: Trail, stage: int) -> None:
+def around(p: Prepared, b: Board, t: Trail, stage: int) -> None:
     """For each node: when the stage's inputs are there, and the longest rest behind its output."""
     k = len(t.there)
     t.there[:] = p.release[stage]
@@ -126,15 +124,25 @@ def _when(p: Prepared, b: Board, stage: int, place: int, there: float) -> tuple[
 
 @inner
 def seek(
-    p: Prepared, b: Board, t: Trail, stage: int, span: float, priced: bool, blind: float, only: int, back: bool
+    p: Prepared,
+    b: Board,
+    t: Trail,
+    stage: int,
+    span: float,
+    priced: bool,
+    blind: float,
+    only: int,
+    back: bool,
+    limit: float,
 ) -> tuple[int, int, int]:
     """The best place for a stage, its lane, and the stage before it there; place -1 for none.
 
     `span`: the last finish without the stage. `blind`: the share of places overlooked by chance. `only`: the node to
     look at, or -1. `back`: whether it may return to the lane and the stage before it that the trail has it from.
+    `limit`: of the longest path through the stage with what it costs there, in seconds; what exceeds it is no place.
     """
-    _around(p, b, t, stage)
-    best, found, on, behind = np.inf, NONE, NONE, NONE
+    around(p, b, t, stage)
+    best, found, on, behind = limit * (1.0 + SLIGHT), NONE, NONE, NONE
     for place in range(len(p.node)):
         if not p.allowed[stage, place] or (only >= 0 and p.node[place] != only):
             continue

@@ -18,7 +18,7 @@ from starloom.orchestrator.planner.standing import lift, link, pays, settle
 class Trail(NamedTuple):
     """What goes with a board. `tail` [n]: seconds from a stage's start to the end of all. `order`, `rank` [n]:
     upstreams first, and where each stage stands there. `off` [n]: not on the board. `least` [n]: its seconds then.
-    `late`, `soon` [n]: start, tail to be computed again. `waits`, `critical`, `picked` [n], `there`, `rest` [k]: scratch.
+    `late`, `soon` [n]: start, tail to be computed again. `waits`, `critical`, `picked` [n], `there`, `rest`, `runs` [k]: scratch.
     `was` [3]: the lane, the stage before it there, and the place that a stage was taken from.
     `draw` [1]: the state of chance.
     """
@@ -35,6 +35,7 @@ class Trail(NamedTuple):
     picked: Numbers
     there: Floats
     rest: Floats
+    runs: Floats
     was: Numbers
     draw: npt.NDArray[np.uint64]
 
@@ -56,6 +57,7 @@ def trail(prepared: Prepared, seed: int) -> Trail:
         picked=np.zeros(n, dtype=np.int64),
         there=np.zeros(k),
         rest=np.zeros(k),
+        runs=np.zeros(k),
         was=np.zeros(3, dtype=np.int64),
         draw=np.array([seed], dtype=np.uint64),
     )
