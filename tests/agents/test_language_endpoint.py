@@ -123,7 +123,7 @@ def call(
     params |= {"url": server.url, "model": "big", "first_seconds": 20, "gap_seconds": 20, **given}
     inputs = {"prompt": "What is a node?"}
     stage = StageCall(
-        inputs, params, cast(Models, None), key="work-1", cancel=cancel or CancelToken(), progress=progress
+        inputs, params, cast(Models, None), make_key=lambda: "work-1", cancel=cancel or CancelToken(), progress=progress
     )
     outputs = Endpoint().run(stage)
     assert isinstance(outputs, dict)

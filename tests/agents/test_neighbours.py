@@ -80,7 +80,7 @@ class Reader:
         self.inputs = InputFetcher(AgentId("reader"), self.holder, transfer, "store:1", self.neighbours)
 
     async def read(self, order: Assign) -> bytes | memoryview:
-        return (await self.inputs.remote(order))["value"]
+        return (await self.inputs.remote(self.inputs.others(order), order.task.job))["value"]
 
 
 @pytest.fixture

@@ -636,7 +636,7 @@ async def test_stop_gives_up_on_a_deaf_stage() -> None:
 
 
 async def test_defect_in_fetching_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(self: InputFetcher, assign: Any) -> Any:
+    async def broken(self: InputFetcher, items: Any, job: Any) -> Any:
         raise ZeroDivisionError("a defect")
 
     monkeypatch.setattr(InputFetcher, "remote", broken)

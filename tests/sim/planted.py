@@ -467,6 +467,14 @@ class Outlives(Coordinator):
         return decision
 
 
+class TellsNames(AgentCore):
+    """A result is told before what it read is hashed."""
+
+    def __init__(self, agent: AgentId, slots: int, streaming: Container[str] = ()) -> None:
+        super().__init__(agent, slots, streaming)
+        self._awaiting.owes = lambda task: False  # type: ignore[method-assign]
+
+
 class ObeysAnyone(AgentCore):
     """The epoch of a sender is not looked at, and nobody is told which was heard."""
 

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from starloom.agents.messages import Assign, Await, AwaitUnreachable, Release, Report, Resolve, Started
+from starloom.agents.messages import Assign, Await, AwaitUnreachable, Finished, Release, Report, Resolve, Started
 from starloom.dag import limits
 from starloom.dag.constellation import Constellation, StageSpec
 from starloom.dag.facts import JobSubmitted
@@ -38,13 +38,14 @@ class Ends(Property):
 class Pair:
     """Two agents of a world without an orchestrator, with a chain of stages that goes to and fro between them."""
 
-    def __init__(self, seed: int, count: int) -> None:
+    def __init__(self, seed: int, count: int, spec: StageSpec = SPEC, output: str = "value") -> None:
+        self._spec, self._output = spec, output
         self.world = World(seed, Setup(nodes=2, jobs=0), Parts(properties=(Ends,)))
         self.world.trouble.begin(self.world)
         for name in self.world.names:
             self.world._start_agent(name)
         names = [StageId(f"s{number}") for number in range(count)]
-        made = Constellation(name="chain", stages=dict.fromkeys(names, SPEC))
+        made = Constellation(name="chain", stages=dict.fromkeys(names, spec))
         self.world.judge.jobs[JOB] = JobView(JobSubmitted(job=JOB, constellation=made))
         self.orders = [self._order(number, name) for number, name in enumerate(names)]
         (self.ends,) = [each for each in self.world.judge.properties if isinstance(each, Ends)]
@@ -59,10 +60,11 @@ class Pair:
                     token=TOKEN,
                     agent=before.name,
                     address=before.profile.address,
-                    feeds={"value": "value"},
+                    feeds={"value": self._output},
                 ),
             )
-        return Assign(task=TaskToken(JOB, name, TOKEN), kind=SPEC.kind, params=whole_params(SPEC), awaits=awaits)
+        spec = self._spec
+        return Assign(task=TaskToken(JOB, name, TOKEN), kind=spec.kind, params=whole_params(spec), awaits=awaits)
 
     def process(self, number: int) -> AgentProcess:
         return self.world.processes[self.world.names[number % 2]]
@@ -129,3 +131,24 @@ def test_a_peer_out_of_reach_is_reported_once_each_outage_and_the_orchestrators_
     pair.tell(1, Resolve(task=pair.orders[1].task, upstream=StageId("s0"), token=TOKEN))
     pair.run(2)
     assert pair.finished() == ["s0", "s1"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_values_that_are_told_early_are_read_by_the_digests_that_their_agents_tell(seed: int) -> None:
+    pair = Pair(seed, 30, StageSpec(id=StageId("s"), kind="sim.blob"), "data")
+    pair.assign()
+    for number in range(6):
+        pair.run(0.15)
+        for stream in pair.process(number).peering.streams:
+            stream.cut()
+    pair.run(60)
+    made = {report.task.stage: report for report in pair.ends.reports if isinstance(report, Finished)}
+    assert len(made) == 30
+    assert pair.world.judge.early
+    for number in range(1, 30):
+        (read,) = made[StageId(f"s{number}")].consumed.values()
+        assert read.digest == made[read.upstream].outputs["data"].digest
+    for number in range(2):
+        pair.tell(number, Release(job=JOB))
+        assert not pair.process(number).runner.keeps
+        assert not pair.process(number).runner.early

@@ -151,6 +151,7 @@ BUGS: list[tuple[str, Parts, str, int, FaultPlan]] = [
         30,
         ALL_FAULTS,
     ),
+    ("tells names", Parts(core=planted.TellsNames), "only digests are told to the orchestrator", 10, ALL_FAULTS),
     ("obeys anyone", Parts(core=planted.ObeysAnyone), "no command from an old epoch", 100, TWO_AT_ONCE),
     ("stumbles", Parts(coordinator=planted.Stumbles), "no defect shows", 2, ALL_FAULTS),
     ("takes halves", Parts(coordinator=planted.TakesHalves), WHOLE, 2, ALL_FAULTS),

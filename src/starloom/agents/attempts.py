@@ -3,14 +3,17 @@
 from enum import Enum, auto
 from typing import Final
 
-from starloom.agents.messages import Assign, Report, Revoked, WasCancelled
+from starloom.agents.messages import Assign, Finished, Report, Revoked, WasCancelled
 from starloom.dag.ids import TaskToken
 
 _NANOS: Final = 1e9
 
 
 class Phase(Enum):
-    """How far an attempt is. WAITING: for attempts that it awaits. HANDED: given to the workers, perhaps behind another."""
+    """How far an attempt is. WAITING: for attempts that it awaits. HANDED: given to the workers, perhaps behind another.
+
+    SETTLING: computed, and digests are still to come, of what it gave or of what it read.
+    """
 
     WAITING = auto()
     QUEUED = auto()
@@ -19,6 +22,7 @@ class Phase(Enum):
     HANDED = auto()
     RUNNING = auto()
     PUBLISHING = auto()
+    SETTLING = auto()
 
 
 class Attempt:
@@ -30,10 +34,13 @@ class Attempt:
         "assign",
         "cancelled",
         "due",
+        "early",
         "fetching",
+        "named",
         "order",
         "phase",
         "released",
+        "report",
         "revoked",
         "since",
         "together",
@@ -57,6 +64,12 @@ class Attempt:
         self.revoked = False
         #: its job was released, or its end was told before it came: nobody waits for a report
         self.released = False
+        #: others were told of it before its outputs were hashed
+        self.early = False
+        #: digests of its inputs came late: a report that was made before has names in their place
+        self.named = False
+        #: its result, which is told once the digests of all that it read are known
+        self.report: Finished | None = None
         #: those that share its slot and have not ended, itself among them; None where it has one for itself
         self.together: set[TaskToken] | None = None
 

@@ -4,10 +4,14 @@ The shell (`agents.runtime`) tells it commands and what became of its instructio
 time in nanoseconds, and carries out the instructions that come back, in order.
 
     WAITING -> QUEUED -> FETCHING -> READY -> HANDED -> RUNNING -> PUBLISHING -> ended, with exactly one final report
+                                                                -> SETTLING
 
 An attempt that awaits no other is QUEUED at once, one without remote inputs READY, and one that publishes nothing ends
 from RUNNING. What an end completes starts in the same call. A cancel ends WAITING, QUEUED and READY at once, and the
 others when the shell says that nothing of them runs any more.
+
+One whose outputs are large is SETTLING until they are hashed, while what awaits it runs, and so is a result until the
+digests of all that it was made of are known: it ends then, in the order in which data flows.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -24,6 +28,7 @@ from starloom.agents.instructions import Fetch as Fetch
 from starloom.agents.instructions import Forget as Forget
 from starloom.agents.instructions import Instruction as Instruction
 from starloom.agents.instructions import Keep as Keep
+from starloom.agents.instructions import Named as Named
 from starloom.agents.instructions import Preload as Preload
 from starloom.agents.instructions import Start as Start
 from starloom.agents.instructions import StartTogether as StartTogether
@@ -32,6 +37,7 @@ from starloom.agents.instructions import StopPreload as StopPreload
 from starloom.agents.instructions import Tell as Tell
 from starloom.agents.instructions import Unask as Unask
 from starloom.agents.instructions import Wake as Wake
+from starloom.agents.late import outcome_of
 from starloom.agents.lines import Lines
 from starloom.agents.messages import (
     NOT_ENDS,
@@ -53,9 +59,10 @@ from starloom.agents.messages import (
 )
 from starloom.agents.preloads import Preloads
 from starloom.agents.replicas import ReplicaQueue
-from starloom.dag.conditions import comparison_key
+from starloom.agents.settling import Settling
 from starloom.dag.ids import AgentId, Epoch, JobId, TaskToken
 from starloom.dag.kinds import Batch
+from starloom.dag.values import ValueRef
 
 
 class AgentCore:
@@ -86,7 +93,9 @@ class AgentCore:
         self._known: dict[JobId, set[TaskToken]] = {}
         self._order = 0
         self._replicas = ReplicaQueue()
-        self._awaiting = Awaiting(agent)
+        # What gathers attempts, or runs on a loop that others are on, cannot wait for a digest as one thread can.
+        self._awaiting = Awaiting(agent, lambda assign: assign.kind not in streaming and assign.kind not in batching)
+        self._settling = Settling(self._attempts, self._awaiting, self._complete, self._end)
         self._preloads = Preloads(loading)
         self._lines = Lines(self._attempts, slots, streaming, batching, self._preloads)
 
@@ -152,11 +161,11 @@ class AgentCore:
                 case Resolve():
                     self._complete(self._awaiting.resolve(command, found), found, now)
                 case Cancel(task=task):
-                    self._cancel(task, found)
+                    self._cancel(task, found, now)
                 case Revoke(task=task):
                     self._revoke(task, found)
                 case Release(job=job):
-                    self._release(job, found)
+                    self._release(job, found, now)
                 case Replicate():
                     self._replicas.ask(command)
                 case Publish():
@@ -184,26 +193,37 @@ class AgentCore:
     def computed(self, task: TaskToken, now: int) -> list[Instruction]:
         """The stage is done, and its outputs are on their way into the job store: its slot is free."""
         attempt = self._attempts[task]
-        self._lines.learn(attempt, now)
-        self._lines.free_slot(attempt)
-        attempt.phase = Phase.PUBLISHING
+        self._compute_no_more(attempt, now, Phase.PUBLISHING)
         return self._advance([], now)
+
+    def made(
+        self, task: TaskToken, outputs: Mapping[str, ValueRef], holds: Iterable[bool], late: Iterable[str], now: int
+    ) -> list[Instruction]:
+        """The stage is done, and those of its outputs that are `late` are being hashed: its slot is free; then `ended`.
+
+        Not of one that was cancelled. Who awaits it begins.
+        """
+        attempt = self._attempts[task]
+        self._compute_no_more(attempt, now)
+        attempt.early = True
+        found: list[Instruction] = []
+        self._complete(self._awaiting.early(outcome_of(attempt.assign, outputs, holds, late), found), found, now)
+        return self._advance(found, now)
 
     def ended(self, task: TaskToken, report: Report, now: int) -> list[Instruction]:
         """Nothing of an attempt runs any more; `report` says how it ended, unless a cancel came first."""
         attempt = self._attempts[task]
-        if attempt.phase is Phase.RUNNING:
-            self._lines.learn(attempt, now)
-        if attempt.cancelled:
-            report = attempt.stopped
         found: list[Instruction] = []
+        if attempt.cancelled:
+            if isinstance(report, Finished):
+                self._settling.pass_on(attempt, report, found, now)
+            report = attempt.stopped
+        if attempt.phase is Phase.RUNNING:
+            self._compute_no_more(attempt, now)
         if isinstance(report, Finished):
-            # A report whose answers do not fit is the coordinator's to refuse.
-            answers = zip(attempt.assign.comparisons, report.holds, strict=False)
-            holds = tuple(comparison_key(comparison) for comparison, held in answers if held)
-            outcome = Outcome(task=task, outputs=report.outputs, holds=holds)
-            self._complete(self._awaiting.remember(outcome, found), found, now)
-        self._end(attempt, report, found)
+            self._settling.finished(attempt, report, found, now)
+        else:
+            self._end(attempt, report, found)
         return self._advance(found, now)
 
     def overran(self, task: TaskToken, report: Report) -> list[Instruction]:
@@ -221,6 +241,16 @@ class AgentCore:
         """Another agent's attempt succeeded; one that nobody awaits here any more changes nothing."""
         found: list[Instruction] = []
         self._complete(self._awaiting.answered(outcome, found), found, now)
+        self._settling.hashed(outcome, found, now)
+        return self._advance(found, now)
+
+    def hashed(self, outcome: Outcome, now: int) -> list[Instruction]:
+        """What another agent told of early was hashed here, for that agent may never tell the digests.
+
+        Those that have read it get them. Who awaits more than what can be read goes on waiting.
+        """
+        found: list[Instruction] = []
+        self._settling.hashed(outcome, found, now)
         return self._advance(found, now)
 
     def unreachable(self, task: TaskToken, reason: str) -> list[Instruction]:
@@ -259,7 +289,8 @@ class AgentCore:
         """Stops everything, for an agent that leaves."""
         found: list[Instruction] = []
         for task in self.active:
-            self._cancel(task, found)
+            self._attempts[task].early = False
+            self._cancel(task, found, 0)
         return found
 
     def _accept(self, assign: Assign, found: list[Instruction], now: int) -> None:
@@ -284,7 +315,12 @@ class AgentCore:
             else:
                 self._lines.make_ready(attempt, found, now)
 
-    def _cancel(self, task: TaskToken, found: list[Instruction]) -> None:
+    def _compute_no_more(self, attempt: Attempt, now: int, phase: Phase = Phase.SETTLING) -> None:
+        self._lines.learn(attempt, now)
+        self._lines.free_slot(attempt)
+        attempt.phase = phase
+
+    def _cancel(self, task: TaskToken, found: list[Instruction], now: int) -> None:
         attempt = self._attempts.get(task)
         if attempt is None:
             known = self._known.setdefault(task.job, set())
@@ -292,15 +328,17 @@ class AgentCore:
                 known.add(task)
                 found.append(Tell(WasCancelled(task=task)))
         elif not attempt.cancelled:
-            self._stop(attempt, found)
+            self._stop(attempt, found, now)
 
-    def _stop(self, attempt: Attempt, found: list[Instruction]) -> None:
+    def _stop(self, attempt: Attempt, found: list[Instruction], now: int) -> None:
         task = attempt.assign.task
         attempt.cancelled = True
-        if attempt.phase in (Phase.WAITING, Phase.QUEUED, Phase.READY):
+        if attempt.phase in (Phase.WAITING, Phase.QUEUED, Phase.READY) or attempt.report is not None:
+            if attempt.report is not None:
+                self._settling.pass_on(attempt, attempt.report, found, now)
             found.append(Drop(task))
             self._end(attempt, attempt.stopped, found)
-        else:
+        elif not attempt.early or attempt.released:
             found.append(Stop(task))
 
     def _revoke(self, task: TaskToken, found: list[Instruction]) -> None:
@@ -311,26 +349,26 @@ class AgentCore:
             if task not in known:
                 known.add(task)
                 found.append(Tell(Revoked(task=task)))
-        elif attempt.phase in (Phase.HANDED, Phase.RUNNING, Phase.PUBLISHING):
+        elif attempt.phase in (Phase.HANDED, Phase.RUNNING, Phase.PUBLISHING, Phase.SETTLING):
             if not attempt.cancelled:
                 found.append(Tell(Started(task=task)))
         elif not attempt.cancelled:
             attempt.revoked = True
-            self._stop(attempt, found)
+            # It has no result that others wait for.
+            self._stop(attempt, found, 0)
 
-    def _release(self, job: JobId, found: list[Instruction]) -> None:
+    def _release(self, job: JobId, found: list[Instruction], now: int) -> None:
         for task in self._known.pop(job, ()):
             if attempt := self._attempts.get(task):
                 attempt.released = True
-                self._cancel(task, found)
+                self._cancel(task, found, now)
         self._replicas.release(job)
         self._awaiting.release(job)
         found.append(Forget(job))
 
     def _end(self, attempt: Attempt, report: Report, found: list[Instruction]) -> None:
         self._lines.leave(attempt)
-        if attempt.phase is Phase.WAITING:
-            self._awaiting.remove(report.task, found)
+        self._awaiting.remove(report.task, found)
         if self._preloads.dropped(attempt.assign):
             found.append(StopPreload())
         del self._attempts[report.task]

@@ -3,13 +3,16 @@
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from typing import Any, Protocol
 
 import msgspec
 
 from starloom.agents import values
+from starloom.agents.late import name_of
 from starloom.agents.messages import Assign
 from starloom.agents.stage import CancelToken, Grown, Model, Models, Outputs, Stage, StageCall, StreamStage
 from starloom.agents.values import Data, Room
@@ -95,19 +98,44 @@ class DeferredModels:
 class Execution:
     """An attempt that is ready: the bytes of its inputs that are not inline, by port, and how to stop it.
 
-    Large outputs are written to `room`, if it has room.
+    Large outputs are written to `room`, if it has room. Where it may be `late` with digests, those of
+    LATE_DIGEST_BYTES_MIN or more are not hashed there. `whole` is set where digests of inputs are to come: by then to
+    the assignment that says them.
     """
 
     assign: Assign
     inputs: Mapping[str, Data]
     cancel: CancelToken = field(default_factory=CancelToken)
     room: Room | None = None
+    late: bool = False
+    whole: "Future[Assign] | None" = None
+
+    def key(self) -> str:
+        """`idempotency_key`, once the digests of all inputs are known. Raises Cancelled, where they never come as well."""
+        if self.whole is None:
+            return idempotency_key(self.assign)
+        forget = self.cancel.on_cancel(partial(_give_up, self.whole))
+        try:
+            return idempotency_key(self.whole.result())
+        except CancelledError as error:
+            raise Cancelled("the attempt was cancelled while it waited for the digest of an input") from error
+        finally:
+            forget()
+
+    def may_be_late(self, data: Data) -> bool:
+        """Whether an output is to be passed on before it is hashed."""
+        return self.late and len(data) >= limits.LATE_DIGEST_BYTES_MIN and self.room is not None and self.room.has(data)
+
+
+def _give_up(whole: "Future[Assign]") -> None:
+    whole.cancel()
 
 
 class Made(msgspec.Struct, frozen=True, kw_only=True):
     """What a run gave: references and bytes by port, what it changes, and what it took. Times are monotonic nanoseconds.
 
-    Of stream outputs there are only references. `consumed` tells of stream inputs.
+    Of stream outputs there are only references. `consumed` tells of stream inputs. Outputs that are `late` are not
+    hashed yet: `agents.late.name_of` stands for their digests.
     """
 
     outputs: Mapping[str, ValueRef]
@@ -122,6 +150,7 @@ class Made(msgspec.Struct, frozen=True, kw_only=True):
     figures: Mapping[str, float]
     growth: Patch | None = None
     consumed: Mapping[str, Consumed] = {}
+    late: tuple[str, ...] = ()
 
 
 def execute(run: Execution, stages: StageLookup, models: ModelsFactory, node: str) -> Made | StarloomError | ErrorInfo:
@@ -185,7 +214,7 @@ def _run(run: Execution, stages: StageLookup, models: ModelsFactory, node: str, 
         params=params_of(assign, spec),
         models=deferred,
         target=assign.target,
-        key=idempotency_key(assign),
+        make_key=run.key,
         attempt=assign.task.token.attempt,
         cancel=run.cancel,
         figure=told.__setitem__,
@@ -215,7 +244,7 @@ def made_of(
     if isinstance(result, Grown):
         growth = _growth(spec, result.patch)
         result = result.outputs
-    refs, data = _outputs(run, spec, result, node)
+    refs, data, late = _outputs(run, spec, result, node)
     figures = _figures(assign, told)
     ended = time.monotonic_ns()
     used = models.made
@@ -232,6 +261,7 @@ def made_of(
         emulated=used.emulated if used else False,
         figures=figures,
         growth=growth,
+        late=late,
     )
 
 
@@ -312,7 +342,10 @@ def _figures(assign: Assign, told: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in told.items()}
 
 
-def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[dict[str, ValueRef], dict[str, Data]]:
+def _outputs(
+    run: Execution, spec: KindSpec, result: Any, node: str
+) -> tuple[dict[str, ValueRef], dict[str, Data], tuple[str, ...]]:
+    """References and bytes by port, and the ports that are late with their digests. Raises InvalidInput."""
     place = f"stages.{run.assign.task.stage}.out"
     if not isinstance(result, Mapping):
         raise InvalidInput([Problem(place, f"is {type(result).__name__}, not a mapping of ports to values")])
@@ -324,6 +357,7 @@ def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[di
     ]
     refs: dict[str, ValueRef] = {}
     data: dict[str, Data] = {}
+    late: tuple[str, ...] = ()
     inlined = 0
     for name, port in ports.items():
         if port.stream:
@@ -337,7 +371,9 @@ def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[di
         except InvalidInput as error:
             problems += error.problems
             continue
-        ref = values.refer(port.type, data[name], meta, node)
+        is_late = run.may_be_late(data[name])
+        ref = values.refer(port.type, data[name], meta, node, name_of(run.assign.task, name) if is_late else "")
+        late += (name,) if is_late else ()
         too_much = inlined + ref.bytes > limits.INLINE_VALUES_BYTES_MAX
         if ref.inline is not None and (too_much or run.assign.private):
             # A report, and the fact that it becomes, hold all that is inline.
@@ -346,7 +382,7 @@ def _outputs(run: Execution, spec: KindSpec, result: Any, node: str) -> tuple[di
         refs[name] = ref
     if problems:
         raise InvalidInput(problems, "a stage's outputs do not fit")
-    return refs, data
+    return refs, data, late
 
 
 def _holds(comparison: Comparison, refs: Mapping[str, ValueRef], data: Mapping[str, Data]) -> bool:

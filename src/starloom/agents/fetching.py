@@ -131,10 +131,12 @@ class InputFetcher:
     def _has(self, job: JobId, item: Input) -> bool:
         return self._holder.has(job, item.ref.digest)
 
-    async def remote(self, assign: Assign) -> dict[str, Data]:
+    def others(self, assign: Assign) -> list[Input]:
+        """The inputs that others hold."""
+        return [item for item in assign.inputs if item.ref.inline is None and item.ref.holder != self._agent]
+
+    async def remote(self, items: Sequence[Input], job: JobId) -> dict[str, Data]:
         """The bytes of inputs that others hold, by port, fetched at the same time. Raises InputsLost."""
-        items = [item for item in assign.inputs if item.ref.inline is None and item.ref.holder != self._agent]
-        job = assign.task.job
         fetches = (self.value(job, item.ref, self._sources(item)) for item in items)
         results = await asyncio.gather(*fetches, return_exceptions=True)
         found: dict[str, Data] = {}

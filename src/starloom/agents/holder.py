@@ -30,6 +30,8 @@ class Holder:
         #: how many jobs each value is kept for
         self._kept_for: dict[str, int] = {}
         self._jobs: dict[JobId, set[str]] = {}
+        #: the digests of values that stages were given by a name, by job and name
+        self._named: dict[JobId, dict[str, str]] = {}
         self.held_bytes = 0
 
     @property
@@ -69,6 +71,7 @@ class Holder:
 
     def get(self, job: JobId, digest: str) -> Data:
         """A value's bytes. Raises NotFound."""
+        digest = self._named.get(job, {}).get(digest, digest)
         if not self.has(job, digest):
             raise NotFound(f"job {job} has no value {digest[:12]} here; it has ended, or the agent is new")
         return self._values[digest]
@@ -88,11 +91,28 @@ class Holder:
 
     def release(self, job: JobId) -> None:
         """Forgets a job's values."""
+        self._named.pop(job, None)
         for digest in self._jobs.pop(job, ()):
-            # First the neighbours' way to it, then the value: what its last reference goes with may be written over.
-            if self.arena is not None:
-                self.arena.remove(job, digest)
-            self._kept_for[digest] -= 1
-            if not self._kept_for[digest]:
-                del self._kept_for[digest]
-                self.held_bytes -= len(self._values.pop(digest))
+            self._let_go(job, digest)
+
+    def rename(self, job: JobId, name: str, digest: str) -> None:
+        """A value that was kept under a name has a digest now; nothing happens where the job was released meanwhile.
+
+        `get` finds it by both, for stages that were given the name, and begin only now.
+        """
+        if not self.has(job, name):
+            return
+        data = self._values[name]
+        self._jobs[job].remove(name)
+        self._let_go(job, name)
+        self.keep(job, digest, data)
+        self._named.setdefault(job, {})[name] = digest
+
+    def _let_go(self, job: JobId, digest: str) -> None:
+        # First the neighbours' way to it, then the value: what its last reference goes with may be written over.
+        if self.arena is not None:
+            self.arena.remove(job, digest)
+        self._kept_for[digest] -= 1
+        if not self._kept_for[digest]:
+            del self._kept_for[digest]
+            self.held_bytes -= len(self._values.pop(digest))

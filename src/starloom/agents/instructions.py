@@ -89,6 +89,12 @@ class Answer(NamedTuple):
     outcome: Outcome
 
 
+class Named(NamedTuple):
+    """Every input of an attempt that was given out has its digest now: `assign` says them."""
+
+    assign: Assign
+
+
 class Preload(NamedTuple):
     """Load what the kind needs on the target, beside what runs; then `preloaded`, whatever became of it."""
 
@@ -114,6 +120,7 @@ Instruction = (
     | Ask
     | Unask
     | Answer
+    | Named
     | Preload
     | StopPreload
 )

@@ -25,6 +25,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
 
     `address` is the data service of the value's holder, `host:port`; empty for the orchestrator's own,
     and unused for an inline value. `others` hold it as well: they are asked where the holder does not give it.
+    `late`: the digest is not known yet, and `agents.late.name_of` stands in its place. Only within an agent.
     """
 
     port: str
@@ -32,6 +33,7 @@ class Input(msgspec.Struct, frozen=True, kw_only=True):
     consumed: Consumed
     address: str = ""
     others: tuple[Source, ...] = ()
+    late: bool = False
 
 
 class Await(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,11 +249,16 @@ NOT_ENDS = (Started, AwaitUnreachable, *NOT_OF_ATTEMPTS)
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What an attempt gave, as agents tell each other. `holds`: the keys of the comparisons of its outputs that hold."""
+    """What an attempt gave, as agents tell each other. `holds`: the keys of the comparisons of its outputs that hold.
+
+    `late` names outputs that are there and still being hashed: `agents.late.name_of` stands in the place of their digests.
+    Such an outcome is early: another one, with all digests, follows unless the attempt ends otherwise.
+    """
 
     task: TaskToken
     outputs: dict[str, ValueRef] = {}
     holds: tuple[str, ...] = ()
+    late: tuple[str, ...] = ()
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,6 +37,14 @@ class Awaiter(Protocol):
         """An attempt that was asked for has succeeded."""
         ...
 
+    def early(self, outcome: Outcome, address: str) -> None:
+        """An attempt that was asked for is done, at the agent of this address, and its outputs are still being hashed."""
+        ...
+
+    def broke(self, task: TaskToken) -> None:
+        """Who told early of an attempt may never tell the rest."""
+        ...
+
     def unreachable(self, task: TaskToken, reason: str) -> None:
         """The agent that has an attempt cannot be asked for now."""
         ...
@@ -58,15 +66,17 @@ class _Peer:
         address: str,
         metadata: Any,
         answered: Callable[[Outcome], None],
-        unreachable: Callable[[TaskToken, str], None],
+        awaiter: Awaiter,
         faults: FaultLayer | None,
     ) -> None:
         self._faults = faults
         self._address = address
         self._metadata = metadata
         self._answered = answered
-        self._unreachable = unreachable
+        self._awaiter = awaiter
         self._asks = PeerAsks()
+        #: what the present stream told early of
+        self._early: dict[TaskToken, None] = {}
         #: what the present stream was not told yet: the last word on each, whether it is asked for
         self._untold: dict[TaskToken, bool] = {}
         self._woken = asyncio.Event()
@@ -77,6 +87,7 @@ class _Peer:
 
     def unask(self, task: TaskToken) -> None:
         self._asks.close(task)
+        self._early.pop(task, None)
         self._tell(task, asked=False)
 
     def answered(self, task: TaskToken) -> None:
@@ -103,8 +114,12 @@ class _Peer:
                 _log.exception("the stream to %s failed unexpectedly", self._address)
                 reason = f"{self._address}: {type(error).__name__}"
             _log.info("attempts of other agents: %s", reason)
+            early, self._early = self._early, {}
+            for task in early:
+                if self._asks.is_open(task):
+                    self._awaiter.broke(task)
             for task in self._asks.failed(time.monotonic_ns(), at_once=unreadable):
-                self._unreachable(task, reason)
+                self._awaiter.unreachable(task, reason)
             if time.monotonic() - began > limits.RECONNECT_LAST_SECONDS:
                 wait = limits.RECONNECT_FIRST_SECONDS
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
@@ -165,7 +180,13 @@ class _Peer:
 
     def _take(self, outcome: Outcome) -> None:
         # Of the attempts of others it knows nothing, and what is asked for no more changes nothing.
-        if self._asks.is_open(outcome.task):
+        if not self._asks.is_open(outcome.task):
+            return
+        if outcome.late:
+            self._early[outcome.task] = None
+            self._awaiter.early(outcome, self._address)
+        else:
+            self._early.pop(outcome.task, None)
             self._answered(outcome)
 
     async def _write(self, call: Any) -> None:
@@ -199,8 +220,13 @@ class _Subscriber:
         self.broken = False
 
     def tell(self, outcome: Outcome) -> bool:
-        """Whether it has gone, by the shortcut. If not it goes by the stream, in a later turn of the loop."""
+        """Whether it has gone, by the shortcut. If not it goes by the stream, in a later turn of the loop.
+
+        What is early goes by the shortcut or not at all: elsewhere nobody can read what has no digest.
+        """
         if self.outlet is not None and self.outlet.send(wire.outcome_to_wire(outcome)):
+            return True
+        if outcome.late:
             return True
         self.outcomes.append(outcome)
         self.woken.set()
@@ -247,7 +273,7 @@ class Peers:
         assert self._awaiter is not None, "bind comes first"
         peer = self._peers.get(ask.address)
         if peer is None:
-            peer = _Peer(ask.address, self._metadata, self._answered, self._awaiter.unreachable, self._faults)
+            peer = _Peer(ask.address, self._metadata, self._answered, self._awaiter, self._faults)
             self._peers[ask.address] = peer
         self._addresses[ask.task] = ask.address
         peer.ask(ask.task)

@@ -11,8 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
-import msgspec
-
 from starloom.agents import crashpoints
 from starloom.agents.core import (
     AgentCore,
@@ -24,6 +22,7 @@ from starloom.agents.core import (
     Forget,
     Instruction,
     Keep,
+    Named,
     Preload,
     Start,
     StartTogether,
@@ -34,14 +33,14 @@ from starloom.agents.core import (
     Wake,
 )
 from starloom.agents.crashpoints import CrashPoint, reach
-from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup, failure
+from starloom.agents.earlyvalues import EarlyValues
+from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
 from starloom.agents.messages import (
     Assign,
     Command,
     Failed,
-    Finished,
     Outcome,
     Published,
     Report,
@@ -54,6 +53,7 @@ from starloom.agents.preloads import Wish
 from starloom.agents.publishing import Publisher
 from starloom.agents.relaying import Relay
 from starloom.agents.replicator import Replicator
+from starloom.agents.results import Results
 from starloom.agents.runs import Runs
 from starloom.agents.streams.runner import Streams
 from starloom.agents.transfer import Transfer
@@ -61,7 +61,6 @@ from starloom.agents.values import Data
 from starloom.agents.work import Work, lost_report, unable_report
 from starloom.agents.workers import Began, Ended
 from starloom.dag import limits
-from starloom.dag.errors import Overloaded
 from starloom.dag.facts import ErrorInfo
 from starloom.dag.ids import Epoch, JobId, TaskToken
 
@@ -94,7 +93,8 @@ class Runtime:
         self._inputs = InputFetcher(core.agent, holder, transfer, store_address, neighbours)
         self._replicator = Replicator(holder, self._inputs, self._replicated)
         self._relay = Relay(holder, transfer, store_address, self._brought)
-        self._publisher = Publisher(transfer, store_address)
+        publisher = Publisher(transfer, store_address)
+        self._results = Results(core, holder, publisher, self._end, self._carry_out)
         self._peers = peers
         if peers is not None:
             peers.bind(self)
@@ -103,6 +103,7 @@ class Runtime:
         self._works: dict[TaskToken, Work] = {}
         self._runs = Runs(core.agent, core.slots, stages, models, streams, self)
         self._preloader = Preloader(stages, models, self._preloaded, f"{core.agent}-loading")
+        self._early = EarlyValues(neighbours, self._hashed_here)
         self._leaving = False
         self._idle = asyncio.Event()
 
@@ -115,7 +116,24 @@ class Runtime:
 
     def answered(self, outcome: Outcome) -> None:
         """`peers.Awaiter`: another agent's attempt has succeeded."""
-        self._carry_out(self.core.answered(outcome, time.monotonic_ns()))
+        instructions = self.core.answered(outcome, time.monotonic_ns())
+        # None that reads it knows it by a name any more.
+        self._early.drop(outcome.task)
+        self._carry_out(instructions)
+
+    def early(self, outcome: Outcome, address: str) -> None:
+        """`peers.Awaiter`: another agent's attempt is done, and its outputs are still being hashed."""
+        if self._early.take(outcome, address):
+            self._carry_out(self.core.answered(outcome, time.monotonic_ns()))
+
+    def broke(self, task: TaskToken) -> None:
+        """`peers.Awaiter`: who told early of an attempt may never tell the rest."""
+        self._early.hash(task)
+
+    def _hashed_here(self, outcome: Outcome) -> None:
+        instructions = self.core.hashed(outcome, time.monotonic_ns())
+        self._early.drop(outcome.task)
+        self._carry_out(instructions)
 
     def unreachable(self, task: TaskToken, reason: str) -> None:
         """`peers.Awaiter`: another agent cannot be asked for an attempt."""
@@ -134,6 +152,7 @@ class Runtime:
         self._leaving = True
         self._replicator.stop()
         self._relay.stop()
+        self._early.stop()
         self._carry_out(self.core.cancel_all())
         if self._peers is not None:
             await self._peers.stop()
@@ -174,10 +193,7 @@ class Runtime:
             case Wake(at):
                 asyncio.get_running_loop().call_later((at - time.monotonic_ns()) / _NANOS, self._wake)
             case Fetch(assign):
-                work = self._works[assign.task] = Work(assign)
-                fetching = asyncio.create_task(self._inputs.remote(assign))
-                fetching.add_done_callback(partial(self._fetched, work))
-                work.task = fetching
+                return self._fetch(assign)
             case Stop(task):
                 self._stop(task)
             case Drop(task):
@@ -188,6 +204,8 @@ class Runtime:
             case Bring(command):
                 if not self._leaving:
                     self._relay.begin(command)
+            case Named(assign) if assign.task in self._works:
+                self._works[assign.task].named(assign)
             case Ask() | Unask() | Answer() as of_peers:
                 self._to_peers(of_peers)
             case Preload(kind, target):
@@ -214,6 +232,7 @@ class Runtime:
                     self._peers.ask(ask)
             case Unask(task):
                 self._peers.unask(task)
+                self._early.drop(task)
             case Answer(subscriber, outcome):
                 if not self._peers.answer(subscriber, outcome):
                     # The stream's task has been woken: it writes before more stages run on this loop.
@@ -225,6 +244,18 @@ class Runtime:
         if work is not None and work.timer is not None:
             work.timer.cancel()
         return self.core.ended(task, report, time.monotonic_ns())
+
+    def _fetch(self, assign: Assign) -> list[Instruction]:
+        task = assign.task
+        work = self._works[task] = Work(assign)
+        items = self._inputs.others(assign)
+        work.fetched = self._early.views(items, task.job)
+        items = [item for item in items if not item.late]
+        if not items:
+            return self.core.fetched(task, time.monotonic_ns())
+        work.task = asyncio.create_task(self._inputs.remote(items, task.job))
+        work.task.add_done_callback(partial(self._fetched, work))
+        return []
 
     def _start(self, start: Start) -> list[Instruction]:
         found: list[Instruction] = []
@@ -246,6 +277,7 @@ class Runtime:
         work = self._works.get(assign.task)
         if work is None:
             work = self._works[assign.task] = Work(assign)
+        work.assign = assign
         work.accepted, work.fetching, work.task = start.accepted, start.fetching, None
         try:
             inputs = self._inputs.local(assign) | work.fetched
@@ -272,8 +304,8 @@ class Runtime:
             self._runs.begin(self._execution(work, fetching.result() | work.fetched))
 
     def _execution(self, work: Work, inputs: dict[str, Data]) -> Execution:
-        work.fetched = {}
-        return Execution(work.assign, inputs, work.cancel, self._holder.arena)
+        streams = self._streams is not None and work.assign.kind in self._streams.kinds
+        return work.execution(inputs, self._holder.arena, streams=streams)
 
     def _stop(self, task: TaskToken) -> None:
         work = self._works[task]
@@ -307,7 +339,7 @@ class Runtime:
         if (unable := unable_report(self.core, task, fetching)) is not None:
             self._carry_out(self._end(task, unable))
         else:
-            work.fetched = fetching.result()
+            work.fetched |= fetching.result()
             self._carry_out(self.core.fetched(task, time.monotonic_ns()))
 
     def _preloaded(self) -> None:
@@ -356,7 +388,7 @@ class Runtime:
         if work.timer is not None:
             work.timer.cancel()
         if isinstance(result, Made):
-            return self._keep(work, result)
+            return self._results.keep(work, result)
         if work.timed_out:
             return self._end(task, Failed(task=task, error=work.overran(self.core.agent)))
         if isinstance(result, InputsLost):
@@ -364,35 +396,3 @@ class Runtime:
         if isinstance(result, ErrorInfo):
             return self._end(task, Failed(task=task, error=result))
         return self._end(task, WasCancelled(task=task))
-
-    def _keep(self, work: Work, made: Made) -> list[Instruction]:
-        """Holds the outputs that are not inline, and publishes those that the job store is to have."""
-        task = work.assign.task
-        if self.core.is_cancelled(task):
-            return self._end(task, WasCancelled(task=task))
-        try:
-            for port, ref in made.outputs.items():
-                if ref.inline is None and port in made.data:
-                    self._holder.keep(task.job, ref.digest, made.data[port])
-        except Overloaded as error:
-            return self._end(task, Failed(task=task, error=failure(error, self.core.agent)))
-        reach(CrashPoint.COMPUTED)
-        published = tuple(port for port in work.assign.publish if port in made.outputs)
-        # Inline bytes travel in the report, and the journal keeps them.
-        to_put = [port for port in published if port in made.data and made.outputs[port].inline is None]
-        report = work.finished(made, published)
-        if not to_put:
-            return self._end(task, report)
-        publishing = asyncio.create_task(self._publisher.publish(task, made, to_put))
-        publishing.add_done_callback(partial(self._published, report))
-        work.task = publishing
-        return self.core.computed(task, made.ended)
-
-    def _published(self, report: Finished, publishing: asyncio.Task[float]) -> None:
-        task = report.task
-        if (unable := unable_report(self.core, task, publishing)) is not None:
-            self._carry_out(self._end(task, unable))
-            return
-        reach(CrashPoint.STORED)
-        timing = msgspec.structs.replace(report.timing, transfer=report.timing.transfer + publishing.result())
-        self._carry_out(self._end(task, msgspec.structs.replace(report, timing=timing)))

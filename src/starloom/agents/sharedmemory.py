@@ -162,8 +162,8 @@ class Arena:
 
     def add(self, job: JobId, digest: str, data: Data) -> None:
         """Lets neighbours find a value, if it lies here and the index has room for it."""
-        block = data.obj if isinstance(data, memoryview) else None
-        if not isinstance(block, Block) or block.owner is not self:
+        block = self._block(data)
+        if block is None:
             return
         key = arena.key_of(job, digest)
         with self._returns.guard:
@@ -183,6 +183,14 @@ class Arena:
                 self._map[at : at + arena.ENTRY_BYTES] = bytes(arena.ENTRY_BYTES)
                 self._free_entries.append(place)
         self._returns.settle()
+
+    def has(self, data: Data) -> bool:
+        """Whether the bytes lie here."""
+        return self._block(data) is not None
+
+    def _block(self, data: Data) -> Block | None:
+        block: object = data.obj if isinstance(data, memoryview) else None
+        return block if isinstance(block, Block) and block.owner is self else None
 
     def reclaim(self) -> None:
         """Takes back what its readers have let go."""

@@ -175,7 +175,8 @@ class StageCall(msgspec.Struct, frozen=True):
     StreamStage, and the list of all its values in a Stage. `compute` is for a StreamStage: whatever takes longer
     than a moment is awaited through it. `params`: checked against
     the kind, defaults filled in. `target`: what to compute on. `key` names (job, stage, kind,
-    parameters, inputs): pass it to outside systems, so that a second attempt is known as such.
+    parameters, inputs): pass it to outside systems, so that a second attempt is known as such. It is made when it is asked
+    for, and may take as long as an input takes to be hashed where it was made.
     `checkpoint`: the state that an earlier attempt saved, or None; `save` keeps a new one. `figure` puts
     a number under a name into the report, for people: a name that tells its unit, such as
     `first_token_seconds`; at most FIGURES_PER_STAGE_MAX, all finite.
@@ -187,7 +188,7 @@ class StageCall(msgspec.Struct, frozen=True):
     params: Mapping[str, Any]
     models: Models
     target: str = "cpu"
-    key: str = ""
+    make_key: Callable[[], str] = str
     attempt: int = 1
     cancel: CancelToken = msgspec.field(default_factory=CancelToken)
     checkpoint: bytes | None = None
@@ -196,6 +197,11 @@ class StageCall(msgspec.Struct, frozen=True):
     figure: Callable[[str, float], None] = lambda _name, _value: None
     compute: Compute = _no_compute
     empty: Empty = np.empty
+
+    @property
+    def key(self) -> str:
+        """Raises Cancelled where the attempt is cancelled before all digests are known."""
+        return self.make_key()
 
 
 class Chunk(NamedTuple):

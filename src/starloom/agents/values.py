@@ -65,6 +65,10 @@ class Room(Protocol):
         """The bytes of `array`, read-only, if it is all of what `room` gave once, and so is where it would be copied to."""
         ...
 
+    def has(self, data: Data) -> bool:
+        """Whether the bytes lie there."""
+        ...
+
 
 def digest(data: bytes | memoryview) -> str:
     """BLAKE3 of the bytes, in hex."""
@@ -128,10 +132,11 @@ def decode(port_type: PortType, data: Data, meta: dict[str, Any], place: str = "
         ) from error
 
 
-def refer(port_type: PortType, data: Data, meta: dict[str, Any], holder: str) -> ValueRef:
-    """A reference to bytes; small ones ride along inline."""
+def refer(port_type: PortType, data: Data, meta: dict[str, Any], holder: str, name: str = "") -> ValueRef:
+    """A reference to bytes; small ones ride along inline. `name` stands for the digest of those that are hashed later."""
     inline = bytes(data) if len(data) <= limits.INLINE_VALUE_BYTES_MAX else None
-    return ValueRef(type=port_type, bytes=len(data), digest=digest(data), meta=meta, inline=inline, holder=holder)
+    found = name or digest(data)
+    return ValueRef(type=port_type, bytes=len(data), digest=found, meta=meta, inline=inline, holder=holder)
 
 
 def verify(ref: ValueRef, data: AnyData) -> AnyData:

@@ -124,6 +124,8 @@ def outcome_from_wire(data: bytes, place: str = "outcome") -> Outcome:
     outcome = _unpack(_outcomes, data, place)
     _check_task(outcome.task, place)
     _check_outputs(outcome, place)
+    if unknown := [port for port in outcome.late if port not in outcome.outputs]:
+        raise refusal(f"{place}.late", f"names {', '.join(unknown)}, which it does not give")
     return outcome
 
 
@@ -159,6 +161,8 @@ def _check_inputs(inputs: Iterable[Input], place: str) -> None:
         here = f"{place}.inputs.{number}"
         if not item.port:
             raise refusal(f"{here}.port", "is empty")
+        if item.late:
+            raise refusal(f"{here}.late", "is set; what has no digest is not assigned")
         check_ref(item.ref, f"{here}.ref")
         _check_consumed(item.consumed, f"{here}.consumed")
         _check_sources(item.others, f"{here}.others")

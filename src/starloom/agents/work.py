@@ -1,14 +1,16 @@
 """An attempt in its agent's shell, and the reports that it can end with."""
 
 import asyncio
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Any
 
 from starloom.agents.core import AgentCore
-from starloom.agents.execution import Made, failure
+from starloom.agents.execution import Execution, Made, failure
 from starloom.agents.fetching import InputsLost
 from starloom.agents.messages import Assign, Failed, Finished, InputLost, Report, WasCancelled
 from starloom.agents.stage import CancelToken
-from starloom.agents.values import Data
+from starloom.agents.values import Data, Room
 from starloom.dag.errors import DeadlineExceeded, Unavailable, tellable
 from starloom.dag.facts import ErrorInfo, Timing
 from starloom.dag.ids import AgentId, TaskToken
@@ -19,7 +21,7 @@ _NANOS = 1e9
 class Work:
     """What the shell keeps of one attempt that is fetched, run or published. Times in monotonic nanoseconds."""
 
-    __slots__ = ("accepted", "assign", "cancel", "fetched", "fetching", "task", "timed_out", "timer")
+    __slots__ = ("accepted", "assign", "cancel", "fetched", "fetching", "task", "timed_out", "timer", "whole")
 
     def __init__(self, assign: Assign) -> None:
         self.assign = assign
@@ -31,6 +33,25 @@ class Work:
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.timed_out = False
+        #: set where digests of inputs are to come, as `Execution.whole`
+        self.whole: Future[Assign] | None = None
+
+    def execution(self, inputs: dict[str, Data], room: Room | None, *, streams: bool) -> Execution:
+        """What is to run, with the bytes of all inputs that are not inline. `streams`: whether its kind does."""
+        self.fetched = {}
+        if any(item.late for item in self.assign.inputs):
+            self.whole = Future()
+        # What leaves the agent has to have its digest before it does; streams are hashed as they flow.
+        late = not (self.assign.private or self.assign.publish or streams)
+        return Execution(self.assign, inputs, self.cancel, room, late, self.whole)
+
+    def named(self, assign: Assign) -> None:
+        """All digests are known, and `assign` says them."""
+        self.assign = assign
+        # A stage that waited for them may have given up.
+        with suppress(InvalidStateError):
+            if self.whole is not None:
+                self.whole.set_result(assign)
 
     def overran(self, agent: AgentId, more: str = "") -> ErrorInfo:
         """The error of one that ran longer than it may."""

@@ -17,7 +17,8 @@ class StartsInTurn(Property):
         placed = self.judge.ahead.get(task, {})
         streams = {awaited.upstream for awaited in assign.awaits if awaited.streams and not awaited.feeds}
         for upstream, token in placed.items():
-            if upstream not in streams and TaskToken(task.job, upstream, token) not in self.judge.made:
+            awaited = TaskToken(task.job, upstream, token)
+            if upstream not in streams and awaited not in self.judge.made and awaited not in self.judge.early:
                 what = f"{process.name} runs {task.token}, and {upstream}'s attempt {token} has not succeeded"
                 self.broken(what, task.job, task.stage)
 

@@ -214,6 +214,8 @@ class Judge:
         self.there: dict[AgentId, str] = {}
         #: what each attempt gave, wherever it ran
         self.made: dict[TaskToken, Finished] = {}
+        #: attempts that others were told of before what they gave was hashed
+        self.early: set[TaskToken] = set()
         #: attempts that are journaled, with what each was given out with
         self.placed: dict[TaskToken, Given] = {}
         #: those of them that were given out ahead of others, with these

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 NOTICED_SECONDS = (0.0, 0.5)
 """How long an end of a stream takes to notice that it broke."""
 
+HASH_SECONDS = (0.0001, 3.0)
+"""How long it takes to hash what is told of early, here or by who has read it: long enough for anything to come between."""
+
 
 class PeerStream:
     """One connection of a process that awaits to one that is asked. What is in flight when it breaks is lost."""
@@ -82,6 +85,8 @@ class _Peer:
         self.stream: PeerStream | None = None
         self.dialing = False
         self.wait = limits.RECONNECT_FIRST_SECONDS
+        #: what the stream told early of
+        self.early: dict[TaskToken, None] = {}
 
 
 class Peering:
@@ -124,6 +129,7 @@ class Peering:
         """It is awaited no more."""
         peer = self._peers[self._addresses.pop(task)]
         peer.asks.close(task)
+        peer.early.pop(task, None)
         stream = peer.stream
         if stream is not None:
             stream.send(stream.asked, partial(stream.asked.core.unsubscribed, stream.number, task))
@@ -133,6 +139,10 @@ class Peering:
         peer = self._peers[stream.address]
         if peer.stream is stream:
             peer.stream = None
+            early, peer.early = peer.early, {}
+            for task in early:
+                hashed = partial(self._hashed_here, task)
+                self._loop.after(self._chance.between(*HASH_SECONDS), hashed, self._process)
             self._failed(stream.address, peer)
 
     def _dial(self, address: str, peer: _Peer) -> None:
@@ -170,10 +180,32 @@ class Peering:
     def _subscribe(self, stream: PeerStream, task: TaskToken) -> None:
         stream.send(stream.asked, partial(stream.asked.peering.asked, stream, task))
 
+    def _hashed_here(self, task: TaskToken) -> None:
+        """Who told early of an attempt may never tell the rest, which is found out here then."""
+        outcome = self._process.runner.early.get(task)
+        if outcome is not None:
+            instructions = self._process.core.hashed(self._world.hashed(outcome), self._loop.now)
+            self._process.runner.early.pop(task, None)
+            self._process.runner.carry_out(instructions)
+
+    def _told_early(self, outcome: Outcome) -> None:
+        address = self._addresses.get(outcome.task, "")
+        holder = self._world.answers(self._process, address)
+        held = holder.runner.held.get(outcome.task.job, {}) if holder is not None else {}
+        if address and all(outcome.outputs[port].digest in held for port in outcome.late):
+            self._peers[address].early[outcome.task] = None
+            self._process.runner.early[outcome.task] = outcome
+            self._process.runner.carry_out(self._process.core.answered(outcome, self._loop.now))
+
     def _answered(self, outcome: Outcome) -> None:
+        if outcome.late:
+            self._told_early(outcome)
+            return
         address = self._addresses.pop(outcome.task, None)
         if address is not None:
             self._peers[address].asks.close(outcome.task)
+            self._peers[address].early.pop(outcome.task, None)
+        self._process.runner.early.pop(outcome.task, None)
         self._process.runner.carry_out(self._process.core.answered(outcome, self._loop.now))
 
     # -- the end that is asked
@@ -191,7 +223,8 @@ class Peering:
     def answer(self, subscriber: int, outcome: Outcome) -> None:
         """An attempt that was asked for has ended."""
         stream = self._serving.get(subscriber)
-        if stream is not None:
+        # What is early is only told on one host, and agents are not on one host as others come to be.
+        if stream is not None and not (outcome.late and self._chance.happens(0.2)):
             stream.send(stream.asking, partial(stream.asking.peering._answered, outcome))
 
     def left(self, stream: PeerStream) -> None:

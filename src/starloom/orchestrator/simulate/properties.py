@@ -12,7 +12,7 @@ A property has those of these methods that it needs:
     end()                                   the run is over, and quiet for a while
 """
 
-from starloom.agents.messages import Assign, Held, Report
+from starloom.agents.messages import Assign, Finished, Held, Report
 from starloom.dag import facts as f
 from starloom.dag import limits
 from starloom.dag.errors import InternalError, StarloomError
@@ -308,6 +308,17 @@ class ReplicasAreThere(Property):
                 self.broken(f"{process.name} tells of a replica, and does not have {name}", task.job, task.stage)
 
 
+class NothingIsNamed(Property):
+    name = "only digests are told to the orchestrator"
+
+    def told(self, process: AgentProcess, report: Report) -> None:
+        if not isinstance(report, Finished):
+            return
+        told = [*(ref.digest for ref in report.outputs.values()), *(read.digest for read in report.consumed.values())]
+        if any(digest in self.world.truths for digest in told):
+            self.broken(f"{process.name} tells of a value that is not hashed", report.task.job, report.task.stage)
+
+
 class NoDefects(Property):
     name = "no defect shows"
 
@@ -358,5 +369,6 @@ PROPERTIES: tuple[type[Property], ...] = (
     StaysOnItsTiers,
     VariantsAreKept,
     StandsWhereItMay,
+    NothingIsNamed,
     NoDefects,
 )

@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from starloom.agents.core import Answer, Ask, Bring, Drop, Fetch, Forget, Instruction, Keep, Start, Stop, Tell, Unask
+from starloom.agents.core import (
+    Answer,
+    Ask,
+    Bring,
+    Drop,
+    Fetch,
+    Forget,
+    Instruction,
+    Keep,
+    Named,
+    Start,
+    Stop,
+    Tell,
+    Unask,
+)
+from starloom.agents.late import name_of
 from starloom.agents.messages import (
     Assign,
     Failed,
@@ -17,6 +32,7 @@ from starloom.agents.messages import (
     Input,
     InputLost,
     NotHeld,
+    Outcome,
     Publish,
     Published,
     Replicate,
@@ -31,6 +47,7 @@ from starloom.devices.faults import FaultKind
 from starloom.orchestrator.simulate.fetching import FetchOne
 from starloom.orchestrator.simulate.loop import SECOND, Timer
 from starloom.orchestrator.simulate.model import KINDS, STREAMING, Made, answers, make
+from starloom.orchestrator.simulate.peering import HASH_SECONDS
 from starloom.orchestrator.simulate.streamrun import StreamRun
 
 if TYPE_CHECKING:
@@ -53,6 +70,7 @@ class Doing(Enum):
     WAIT = auto()
     RUN = auto()
     PUBLISH = auto()
+    HASH = auto()
     STREAM = auto()
 
 
@@ -105,6 +123,8 @@ class Runner:
         self.held: dict[JobId, dict[str, int]] = {}
         self._copies: dict[JobId, set[str]] = {}
         self._replicas: dict[TaskToken, list[FetchOne]] = {}
+        #: what others told of before it was hashed, and can be read here from then on
+        self.early: dict[TaskToken, Outcome] = {}
         self.leaving = False
 
     @property
@@ -147,7 +167,10 @@ class Runner:
                     self._forget(job)
                 case Ask() as ask:
                     self._process.peering.ask(ask)
+                case Named(assign) if assign.task in self._works:
+                    self._works[assign.task].assign = assign
                 case Unask(task):
+                    self.early.pop(task, None)
                     self._process.peering.unask(task)
                 case Answer(subscriber, outcome):
                     self._process.peering.answer(subscriber, outcome)
@@ -173,7 +196,7 @@ class Runner:
 
     def _fetch_one(self, work: _Work, item: Input) -> None:
         job = work.assign.task.job
-        if item.ref.digest in self._copies.get(job, ()):
+        if item.late or item.ref.digest in self._copies.get(job, ()):
             self._fetched_one(work, item, None)
             return
         first = Source(agent=AgentId(item.ref.holder), address=item.address)
@@ -244,13 +267,16 @@ class Runner:
         work = self._works.get(task)
         if work is None:
             work = self._works[task] = _Work(assign)
+        work.assign = assign
         work.accepted, work.fetching = start.accepted, start.fetching
         held = self.held.get(task.job, {})
         me = self._process.name
         lost: list[_Lost] = [
             (item, True, (me,))
             for item in assign.inputs
-            if item.ref.inline is None and item.ref.holder == me and item.ref.digest not in held
+            if item.ref.inline is None
+            and item.ref.holder == me
+            and not held.keys() & {item.ref.digest, self._world.truth(item.ref.digest)}
         ]
         if lost:
             del self._works[task]
@@ -330,7 +356,7 @@ class Runner:
             return
         for fetch in work.fetches:
             fetch.stop()
-        if work.doing in (Doing.FETCH, Doing.PUBLISH):
+        if work.doing in (Doing.FETCH, Doing.PUBLISH, Doing.HASH):
             if work.step is not None:
                 work.step.cancel()
             work.step = self._loop.after(0, partial(self._ended, task, WasCancelled(task=task)), self._process)
@@ -373,11 +399,36 @@ class Runner:
         if self._process.core.is_cancelled(task):
             self._ended(task, WasCancelled(task=task))
             return
-        inputs = {item.port: item.ref.digest for item in assign.inputs}
+        inputs = {item.port: self._world.truth(item.ref.digest) for item in assign.inputs}
         salt = self._world.salt(assign)
         made = make(assign.kind, assign.params, inputs, self._process.name, salt, private=assign.private)
         lost = KINDS[assign.kind].grows and self._world.trouble.fires(FaultKind.GROWTH_LOST)
+        late = [port for port, ref in made.outputs.items() if ref.inline is None and not ref.stream]
+        if late and not (lost or assign.private or assign.publish) and self._chance.happens(0.7):
+            self._keep_early(work, made, late)
+            return
         if not lost:
+            self._hold(work, made)
+        self._tell(work, made, self._report(work, made))
+
+    def _keep_early(self, work: _Work, made: Made, late: list[str]) -> None:
+        """Tells of what is not hashed yet; the rest follows."""
+        task = work.assign.task
+        names = {port: name_of(task, port) for port in late}
+        refs = {port: msgspec.structs.replace(made.outputs[port], digest=name) for port, name in names.items()}
+        self.held.setdefault(task.job, {}).update((ref.digest, ref.bytes) for ref in refs.values())
+        self._world.truths.update((name, made.outputs[port].digest) for port, name in names.items())
+        self._world.judge.early.add(task)
+        work.doing = Doing.HASH
+        hashed = partial(self._hashed, work, made, names)
+        work.step = self._loop.after(self._chance.between(*HASH_SECONDS), hashed, self._process)
+        outputs = made.outputs | refs
+        self.carry_out(self._process.core.made(task, outputs, answers(work.assign, made), late, self._loop.now))
+
+    def _hashed(self, work: _Work, made: Made, names: dict[str, str]) -> None:
+        held = self.held.get(work.assign.task.job, {})
+        # Of a job that was released meanwhile nothing is kept.
+        if all(held.pop(name, None) is not None for name in names.values()):
             self._hold(work, made)
         self._tell(work, made, self._report(work, made))
 

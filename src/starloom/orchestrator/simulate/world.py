@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from starloom.agents.channel import Channel, Frame
 from starloom.agents.core import AgentCore
-from starloom.agents.messages import Assign, Finished, Hello, Load, Report
+from starloom.agents.messages import Assign, Finished, Hello, Load, Outcome, Report
 from starloom.agents.streams.buffer import StreamBuffer
 from starloom.agents.streams.records import Bound
 from starloom.dag import limits
@@ -139,6 +140,8 @@ class World:
         self.slowness: dict[AgentId, float] = {}
         #: stages with transient failures, with their number; that gave different outputs; whose reports were wrong
         self._injected: dict[tuple[JobId, StageId], int] = {}
+        #: the digests that names of early values stand for
+        self.truths: dict[str, str] = {}
         self.fickle: dict[JobId, set[StageId]] = {}
         self.liars: dict[JobId, set[StageId]] = {}
         #: jobs in which a stage grew what it should not
@@ -329,6 +332,17 @@ class World:
             return digest in self.disk.values if self._store_answers(process) else None
         holder = self.answers(process, address)
         return None if holder is None else digest in holder.runner.held.get(job, ())
+
+    def truth(self, digest: str) -> str:
+        """The digest that a name stands for; any other as it is."""
+        return self.truths.get(digest, digest)
+
+    def hashed(self, early: Outcome) -> Outcome:
+        """The outcome that follows an early one."""
+        refs = {
+            port: replace(early.outputs[port], digest=self.truth(early.outputs[port].digest)) for port in early.late
+        }
+        return replace(early, outputs=early.outputs | refs, late=())
 
     def put(self, process: AgentProcess, digests: Sequence[str]) -> bool:
         """Brings values to the job store; False if that has to be tried again."""
