@@ -37,11 +37,11 @@ MIDDLE = Setup(nodes=12, stages=60, jobs=1, plan=ALL_FAULTS)
 SECONDS = 30
 
 
-@pytest.mark.parametrize("first", [1, 101, 201])
+@pytest.mark.parametrize("first", [1, 101])
 def test_every_property_holds_whatever_breaks(first: int) -> None:
-    """100 small runs, in which each fault happens, and others; `make sim` does 10,000."""
+    """70 small runs, in which each fault happens, and others; `make sim` does 10,000."""
     happened: set[str] = set()
-    for seed in range(first, first + 100):
+    for seed in range(first, first + 70):
         result = runs.run(seed, SMALL)
         assert result.violations == (), f"seed {seed}"
         happened |= result.faults.keys()
@@ -49,7 +49,7 @@ def test_every_property_holds_whatever_breaks(first: int) -> None:
 
 
 def test_every_property_holds_in_larger_runs() -> None:
-    for seed in range(1, 31):
+    for seed in range(1, 13):
         assert runs.run(seed, MIDDLE).violations == (), f"seed {seed}"
 
 
