@@ -95,8 +95,8 @@ class AsyncClient:
         job: the same key and content again give the same job. Without one the client makes one up, so that
         a repeat after a lost answer cannot make a second job. A greater `priority` goes first;
         `max_parallel` bounds the stages that run at once, 0 is no bound; stages that stream into each other start
-        together, once one of them may, and are not counted while one of them waits for another stage. A job that has not ended after
-        `deadline_seconds`, in place of the constellation's deadline, fails; 0 leaves that.
+        together, once one of them may, and are not counted while one of them waits for another stage. A job that
+        has not ended after `deadline_seconds`, in place of the constellation's deadline, fails; 0 leaves that.
 
         Input streams take no value here: they are fed by `AsyncJob.send`. `streams` says of some how they are taken in,
         and names those of the optional ones that are to be open.
