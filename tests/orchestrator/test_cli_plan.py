@@ -520,6 +520,26 @@ def test_a_stream_is_planned_for_the_rate_of_its_chunks(
     assert "there are none" in json.dumps(found)
 
 
+def test_for_a_rate_or_a_promise_of_chunks_that_is_not_kept_else_a_smaller_variant_is_taken(
+    capsys: pytest.CaptureFixture[str], files: tuple[str, str]
+) -> None:
+    video = (Path(__file__).parents[2] / "examples" / "video" / "constellation.yaml").read_text()
+    # A run of the kind takes 3 s and a frame 0.08 s, so that a frame takes 0.04 s in the small one.
+    sizes = "[{name: large, quality: 0.9}, {name: small, quality: 0.6, seconds: 1500ms}]"
+    varied = video.replace("    kind: vision.watch\n", f"    kind: vision.watch\n    variants: {sizes}\n")
+    for text, more, variant, frame in (
+        (varied, ["--rate", "20"], "large", 0.04),
+        (varied, ["--rate", "30"], "small", 0.02),
+        (varied, ["--rate", "2", "--slo", "p95=40ms"], "small", 0.02),
+        (f"{varied}least_quality: 0.8\n", ["--rate", "30"], "large", 0.04),
+    ):
+        Path(files[0]).write_text(text)
+        code, found = plan(capsys, files[0], "--fleet", files[1], *more)
+        assert (code == 0, found["placement"]["watch"]["variant"]) == (text == varied, variant), more
+        loads = {each["what"]: each["seconds"] for each in found["rounds"]["loads"] if each["kind"] == "stage"}
+        assert loads["watch"] == pytest.approx(frame), more
+
+
 ANSWER = """
 api_version: starloom/v1
 name: ask

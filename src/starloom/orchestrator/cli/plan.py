@@ -111,7 +111,7 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     if rounds is not None:
         answer["rounds"] = rounds.tell(bool(jobs.pace and jobs.pace.every), out)
     out.text(f"\n{picture.text(built.problem, found.plan, _PICTURE_WIDTH)}")
-    _write(args, jobs.whole, built, found.plan, out)
+    _write(args, jobs.one, built, found.plan, out)
     again = _again(args, constellation, built) if jobs.pace is None else _paced_again(args, jobs, jobs.pace)
     if args.explain is not None:
         stage = built.problem.stages.index(args.explain)

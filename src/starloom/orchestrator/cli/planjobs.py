@@ -15,7 +15,6 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.objective import objective_problems, read, shorthand
 from starloom.dag.quantities import read_bytes, read_seconds
 from starloom.dag.validate import problems
-from starloom.dag.variants import allowed
 from starloom.orchestrator import fleetfile
 from starloom.orchestrator.cli.check import read_constellation
 from starloom.orchestrator.planner.building import Built, build
@@ -27,14 +26,10 @@ from starloom.orchestrator.planner.steady import Pace, pace
 
 
 class Jobs(NamedTuple):
-    """What is to be planned. `all`: by name. `one`: all of them as one. `pace`: of jobs that come again and again, else none.
-
-    `whole`: as `one`, with the variants that plans for a rate of chunks do not look at.
-    """
+    """What is to be planned. `all`: by name. `one`: all of them as one. `pace`: of jobs that come again and again, else none."""
 
     all: dict[str, Constellation]
     one: Constellation
-    whole: Constellation
     built: Built
     pace: Pace | None
     chunks: bool
@@ -78,17 +73,12 @@ def read_jobs(args: argparse.Namespace) -> Jobs:
         raise NotFound(f"{one.name} has no stage {args.explain!r}; it has {', '.join(sorted(one.stages))}")
     if untold := list(_untold(jobs, kinds)):
         raise InvalidInput(untold, "not all that is promised can be planned for")
-    whole, built = one, build(one, kinds, fleet, sizes)
-    chunks = bool(given[0].rate)
-    if built.variants and chunks:
-        # What a chunk takes is said of a kind, and of none of its variants.
-        one = _in_first_variants(one)
-        built = build(one, kinds, fleet, sizes)
+    chunks, built = bool(given[0].rate), build(one, kinds, fleet, sizes)
     if not chunks:
-        return Jobs(jobs, one, whole, built, _pace(jobs, built), chunks, _answering(one, kinds, fleet, built))
+        return Jobs(jobs, one, built, _pace(jobs, built), chunks, _answering(one, kinds, fleet, built))
     built, alone = chunked(one, kinds, fleet, built)
     often = pace(built.problem, 1.0 / given[0].rate)._replace(alone=alone)
-    return Jobs(jobs, one, whole, built, often, chunks, None)
+    return Jobs(jobs, one, built, often, chunks, None)
 
 
 def _said(args: argparse.Namespace, constellation: Constellation) -> tuple[Constellation, list[Problem]]:
@@ -179,15 +169,6 @@ def _answering(one: Constellation, kinds: Any, fleet: fleetfile.Fleet, built: Bu
         cost = kinds[one.stages[name].kind].cost
         first[row], token[row] = cost.first_token_seconds / speed, cost.token_seconds / speed
     return Answering(first, token) if first.any() or token.any() else None
-
-
-def _in_first_variants(constellation: Constellation) -> Constellation:
-    """With no variant of each stage but the one that comes first of those that may be taken."""
-    stages = {
-        name: msgspec.structs.replace(spec, variants=allowed(spec, constellation.least_quality)[:1])
-        for name, spec in constellation.stages.items()
-    }
-    return msgspec.structs.replace(constellation, stages=stages)
 
 
 def _sizes(given: list[str], inputs: Any) -> tuple[dict[str, int], list[Problem]]:

@@ -160,9 +160,9 @@ class _Builder:
         #: groups that stand apart, each as the first stage has it
         self._spreads = list({spec.spread.group: spec.spread for spec in reversed(stages) if spec.spread}.values())
         #: each stage as it is with each of its variants
-        self._ways = {name: _ways(spec) for name, spec in constellation.stages.items()}
+        self._ways = {name: ways(spec) for name, spec in constellation.stages.items()}
         self._expected = {
-            name: [expectation(spec, self._kinds[name]) for spec in ways] for name, ways in self._ways.items()
+            name: [expectation(spec, self._kinds[name]) for spec in each] for name, each in self._ways.items()
         }
         self._labels = labels_of(constellation, kinds)[0]
         #: kinds that load something, which is what takes the time of a first run
@@ -369,7 +369,8 @@ class _Builder:
         return np.array(rows, dtype=bool).reshape(-1, len(self._fleet.nodes) + 1)
 
 
-def _ways(stage: StageSpec) -> list[StageSpec]:
+def ways(stage: StageSpec) -> list[StageSpec]:
+    """The stage as it is with each of its variants, whether it may be taken or not; by itself where it has none."""
     return [chosen(stage, variant) for variant in stage.variants] or [stage]
 
 

@@ -7,20 +7,22 @@ read and give no streams are done once, and take nothing of a chunk.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import msgspec
 import numpy as np
 
 from starloom.dag.constellation import Constellation, StageSpec
 from starloom.dag.errors import InvalidInput
 from starloom.dag.errors import Problem as Trouble
+from starloom.dag.expectation import run_seconds
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.streams import has_streams, is_stream
 from starloom.orchestrator.fleetfile import Fleet
-from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, Built
+from starloom.orchestrator.planner.building import STORE, USUAL_BYTES, Built, ways
 from starloom.orchestrator.planner.problem import Flags
 
 Measured = Mapping[tuple[StageId, str, str], float]
-"""Seconds of a chunk, by stage, node and target."""
+"""Seconds of a chunk, by stage, node and target; of stages in several variants it is not told in which, and it does not count."""
 
 
 def chunked(
@@ -32,7 +34,8 @@ def chunked(
 ) -> tuple[Built, Flags]:
     """The same stages and places, for one chunk of each stream; and [n] which stages take one chunk after the other.
 
-    Values that are no streams move once, and are left out. Raises InvalidInput with each stage of which neither its kind nor
+    In a variant a chunk takes as much more or less of its kind's hint as the variant's run does of the stage's without one. Values
+    that are no streams move once, and are left out. Raises InvalidInput with each stage of which neither its kind nor
     `measured` tells what a chunk takes, or where nothing streams.
     """
     specs = constellation.stages
@@ -40,7 +43,8 @@ def chunked(
     troubles = [
         Trouble(f"stages.{name}", f"{specs[name].kind} does not say what a chunk takes; its runs have to tell")
         for name in streaming
-        if kinds[specs[name].kind].cost.chunk_seconds is None and not any(key[0] == name for key in measured)
+        if kinds[specs[name].kind].cost.chunk_seconds is None
+        and (len(specs[name].variants) > 1 or not any(key[0] == name for key in measured))
     ]
     if not streaming:
         troubles.append(
@@ -55,11 +59,12 @@ def chunked(
     for name in streaming:
         row = stages.index(name)
         alone[row] = True
-        hint = kinds[specs[name].kind].cost.chunk_seconds or 0.0
+        hints = _hints(specs[name], kinds[specs[name].kind])
+        known = {} if len(hints) > 1 else measured
         for at, place in enumerate(built.problem.places):
             if place != STORE and np.isfinite(seconds[row, at]):
-                told = hint / speeds.get((place.node, place.target), 1.0)
-                seconds[row, at] = measured.get((name, place.node, place.target), told)
+                told = hints[place.variant] / speeds.get((place.node, place.target), 1.0)
+                seconds[row, at] = known.get((name, place.node, place.target), told)
     edges = _edges(constellation, kinds, {name: index for index, name in enumerate(built.problem.stages)}, specs)
     ends = np.array([edge[:2] for edge in edges], dtype=np.int32).reshape(-1, 2)
     problem = built.problem._replace(
@@ -72,6 +77,12 @@ def chunked(
         )
     )
     return built._replace(problem=problem), alone
+
+
+def _hints(spec: StageSpec, kind: KindSpec) -> list[float]:
+    """Seconds of a chunk in each of the stage's variants, on one core of the reference machine."""
+    hint, plain = kind.cost.chunk_seconds or 0.0, run_seconds(msgspec.structs.replace(spec, variants=()), kind)
+    return [hint * run_seconds(way, kind) / plain if plain else hint for way in ways(spec)]
 
 
 def _edges(
