@@ -58,6 +58,15 @@ def test_a_promise_of_no_time_at_all_is_refused_and_not_taken_for_none(name: str
         assert "give more than 0 seconds, such as 250ms, or leave it out" in str(problem)
 
 
+@pytest.mark.parametrize("said", ["every: 0", "every: 0s", "every: 0.0", "rate: 0", "rate: 0.0"])
+def test_a_period_or_a_rate_of_nothing_is_refused_and_not_taken_for_none(said: str) -> None:
+    with pytest.raises(InvalidConstellation) as caught:
+        load(DOCUMENT.format(said))
+    (problem,) = caught.value.problems
+    assert problem.place == said.partition(":")[0]
+    assert "or leave it out" in str(problem)
+
+
 def test_a_command_line_says_the_same() -> None:
     assert shorthand("p95=250ms, token=60ms") == {"p95": "250ms", "token": "60ms"}
     assert shorthand("p95") == "p95"

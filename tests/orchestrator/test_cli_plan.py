@@ -407,6 +407,15 @@ def test_a_promise_of_no_time_is_bad_usage(files: tuple[str, str], capsys: pytes
     assert [problem["place"] for problem in found["error"]["problems"]] == ["--slo.p95", "--slo.p50"]
 
 
+@pytest.mark.parametrize("said", [("--every", "0"), ("--every", "0s"), ("--every", "0.0"), ("--rate", "0")])
+def test_a_period_of_no_time_is_bad_usage_and_not_taken_for_none(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], said: tuple[str, str]
+) -> None:
+    code, found = plan(capsys, files[0], "--fleet", files[1], *said)
+    assert code == 2
+    assert [problem["place"] for problem in found["error"]["problems"]] == [said[0]]
+
+
 def test_on_battery_the_camera_gives_no_more_than_it_has(capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(__file__).parents[2] / "examples" / "on-battery"
     files = [str(folder / name) for name in ("constellation.yaml", "fleet.yaml")]

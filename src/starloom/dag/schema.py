@@ -85,8 +85,10 @@ class Reader(StageReader):
         self.problems.extend(faults)
         promised, faults = slo.read(part["slo"]) if "slo" in part else (Slo(), [])
         self.problems.extend(faults)
-        rate, fault = slo.read_rate(part.get("rate", 0.0))
+        rate, fault = slo.read_rate(part["rate"]) if "rate" in part else (0.0, "")
         self.problems.extend([Problem("rate", fault)] if fault else [])
+        every, fault = slo.read_every(part["every"]) if "every" in part else (0.0, "")
+        self.problems.extend([Problem("every", fault)] if fault else [])
         inputs, private = self._inputs(part.get("inputs", {}))
         outputs = self._mapping("outputs", part.get("outputs", {}))
         return Constellation(
@@ -100,7 +102,7 @@ class Reader(StageReader):
             labels=self._labels("labels", part.get("labels", {})),
             deadline_seconds=self._quantity("deadline", part.get("deadline", 0.0), 0.0, read_seconds),
             objective=objective,
-            every_seconds=self._quantity("every", part.get("every", 0.0), 0.0, read_seconds),
+            every_seconds=every,
             rate=rate,
             slo=promised,
             least_quality=self._number("least_quality", part.get("least_quality", 0.0), 0.0),

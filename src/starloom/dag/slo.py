@@ -54,11 +54,25 @@ def read(value: Any, place: str = "slo") -> tuple[Slo, list[Problem]]:
     return Slo(**found), problems
 
 
+def read_every(value: Any) -> tuple[float, str]:
+    """Seconds from one job to the next, and what is wrong with them."""
+    try:
+        seconds = read_seconds(value)
+    except ValueError as error:
+        return 0.0, str(error)
+    # As a number 0 stands for nothing that is said, which nobody who writes it means.
+    return seconds, "" if seconds else "is 0 seconds; give how often a job comes, such as 100ms, or leave it out"
+
+
 def read_rate(value: Any) -> tuple[float, str]:
     """Chunks a second, and what is wrong with them."""
-    if fault := number_fault(value, at_most=limits.STREAM_RATE_MAX, unit="chunks a second"):
+    if fault := _rate_fault(value):
         return 0.0, fault
-    return float(value), ""
+    return float(value), "" if value else "is 0 chunks a second; give how many come, such as 30, or leave it out"
+
+
+def _rate_fault(value: Any) -> str:
+    return number_fault(value, at_most=limits.STREAM_RATE_MAX, unit="chunks a second")
 
 
 def shorthand(text: str) -> Any:
@@ -80,7 +94,7 @@ def slo_problems(constellation: Constellation) -> Iterator[Problem]:
     elif 0 < constellation.every_seconds < 1 / limits.STREAM_RATE_MAX:
         least = f"give {1 / limits.STREAM_RATE_MAX:g} seconds or more"
         yield Problem("every", f"is {constellation.every_seconds:g} seconds, more often than any stream; {least}")
-    if fault := read_rate(constellation.rate)[1]:
+    if fault := _rate_fault(constellation.rate):
         yield Problem("rate", fault)
     elif 0 < constellation.rate < 1 / longest:
         yield Problem("rate", f"is {constellation.rate:g}, a chunk in over {longest:g} seconds; give more of them")

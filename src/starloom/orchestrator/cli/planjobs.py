@@ -13,7 +13,7 @@ from starloom.dag.constellation import Constellation, Goal
 from starloom.dag.errors import InvalidConstellation, InvalidInput, NotFound, Problem
 from starloom.dag.kinds import KindSpec
 from starloom.dag.objective import objective_problems, read, shorthand
-from starloom.dag.quantities import read_bytes, read_seconds
+from starloom.dag.quantities import read_bytes
 from starloom.dag.validate import problems
 from starloom.orchestrator import fleetfile
 from starloom.orchestrator.cli.check import read_constellation
@@ -90,13 +90,14 @@ def _said(args: argparse.Namespace, constellation: Constellation) -> tuple[Const
         more["objective"] = goals
         wrong += objective_problems(goals, "--objective")
     if args.every is not None:
-        try:
-            every = read_seconds(float(args.every) if args.every.replace(".", "", 1).isdecimal() else args.every)
-            more |= {"every_seconds": every, "rate": 0.0}
-        except ValueError as error:
-            wrong.append(Problem("--every", str(error)))
+        plain = args.every.replace(".", "", 1).isdecimal()
+        every, fault = promised.read_every(float(args.every) if plain else args.every)
+        more |= {"every_seconds": every, "rate": 0.0}
+        wrong += [Problem("--every", fault)] if fault else []
     if args.rate is not None:
-        more |= {"rate": args.rate, "every_seconds": 0.0}
+        rate, fault = promised.read_rate(args.rate)
+        more |= {"rate": rate, "every_seconds": 0.0}
+        wrong += [Problem("--rate", fault)] if fault else []
     if args.slo is not None:
         more["slo"], unread = promised.read(promised.shorthand(args.slo), "--slo")
         wrong += unread
