@@ -115,7 +115,7 @@ PLACES: list[tuple[str, str, Callable[[World], None], str]] = [
     ("_settler", "commit", finish_a, "edge-2's report Finished of a, token 1.1"),
     ("_settler", "fail", fail_a, "edge-2's report Failed of a, token 1.1"),
     ("_reports", "_started", start_a, "edge-2's report Started of a, token 1.1"),
-    ("_settler", "_follow", finish_a, "what follows from a"),
+    ("_propagation", "_follow", finish_a, "what follows from a"),
     ("_endings", "check", finish_a, "its end"),
     ("_dispatcher", "assign", finish_a, "the placement of b"),
     ("_settler", "supersede", lose_a, "the loss of a, token 1.1"),

@@ -13,7 +13,7 @@ from starloom.dag.facts import Consumed, ErrorInfo, StageCommitted, StageFailed,
 from starloom.dag.ids import Attempt, FencingToken, StageId, TaskToken
 from starloom.dag.values import PortType
 from starloom.orchestrator.inputs import AgentReports
-from starloom.orchestrator.settle import back_off
+from starloom.orchestrator.retrypolicy import back_off
 
 
 def one(retry: Retry | None = None, **policy: Any) -> Constellation:

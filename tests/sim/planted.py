@@ -163,7 +163,7 @@ class KeepsOldResults(Coordinator):
 
     def __init__(self, epoch: Epoch) -> None:
         super().__init__(epoch)
-        self._settler._invalidate = lambda *args: None  # type: ignore[method-assign]
+        self._propagation._invalidate = lambda *args: None  # type: ignore[method-assign]
 
 
 class Miscounts(Coordinator):
@@ -299,7 +299,7 @@ class Stumbles(Coordinator):
 
     def __init__(self, epoch: Epoch) -> None:
         super().__init__(epoch)
-        plain, self._followed = self._settler._follow, 0
+        plain, self._followed = self._propagation._follow, 0
 
         def follow(run: Any, name: StageId) -> None:
             self._followed += 1
@@ -307,7 +307,7 @@ class Stumbles(Coordinator):
                 raise KeyError(name)
             plain(run, name)
 
-        self._settler._follow = follow  # type: ignore[method-assign]
+        self._propagation._follow = follow  # type: ignore[method-assign]
 
 
 class TakesHalves(Coordinator):

@@ -11,21 +11,34 @@ from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.lineage import resting_on
+from starloom.orchestrator.propagation import Propagation
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.touching import Plan
+from starloom.orchestrator.worklist import Worklist
 
 
 class Changing:
     """What patches and growth have in common."""
 
-    def __init__(self, state: State, ledger: Ledger, lanes: ReadyLanes, endings: Endings, settler: Settler) -> None:
+    def __init__(
+        self,
+        state: State,
+        ledger: Ledger,
+        lanes: ReadyLanes,
+        endings: Endings,
+        settler: Settler,
+        propagation: Propagation,
+        worklist: Worklist,
+    ) -> None:
         self._state = state
         self._ledger = ledger
         self._lanes = lanes
         self._endings = endings
         self._settler = settler
+        self._propagation = propagation
+        self._worklist = worklist
         self._kinds = state.fleet.kinds
 
     def take(self, run: Run, plan: Plan, why: str, record: Callable[[], None]) -> None:
@@ -55,13 +68,13 @@ class Changing:
         refed = self._refed(run, difference, before)
         for name in plan.ended:
             if name in job.stages:
-                self._settler.reopen(run, name, why)
+                self._propagation.reopen(run, name, why)
         estranged = self._end_estranged(run, refed)
         for name in mine:
             del run.held[name]
         fresh = [change.stage for change in difference.stages if change.before is None]
         self.decide(run, [*mine, *fresh, *confided, *estranged])
-        self._settler.touch(run)
+        self._worklist.touch(run)
 
     def _end_confided(self, run: Run, before: Mapping[StageId, Private]) -> list[StageId]:
         """Ends what was given out when less was private, and reads what is so now. It has read it, or may yet.
@@ -103,7 +116,7 @@ class Changing:
                     self._settler.supersede(run, name, token, why)
                 ended.append(name)
             elif stage.committed is not None:
-                self._settler.reopen(run, name, why)
+                self._propagation.reopen(run, name, why)
         return ended
 
     def renew(self, runs: Iterable[Run]) -> None:

@@ -8,14 +8,15 @@
 Only facts change what lasts (`state`): replaying a journal asks no clock and no planner. What is kept beside
 (the order of ready stages, waits, leases) is made anew by `boot`. The work is divided among:
 
-    admission    whether a job is accepted            settle     what follows when a stage ends or fails
+    admission    whether a job is accepted            settle     how stages get ready, end and fail
     membership   agents and their leases              dispatch   ready stages and their places
     reports      what agents say of their attempts    delegation stages ahead of their upstreams
     patching     changes of jobs that run             resolving  outcomes that agents cannot ask for
     growing      what results add to their jobs       endings    how jobs end
     deadlines    the ends of what has had its time    stragglers copies of what runs too long
     replicas     results on other nodes as well       watchdog   the ends of what cannot go on
-    streaming    stages that stream into each other        guiding     plans of jobs, as advice on places
+    streaming    stages that stream into each other   guiding    plans of jobs, as advice on places
+    propagation  what ends and changes mean for dependents
 """
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence
@@ -55,6 +56,7 @@ from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.membership import Membership
 from starloom.orchestrator.patching import Patching
 from starloom.orchestrator.placement import EarliestFinish, Planner
+from starloom.orchestrator.propagation import Propagation
 from starloom.orchestrator.relays import Relays
 from starloom.orchestrator.replicas import Replicas
 from starloom.orchestrator.reports import Reports
@@ -66,6 +68,7 @@ from starloom.orchestrator.stragglers import Stragglers
 from starloom.orchestrator.streaming import Streaming
 from starloom.orchestrator.views import NodeView, copy_waits, node_view, waits_for
 from starloom.orchestrator.watchdog import Watchdog
+from starloom.orchestrator.worklist import Worklist
 
 
 class Coordinator:
@@ -87,12 +90,29 @@ class Coordinator:
         self._endings = Endings(self._state, self._ledger, self._lanes, self._clocks)
         self._streaming = Streaming(self._state.fleet, self._lanes, self._endings)
         ahead = Ahead(self._state.fleet, self._lanes, limits.DELEGATED_CANDIDATES_MAX if delegate else 0)
+        worklist = Worklist()
         self._settler = Settler(
-            self._state, self._ledger, self._lanes, ahead, self._streaming, self._waits, self._clocks, self._endings
+            self._state,
+            self._ledger,
+            self._lanes,
+            ahead,
+            self._streaming,
+            self._waits,
+            self._clocks,
+            self._endings,
+            worklist,
         )
+        self._propagation = Propagation(self._ledger, self._endings, self._settler, worklist)
         self._deadlines = Deadlines(self._state, self._ledger, self._lanes, self._clocks, self._endings, self._settler)
         self._dispatcher = Dispatcher(
-            self._state, self._ledger, self._lanes, ahead, self._waits, self._endings, self._settler
+            self._state,
+            self._ledger,
+            self._lanes,
+            ahead,
+            self._waits,
+            self._endings,
+            self._settler,
+            self._propagation,
         )
         self._delegation = Delegation(self._state, self._ledger, ahead, self._endings, self._dispatcher)
         self._resolving = Resolving(self._state, self._ledger, self._endings, self._settler, self._dispatcher)
@@ -101,7 +121,9 @@ class Coordinator:
         self._guiding = Guiding(self._state, self._ledger, self._endings, ahead, self._waits, self._settler, on=guided)
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._replicas = Replicas(self._state, self._ledger, self._endings)
-        self._changing = Changing(self._state, self._ledger, self._lanes, self._endings, self._settler)
+        self._changing = Changing(
+            self._state, self._ledger, self._lanes, self._endings, self._settler, self._propagation, worklist
+        )
         growing = Growing(self._state, self._settler, self._admission, self._changing)
         relays = Relays(self._state, self._ledger)
         self._reports = Reports(
@@ -109,6 +131,7 @@ class Coordinator:
             self._ledger,
             self._endings,
             self._settler,
+            self._propagation,
             growing,
             self._stragglers,
             self._replicas,
@@ -116,7 +139,7 @@ class Coordinator:
             relays,
         )
         self._patching = Patching(
-            self._state, self._ledger, self._endings, self._settler, self._admission, self._changing
+            self._state, self._ledger, self._endings, self._propagation, self._admission, self._changing
         )
         self._membership = Membership(
             self._state, self._ledger, self._waits, self._endings, self._settler, self._resolving
@@ -152,7 +175,7 @@ class Coordinator:
         self._ledger.begin(now)
         for given in inputs:
             self._take(given)
-            self._settler.drain()
+            self._propagation.drain()
         self._advance()
         return self._ledger.decision
 
@@ -267,9 +290,9 @@ class Coordinator:
                 self._settler.decide(run, stage)
             except Exception as error:
                 self._endings.contain(run.job.id, f"the next attempt of {stage}", error)
-        self._settler.drain()
+        self._propagation.drain()
         self._deadlines.check()
-        self._settler.drain()
+        self._propagation.drain()
         self._patching.settle()
         self._changing.renew(self._endings.runs.values())
         self._streaming.renew()
@@ -283,7 +306,7 @@ class Coordinator:
         self._replicas.run()
         self._guiding.look()
         if self._guiding.ask():
-            self._settler.drain()
+            self._propagation.drain()
             self._dispatcher.run()
             self._delegation.run()
             self._guiding.look()

@@ -20,6 +20,7 @@ from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
 from starloom.orchestrator.placement import Candidate, Choice, Move, Planner, Want
+from starloom.orchestrator.propagation import Propagation
 from starloom.orchestrator.relays import relayed
 from starloom.orchestrator.replicas import nearest
 from starloom.orchestrator.runs import PLAN_AWAITED, Run, Waits
@@ -47,6 +48,7 @@ class Dispatcher:
         waits: Waits,
         endings: Endings,
         settler: Settler,
+        propagation: Propagation,
     ) -> None:
         self._fleet: Fleet = state.fleet
         self._planner: Planner = state.planner
@@ -56,6 +58,7 @@ class Dispatcher:
         self._waits = waits
         self._endings = endings
         self._settler = settler
+        self._propagation = propagation
 
     def run(self) -> None:
         """Places all that can be placed now."""
@@ -197,7 +200,7 @@ class Dispatcher:
         """A stage that has not been given out fails."""
         token = FencingToken(self._ledger.epoch, run.job.stages[name].attempt)
         self._settler.fail(run, name, token, ErrorInfo(message=message, cause=cause))
-        self._settler.drain()
+        self._propagation.drain()
 
     def _find_inputs(self, run: Run, name: StageId, fed: Sequence[Fed]) -> Holders | None:
         """Who can give each value that only agents have.
@@ -217,9 +220,9 @@ class Dispatcher:
             elif not any_online(holders):
                 silent += [holder.name for holder in holders]
         for upstream, reason in gone.items():
-            self._settler.reopen(run, upstream, reason, lost=True)
+            self._propagation.reopen(run, upstream, reason, lost=True)
         if gone:
-            self._settler.drain()
+            self._propagation.drain()
             return None
         if silent:
             self._waits.for_agents(run, name, silent)

@@ -28,8 +28,8 @@ from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.effects import Patched
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.inputs import PatchJob
+from starloom.orchestrator.propagation import Propagation
 from starloom.orchestrator.runs import Asked, Run
-from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.touching import Plan, plan_of
 
@@ -45,14 +45,14 @@ class Patching:
         state: State,
         ledger: Ledger,
         endings: Endings,
-        settler: Settler,
+        propagation: Propagation,
         admission: Admission,
         changing: Changing,
     ) -> None:
         self._state = state
         self._ledger = ledger
         self._endings = endings
-        self._settler = settler
+        self._propagation = propagation
         self._admission = admission
         self._changing = changing
         #: jobs with a patch that settles
@@ -85,7 +85,7 @@ class Patching:
         """Goes on with patches whose attempts have answered, or that have waited long enough."""
         for run in tuple(self._settling.values()):
             self._carefully(run, self._look)
-        self._settler.drain()
+        self._propagation.drain()
 
     def _carefully(self, run: Run, step: Callable[[Run], None]) -> None:
         """A defect in judging a patch refuses it. Once something of it is decided, its job fails."""
@@ -167,7 +167,7 @@ class Patching:
                     return
                 self._take(run, asked, plan)
             # The next one is for the job as this one leaves it.
-            self._settler.drain()
+            self._propagation.drain()
         self._settling.pop(run.job.id, None)
 
     @staticmethod

@@ -38,11 +38,13 @@ from starloom.orchestrator.fleet import Work
 from starloom.orchestrator.growing import Growing, Grown
 from starloom.orchestrator.inputs import AgentReports
 from starloom.orchestrator.lineage import comparisons_of, lineage_fault
+from starloom.orchestrator.propagation import Propagation
 from starloom.orchestrator.relays import Relays
 from starloom.orchestrator.replicas import Replicas
 from starloom.orchestrator.resolving import Resolving
+from starloom.orchestrator.retrypolicy import unreachable_seconds
 from starloom.orchestrator.runs import Early, Run
-from starloom.orchestrator.settle import Settler, unreachable_seconds
+from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.stragglers import Stragglers
 
@@ -58,6 +60,7 @@ class Reports:
         ledger: Ledger,
         endings: Endings,
         settler: Settler,
+        propagation: Propagation,
         growing: Growing,
         stragglers: Stragglers,
         replicas: Replicas,
@@ -68,6 +71,7 @@ class Reports:
         self._ledger = ledger
         self._endings = endings
         self._settler = settler
+        self._propagation = propagation
         self._growing = growing
         self._stragglers = stragglers
         self._replicas = replicas
@@ -92,7 +96,7 @@ class Reports:
             what = f"{agent}'s report {type(report).__name__} of {task.stage}, token {task.token}"
             self._endings.contain(task.job, what, error)
         # The next one may take away, or run again, what this one has consequences for.
-        self._settler.drain()
+        self._propagation.drain()
 
     def _one(self, agent: AgentId, incarnation: str, report: Report) -> None:
         task = report.task
@@ -287,7 +291,7 @@ class Reports:
             if missing and self._replicas.lacks(run, upstream, missing):
                 continue
             lost = report.gone and not self._state.fleet.having(stage.holders)
-            self._settler.reopen(run, upstream, f"its output is gone: {report.reason}", lost=lost)
+            self._propagation.reopen(run, upstream, f"its output is gone: {report.reason}", lost=lost)
 
     def _produce_again(self, run: Run, name: StageId, report: InputLost) -> None:
         """A reader lacks chunks of a stream whose producer is under way: that begins again, and so do all who read from it."""

@@ -1,12 +1,10 @@
-"""What follows when a stage ends, fails, or has to run again: dependents, retries, skips, and strict consistency."""
+"""What becomes of a stage: whether it gets ready, and how it ends, with a result, a failure, a skip or a default."""
 
 from collections import deque
 
-from starloom.agents.messages import Cancel
 from starloom.agents.values import digest, encode
-from starloom.dag import limits
 from starloom.dag.conditions import comparison_key, holds
-from starloom.dag.constellation import Dependency, Join, OnFailure, Retry
+from starloom.dag.constellation import OnFailure, StageSpec
 from starloom.dag.facts import (
     ErrorInfo,
     JobStatus,
@@ -14,38 +12,26 @@ from starloom.dag.facts import (
     StageCommitted,
     StageDefaulted,
     StageFailed,
-    StageReopened,
     StageSkipped,
     StageSuperseded,
 )
-from starloom.dag.ids import FencingToken, JobId, StageId, TaskToken
-from starloom.dag.stagestate import Outcome, StageState, StageStatus
+from starloom.dag.ids import FencingToken, StageId
+from starloom.dag.kinds import KindSpec
 from starloom.dag.values import ValueRef
 from starloom.orchestrator.ahead import Ahead
 from starloom.orchestrator.clocks import NANOS, Clocks
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.lanes import ReadyLanes
-from starloom.orchestrator.lineage import (
-    Verdict,
-    changes,
-    comparisons_of,
-    made_again,
-    satisfied,
-    skip_reason,
-    still_stands,
-    verdict,
-)
+from starloom.orchestrator.lineage import Verdict, comparisons_of, made_again, satisfied, skip_reason, verdict
+from starloom.orchestrator.retrypolicy import exhausted, retry_seconds
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.streaming import Streaming
-from starloom.orchestrator.streams import pending
+from starloom.orchestrator.worklist import Worklist
 
 
 class Settler:
-    """Draws the consequences of one stage's fate for the others of its job.
-
-    Consequences are put on a list and worked off by `drain`: a chain of 10,000 skips is no recursion.
-    """
+    """Settles stages one by one. What that means for their dependents is put on a list, which `propagation` works off."""
 
     def __init__(
         self,
@@ -57,6 +43,7 @@ class Settler:
         waits: Waits,
         clocks: Clocks,
         endings: Endings,
+        worklist: Worklist,
     ) -> None:
         self._state = state
         self._ledger = ledger
@@ -66,10 +53,7 @@ class Settler:
         self._waits = waits
         self._clocks = clocks
         self._endings = endings
-        self._ended: deque[tuple[Run, StageId]] = deque()
-        #: stages that ended, as long as their dependents are not judged by that
-        self._unjudged: set[tuple[JobId, StageId]] = set()
-        self._touched: dict[str, Run] = {}
+        self._worklist = worklist
         #: reports that came before those of the attempts they rest on, and whose tokens have died since
         self.refused = 0
 
@@ -78,8 +62,8 @@ class Settler:
         if name in run.held:
             return
         if name in run.unsettled:
-            # `drain` decides it, once all has been judged.
-            self.touch(run)
+            # `propagation` decides it, once all has been judged.
+            self._worklist.touch(run)
             return
         streaming = name in run.streams.groups
         match run.streams.verdict(run.job, name) if streaming else verdict(run.job, name):
@@ -95,47 +79,6 @@ class Settler:
                 self._ahead.put(run, name)
             case Verdict.SKIP:
                 self._skip(run, name, skip_reason(run.job, name))
-
-    def drain(self) -> None:
-        """Works off all consequences, and ends the jobs that have nothing left to do."""
-        self._judge()
-        while self._try_again():
-            self._judge()
-        for run in self._touched.values():
-            try:
-                self._endings.check(run)
-            except Exception as error:
-                self._endings.contain(run.job.id, "its end", error)
-        self._touched.clear()
-
-    def _try_again(self) -> bool:
-        """Decides what was put aside and rests on nothing any more that is made again. Returns whether more is to be judged.
-
-        Only once all has been judged: what a stage rests on is made again one after the other. One that is skipped now may
-        be what another waited for.
-        """
-        for run in [run for run in self._touched.values() if run.unsettled]:
-            again = made_again(run.job) if run.job.status is JobStatus.RUNNING else run.unsettled
-            for name in [name for name in run.unsettled if name not in again and name not in run.held]:
-                del run.unsettled[name]
-                try:
-                    self.decide(run, name)
-                except Exception as error:
-                    self._endings.contain(run.job.id, f"another try of {name}", error)
-                    break
-        return bool(self._ended)
-
-    def _judge(self) -> None:
-        while self._ended:
-            run, name = self._ended.popleft()
-            unjudged = (run.job.id, name) in self._unjudged
-            self._unjudged.discard((run.job.id, name))
-            if run.job.status is not JobStatus.RUNNING or not unjudged:
-                continue
-            try:
-                self._follow(run, name)
-            except Exception as error:
-                self._endings.contain(run.job.id, f"what follows from {name}", error)
 
     def commit(self, run: Run, fact: StageCommitted) -> None:
         """The stage has a result."""
@@ -171,10 +114,9 @@ class Settler:
             self.supersede(run, name, token, f"{error.node or 'it'} failed: {error.message}; the other attempt goes on")
             return
         policy = stage.spec.policy
-        seconds = None
-        if error.transient and stage.failures < policy.retry.times:
-            seconds = back_off(policy.retry, stage.failures)
-        elif not final and policy.on_failure is OnFailure.FAIL and self._put_aside(run, name, token, error.message):
+        seconds = retry_seconds(stage, error)
+        gives_up = seconds is None and not final and policy.on_failure is OnFailure.FAIL
+        if gives_up and self._put_aside(run, name, token, error.message):
             return
         self._ledger.record(StageFailed(job=run.job.id, stage=name, token=token, error=error, retry_seconds=seconds))
         self._gone(run, name)
@@ -237,12 +179,7 @@ class Settler:
         self.take_back(run, name)
         if stage.live:
             return False
-        limit = ""
-        # What is given up for another reason is no failure, though a copy lived on after the last that counted.
-        if death and stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX:
-            limit = f"in flight at the death of {stage.deaths} agents"
-        elif input_lost and stage.input_losses >= limits.INPUT_LOSSES_PER_STAGE_MAX:
-            limit = f"its inputs could not be had {stage.input_losses} times"
+        limit = exhausted(stage, death=death, input_lost=input_lost)
         if limit:
             error = ErrorInfo(message=f"{limit}; the last time: {reason}", cause="Unavailable")
             self.fail(run, name, token, error, final=True)
@@ -254,35 +191,12 @@ class Settler:
             self._ledger.record(StageSuperseded(job=run.job.id, stage=name, token=token, reason=why))
             return
         self._ledger.record(StageCancelled(job=run.job.id, stage=name))
-        self._touched[run.job.id] = run
-
-    def reopen(self, run: Run, name: StageId, reason: str, *, lost: bool = False) -> None:
-        """A result that is needed is gone (`lost`: from everywhere), or rests on what changed: the stage runs again."""
-        stage = run.job.stages[name]
-        assert stage.committed is not None
-        unjudged = (run.job.id, name) in self._unjudged
-        self._unjudged.discard((run.job.id, name))
-        self._ledger.record(
-            StageReopened(
-                job=run.job.id, stage=name, token=stage.committed, reason=reason, lost=lost, unjudged=unjudged
-            )
-        )
-        self._leaves(run, name)
-        self.decide(run, name)
-        for arc in run.job.downstreams[name]:
-            for each in run.streams.groups.get(arc.downstream, (arc.downstream,)):
-                if each in run.queued:
-                    run.queued.discard(each)
-                    self.decide(run, each)
+        self._worklist.touch(run)
 
     def regroup(self, run: Run) -> None:
         """Stages of the job that stand with others, or apart from them, may have other nodes than before."""
         self._lanes.wake(run)
         self._streaming.regrouped()
-
-    def touch(self, run: Run) -> None:
-        """The job may have nothing left to do; `drain` looks."""
-        self._touched[run.job.id] = run
 
     def wait(self, run: Run, name: StageId, seconds: float, why: str) -> None:
         """A pending stage is not placed before so many seconds have passed."""
@@ -340,23 +254,15 @@ class Settler:
         run.queued.discard(name)
         token = self._ledger.next_token(stage)
         self._ledger.record(StageSkipped(job=run.job.id, stage=name, token=token, reason=reason))
-        self._leaves(run, name)
+        self.leaves(run, name)
         self._settled(run, name)
         self._unread(run, name)
 
     def _default(self, run: Run, name: StageId) -> None:
         stage = run.job.stages[name]
         values = stage.spec.policy.defaults
-        ports = self._state.fleet.kinds[stage.spec.kind].output_ports(stage.spec.params)
-        outputs: dict[str, ValueRef] = {}
-        for port, value in values.items():
-            if port not in ports:
-                # The fleet's kind is another one than when the job was accepted.
-                continue
-            data, meta = encode(ports[port].type, value, f"stages.{name}.defaults.{port}")
-            outputs[port] = ValueRef(
-                type=ports[port].type, bytes=len(data), digest=digest(data), meta=meta, inline=data
-            )
+        # The fleet's kind may be another one than when the job was accepted.
+        outputs = _default_outputs(stage.spec, self._state.fleet.kinds[stage.spec.kind])
         held = {comparison_key(c): holds(c, values[c.output]) for c in comparisons_of(run.job, name)}
         token = self._ledger.next_token(stage)
         self._ledger.record(StageDefaulted(job=run.job.id, stage=name, token=token, outputs=outputs, holds=held))
@@ -371,14 +277,14 @@ class Settler:
                 if self.supersede(run, upstream, token, f"{name} reads its stream no more, and it would wait for that"):
                     self.decide(run, upstream)
 
-    def _leaves(self, run: Run, name: StageId) -> None:
+    def leaves(self, run: Run, name: StageId) -> None:
         """A stage does not stand where it stood: others of its group may, and no node needs to have room for that."""
         if name in run.spread or name in run.colocated:
             self.regroup(run)
 
     def _gone(self, run: Run, name: StageId) -> None:
         """A token of the stage is live no more, and gave no result."""
-        self._leaves(run, name)
+        self.leaves(run, name)
         if not run.job.stages[name].live:
             self.refused += run.early.pop(name, None) is not None
             run.unasked.pop(name, None)
@@ -393,57 +299,19 @@ class Settler:
         run.unreachable.pop(name, None)
         run.avoid.pop(name, None)
         run.unsettled.pop(name, None)
-        self._ended.append((run, name))
-        self._unjudged.add((run.job.id, name))
-        self._touched[run.job.id] = run
-
-    def _follow(self, run: Run, name: StageId) -> None:
-        """Judges everything downstream of a stage that ended by how it did, and by what it had before it ran again."""
-        job = run.job
-        stage = job.stages[name]
-        former = stage.earlier
-        for arc in job.downstreams[name]:
-            downstream = job.stages[arc.downstream]
-            if former is not None and changes(arc, former, stage):
-                self._invalidate(run, arc, former, stage, downstream)
-            if downstream.status is StageStatus.PENDING and arc.downstream not in run.queued:
-                self._arc_decided(run, arc, stage, downstream)
-
-    def _arc_decided(self, run: Run, arc: Dependency, upstream: StageState, downstream: StageState) -> None:
-        """The last upstream of ALL decides; of ANY, the first that is satisfied or the last: each arc is looked at twice.
-
-        What streams connect starts together, so that what one of them waited for was perhaps the last for all.
-        """
-        if arc.downstream in run.streams.groups:
-            for each in pending(run.job, run.streams.groups[arc.downstream]):
-                self.decide(run, each)
-            return
-        first = downstream.spec.join is Join.ANY and satisfied(arc, upstream)
-        if first or run.job.undecided[arc.downstream] == 0:
-            self.decide(run, arc.downstream)
-
-    def _invalidate(
-        self, run: Run, arc: Dependency, former: Outcome, upstream: StageState, downstream: StageState
-    ) -> None:
-        """Strict consistency: what read or rests on the old outcome is run again on the new one."""
-        reason = f"{arc.upstream} was run again and came out differently"
-        # What was given out ahead of this very attempt rests on the new one.
-        old = downstream.ahead_of.get(arc.upstream) != upstream.committed
-        for token, agent in tuple(downstream.live.items()) if old else ():
-            self._ledger.send(agent, Cancel(task=TaskToken(run.job.id, arc.downstream, token)))
-            self.supersede(run, arc.downstream, token, reason)
-        if downstream.committed is not None and not still_stands(arc, former, upstream, downstream):
-            self.reopen(run, arc.downstream, reason)
+        self._worklist.ended.append((run, name))
+        self._worklist.unjudged.add((run.job.id, name))
+        self._worklist.touched[run.job.id] = run
 
 
-def back_off(retry: Retry, failures: int) -> float:
-    """Seconds to wait after a stage that had failed so many times before failed again."""
-    try:
-        return min(retry.first_seconds * retry.factor**failures, retry.last_seconds)
-    except OverflowError:
-        return retry.last_seconds
-
-
-def unreachable_seconds(times: int) -> float:
-    """Seconds to wait after a stage could not reach its inputs for the given time in a row."""
-    return min(limits.UNREACHABLE_FIRST_SECONDS * 2.0 ** (times - 1), limits.UNREACHABLE_LAST_SECONDS)
+def _default_outputs(spec: StageSpec, kind: KindSpec) -> dict[str, ValueRef]:
+    """The defaults of a stage's policy as inline values, of the ports that its kind has."""
+    ports = kind.output_ports(spec.params)
+    outputs: dict[str, ValueRef] = {}
+    for port, value in spec.policy.defaults.items():
+        if port in ports:
+            data, meta = encode(ports[port].type, value, f"stages.{spec.id}.defaults.{port}")
+            outputs[port] = ValueRef(
+                type=ports[port].type, bytes=len(data), digest=digest(data), meta=meta, inline=data
+            )
+    return outputs
