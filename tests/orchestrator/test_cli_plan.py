@@ -663,3 +663,59 @@ def test_for_a_period_or_a_promise_that_is_not_kept_else_a_smaller_variant_is_ta
     Path(files[0]).write_text(head + VARIED + "least_quality: 0.8\n")
     code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "1s")
     assert (code, found["rounds"]["holds"], found["placement"]["b"]["variant"]) == (1, False, "large")
+
+
+KIOSKS = """
+api_version: starloom/v1
+name: kiosks
+stages:
+  film-1: {kind: synthetic.work, params: {seconds: 1, outputs: {data: 10000000}}, require: {node: kiosk-1}}
+  film-2: {kind: synthetic.work, params: {seconds: 1, outputs: {data: 10000000}}, require: {node: kiosk-2}}
+  see-1: {kind: synthetic.work, params: {seconds: 1}, in: {data: film-1.data}, require: {tier: cloud}}
+  see-2: {kind: synthetic.work, params: {seconds: 1}, in: {data: film-2.data}, require: {tier: cloud}}
+"""
+BEHIND_ONE_LINE = """
+nodes:
+  - {name: kiosk-1, tier: device, uplink: dsl}
+  - {name: kiosk-2, tier: device, uplink: dsl}
+  - {name: far, tier: cloud, slots: 2}
+links:
+  - {between: [device, cloud], mbit: 80, latency: 100ms}
+uplinks:
+  - {name: dsl, mbit: 50, up_mbit: 20}
+"""
+
+
+@pytest.fixture
+def kiosks(tmp_path: Path) -> tuple[str, str]:
+    (tmp_path / "kiosks.yaml").write_text(KIOSKS)
+    (tmp_path / "fleet.yaml").write_text(BEHIND_ONE_LINE)
+    return str(tmp_path / "kiosks.yaml"), str(tmp_path / "fleet.yaml")
+
+
+def test_values_share_the_uplink_that_nodes_name(kiosks: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    code, found = plan(capsys, kiosks[0], "--fleet", kiosks[1])
+    assert code == 0
+    # 10 MB at 20 Mbit/s are 4 s, and both at one time 8 s.
+    assert found["makespan"] == pytest.approx(1 + 8 + 0.1 + 1)
+    assert found["lower_bound"] == pytest.approx(1 + 4 + 0.1 + 1)
+    assert not found["method"].endswith("proven best")
+    assert found["uplinks"] == [
+        {"name": "dsl up", "bytes": 2e7, "seconds": pytest.approx(8.0), "stages": ["film-1", "film-2"]}
+    ]
+    assert main(["plan", kiosks[0], "--fleet", kiosks[1]]) == 0
+    told = capsys.readouterr().out
+    assert "the up-link dsl up carries 2e+07 bytes, for 8.000 s at its full rate" in told
+    assert "with each value alone on its way the job would end after 6.100 s on the same places" in told
+    assert "8.100" in next(line for line in told.splitlines() if line.startswith("see-1"))
+
+
+def test_a_period_fills_a_shared_uplink_no_more_than_anything_else(
+    kiosks: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = plan(capsys, kiosks[0], "--fleet", kiosks[1], "--every", "9s")
+    assert (code, found["rounds"]["holds"]) == (0, True)
+    code, found = plan(capsys, kiosks[0], "--fleet", kiosks[1], "--every", "8.5s")
+    assert (code, found["rounds"]["holds"]) == (1, False)
+    assert found["rounds"]["least_period"] == pytest.approx(8 / 0.9)
+    assert found["rounds"]["loads"][0]["what"] == "the up-link dsl up"

@@ -9,7 +9,7 @@ from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput
 from starloom.devices.links import BY_TIERS, Link
-from starloom.orchestrator.fleetfile import parse, read_file
+from starloom.orchestrator.fleetfile import SharedUplink, parse, read_file
 
 
 def problems(text: str) -> dict[str, str]:
@@ -130,3 +130,46 @@ def test_links_that_are_no_list_and_a_file_that_is_not_there_are_refused(tmp_pat
     assert "list links" in problems("nodes: [{name: a, tier: edge}]\nlinks: {a: 1}\n")["links"]
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_file(tmp_path / "none.yaml")
+
+
+def test_uplinks_are_shared_by_the_nodes_that_name_them() -> None:
+    fleet = parse(
+        b"nodes:\n"
+        b"  - {name: r1, tier: device, uplink: hall}\n"
+        b"  - {name: r2, tier: device, uplink: [hall, dsl]}\n"
+        b"  - {name: far, tier: cloud}\n"
+        b"uplinks:\n"
+        b"  - {name: hall, mbit: 40, duplex: half}\n"
+        b"  - {name: dsl, mbit: 50, up_mbit: 10}\n"
+    )
+    assert [node.uplinks for node in fleet.nodes] == [("hall",), ("hall", "dsl"), ()]
+    assert fleet.uplinks == (
+        SharedUplink(name="hall", up=5e6, down=5e6, half=True),
+        SharedUplink(name="dsl", up=1.25e6, down=6.25e6),
+    )
+
+
+def test_all_that_is_wrong_with_uplinks_is_told() -> None:
+    found = problems(
+        "nodes:\n"
+        "  - {name: a, tier: edge, uplink: hal}\n"
+        "  - {name: b, tier: edge, uplink: 5}\n"
+        "  - {name: c, tier: edge, uplink: [hall, hall]}\n"
+        "uplinks:\n"
+        "  - {name: hall, mbit: 0}\n"
+        "  - {name: hall, mbit: 5, duplex: both}\n"
+        "  - {name: wifi, mbit: 5, up_mbit: 1, duplex: half, latency: 3}\n"
+        "  - {mbit: fast}\n"
+    )
+    assert found["nodes.0.uplink"] == "there is no up-link 'hal'; did you mean 'hall'?"
+    assert "list those on the way" in found["nodes.1.uplink"]
+    assert found["uplinks.0.mbit"] == "is 0; give a number above 0"
+    assert found["uplinks.1.name"] == "uplinks.0 has this name already; give each up-link its own"
+    assert found["uplinks.1.duplex"] == "is 'both'; give one of full, half"
+    assert "leave it out" in found["uplinks.2.up_mbit"]
+    assert found["uplinks.2.latency"].startswith("is no known key")
+    assert found["uplinks.2"].startswith("no node shares it; say `uplink: wifi`")
+    assert {"uplinks.3.name", "uplinks.3.mbit"} < found.keys()
+    assert "list up-links" in problems("nodes: [{name: a, tier: edge}]\nuplinks: {hall: 5}\n")["uplinks"]
+    many = "".join(f"  - {{name: u{n}, mbit: 1}}\n" for n in range(limits.FLEET_UPLINKS_MAX + 1))
+    assert "FLEET_UPLINKS_MAX" in problems(f"nodes: [{{name: a, tier: edge}}]\nuplinks:\n{many}")["uplinks"]

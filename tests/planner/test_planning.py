@@ -16,9 +16,9 @@ from starloom.orchestrator.bench.placing.peers import plans
 from starloom.orchestrator.planner import listing, planning
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.decode import value_of
-from starloom.orchestrator.planner.planning import NO_PLAN, PROVEN, UNPROVEN, Budget, plan
+from starloom.orchestrator.planner.planning import NO_PLAN, UNPROVEN, Budget, plan
 from starloom.orchestrator.planner.prepared import board, prepare
-from starloom.orchestrator.planner.problem import Place, Plan, Problem, problem
+from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, problem
 
 SHORT = Budget(iterations=50)
 PAIR = [Place("a"), Place("b")]

@@ -139,7 +139,7 @@ def test_search_goes_on_from_the_starts_that_become_best(
     _Faked.made = []
     asked = problem([f"s{i}" for i in range(stages)], [Place("a")], 1.0, [])
     starts = [planning._Start(value, value, "") for value in sorted(_Faked.found)]  # type: ignore[arg-type]
-    best = planning._search(asked, prepare(asked), starts, Budget(iterations), 0)
+    best = planning._search(asked, prepare(asked), starts, Budget(iterations), 0)[0]
     assert {each.first: each.iterations for each in _Faked.made} == tried
     assert best.value == min(each.value for each in _Faked.made)
 

@@ -238,6 +238,8 @@ CLUSTER_NODES_MAX: Final = 64
 NODE_SLOTS_MAX: Final = 1_024
 FLEET_NODES_MAX: Final = 1_000
 """Nodes of a fleet that is planned for, none of which needs to run."""
+FLEET_UPLINKS_MAX: Final = 100
+"""Up-links of such a fleet that its nodes share."""
 FLEET_SPEED_MAX: Final = 1e6
 """How many times as fast as the reference machine a target may be said to be."""
 FLEET_WATTS_MAX: Final = 1e9

@@ -6,12 +6,19 @@
       - {name: edge-1, tier: edge, slots: 4, watts: 40, price_per_hour: 0.5}
     links:
       - {between: [device, edge], mbit: 50, latency: 8ms, joules_per_mb: 0.8, price_per_gb: 0}
+    uplinks:
+      - {name: hall-wifi, mbit: 40, duplex: half}
+      - {name: shop-dsl, mbit: 50, up_mbit: 10}
 
 A node's lines are those of a cluster file, which is a fleet as well. Beside them `speed`, how many times as fast as the
 reference machine, for all targets or by target; `memory`, without which it is taken to suffice; `resident`, the models
 that are loaded there; `slots`, 1 unless given. `watts`, for all targets or by target, is what a target takes with all its slots in use beside what
 it takes idle, and `price_per_hour` what the node costs then: a stage takes the share of one slot. `battery_joules` is what the stages of a job may take of
 the node in all. Links that are not listed are what such paths usually give (`devices.links`).
+
+An up-link is shared by the nodes that name it, as `uplink: hall-wifi`, or `uplink: [hall-wifi, shop-dsl]` for all on the way: what goes from
+them to any other node, or comes from one, passes it, and no faster than at `mbit`, or `up_mbit` from them. What such nodes send each other stays
+within. A radio (`duplex: half`) carries one value at a time, in either direction, and twice what goes from one of its nodes to another.
 """
 
 import math
@@ -23,7 +30,7 @@ from typing import Any
 import msgspec
 
 from starloom.dag import limits
-from starloom.dag.checks import kind_of, number_fault
+from starloom.dag.checks import kind_of, name_fault, number_fault, suggestion
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import AgentId
@@ -41,6 +48,7 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node to plan for. `speed` by target, relative to the reference machine. `memory_bytes`: 0 where it is not known.
 
     `watts` by target, and `price_per_hour`, with all slots in use. `battery_joules`: for one job; infinite without a bound.
+    `uplinks`: names of those that it shares with others, all on the way out.
     """
 
     node: NodeSpec
@@ -50,6 +58,7 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
     battery_joules: float = math.inf
     memory_bytes: int = 0
     resident: tuple[str, ...] = ()
+    uplinks: tuple[str, ...] = ()
 
     @property
     def profile(self) -> NodeProfile:
@@ -67,11 +76,21 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class SharedUplink(msgspec.Struct, frozen=True, kw_only=True):
+    """An up-link that nodes share: bytes a second from them, `up`, and to them, `down`. `half`: both together have `up`."""
+
+    name: str
+    up: float
+    down: float
+    half: bool = False
+
+
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """Nodes, and the links between different nodes by the tiers that they stand on."""
+    """Nodes, the links between different nodes by the tiers that they stand on, and up-links that some of them share."""
 
     nodes: tuple[FleetNode, ...]
     links: Mapping[frozenset[Tier], Link] = BY_TIERS
+    uplinks: tuple[SharedUplink, ...] = ()
 
 
 def read_file(path: Path) -> Fleet:
@@ -96,14 +115,16 @@ def parse(data: bytes, place: str = "the fleet file") -> Fleet:
 class _FleetReader(NodeReader):
     nodes_max = limits.FLEET_NODES_MAX
     nodes_limit = "FLEET_NODES_MAX"
-    more = ("speed", "memory", "resident", "watts", "price_per_hour", "battery_joules")
+    more = ("speed", "memory", "resident", "watts", "price_per_hour", "battery_joules", "uplink")
 
     def fleet(self, document: Any) -> Fleet:
-        part = self.mapping("", document, ("nodes", "links"))
+        part = self.mapping("", document, ("nodes", "links", "uplinks"))
         # None where what should list nodes does not; else one for each line, so that what else a line holds is read as well.
         specs = self.cluster({"nodes": part.get("nodes")}).nodes
         nodes = [self._more(f"nodes.{i}", spec, part["nodes"][i]) for i, spec in enumerate(specs)]
-        return Fleet(nodes=tuple(nodes), links=self._links(part.get("links", [])))
+        links, uplinks = self._links(part.get("links", [])), self._uplinks(part.get("uplinks", []))
+        self._named(nodes, [each.name for each in uplinks])
+        return Fleet(nodes=tuple(nodes), links=links, uplinks=tuple(uplinks))
 
     def _more(self, place: str, spec: NodeSpec, value: Any) -> FleetNode:
         if not isinstance(value, dict):
@@ -127,7 +148,18 @@ class _FleetReader(NodeReader):
             else math.inf,
             memory_bytes=memory,
             resident=tuple(resident),
+            uplinks=self._uplink_names(f"{place}.uplink", value.get("uplink", [])),
         )
+
+    def _uplink_names(self, place: str, value: Any) -> tuple[str, ...]:
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
+            self.add(
+                place, f"is {kind_of(value)}; name an up-link, or list those on the way, such as [hall-wifi, shop-dsl]"
+            )
+            return ()
+        # In their order, each once.
+        return tuple(dict.fromkeys(given))
 
     def _by_target(self, place: str, value: Any, targets: tuple[str, ...], *, above: bool = False) -> dict[str, float]:
         """A number for each target, from one for all or a mapping; `above`: greater than 0."""
@@ -177,3 +209,47 @@ class _FleetReader(NodeReader):
                 price_per_byte=price / BYTES_PER_UNIT["GB"],
             )
         return MappingProxyType(found)
+
+    def _uplinks(self, value: Any) -> list[SharedUplink]:
+        if not isinstance(value, list):
+            self.add(
+                "uplinks", f"is {kind_of(value)}; list up-links, such as {{name: hall-wifi, mbit: 40, duplex: half}}"
+            )
+            return []
+        if len(value) > limits.FLEET_UPLINKS_MAX:
+            self.add("uplinks", f"are {len(value)}, over FLEET_UPLINKS_MAX = {limits.FLEET_UPLINKS_MAX}")
+        found, said = [], dict[str, str]()
+        for index, each in enumerate(value):
+            place = f"uplinks.{index}"
+            part = self.mapping(place, each, ("name", "mbit", "up_mbit", "duplex"))
+            name = self.checked(f"{place}.name", part.get("name"), lambda given: name_fault(given, dotted=True), "")
+            if name and (first := said.setdefault(name, place)) != place:
+                self.add(f"{place}.name", f"{first} has this name already; give each up-link its own")
+            half = self.checked(f"{place}.duplex", part.get("duplex", "full"), _duplex_fault, "full") == "half"
+            if half and "up_mbit" in part:
+                self.add(f"{place}.up_mbit", "is of one way, and with `duplex: half` both share mbit; leave it out")
+            down = self.checked(f"{place}.mbit", part.get("mbit"), _rate_fault, 1.0)
+            up = self.checked(f"{place}.up_mbit", part.get("up_mbit", down), _rate_fault, 1.0)
+            found.append(SharedUplink(name=name, up=up * _BYTES_PER_MBIT, down=down * _BYTES_PER_MBIT, half=half))
+        return found
+
+    def _named(self, nodes: list[FleetNode], uplinks: list[str]) -> None:
+        """Whether nodes name up-links that there are, and each of these is named."""
+        named = {name for node in nodes for name in node.uplinks}
+        for index, node in enumerate(nodes):
+            for name in node.uplinks:
+                if name not in uplinks:
+                    self.add(f"nodes.{index}.uplink", f"there is no up-link {name!r}{suggestion(name, uplinks)}")
+        for index, name in enumerate(uplinks):
+            if name and name not in named:
+                self.add(
+                    f"uplinks.{index}", f"no node shares it; say `uplink: {name}` of those that do, or leave it out"
+                )
+
+
+def _duplex_fault(value: Any) -> str:
+    return "" if value in ("full", "half") else f"is {value!r}; give one of full, half"
+
+
+def _rate_fault(value: Any) -> str:
+    return number_fault(value) or ("" if value else "is 0; give a number above 0")

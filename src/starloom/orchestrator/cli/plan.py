@@ -99,7 +99,7 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
     constellation, built = msgspec.structs.replace(jobs.one, objective=tuple(jobs.goals)), jobs.built
     deadline = constellation.deadline_seconds
     # What is compiled at its first use is no part of planning.
-    planning.warm_up()
+    planning.warm_up(uplinks=bool(built.problem.uplinks))
     if jobs.pace is not None:
         pacing.warm_up()
     began = time.perf_counter()
@@ -145,6 +145,7 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
     from starloom.dag import limits
     from starloom.orchestrator.planner import goals
     from starloom.orchestrator.planner.explain import Conflict, settle
+    from starloom.orchestrator.planner.uplinks import timed
 
     count = _tries(constellation, built)
     several, milliseconds = count > 1, args.budget / count
@@ -156,12 +157,12 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
     found = goals.find(built.problem, asked, _planned(args, built, looks))
     if found.ends_by(deadline) or built.problem.arrays.seconds.size > limits.PLAN_SETTLED_CHOICES_MAX:
         return found
-    settled = settle(built.problem, built.excluded, deadline)
+    settled = settle(built.problem.free, built.excluded, deadline)
     if isinstance(settled, Conflict):
         told = [Problem("conflict", each.words) for each in settled.requirements]
         told += [Problem("enough would be", lift) for lift in settled.lifts]
         raise Infeasible(told, "no plan can keep all of this")
-    made = goals.rated(built.problem, built.rates, settled) if settled is not None else found
+    made = goals.rated(built.problem, built.rates, timed(built.problem, settled)) if settled is not None else found
     return goals.best([found, made], constellation.objective, deadline)
 
 

@@ -11,6 +11,8 @@ from starloom.orchestrator.planner.building import Built
 from starloom.orchestrator.planner.goals import SAME, Found, rank, rated
 from starloom.orchestrator.planner.pacing import PACED
 from starloom.orchestrator.planner.steady import Pace, work
+from starloom.orchestrator.planner.timing import retimed
+from starloom.orchestrator.planner.uplinks import carried, lags
 from starloom.orchestrator.planner.whatif import Alternative, Loss
 
 if TYPE_CHECKING:
@@ -74,6 +76,8 @@ class Told:
             "quality_lost_lower_bound": self._least(Measure.QUALITY),
             "batteries": {name: {"gives": drawn, "has": has} for name, drawn, has in self._batteries()},
         }
+        if self.built.problem.uplinks:
+            told["uplinks"] = self._uplinks(out)
         if self.deadline:
             told["deadline"] = {"seconds": self.deadline, "met": self.found.ends_by(self.deadline)}
         return told
@@ -155,8 +159,9 @@ class Told:
 
     def _table(self, out: Output) -> None:
         rows, plan, built, taken = [], self.found.plan, self.built, self.found.bill
+        lag = lags(built.problem, plan)
         for stage in sorted(range(len(built.stages)), key=lambda each: (plan.start[each], each)):
-            made, place = whatif.part(built.problem, plan, stage), built.problem.places[plan.place[stage]]
+            made, place = whatif.part(built.problem, plan, stage, lag), built.problem.places[plan.place[stage]]
             times = (plan.start[stage], plan.finish[stage], made.transfer, made.load, made.run)
             takes = _figures(float(taken.stage_joules[stage]), float(taken.stage_price[stage])) if self.paid else []
             columns = [*(f"{value:.3f}" for value in times), *takes, made.last]
@@ -204,6 +209,20 @@ class Told:
             late = self.found.plan.makespan - self.deadline
             missed = f"missed by {late:.3f} s; no plan was found that meets it"
             out.text(f"the deadline of {self.deadline:g} s is {'met' if self.found.ends_by(self.deadline) else missed}")
+
+    def _uplinks(self, out: Output) -> list[dict[str, Any]]:
+        """What each way of an up-link carries, and what the job would take if no two values met there."""
+        problem, plan = self.built.problem, self.found.plan
+        told = carried(problem, plan.place)
+        for each in told:
+            out.text(
+                f"the up-link {each.name} carries {each.bytes:.4g} bytes, for {each.seconds:.3f} s at its full rate"
+            )
+        alone = retimed(problem, plan).makespan
+        if plan.makespan > alone * (1 + SAME):
+            out.text(f"with each value alone on its way the job would end after {alone:.3f} s on the same places")
+        stages = problem.stages
+        return [each._asdict() | {"stages": [stages[stage] for stage in each.stages]} for each in told]
 
     def _least(self, measure: Measure) -> float:
         return least(self.built.problem, self.built.rates, measure)

@@ -1,10 +1,11 @@
 """Whether a plan keeps all that a problem asks for: simple, slow, and apart from what makes plans."""
 
-from collections.abc import Iterator
+import heapq
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem
+from starloom.orchestrator.planner.problem import NO_MODEL, Plan, Problem, Uplink
 
 SLACK = 1e-6
 """Seconds, and shares of a byte count, by which rounding may put a number off."""
@@ -37,6 +38,7 @@ def faults(problem: Problem, plan: Plan, deadline: float | None = None) -> list[
         return ["a start or finish is no number"]
     found = [*_runs(problem, plan), *_dependencies(problem, plan), *_slots(problem, plan)]
     found += [*_loads(problem, plan), *_memory(problem, plan), *_stores(problem, plan), *_groups(problem, plan)]
+    found += _uplinks(problem, plan)
     last = float(plan.finish.max()) if n else 0.0
     if abs(last - plan.makespan) > SLACK:
         found.append(f"the makespan is {plan.makespan}, and the last stage ends at {last}")
@@ -167,6 +169,57 @@ def _groups(problem: Problem, plan: Plan) -> Iterator[str]:
             alone = len({_zone(problem, group, node) for node in range(len(problem.nodes))}) == len(problem.nodes)
             where = "on different nodes" if alone else "in different zones"
             yield f"{', '.join(problem.stages[i] for i in members)} are to stand {where}, and do not"
+
+
+def _uplinks(problem: Problem, plan: Plan) -> Iterator[str]:
+    """Of each way of each up-link: whether in every window all bytes can pass that have to, from when they are made until they are used."""
+    arrays = problem.arrays
+    nodes = arrays.node[plan.place]
+    for uplink in problem.uplinks:
+        for outward in (True,) if uplink.half else (True, False):
+            rate = uplink.up if outward else uplink.down
+            passing = []
+            for edge in range(len(arrays.upstream)):
+                up, down = arrays.upstream[edge], arrays.downstream[edge]
+                source, sink = int(nodes[up]), int(nodes[down])
+                size = passes(uplink, source, sink, outward) * float(arrays.size_bytes[edge])
+                if size > 0:
+                    by = float(plan.start[down] - arrays.latency[source, sink])
+                    passing.append((float(plan.finish[up]), by, size, edge))
+            if (late := _late(sorted(passing), rate)) >= 0:
+                source, sink = problem.stages[arrays.upstream[late]], problem.stages[arrays.downstream[late]]
+                yield f"the up-link {uplink.name} cannot carry all that it has to until {sink} takes what {source} gives"
+
+
+def passes(uplink: Uplink, source: int, sink: int, outward: bool) -> int:
+    """How many times what goes from one node to another passes an up-link one way; of a radio both ways."""
+    within, comes = source in uplink.nodes, sink in uplink.nodes
+    if uplink.half:
+        return 0 if source == sink else within + comes
+    return int(within and not comes) if outward else int(comes and not within)
+
+
+def _late(passing: Sequence[tuple[float, float, float, int]], rate: float) -> int:
+    """Which dependency's bytes cannot have passed in time, -1 for none. `passing`: from, until, bytes and which, by the first.
+
+    What is due first passes first: if that is late, some window has more to carry than it can, and else none has (Horn 1974).
+    """
+    due: list[tuple[float, float, int]] = []
+    now = 0.0
+    for index in range(len(passing) + 1):
+        until = passing[index][0] if index < len(passing) else float("inf")
+        while due and now < until:
+            by, left, edge = heapq.heappop(due)
+            if now + left / rate > until:
+                heapq.heappush(due, (by, left - (until - now) * rate, edge))
+                break
+            now += left / rate
+            if now > by + SLACK:
+                return edge
+        now = max(now, until)
+        if index < len(passing):
+            heapq.heappush(due, passing[index][1:])
+    return -1
 
 
 def _crowding(problem: Problem, plan: Plan) -> float:

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from starloom.orchestrator.planner.check import SLACK
-from starloom.orchestrator.planner.problem import NO_MODEL, Indices, Place, Problem
+from starloom.orchestrator.planner.check import SLACK, passes
+from starloom.orchestrator.planner.problem import NO_MODEL, Indices, Place, Problem, Uplink
 from starloom.orchestrator.planner.steady import Pace
 
 
@@ -29,6 +29,22 @@ def overfull(problem: Problem, place: Indices, pace: Pace) -> Iterator[str]:
             if node != other and (busy := _sent(problem, place, pace, node, other)) > most:
                 names = [problem.nodes[each] or "the job store" for each in (node, other)]
                 yield f"the link from {names[0]} to {names[1]} carries {busy:.6g} s for each round, and has {pace.cap:.6g} s"
+    for uplink in problem.uplinks:
+        for outward in (True,) if uplink.half else (True, False):
+            busy = _carried(problem, place, pace, uplink, outward)
+            if busy > most:
+                way = "" if uplink.half else ", from its nodes," if outward else ", to its nodes,"
+                yield f"the up-link {uplink.name}{way} carries {busy:.6g} s for each round, and has {pace.cap:.6g} s"
+
+
+def _carried(problem: Problem, place: Indices, pace: Pace, uplink: Uplink, outward: bool) -> float:
+    """Seconds of each round that values keep an up-link busy, one way; of a radio both ways."""
+    arrays, total = problem.arrays, 0.0
+    for edge in range(len(arrays.upstream)):
+        up, down = arrays.upstream[edge], arrays.downstream[edge]
+        times = passes(uplink, int(arrays.node[place[up]]), int(arrays.node[place[down]]), outward)
+        total += times * float(arrays.size_bytes[edge] * pace.rate[up]) / (uplink.up if outward else uplink.down)
+    return total
 
 
 def _sent(problem: Problem, place: Indices, pace: Pace, source: int, sink: int) -> float:

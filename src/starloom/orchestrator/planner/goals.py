@@ -18,8 +18,8 @@ from starloom.dag.errors import Infeasible
 from starloom.orchestrator.planner.bills import Bill, Rates, best_variants, bill, costs, least, loading, no_worse
 from starloom.orchestrator.planner.check import penalty
 from starloom.orchestrator.planner.frugal import frugal
-from starloom.orchestrator.planner.planning import PROVEN
-from starloom.orchestrator.planner.problem import Plan, Problem, provable
+from starloom.orchestrator.planner.problem import PROVEN, Plan, Problem, provable
+from starloom.orchestrator.planner.uplinks import timed
 
 SHARES: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1_000.0)
 """What all that the fastest plan takes counts at each weight, in times its seconds."""
@@ -201,10 +201,12 @@ def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, 
     loads = np.zeros_like(problem.arrays.load_seconds)
     for measure, weight in weights.items():
         loads += weight * loading(problem, asked.rates, measure)
-    made = frugal(priced, latest, loads, first.priced, effort=asked.effort, seed=asked.seed)
+    made = frugal(priced.free, latest, loads, first.priced, effort=asked.effort, seed=asked.seed)
     if made.plan is None:
         return None, False
-    return _as_found(problem, asked.rates, priced, made.plan), made.proven
+    # What others on an up-link put off may come too late: then there may be another in time, that takes more.
+    plan = timed(problem, made.plan)
+    return _as_found(problem, asked.rates, priced, plan), made.proven and plan.makespan <= latest * (1 + SAME)
 
 
 def _names_quality(goals: Sequence[Goal]) -> bool:

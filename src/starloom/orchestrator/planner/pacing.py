@@ -22,19 +22,19 @@ from starloom.orchestrator.planner.filling import overfull
 from starloom.orchestrator.planner.goals import Asked, Found, Planned, find, rank
 from starloom.orchestrator.planner.levelling import levelled
 from starloom.orchestrator.planner.lowering import lowered
+from starloom.orchestrator.planner.moving import Moves
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
 from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem, provable
 from starloom.orchestrator.planner.promises import Answering, Kept, kept
 from starloom.orchestrator.planner.rounds import Rounds, simulate
 from starloom.orchestrator.planner.steady import GRANTED, Pace, Work, pace, work
+from starloom.orchestrator.planner.uplinks import timed
 
 SHARES: Final = (1.0, 0.85, 0.7)
 """Of what a resource may be busy: emptier queues are shorter, and cost the round itself."""
 
 MOVES: Final = 400
 """Moves of a stage to another place that local search sets out, at each share."""
-_NEAR: Final = 0.5
-"""How often a stage moves to where one is that it sends to or reads from."""
 
 PACED: Final = (Measure.PERIOD, Measure.P95)
 """What only rounds that follow each other have; all else is of one of them."""
@@ -130,7 +130,7 @@ def _find_paced(
     level = search.level(first.plan.place, 0.0)
     # What sums alone allow may not stand: stages apart, a battery. CP-SAT has to begin with what does.
     begin = level if search.stood(level) is not None else first.plan.place
-    least = balanced(problem, pace, begin, effort=effort, seed=asked.seed)
+    least = balanced(problem.free, pace, begin, effort=effort, seed=asked.seed)
     stood = [search.stood(place) for place in (level, least.place) if place is not None]
     made = [first, *known, *(each for each in stood if each is not None and not faults(problem, each.plan))]
     at = pace
@@ -221,25 +221,14 @@ class _Looking:
         self.table = listing.Table(self.prepared)
         self.plain = self.table.listing("placed", self.table.upward)
         self.board = board(self.prepared)
-        self.movable = (self.prepared.allowed.sum(axis=1) > 1) & ~self.prepared.started
-        self.movers = np.flatnonzero(self.movable).astype(np.int32)
-        self.places = [np.flatnonzero(row) for row in self.prepared.allowed]
-        ends = np.concatenate([problem.arrays.upstream, problem.arrays.downstream])
-        others = np.concatenate([problem.arrays.downstream, problem.arrays.upstream])
-        self.near = [others[ends == stage] for stage in range(len(problem.stages))]
-        together = problem.arrays.together
-        self.groups = [
-            np.flatnonzero(together == group).tolist() if group >= 0 else [stage]
-            for stage, group in enumerate(together.tolist())
-        ]
+        self.moves = Moves(problem, self.prepared)
 
     def stood(self, place: Indices) -> Found | None:
         """The plan with stages on these places [n]; nothing where they cannot stand there together."""
         wished = self.plain._replace(wished=place.astype(np.int64))
         if listing.run(self.prepared, self.board, wished) >= 0 or not np.array_equal(self.board.place, place):
             return None
-        made = plan_of(self.problem, self.prepared, self.board, "moved")
-        return Found(self.problem, made, made, bill(self.problem, self.asked.rates, made))
+        return self._found(plan_of(self.problem, self.prepared, self.board, "moved"))
 
     def below(self, made: Sequence[Found], cap: float, effort: float) -> list[Found]:
         """Plans that keep everything busy for no more than `cap` seconds a round, or come nearer than those that were made."""
@@ -276,7 +265,7 @@ class _Looking:
         arrays = self.problem.arrays
         priced = self.problem._replace(arrays=arrays._replace(penalty=arrays.penalty + price * self.lacks))
         hint = best.plan._replace(penalty=penalty(priced, best.plan))
-        plan = within(priced, self.pace, cap, hint, effort=effort, seed=self.asked.seed).plan
+        plan = within(priced.free, self.pace, cap, hint, effort=effort, seed=self.asked.seed).plan
         return None if plan is None else self._found(plan._replace(penalty=penalty(self.problem, plan)))
 
     def level(self, place: Indices, cap: float) -> Indices:
@@ -284,6 +273,7 @@ class _Looking:
         return levelled(self.problem, self.prepared, self.pace, place, cap, self.asked.seed)
 
     def _found(self, plan: Plan) -> Found:
+        plan = timed(self.problem, plan)
         return Found(self.problem, plan, plan, bill(self.problem, self.asked.rates, plan))
 
     def _value(self, found: Found, cap: float) -> tuple[float, ...]:
@@ -299,7 +289,7 @@ class _Looking:
         draw = np.random.default_rng(self.asked.seed)
         value = self._value(best, cap)
         for _ in range(MOVES):
-            place = self._elsewhere(best.plan.place, self.movers, draw)
+            place = self.moves.elsewhere(best.plan.place, draw)
             # Most moves are worse in what is summed up at once, and need not be set out.
             if self._over(place, cap) > value[0]:
                 continue
@@ -307,24 +297,6 @@ class _Looking:
             if found is not None and (now := self._value(found, cap)) <= value:
                 best, value = found, now
         return best
-
-    def _elsewhere(self, place: Indices, among: Indices, draw: np.random.Generator) -> Indices:
-        """Places [n] with one of these stages moved, and with it those that share its node; the same where it cannot be."""
-        if not len(among):
-            return place
-        stage = int(among[draw.integers(len(among))])
-        theirs = self.places[stage]
-        # What sends or reads is a good neighbour.
-        near = place[self.near[stage]] if draw.random() < _NEAR else theirs
-        near = near[self.prepared.allowed[stage, near]]
-        at = int(near[draw.integers(len(near))]) if len(near) else int(theirs[draw.integers(len(theirs))])
-        moved, node = place.copy(), self.prepared.node[at]
-        moved[stage] = at
-        for other in self.groups[stage]:
-            if other != stage:
-                there = self.places[other][self.prepared.node[self.places[other]] == node]
-                moved[other] = there[self.prepared.seconds[other, there].argmin()]
-        return moved
 
 
 def held_by_none(pace: Pace, least: Balanced) -> bool:
@@ -348,7 +320,7 @@ def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> tu
         left -= len(fewer) * len(problem.places)
         if left < 0:
             return ()
-        if held_by_none(pace, balanced(problem, pace, least.place, of=fewer, effort=effort)):
+        if held_by_none(pace, balanced(problem.free, pace, least.place, of=fewer, effort=effort)):
             core = fewer
         elif len(block) > 1:
             half = len(block) // 2

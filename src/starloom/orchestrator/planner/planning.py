@@ -12,13 +12,15 @@ from starloom.dag.errors import Infeasible
 from starloom.dag.errors import Problem as Trouble
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.contending import contended
 from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.explain import Conflict, settle
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
-from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem, provable
+from starloom.orchestrator.planner.problem import PROVEN, Indices, Place, Plan, Problem, Uplink, problem, provable
 from starloom.orchestrator.planner.requirements import Reasons, nowhere, part
 from starloom.orchestrator.planner.search import Search
+from starloom.orchestrator.planner.uplinks import shared
 from starloom.orchestrator.planner.windows import EFFORT as WINDOW_EFFORT
 from starloom.orchestrator.planner.windows import improved
 
@@ -31,9 +33,6 @@ HARD_STAGES = 12
 
 NO_PLAN = "no plan can keep all of this"
 UNPROVEN = "no plan was found, which is no proof that there is none"
-
-PROVEN = ", proven best"
-"""What a plan's method ends with if CP-SAT has shown that none is better by more than some millionths."""
 
 STEP_STAGES = 3_000
 """Stages times iterations of the local search between two looks at the time: about half a millisecond."""
@@ -50,6 +49,8 @@ TRIAL_ITERATIONS = 60
 """From each of the others. Then those that have become better go on, half of them each time."""
 TRIAL_GROWTH = 1.6
 """How many times as long as the time before."""
+ITERATIONS_A_MOVE = 4
+"""Of local search, for each move that is judged with contention."""
 WORTH = 1.5
 """A start that is so many times as bad as the best is not tried."""
 GAIN = 1e-9
@@ -128,6 +129,23 @@ def plan(
     stage, why it may not have places. Raises Infeasible: NO_PLAN with a smallest set of requirements that conflict, or
     UNPROVEN, where a large job has no plan that was found, and no conflict.
     """
+    if problem.uplinks:
+
+        def finals(free: Problem, share: float) -> Iterator[Plan]:
+            # Proofs and windows are of links as they are, with all to themselves.
+            effort = budget.effort if share == 1.0 else 0.0
+            looks = budget._replace(iterations=int(budget.iterations * share / 2), effort=effort)
+            return _finals(free, looks, seed, warm, reasons)
+
+        return contended(problem, finals, budget.spent, budget.iterations // ITERATIONS_A_MOVE, seed)
+    return next(_finals(problem, budget, seed, warm, reasons))
+
+
+def _finals(problem: Problem, budget: Budget, seed: int, warm: Plan | None, reasons: Reasons) -> Iterator[Plan]:
+    """Plans without a fault, as if links were free of contention: the best that was found, then others that differ from it.
+
+    One at the least. Raises Infeasible as `plan` does.
+    """
     if ruled_out := nowhere(problem, reasons):
         raise Infeasible([Trouble(f"stages.{problem.stages[i]}", text) for i, text in ruled_out.items()], NO_PLAN)
     prepared = prepare(problem)
@@ -135,13 +153,20 @@ def plan(
     if prepared.allowed.any(axis=1).all():
         _list(prepared, starts, budget, warm)
     if not starts.all():
-        return _rescued(problem, prepared, starts.stuck, budget, seed, reasons)
+        yield _rescued(problem, prepared, starts.stuck, budget, seed, reasons)
+        return
     wrong: list[str] = []
+    first = True
     for found in _finished(problem, prepared, starts.all(), budget, seed):
         wrong = faults(problem, found)
-        if not wrong:
-            return _polished(problem, found, budget, seed)
-    raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
+        if wrong:
+            continue
+        if first:
+            yield _polished(problem, found, budget, seed)
+        yield found
+        first = False
+    if first:
+        raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
 
 
 def _rescued(
@@ -191,15 +216,15 @@ def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
 def _finished(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Iterator[Plan]:
     """Plans to be given out, the best first: what local search makes of the starts, then the starts themselves."""
     if starts and not prepared.started.all():
-        found = _search(problem, prepared, starts, budget, seed)
-        if found.value < starts[0].value * (1 - GAIN):
-            yield plan_of(problem, prepared, found.best, "search")
+        for found in _search(problem, prepared, starts, budget, seed):
+            if found.value < starts[0].value * (1 - GAIN):
+                yield plan_of(problem, prepared, found.best, "search")
     for start in starts:
         yield plan_of(problem, prepared, start.board, start.method)
 
 
-def _search(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Search:
-    """Tries starts for a while, and goes on with those that have become best, fewer and fewer (successive halving)."""
+def _search(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> list[Search]:
+    """Tries starts for a while, and goes on with those that have become best, fewer and fewer (successive halving). The best first."""
     step = max(1, STEP_STAGES // max(1, len(prepared.seconds)))
     left = budget.iterations
     # The rest of the time is for the proof.
@@ -225,15 +250,17 @@ def _search(problem: Problem, prepared: Prepared, starts: list[_Start], budget: 
             break
         searches.append(Search(prepared, start.board, seed))
         go_on(searches[-1], TRIAL_ITERATIONS)
-    turn = TRIAL_ITERATIONS
+    turn, stopped = TRIAL_ITERATIONS, list[Search]()
     while len(searches) > 1:
         searches.sort(key=lambda search: search.value)
-        del searches[(len(searches) + 1) // 2 :]
+        half = (len(searches) + 1) // 2
+        stopped[:0] = searches[half:]
+        del searches[half:]
         turn = int(turn * TRIAL_GROWTH)
         for search in searches:
             go_on(search, turn)
     go_on(searches[0], left)
-    return searches[0]
+    return searches + stopped
 
 
 def _list(prepared: Prepared, starts: _Starts, budget: Budget, warm: Plan | None) -> None:
@@ -260,9 +287,13 @@ def _take_more(starts: _Starts, listings: Iterator[listing.Listing], budget: Bud
             starts.take(listing.run(starts.prepared, starts.work, made), made.method)
 
 
-def warm_up() -> None:
-    """Compiles the planner, or reads what was compiled before: seconds the first time on a machine, then a blink."""
-    plan(problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)]), Budget(iterations=1))
+def warm_up(*, uplinks: bool = False) -> None:
+    """Compiles the planner, or reads what was compiled before: seconds the first time on a machine, then a blink. `uplinks`: for those too."""
+    small = problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)])
+    plan(small, Budget(iterations=1))
+    if uplinks:
+        apart = problem(small.stages, small.places, [[1.0, np.inf], [np.inf, 1.0]], [(0, 1, 1.0)])
+        plan(shared(apart, (Uplink("both", (0,), 1.0, 1.0),)), Budget(iterations=1))
 
 
 def warmed(table: listing.Table, warm: Plan) -> listing.Listing:

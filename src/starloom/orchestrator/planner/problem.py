@@ -22,6 +22,9 @@ Flags = npt.NDArray[np.bool_]
 
 NO_MODEL = -1
 
+PROVEN = ", proven best"
+"""What a plan's method ends with if CP-SAT has shown that none is better by more than some millionths."""
+
 
 class Place(NamedTuple):
     """A target of a node: its CPU, its NPU. At most `slots` stages run there at one time.
@@ -85,11 +88,26 @@ class Arrays(NamedTuple):
     store: Floats
 
 
+class Uplink(NamedTuple):
+    """A way that all values share that go from some nodes, by their numbers, to any others, or come to them.
+
+    `up`, `down`: bytes a second from them and to them. `half`: both share `up`, and what goes from one of the nodes to
+    another takes it twice, as over a radio's access point; otherwise that does not pass the up-link.
+    """
+
+    name: str
+    nodes: tuple[int, ...]
+    up: float
+    down: float
+    half: bool = False
+
+
 class Problem(NamedTuple):
     """Names beside numbers. Make one with `problem`, which checks it. `tiers` [k]: what kind of node each is, by number.
 
     Tiers say where to look first, and ask for nothing; none where they are not known. `barred` [n, m]: what a stage would
-    take where it may not run, infinite where that is not known: to tell what a requirement stands in the way of.
+    take where it may not run, infinite where that is not known: to tell what a requirement stands in the way of. `uplinks`:
+    that nodes share, as `uplinks.shared` gives them to a problem; other links are taken as free of contention.
     """
 
     stages: tuple[str, ...]
@@ -99,6 +117,12 @@ class Problem(NamedTuple):
     arrays: Arrays
     tiers: tuple[int, ...] = ()
     barred: Floats | None = None
+    uplinks: tuple[Uplink, ...] = ()
+
+    @property
+    def free(self) -> "Problem":
+        """The same with all links free of contention, as most that makes plans takes them. Bounds and conflicts of it are bounds and conflicts of this one."""
+        return self._replace(uplinks=()) if self.uplinks else self
 
 
 class Plan(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 
 from starloom.dag import limits
 from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Problem, working
+from starloom.orchestrator.planner.uplinks import carried
 
 GRANTED = 1e-6
 """The share by which rounding may put a resource above what it may be busy."""
@@ -54,13 +55,15 @@ class Work(NamedTuple):
     """Seconds that each resource is busy for each round: a period is no less than the greatest of them.
 
     `places` [m]: of each slot of the place, shared evenly; of a target's variants all at the first. `links` [k, k]: from row to column, one value after the other. `memory` [k]:
-    what working sets hold, times how long, over what models leave. `stages` [n]: of stages that are alone; else 0.
+    what working sets hold, times how long, over what models leave. `stages` [n]: of stages that are alone; else 0. `uplinks` [c]: of
+    each channel of those that nodes share.
     """
 
     places: Floats
     links: Floats
     memory: Floats
     stages: Floats
+    uplinks: Floats
 
     @property
     def period(self) -> float:
@@ -97,7 +100,8 @@ def work(problem: Problem, place: Indices, pace: Pace) -> Work:
     held = np.bincount(nodes, weights=runs * working(arrays, place), minlength=k)
     with np.errstate(divide="ignore", invalid="ignore"):
         memory = np.where(held > 0, held / room(problem, place), 0.0)
-    return Work(places, links, memory, np.where(pace.alone, runs, 0.0))
+    uplinks = np.array([each.seconds for each in carried(problem, place, rates(problem, pace))])
+    return Work(places, links, memory, np.where(pace.alone, runs, 0.0), uplinks)
 
 
 def sending(problem: Problem, place: Indices) -> Floats:
@@ -138,10 +142,12 @@ def loads(problem: Problem, place: Indices, pace: Pace) -> list[Load]:
     ]
     source, sink, sends = nodes[arrays.upstream], nodes[arrays.downstream], sending(problem, place) > 0
     for a, b in np.argwhere(taken.links > 0):
-        over = (source == a) & (sink == b) & sends
+        here = (source == a) & (sink == b) & sends
         name = f"the link from {node(problem, a)} to {node(problem, b)}"
-        senders = tuple(dict.fromkeys(arrays.upstream[over].tolist()))
+        senders = tuple(dict.fromkeys(arrays.upstream[here].tolist()))
         found.append(Load(name, "link", float(taken.links[a, b]), senders))
+    over = carried(problem, place, rates(problem, pace))
+    found += [Load(f"the up-link {each.name}", "uplink", each.seconds, each.stages) for each in over]
     for at in np.flatnonzero(taken.memory).tolist():
         holders = _where((nodes == at) & (working(arrays, place) > 0) & (runs > 0))
         found.append(Load(f"the memory of {node(problem, at)}", "memory", float(taken.memory[at]), holders))

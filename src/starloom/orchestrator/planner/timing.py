@@ -80,15 +80,15 @@ def earliest(problem: Problem, plan: Plan, what: Spans) -> Floats:
     nodes, takes = arrays.node[plan.place], plan.finish > plan.start + SLACK
     bound = bound_together(arrays)[plan.place]
     heads, leads = predecessors(arrays)
-    loaders = _loaders(arrays, plan, nodes)
+    led = loaders(arrays, plan, nodes)
     before: dict[int, list[int]] = {}
     start, finish = np.zeros(n), np.zeros(n)
     for stage in in_order(problem, plan.start):
         soonest = what.base[stage]
         for edge in leads[heads[stage] : heads[stage + 1]]:
             soonest = max(soonest, finish[arrays.upstream[edge]] + what.lag[edge])
-        if stage in loaders:
-            soonest = max(soonest, start[loaders[stage]] + what.load[loaders[stage]])
+        if stage in led:
+            soonest = max(soonest, start[led[stage]] + what.load[led[stage]])
         if takes[stage]:
             others = before.setdefault(int(bound[stage]), [])
             ended = [other for other in others if plan.finish[other] <= plan.start[stage] + SLACK / 2]
@@ -99,7 +99,7 @@ def earliest(problem: Problem, plan: Plan, what: Spans) -> Floats:
     return start
 
 
-def _loaders(arrays: Arrays, plan: Plan, nodes: Indices) -> dict[int, int]:
+def loaders(arrays: Arrays, plan: Plan, nodes: Indices) -> dict[int, int]:
     """Of each stage that finds its model loaded: who had loaded it, the first to be done with it."""
     loading = np.flatnonzero(plan.loads)
     first: dict[tuple[int, int], int] = {}

@@ -77,8 +77,8 @@ def losses(problem: Problem, plan: Plan, replan: Replan) -> list[Loss]:
     return sorted(found, key=lambda each: (each.objective is not None, -(each.objective or 0.0), each.node))
 
 
-def part(problem: Problem, plan: Plan, stage: int) -> Part:
-    """How a stage's time is made up."""
+def part(problem: Problem, plan: Plan, stage: int, lag: Floats) -> Part:
+    """How a stage's time is made up. `lag` [e]: of each dependency's transfer, as `uplinks.lags` has it."""
     arrays = problem.arrays
     place = plan.place[stage]
     load = 0.0
@@ -87,8 +87,7 @@ def part(problem: Problem, plan: Plan, stage: int) -> Part:
     comes, last, moved = 0.0, "", 0.0
     for edge in np.flatnonzero(arrays.downstream == stage):
         up = arrays.upstream[edge]
-        a, b = arrays.node[plan.place[up]], arrays.node[place]
-        transfer = float(arrays.latency[a, b] + arrays.size_bytes[edge] * arrays.seconds_per_byte[a, b])
+        transfer = float(lag[edge])
         if not last or plan.finish[up] + transfer > comes:
             comes, last, moved = float(plan.finish[up]) + transfer, problem.stages[up], transfer
     run = float(plan.finish[stage] - plan.start[stage]) - load

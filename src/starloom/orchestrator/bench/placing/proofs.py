@@ -7,8 +7,8 @@ from typing import Any, Final
 from starloom.orchestrator.bench.harness import percentile, summary
 from starloom.orchestrator.bench.placing import instances
 from starloom.orchestrator.bench.placing.cases import Shape, feasible
-from starloom.orchestrator.planner.planning import PROVEN, Budget, plan
-from starloom.orchestrator.planner.problem import Problem
+from starloom.orchestrator.planner.planning import Budget, plan
+from starloom.orchestrator.planner.problem import PROVEN, Problem
 
 SECONDS: Final = 2.0
 SPENT: Final = 1.9

@@ -1,0 +1,98 @@
+"""Plans where values meet on up-links: many plans made without contention, timed with it, and the best bettered by moves. Pure.
+
+What makes plans takes links as free. So it is asked several times, each time with up-links so many times as slow as
+they are, which draws together what sends much; and of all that is made that is taken which ends first with contention.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final
+
+import numpy as np
+
+from starloom.dag.errors import Infeasible
+from starloom.dag.errors import Problem as Trouble
+from starloom.orchestrator.planner import listing
+from starloom.orchestrator.planner.check import faults
+from starloom.orchestrator.planner.moving import Moves
+from starloom.orchestrator.planner.prepared import board, plan_of, prepare
+from starloom.orchestrator.planner.problem import PROVEN, Plan, Problem
+from starloom.orchestrator.planner.uplinks import passes, timed
+
+CROWDS: Final = ((1.0, 1.0), (2.0, 0.5), (4.0, 0.5))
+"""How many times as slow up-links are taken, and the share of the time for that."""
+FINALISTS: Final = 16
+"""Plans of each that are timed with contention, at the most."""
+TIMED_STAGES: Final = 1_600
+"""Stages times plans of each that are timed; two in any case."""
+SAME: Final = 1e-9
+"""The share by which rounding may set apart what is the same."""
+
+Finals = Callable[[Problem, float], Iterator[Plan]]
+"""Plans of a problem without up-links, the best first, made in a share of the time. Raises Infeasible where there is none."""
+
+
+def contended(problem: Problem, finals: Finals, spent: Callable[[], bool], moves: int, seed: int) -> Plan:
+    """The plan that takes least with contention of those that were made, without a fault; after so many moves, or until `spent`.
+
+    It is called proven only if it takes no more than one that is proven to be the best without contention. The same for the same arguments,
+    where `finals` and `spent` are. Raises Infeasible as `finals` does.
+    """
+    found: list[Plan] = []
+    most = max(2, min(FINALISTS, TIMED_STAGES // max(1, len(problem.stages))))
+    for crowd, share in CROWDS:
+        try:
+            made = islice(finals(_slowed(problem, crowd), share), most)
+            found.extend(_met(problem, each, proven=crowd == 1.0) for each in made)
+        except Infeasible:
+            if not found:
+                raise
+    found.sort(key=lambda each: each.objective)
+    found.insert(0, _moved(problem, found[0], spent, moves, seed))
+    wrong: list[str] = []
+    for each in found:
+        wrong = faults(problem, each)
+        if not wrong:
+            return each
+    raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
+
+
+def _slowed(problem: Problem, crowd: float) -> Problem:
+    """The problem without up-links, but so many times as slow where one is passed."""
+    arrays, k = problem.arrays, len(problem.nodes)
+    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
+    over = passes(problem, source, sink).any(axis=0).reshape(k, k)
+    slower = np.where(over, arrays.seconds_per_byte * crowd, arrays.seconds_per_byte)
+    return problem._replace(arrays=arrays._replace(seconds_per_byte=slower), uplinks=())
+
+
+def _met(problem: Problem, plan: Plan, *, proven: bool) -> Plan:
+    """The plan as it is with contention. A proof holds if it is `proven` with up-links as they are, and takes no more than without."""
+    made = timed(problem, plan)
+    holds = proven and made.objective <= plan.objective * (1 + SAME)
+    return made if holds else made._replace(method=made.method.removesuffix(PROVEN))
+
+
+def _moved(problem: Problem, best: Plan, spent: Callable[[], bool], moves: int, seed: int) -> Plan:
+    """Moves a stage, with those that share its node, to another place, and keeps what is no worse with contention."""
+    free = problem.free
+    prepared = prepare(free)
+    table, made, where = listing.Table(prepared), board(prepared), Moves(free, prepared)
+    draw = np.random.default_rng(seed)
+    if best.method.endswith(PROVEN) or where.none:
+        return best
+    for _ in range(moves):
+        if spent():
+            break
+        place = where.elsewhere(best.place, draw)
+        order = table.listing("moved", -best.start)._replace(wished=place.astype(np.int64))
+        if listing.run(prepared, made, order) >= 0 or not np.array_equal(made.place, place):
+            continue
+        plan = plan_of(free, prepared, made, "moved")
+        # With others on its way it is no sooner.
+        if plan.objective > best.objective:
+            continue
+        met = timed(problem, plan)
+        if met.objective <= best.objective:
+            best = met if met.objective < best.objective * (1 - SAME) else met._replace(method=best.method)
+    return best

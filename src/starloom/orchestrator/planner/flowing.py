@@ -1,0 +1,222 @@
+"""How values flow over channels that they share, while stages start and end: the simulation behind `uplinks`. Compiled.
+
+Rates are max-min fair, and stay as they are from one event to the next: the end of a stage or of a transfer.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from starloom.orchestrator.planner.compiled import compiled, inlined, inner
+from starloom.orchestrator.planner.problem import Flags, Floats, Indices
+
+ALIKE = 1e-9
+"""The share by which rounding may put two rates apart."""
+
+Counts = npt.NDArray[np.int64]
+
+
+class Asked(NamedTuple):
+    """What is simulated. n stages, e dependencies, c channels; what belongs to one is `of[heads[i]:heads[i + 1]]`.
+
+    `base`, `run`, `load` [n]: as `timing.Spans` has them. `waits` [n]: for how much each stage waits; counted down. `heads`,
+    `follows`: dependencies by `up`; `next`: stages that wait for the end of each, `led`: for what it has loaded. `lag` [e]: of a
+    transfer that meets no other; the rest of it in seconds and bytes. `way`, `times`: the channels that each dependency's value
+    passes, and how often; none for what shares nothing. `rate` [c]: bytes a second.
+    """
+
+    base: Floats
+    run: Floats
+    load: Floats
+    started: Flags
+    waits: Counts
+    heads: Indices
+    follows: Indices
+    up: Indices
+    down: Indices
+    next_heads: Counts
+    next: Counts
+    led_heads: Counts
+    led: Counts
+    lag: Floats
+    latency: Floats
+    size: Floats
+    per_byte: Floats
+    way_heads: Counts
+    way: Counts
+    times: Counts
+    rate: Floats
+
+
+class Flows(NamedTuple):
+    """Values on their way: `active` [e] the first so many dependencies; of each [e] what is `left` at `since`, its `speed`, its `end`.
+
+    `met`: whether it ever was slower than its own link. `fixed`, `room` [c], `weight` [c]: while rates are found.
+    """
+
+    active: Counts
+    left: Floats
+    since: Floats
+    speed: Floats
+    end: Floats
+    met: Flags
+    fixed: Flags
+    room: Floats
+    weight: Floats
+
+
+@inner
+def _resolve(q: Asked, ready: Floats, start: Floats, stage: int, at: float, waiting: Counts, count: int) -> int:
+    """What a stage waits for is there at that second; how many stages are on the way to their end then."""
+    if q.started[stage]:
+        return count
+    ready[stage] = max(ready[stage], at)
+    q.waits[stage] -= 1
+    if q.waits[stage] == 0:
+        start[stage] = ready[stage]
+        waiting[count] = stage
+        count += 1
+    return count
+
+
+@inner
+def _begun(q: Asked, ready: Floats, start: Floats, waiting: Counts, first: int, count: int) -> int:
+    """Lets those go on that wait for what stages load, of the stages from `first` on; how many are on the way then."""
+    while first < count:
+        stage = waiting[first]
+        for index in range(q.led_heads[stage], q.led_heads[stage + 1]):
+            count = _resolve(q, ready, start, q.led[index], start[stage] + q.load[stage], waiting, count)
+        first += 1
+    return count
+
+
+@inlined
+def _set_speed(q: Asked, f: Flows, edge: int, speed: float, now: float) -> None:
+    if speed == f.speed[edge]:
+        return
+    f.left[edge] = max(0.0, f.left[edge] - f.speed[edge] * (now - f.since[edge]))
+    f.since[edge], f.speed[edge], f.end[edge] = now, speed, now + f.left[edge] / speed
+
+
+@inlined
+def _fix(q: Asked, f: Flows, edge: int, speed: float, left: int, now: float) -> int:
+    f.fixed[edge] = True
+    for at in range(q.way_heads[edge], q.way_heads[edge + 1]):
+        way = q.way[at]
+        f.room[way] = max(0.0, f.room[way] - q.times[at] * speed)
+        f.weight[way] -= q.times[at]
+    _set_speed(q, f, edge, speed, now)
+    return left - 1
+
+
+@inner
+def _stop(q: Asked, f: Flows, flows: int, tight: int, share: float, left: int, now: float) -> int:
+    """Gives all that pass this channel, and have no rate yet, their share of it; how many are left."""
+    for index in range(flows):
+        edge, held = f.active[index], False
+        for at in range(q.way_heads[edge], q.way_heads[edge + 1]):
+            held = held or q.way[at] == tight
+        if held and not f.fixed[edge]:
+            f.met[edge] = True
+            left = _fix(q, f, edge, share, left, now)
+    return left
+
+
+@inner
+def _share(q: Asked, f: Flows, flows: int, now: float) -> None:
+    """The rates of all values on their way: the slowest channel's share first, as those that it stops leave room to others."""
+    for way in range(len(q.rate)):
+        f.room[way], f.weight[way] = q.rate[way], 0.0
+    for index in range(flows):
+        edge = f.active[index]
+        f.fixed[edge] = False
+        for at in range(q.way_heads[edge], q.way_heads[edge + 1]):
+            f.weight[q.way[at]] += q.times[at]
+    left = flows
+    while left > 0:
+        tight, share = -1, np.inf
+        for way in range(len(q.rate)):
+            if f.weight[way] > 0.0 and f.room[way] / f.weight[way] < share:
+                tight, share = way, f.room[way] / f.weight[way]
+        # What its own link holds back further takes less than its share, and leaves the rest to others.
+        slow = False
+        for index in range(flows):
+            edge = f.active[index]
+            if not f.fixed[edge] and q.per_byte[edge] * share >= 1.0 - ALIKE:
+                slow = True
+                left = _fix(q, f, edge, 1.0 / q.per_byte[edge], left, now)
+        if not slow:
+            left = _stop(q, f, flows, tight, share, left, now)
+
+
+@inner
+def _least(values: Floats, among: Counts, count: int) -> int:
+    """Which of the first so many has the least value; -1 of none."""
+    found = -1
+    for index in range(count):
+        if found < 0 or values[among[index]] < values[among[found]]:
+            found = index
+    return found
+
+
+@inner
+def _sent(q: Asked, f: Flows, edge: int, now: float, ended: float) -> float:
+    """When a value is there whose last byte has passed: no sooner than without others on its way, and then if it met none."""
+    alone: float = ended + q.lag[edge]
+    return max(now + q.latency[edge], alone) if f.met[edge] else alone
+
+
+@inner
+def _send(q: Asked, f: Flows, edge: int, flows: int, now: float) -> int:
+    """Puts a value on its way; how many are then."""
+    f.left[edge], f.since[edge], f.speed[edge] = q.size[edge], now, 0.0
+    f.active[flows] = edge
+    return flows + 1
+
+
+@compiled
+def simulate(q: Asked, f: Flows, start: Floats, there: Floats, waiting: Counts) -> None:
+    """Fills `start` [n], and `there` [e]: when each dependency's value is there. `waiting` [n]: room for stages that have not ended."""
+    ready, finish = q.base.copy(), q.base.copy()
+    count, known, flows, now, stale = 0, 0, 0, 0.0, False
+    for stage in range(len(start)):
+        if q.started[stage] or q.waits[stage] == 0:
+            start[stage] = 0.0 if q.started[stage] else q.base[stage]
+            waiting[count] = stage
+            count += 1
+    while True:
+        count = _begun(q, ready, start, waiting, known, count)
+        for index in range(known, count):
+            finish[waiting[index]] = start[waiting[index]] + q.run[waiting[index]]
+        ending = _least(finish, waiting, count)
+        # What ends at the same time is taken in first: rates matter once time goes on.
+        if stale and (ending < 0 or finish[waiting[ending]] > now):
+            _share(q, f, flows, now)
+            stale = False
+        sent = -1 if stale else _least(f.end, f.active, flows)
+        if ending < 0 and sent < 0:
+            return
+        if sent >= 0 and (ending < 0 or f.end[f.active[sent]] <= finish[waiting[ending]]):
+            edge = f.active[sent]
+            now = max(now, f.end[edge])
+            flows -= 1
+            f.active[sent] = f.active[flows]
+            stale, known = flows > 0, count
+            there[edge] = _sent(q, f, edge, now, finish[q.up[edge]])
+            count = _resolve(q, ready, start, q.down[edge], there[edge], waiting, count)
+            continue
+        stage = waiting[ending]
+        now = max(now, finish[stage])
+        count -= 1
+        waiting[ending] = waiting[count]
+        known = count
+        for index in range(q.next_heads[stage], q.next_heads[stage + 1]):
+            count = _resolve(q, ready, start, q.next[index], finish[stage], waiting, count)
+        for index in range(q.heads[stage], q.heads[stage + 1]):
+            edge = q.follows[index]
+            if q.way_heads[edge] < q.way_heads[edge + 1]:
+                flows, stale = _send(q, f, edge, flows, finish[stage]), True
+            else:
+                there[edge] = finish[stage] + q.lag[edge]
+                count = _resolve(q, ready, start, q.down[edge], there[edge], waiting, count)

@@ -1,0 +1,189 @@
+"""A plan's times where transfers share up-links: places, loads and orders kept, and each up-link's rate shared fairly.
+
+Values that pass an up-link at one time share its rate: max-min fair, none faster than its own link, as flows of TCP do roughly
+(Bertsekas, Gallager 1992, Data Networks, for how such rates are found). A value is on its way from when its stage ends, and
+is there one latency after its last byte has passed. From one event to the next rates stay as they are.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from starloom.orchestrator.planner.check import SLACK
+from starloom.orchestrator.planner.flowing import Asked, Counts, Flows, simulate
+from starloom.orchestrator.planner.problem import Flags, Floats, Indices, Plan, Problem, Uplink, successors
+from starloom.orchestrator.planner.timing import Spans, bound_together, in_order, loaders, spans
+
+
+class Channels(NamedTuple):
+    """The ways of up-links, each direction one, of a radio both together. `name` [c], `rate` [c] in bytes a second, `uplink` [c]."""
+
+    name: tuple[str, ...]
+    rate: Floats
+    uplink: tuple[int, ...]
+
+
+class Carried(NamedTuple):
+    """What a channel carries for a plan: bytes, and the seconds that it takes for them at its full rate. `stages`: that send them."""
+
+    name: str
+    bytes: float
+    seconds: float
+    stages: tuple[int, ...]
+
+
+def shared(problem: Problem, uplinks: tuple[Uplink, ...]) -> Problem:
+    """The problem with these up-links, and with no link between two nodes faster than what it passes."""
+    made = problem._replace(uplinks=uplinks)
+    if not uplinks:
+        return made
+    k, slowest = len(problem.nodes), problem.arrays.seconds_per_byte.copy()
+    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
+    for rate, times in zip(channels(made).rate, passes(made, source, sink), strict=True):
+        slowest = np.maximum(slowest, times.reshape(k, k) / rate)
+    return made._replace(arrays=problem.arrays._replace(seconds_per_byte=slowest))
+
+
+def channels(problem: Problem) -> Channels:
+    """Those of the problem's up-links, in their order."""
+    names, rates, which = [], [], []
+    for index, each in enumerate(problem.uplinks):
+        ways = [("", each.up)] if each.half else [(" up", each.up), (" down", each.down)]
+        names += [each.name + way for way, _ in ways]
+        rates += [rate for _, rate in ways]
+        which += [index] * len(ways)
+    return Channels(tuple(names), np.array(rates, dtype=np.float64), tuple(which))
+
+
+def passes(problem: Problem, source: Indices, sink: Indices) -> Counts:
+    """[c, e]: how many times what goes from each source to its sink, by nodes, passes each channel: 0, 1 or 2."""
+    rows = []
+    for each in problem.uplinks:
+        inside = np.isin(np.arange(len(problem.nodes)), each.nodes)
+        leaves, comes = inside[source] & ~inside[sink], inside[sink] & ~inside[source]
+        within = inside[source] & inside[sink] & (source != sink)
+        rows += [leaves | comes | within * np.int64(2)] if each.half else [leaves, comes]
+    return np.array(rows, dtype=np.int64).reshape(len(rows), len(source))
+
+
+def carried(problem: Problem, place: Indices, often: Floats | float = 1.0) -> list[Carried]:
+    """What each channel that carries anything does with stages on these places [n], in the order of up-links. `often` [e]: how many times."""
+    if not problem.uplinks:
+        return []
+    arrays, ways = problem.arrays, channels(problem)
+    nodes, found = arrays.node[place], []
+    for name, rate, times in zip(
+        *ways[:2], passes(problem, nodes[arrays.upstream], nodes[arrays.downstream]), strict=True
+    ):
+        total = float((times * arrays.size_bytes * often).sum())
+        if total > 0:
+            senders = arrays.upstream[(times > 0) & (arrays.size_bytes > 0)]
+            found.append(Carried(name, total, total / float(rate), tuple(np.unique(senders).tolist())))
+    return found
+
+
+def timed(problem: Problem, plan: Plan) -> Plan:
+    """The same plan, each stage as early as it can be with what up-links carry; as it is where none carries anything.
+
+    It ends no sooner than `timing.retimed` has it, and then where no two values meet. The same for the same arguments.
+    """
+    if not _passing(problem, plan.place).any():
+        return plan
+    start, _ = _run(problem, plan)
+    finish = start + spans(problem, plan.place, plan.loads).run
+    return plan._replace(start=start, finish=finish, makespan=float(finish.max(initial=0.0)))
+
+
+def lags(problem: Problem, plan: Plan) -> Floats:
+    """[e]: seconds from when each dependency's upstream ends until its value is there, with what up-links carry."""
+    what = spans(problem, plan.place, plan.loads)
+    if not _passing(problem, plan.place).any():
+        return what.lag
+    start, there = _run(problem, plan)
+    found: Floats = there - (start + what.run)[problem.arrays.upstream]
+    return found
+
+
+def _passing(problem: Problem, place: Indices) -> Flags:
+    """[e]: which dependencies' values pass any up-link."""
+    arrays, nodes = problem.arrays, problem.arrays.node[place]
+    if not problem.uplinks:
+        return np.zeros(len(arrays.upstream), dtype=np.bool_)
+    times = passes(problem, nodes[arrays.upstream], nodes[arrays.downstream])
+    found: Flags = times.any(axis=0) & (arrays.size_bytes > 0)
+    return found
+
+
+def _run(problem: Problem, plan: Plan) -> tuple[Floats, Floats]:
+    """Starts [n], and when each dependency's value is there [e]."""
+    n, e = len(plan.place), len(problem.arrays.upstream)
+    asked = _asked(problem, plan, spans(problem, plan.place, plan.loads))
+    c = len(asked.rate)
+    flags, flows = np.zeros((2, e), dtype=np.bool_), np.zeros((4, e))
+    room = Flows(np.zeros(e, dtype=np.int64), *flows, *flags, *np.zeros((2, c)))
+    start, there = np.zeros(n), np.zeros(e)
+    simulate(asked, room, start, there, np.zeros(n, dtype=np.int64))
+    return start, there
+
+
+def _asked(problem: Problem, plan: Plan, what: Spans) -> Asked:
+    arrays, n = problem.arrays, len(plan.place)
+    turn = np.empty(n, dtype=np.int64)
+    turn[in_order(problem, plan.start)] = np.arange(n)
+    before, after = _orders(problem, plan, turn)
+    led = [
+        (by, stage) for stage, by in loaders(arrays, plan, arrays.node[plan.place]).items() if turn[by] < turn[stage]
+    ]
+    leaders, followers = np.array(led, dtype=np.int64).reshape(-1, 2).T
+    waits = np.bincount(arrays.downstream, minlength=n) + np.bincount(after, minlength=n)
+    waits += np.bincount(followers, minlength=n)
+    nodes = arrays.node[plan.place]
+    a, b = nodes[arrays.upstream], nodes[arrays.downstream]
+    times = passes(problem, a, b).T * (arrays.size_bytes > 0)[:, None]
+    edge, way = np.nonzero(times)
+    return Asked(
+        what.base,
+        what.run,
+        what.load,
+        arrays.started,
+        waits.astype(np.int64),
+        *successors(arrays),
+        arrays.upstream,
+        arrays.downstream,
+        *_grouped(before, after, n),
+        *_grouped(leaders, followers, n),
+        what.lag,
+        arrays.latency[a, b],
+        arrays.size_bytes,
+        arrays.seconds_per_byte[a, b],
+        np.searchsorted(edge, np.arange(len(a) + 1)).astype(np.int64),
+        way.astype(np.int64),
+        times[edge, way].astype(np.int64),
+        channels(problem).rate,
+    )
+
+
+def _grouped(ends: Counts, others: Counts, n: int) -> tuple[Counts, Counts]:
+    """`others` by their `ends`: those of stage i are `found[heads[i]:heads[i + 1]]`."""
+    ordered = np.argsort(ends, kind="stable")
+    return np.searchsorted(ends[ordered], np.arange(n + 1)).astype(np.int64), others[ordered]
+
+
+def _orders(problem: Problem, plan: Plan, turn: Counts) -> tuple[Counts, Counts]:
+    """Pairs of stages of which the second waits for the first to end: those of `timing.earliest`, without what follows from others."""
+    takes, bound = plan.finish > plan.start + SLACK, bound_together(problem.arrays)[plan.place]
+    before, after = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+    for where in np.unique(bound[takes]):
+        here = np.flatnonzero(takes & (bound == where))
+        ended = here[np.argsort(plan.finish[here], kind="stable")]
+        finish, latest = plan.finish[ended], np.maximum.accumulate(plan.start[ended])
+        upto = np.searchsorted(finish, plan.start[here] + SLACK / 2, side="right")
+        since = np.zeros(len(here), dtype=np.int64)
+        some = upto > 0
+        since[some] = np.searchsorted(finish, latest[upto[some] - 1] + SLACK / 2, side="right")
+        for stage, low, high in zip(here.tolist(), np.minimum(since, upto).tolist(), upto.tolist(), strict=True):
+            first = ended[low:high]
+            first = first[turn[first] < turn[stage]]
+            before.append(first)
+            after.append(np.full(len(first), stage, dtype=np.int64))
+    return np.concatenate(before), np.concatenate(after)

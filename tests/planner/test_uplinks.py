@@ -1,0 +1,312 @@
+"""Up-links that nodes share: times held to a plain simulation, to what is known by hand, and to the checker."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.planner.instances import constrained, instance
+
+from starloom.dag.constellation import Goal, Measure
+from starloom.dag.errors import Infeasible
+from starloom.orchestrator.planner import check
+from starloom.orchestrator.planner.bills import Rates
+from starloom.orchestrator.planner.check import SLACK, faults
+from starloom.orchestrator.planner.goals import Asked, find
+from starloom.orchestrator.planner.pacing import find_paced
+from starloom.orchestrator.planner.planning import Budget, plan
+from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem
+from starloom.orchestrator.planner.steady import pace
+from starloom.orchestrator.planner.timing import bound_together, in_order, loaders, retimed, spans
+from starloom.orchestrator.planner.uplinks import carried, lags, shared, timed
+
+SHORT = Budget(iterations=40)
+ROBOTS = [Place("r1"), Place("r2"), Place("edge", slots=4)]
+WIFI = Uplink("wifi", (0, 1), 10.0, 10.0, half=True)
+DSL = Uplink("dsl", (0, 1), 5.0, 10.0)
+
+
+def sent(uplink: Uplink, sizes: tuple[float, ...] = (100.0, 100.0), **more: Any) -> tuple[Problem, Plan]:
+    """Values from one robot each, made at 1 s, to the edge node, over links of 50 bytes a second, and the plan without contention."""
+    n = len(sizes)
+    seconds = np.full((2 * n, 3), np.inf)
+    for index in range(n):
+        seconds[index, index % 2] = 1.0
+        seconds[n + index, 2] = 1.0
+    edges = [(index, n + index, size) for index, size in enumerate(sizes)]
+    names = [f"s{index}" for index in range(2 * n)]
+    free = problem(names, ROBOTS, seconds, edges, seconds_per_byte=0.02, **more)
+    what = shared(free, (uplink,))
+    return what, plan(what.free, SHORT)
+
+
+def passes(uplink: Uplink, a: int, b: int) -> dict[str, int]:
+    """How often what goes from a to b takes each way of an up-link."""
+    if a == b:
+        return {}
+    if uplink.half:
+        return {uplink.name: (a in uplink.nodes) + (b in uplink.nodes)}
+    return {
+        "up": int(a in uplink.nodes and b not in uplink.nodes),
+        "down": int(b in uplink.nodes and a not in uplink.nodes),
+    }
+
+
+def fair(flows: dict[int, dict[Any, int]], own: dict[int, float], rates: dict[Any, float]) -> dict[int, float]:
+    """Max-min fair rates: all are raised together, and each stops when its own link or a way is full."""
+    speed, free = dict.fromkeys(flows, 0.0), set(flows)
+    while free:
+        used = {way: sum(flows[flow].get(way, 0) * speed[flow] for flow in flows) for way in rates}
+        weight = {way: sum(flows[flow].get(way, 0) for flow in free) for way in rates}
+        steps = [(rates[way] - used[way]) / weight[way] for way in rates if weight[way]]
+        step = max(0.0, min([*steps, *(own[flow] - speed[flow] for flow in free)]))
+        for flow in free:
+            speed[flow] += step
+        full = {way for way in rates if weight[way] and used[way] + step * weight[way] >= rates[way] * (1 - 1e-9)}
+        free -= {
+            flow for flow in free if speed[flow] >= own[flow] * (1 - 1e-9) or any(flows[flow].get(way) for way in full)
+        }
+    return speed
+
+
+def simply(what: Problem, made: Plan) -> tuple[np.ndarray[Any, Any], float]:
+    """Starts and makespan of a plan by a simulation in plain loops: everything is looked at anew at each event."""
+    arrays, n, e = what.arrays, len(made.place), len(what.arrays.upstream)
+    asked, nodes, turn = spans(what, made.place, made.loads), arrays.node[made.place], in_order(what, made.start)
+    bound, led = bound_together(arrays)[made.place], loaders(arrays, made, nodes)
+    takes = made.finish > made.start + SLACK
+    behind: dict[int, list[int]] = {stage: [] for stage in range(n)}
+    for at, stage in enumerate(turn):
+        for other in turn[:at]:
+            ended = made.finish[other] <= made.start[stage] + SLACK / 2
+            if takes[stage] and takes[other] and bound[other] == bound[stage] and ended:
+                behind[stage].append(other)
+    ways: dict[int, dict[Any, int]] = {}
+    for edge in range(e):
+        a, b = int(nodes[arrays.upstream[edge]]), int(nodes[arrays.downstream[edge]])
+        for number, uplink in enumerate(what.uplinks):
+            for way, times in passes(uplink, a, b).items():
+                if times and arrays.size_bytes[edge] > 0:
+                    ways.setdefault(edge, {})[number, way] = times
+    rates = {
+        (i, way): rate
+        for i, u in enumerate(what.uplinks)
+        for way, rate in ((u.name, u.up), ("up", u.up), ("down", u.down))
+    }
+    own = {
+        edge: 1 / float(arrays.seconds_per_byte[nodes[arrays.upstream[edge]], nodes[arrays.downstream[edge]]])
+        for edge in ways
+    }
+    start: dict[int, float] = {int(stage): 0.0 for stage in np.flatnonzero(arrays.started)}
+    there: dict[int, float] = {}
+    left: dict[int, float] = {}
+    now = 0.0
+    while True:
+        for _ in range(n + 1):
+            finish = {stage: start[stage] + asked.run[stage] for stage in start}
+            for edge in range(e):
+                if edge not in ways and int(arrays.upstream[edge]) in finish:
+                    there[edge] = finish[int(arrays.upstream[edge])] + asked.lag[edge]
+            for stage in set(range(n)) - set(start):
+                inputs = np.flatnonzero(arrays.downstream == stage).tolist()
+                known = all(edge in there for edge in inputs) and all(other in finish for other in behind[stage])
+                if known and (stage not in led or led[stage] in start):
+                    soon = [
+                        asked.base[stage],
+                        *(there[edge] for edge in inputs),
+                        *(finish[other] for other in behind[stage]),
+                    ]
+                    soon += [start[led[stage]] + asked.load[led[stage]]] if stage in led else []
+                    start[stage] = max(soon)
+        for edge in ways:
+            up = int(arrays.upstream[edge])
+            if up in finish and finish[up] <= now + 1e-12 and edge not in left:
+                left[edge] = float(arrays.size_bytes[edge])
+        going = {edge: ways[edge] for edge, bytes_left in left.items() if bytes_left > 0}
+        speed = fair(going, own, rates)
+        moments = [left[edge] / speed[edge] for edge in going]
+        moments += [
+            finish[int(arrays.upstream[edge])] - now
+            for edge in ways
+            if edge not in left and int(arrays.upstream[edge]) in finish
+        ]
+        if not moments:
+            assert len(start) == n
+            return np.array([start[stage] for stage in range(n)]), max(finish.values(), default=0.0)
+        step = max(0.0, min(moments))
+        now += step
+        for edge in going:
+            left[edge] -= speed[edge] * step
+            if left[edge] <= 1e-9 * arrays.size_bytes[edge]:
+                left[edge] = 0.0
+                there[edge] = now + float(asked.lag[edge] - arrays.size_bytes[edge] / own[edge])
+
+
+def drawn(stages: int, nodes: int, seed: int) -> Problem:
+    """A random problem with requirements, and with up to three up-links that its nodes share, one perhaps behind another."""
+    free = constrained(stages, nodes, seed)
+    draw, k = np.random.default_rng(seed), len(free.nodes)
+    usual = 1 / max(1e-9, float(free.arrays.seconds_per_byte.max(initial=0.0)))
+    uplinks = []
+    for number in range(int(draw.integers(1, 4))):
+        inside = tuple(np.flatnonzero(draw.random(k) < 0.6).tolist())
+        up, down = (usual * draw.uniform(0.3, 4.0, 2)).tolist()
+        half = bool(draw.random() < 0.5)
+        uplinks.append(Uplink(f"u{number}", inside, up, up if half else down, half))
+    return shared(free, tuple(uplinks))
+
+
+def test_two_values_at_one_time_have_half_of_the_uplink_each() -> None:
+    what, made = sent(DSL)
+    met = timed(what, made)
+    assert made.makespan == pytest.approx(1 + 20 + 1)
+    assert met.makespan == pytest.approx(1 + 40 + 1)
+    assert lags(what, met).tolist() == pytest.approx([40.0, 40.0])
+    assert faults(what, made) == ["the up-link dsl cannot carry all that it has to until s3 takes what s1 gives"]
+    assert faults(what, met) == []
+    assert simply(what, made)[1] == pytest.approx(met.makespan)
+
+
+def test_what_ends_leaves_its_rate_to_the_other() -> None:
+    what, made = sent(DSL, (50.0, 100.0))
+    # Both at 2.5 bytes a second until the first has its 50 bytes, then the other at 5.
+    assert lags(what, made).tolist() == pytest.approx([20.0, 30.0])
+
+
+def test_values_that_do_not_meet_take_as_long_as_alone() -> None:
+    what, made = sent(DSL, release=[0.0, 30.0, 0.0, 0.0])
+    assert timed(what, made).makespan == retimed(what, made).makespan
+    assert np.array_equal(timed(what, made).start, retimed(what, made).start)
+
+
+def test_a_link_that_is_slower_leaves_the_rest_of_the_uplink_to_others() -> None:
+    what, made = sent(Uplink("wide", (0, 1), 30.0, 30.0))
+    arrays = what.arrays._replace(seconds_per_byte=what.arrays.seconds_per_byte.copy())
+    arrays.seconds_per_byte[0, 2] = 1 / 5
+    # 5 and 25 bytes a second.
+    assert lags(what._replace(arrays=arrays), made).tolist() == pytest.approx([20.0, 4.0])
+
+
+def test_a_radio_carries_twice_what_stays_among_its_nodes_and_a_wire_none_of_it() -> None:
+    seconds = [[1.0, np.inf, np.inf], [np.inf, 1.0, np.inf]]
+    free = problem(["a", "b"], ROBOTS, seconds, [(0, 1, 100.0)], seconds_per_byte=0.02)
+    assert plan(shared(free, (WIFI,)), SHORT).makespan == pytest.approx(1 + 20 + 1)
+    assert plan(shared(free, (DSL,)), SHORT).makespan == pytest.approx(1 + 2 + 1)
+    assert [(each.name, each.bytes, each.seconds) for each in carried(shared(free, (WIFI,)), np.array([0, 1]))] == [
+        ("wifi", 200.0, 20.0)
+    ]
+
+
+def test_a_radio_shares_its_rate_between_both_ways() -> None:
+    seconds = [[1.0, np.inf, np.inf], [np.inf, np.inf, 1.0], [np.inf, np.inf, 1.0], [np.inf, 1.0, np.inf]]
+    free = problem("abcd", ROBOTS, seconds, [(0, 2, 100.0), (1, 3, 100.0)], seconds_per_byte=0.02)
+    assert plan(shared(free, (WIFI,)), SHORT).makespan == pytest.approx(1 + 20 + 1)
+    assert plan(shared(free, (Uplink("wire", (0, 1), 10.0, 10.0),)), SHORT).makespan == pytest.approx(1 + 10 + 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(2, 14), st.integers(2, 5), st.integers(0, 100_000))
+def test_times_are_those_of_the_plain_simulation_and_keep_all_requirements(stages: int, nodes: int, seed: int) -> None:
+    what = drawn(stages, nodes, seed)
+    try:
+        made = plan(what.free, SHORT, seed)
+    except Infeasible:
+        return
+    met, alone = timed(what, made), retimed(what, made)
+    start, makespan = simply(what, made)
+    assert np.allclose(met.start, start, rtol=1e-6, atol=1e-6)
+    assert met.makespan == pytest.approx(makespan)
+    assert (met.start >= alone.start - 1e-9).all()
+    assert faults(what, met) == []
+    assert np.allclose(timed(what, met).start, met.start, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(2, 20), st.integers(2, 5), st.integers(0, 100_000))
+def test_a_plan_with_uplinks_is_no_worse_than_that_without_timed_with_them(stages: int, nodes: int, seed: int) -> None:
+    what = drawn(stages, nodes, seed)
+    try:
+        free = plan(what.free, SHORT, seed)
+    except Infeasible:
+        with pytest.raises(Infeasible):
+            plan(what, SHORT, seed)
+        return
+    found = plan(what, SHORT._replace(iterations=2 * SHORT.iterations), seed)
+    assert faults(what, found) == []
+    assert found.objective <= timed(what, free).objective * (1 + 1e-9)
+
+
+def test_stages_move_to_where_values_need_not_meet() -> None:
+    """Four stages behind one up-link, each of which sends much: to send all at one time is what a plan without contention does."""
+    seconds = [[1.0, np.inf, np.inf], [np.inf, 1.0, np.inf]] * 2 + [[6.0, 6.0, 1.0]] * 4
+    edges = [(up, up + 4, 20.0) for up in range(4)]
+    what = shared(problem("abcdefgh", ROBOTS, seconds, edges), (DSL,))
+    free = plan(what.free, SHORT)
+    found = plan(what, SHORT)
+    assert {int(place) for place in free.place[4:]} == {2}
+    assert found.makespan < timed(what, free).makespan - 1
+    assert faults(what, found) == []
+    assert not found.method.endswith(PROVEN)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_plans_for_goals_and_periods_are_told_with_contention(seed: int) -> None:
+    what = drawn(8, 4, seed)
+    m, k = len(what.places), len(what.nodes)
+    rates = Rates(np.linspace(1.0, 3.0, m), np.linspace(2.0, 0.0, m), np.zeros((k, k)), np.zeros((k, k)))
+    asked = Asked(rates, [Goal(by=Measure.ENERGY)], effort=0.05)
+
+    def planned(each: Problem, warm: Plan | None) -> Plan:
+        return plan(each, SHORT, seed, warm)
+
+    try:
+        found = find(what, asked, planned)
+    except Infeasible:
+        return
+    assert faults(what, found.plan) == []
+    often = find_paced(what, asked._replace(goals=[Goal(by=Measure.PERIOD)]), pace(what, 0.0), planned).best
+    assert faults(what, often.found.plan) == []
+    assert often.holds
+    busy = [each.seconds for each in carried(what, often.found.plan.place)]
+    assert max(busy, default=0.0) <= often.pace.cap * (1 + 1e-6)
+
+
+def test_a_proof_is_told_where_contention_takes_nothing() -> None:
+    seconds = [[1.0, np.inf, np.inf], [np.inf, np.inf, 1.0]]
+    what = shared(problem("ab", ROBOTS, seconds, [(0, 1, 10.0)]), (DSL,))
+    found = plan(what, Budget(iterations=40, effort=1.0))
+    assert found.makespan == pytest.approx(4.0)
+    assert found.method.endswith(PROVEN)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.integers(1, 9)), max_size=6))
+def test_the_checker_finds_a_window_with_more_bytes_than_pass_in_it(given: list[tuple[int, int, int]]) -> None:
+    passing = sorted(
+        (float(begin), float(begin + room), 2.0 * size, at) for at, (begin, room, size) in enumerate(given)
+    )
+    windows = [(first[0], last[1]) for first in passing for last in passing if first[0] < last[1]]
+    full = [
+        sum(size for begin, by, size, _ in passing if low <= begin and by <= high) > 3.0 * (high - low)
+        for low, high in windows
+    ]
+    assert (check._late(passing, 3.0) >= 0) == any(full)
+
+
+def test_without_uplinks_nothing_changes() -> None:
+    what = instance("layered", "tiered", 30, 6, 1.0, seed=3)
+    made = plan(what, SHORT)
+    assert shared(what, ()).arrays is what.arrays
+    assert timed(what, made) is made
+    wide = shared(what, (Uplink("wide", (0, 1), 1e12, 1e12),))
+    assert np.array_equal(wide.arrays.seconds_per_byte, what.arrays.seconds_per_byte)
+    assert timed(wide, made).makespan == retimed(what, made).makespan
+
+
+def test_the_same_seed_gives_the_same_plan() -> None:
+    what = shared(instance("layered", "uneven", 30, 6, 3.0, seed=5), (Uplink("u", (0, 1, 2), 1.0, 1.0),))
+    one, other = plan(what, SHORT, seed=7), plan(what, SHORT, seed=7)
+    assert one.method == other.method
+    assert np.array_equal(one.place, other.place)
+    assert np.array_equal(one.start, other.start)
