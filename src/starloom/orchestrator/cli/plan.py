@@ -92,16 +92,18 @@ def run_plan(args: argparse.Namespace, out: Output) -> int:
 
     from starloom.orchestrator.cli.planjobs import read_jobs
     from starloom.orchestrator.cli.plantold import Told
-    from starloom.orchestrator.planner import pacing, picture, planning, whatif
+    from starloom.orchestrator.planner import contending, pacing, picture, planning, whatif
 
     jobs = read_jobs(args)
     # What is made small of all rounds is chosen by `planner.pacing`; all else is of one of them.
     constellation, built = msgspec.structs.replace(jobs.one, objective=tuple(jobs.goals)), jobs.built
     deadline = constellation.deadline_seconds
     # What is compiled at its first use is no part of planning.
-    planning.warm_up(uplinks=bool(built.problem.uplinks))
+    planning.warm_up()
     if jobs.pace is not None:
         pacing.warm_up()
+    if built.problem.uplinks:
+        contending.warm_up()
     began = time.perf_counter()
     rounds = _rounds(args, jobs)
     found = _found(args, constellation, built) if rounds is None else rounds.chosen.best.found

@@ -77,7 +77,7 @@ class Told:
             "batteries": {name: {"gives": drawn, "has": has} for name, drawn, has in self._batteries()},
         }
         if self.built.problem.uplinks:
-            told["uplinks"] = self._uplinks(out)
+            told["uplinks"] = _uplinks(self.built.problem, plan, out)
         if self.deadline:
             told["deadline"] = {"seconds": self.deadline, "met": self.found.ends_by(self.deadline)}
         return told
@@ -210,20 +210,6 @@ class Told:
             missed = f"missed by {late:.3f} s; no plan was found that meets it"
             out.text(f"the deadline of {self.deadline:g} s is {'met' if self.found.ends_by(self.deadline) else missed}")
 
-    def _uplinks(self, out: Output) -> list[dict[str, Any]]:
-        """What each way of an up-link carries, and what the job would take if no two values met there."""
-        problem, plan = self.built.problem, self.found.plan
-        told = carried(problem, plan.place)
-        for each in told:
-            out.text(
-                f"the up-link {each.name} carries {each.bytes:.4g} bytes, for {each.seconds:.3f} s at its full rate"
-            )
-        alone = retimed(problem, plan).makespan
-        if plan.makespan > alone * (1 + SAME):
-            out.text(f"with each value alone on its way the job would end after {alone:.3f} s on the same places")
-        stages = problem.stages
-        return [each._asdict() | {"stages": [stages[stage] for stage in each.stages]} for each in told]
-
     def _least(self, measure: Measure) -> float:
         return least(self.built.problem, self.built.rates, measure)
 
@@ -289,3 +275,15 @@ class Told:
 
 def _figures(joules: float, price: float) -> list[str]:
     return [f"{joules:.4g}", f"{price:.4g}"]
+
+
+def _uplinks(problem: "Problem", plan: "Plan", out: Output) -> list[dict[str, Any]]:
+    """What each way of an up-link carries, and what the job would take if no two values met there."""
+    told = carried(problem, plan.place)
+    for each in told:
+        out.text(f"the up-link {each.name} carries {each.bytes:.4g} bytes, for {each.seconds:.3f} s at its full rate")
+    alone = retimed(problem, plan).makespan
+    if plan.makespan > alone * (1 + SAME):
+        out.text(f"with each value alone on its way the job would end after {alone:.3f} s on the same places")
+    stages = problem.stages
+    return [each._asdict() | {"stages": [stages[stage] for stage in each.stages]} for each in told]

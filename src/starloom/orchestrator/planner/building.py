@@ -36,10 +36,9 @@ from starloom.orchestrator.planner.problem import (
     Place,
     Plan,
     Problem,
-    Uplink,
     problem,
 )
-from starloom.orchestrator.planner.uplinks import shared
+from starloom.orchestrator.planner.uplinks import of_fleet, shared
 
 _SECONDS_PER_HOUR: Final = 3_600.0
 STORE: Final = Place(node="", target="job store")
@@ -224,7 +223,7 @@ class _Builder:
             charge=np.where(np.isfinite(seconds), self._charge(seconds, models), 0.0),
             store=[*(node.battery_joules for node in self._fleet.nodes), np.inf],
         )
-        made = shared(made._replace(barred=barred), self._uplinks())
+        made = shared(made._replace(barred=barred), of_fleet(self._fleet))
         disliked = tuple(self._disliked(name, seconds[i]) for i, name in enumerate(self._stages))
         private = {name: str(self._labels.of(name)) for name in self._labels.levels}
         variants = {name: spec.variants for name, spec in self._constellation.stages.items() if spec.variants}
@@ -364,14 +363,6 @@ class _Builder:
     def _links(self, of: Callable[[Link], float]) -> Floats:
         tiers = [*(node.node.tier for node in self._fleet.nodes), STORE_TIER]
         return np.array([[of(self._fleet.links[frozenset({a, b})]) for b in tiers] for a in tiers])
-
-    def _uplinks(self) -> tuple[Uplink, ...]:
-        """Those of the fleet; the job store is behind none of them."""
-        found = []
-        for each in self._fleet.uplinks:
-            nodes = tuple(i for i, node in enumerate(self._fleet.nodes) if each.name in node.uplinks)
-            found.append(Uplink(each.name, nodes, each.up, each.down, each.half))
-        return tuple(found)
 
     def _loads(self) -> Floats:
         rows = [

@@ -16,8 +16,8 @@ from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.moving import Moves
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
-from starloom.orchestrator.planner.problem import PROVEN, Plan, Problem
-from starloom.orchestrator.planner.uplinks import passes, timed
+from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem
+from starloom.orchestrator.planner.uplinks import passes, shared, timed
 
 CROWDS: Final = ((1.0, 1.0), (2.0, 0.5), (4.0, 0.5))
 """How many times as slow up-links are taken, and the share of the time for that."""
@@ -55,6 +55,14 @@ def contended(problem: Problem, finals: Finals, spent: Callable[[], bool], moves
         if not wrong:
             return each
     raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
+
+
+def warm_up() -> None:
+    """Compiles what only up-links need, or reads what was compiled before."""
+    free = problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)])
+    start = np.array([0.0, 2.0])
+    plan = Plan(np.arange(2, dtype=np.int32), start, start + 1, np.zeros(2, dtype=np.bool_), 3.0, 0.0, "warm")
+    timed(shared(free, (Uplink("both", (0,), 1.0, 1.0),)), plan)
 
 
 def _slowed(problem: Problem, crowd: float) -> Problem:

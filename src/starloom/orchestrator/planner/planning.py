@@ -17,10 +17,9 @@ from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.explain import Conflict, settle
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
-from starloom.orchestrator.planner.problem import PROVEN, Indices, Place, Plan, Problem, Uplink, problem, provable
+from starloom.orchestrator.planner.problem import PROVEN, Indices, Place, Plan, Problem, problem, provable
 from starloom.orchestrator.planner.requirements import Reasons, nowhere, part
 from starloom.orchestrator.planner.search import Search
-from starloom.orchestrator.planner.uplinks import shared
 from starloom.orchestrator.planner.windows import EFFORT as WINDOW_EFFORT
 from starloom.orchestrator.planner.windows import improved
 
@@ -287,13 +286,9 @@ def _take_more(starts: _Starts, listings: Iterator[listing.Listing], budget: Bud
             starts.take(listing.run(starts.prepared, starts.work, made), made.method)
 
 
-def warm_up(*, uplinks: bool = False) -> None:
-    """Compiles the planner, or reads what was compiled before: seconds the first time on a machine, then a blink. `uplinks`: for those too."""
-    small = problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)])
-    plan(small, Budget(iterations=1))
-    if uplinks:
-        apart = problem(small.stages, small.places, [[1.0, np.inf], [np.inf, 1.0]], [(0, 1, 1.0)])
-        plan(shared(apart, (Uplink("both", (0,), 1.0, 1.0),)), Budget(iterations=1))
+def warm_up() -> None:
+    """Compiles the planner, or reads what was compiled before: seconds the first time on a machine, then a blink."""
+    plan(problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)]), Budget(iterations=1))
 
 
 def warmed(table: listing.Table, warm: Plan) -> listing.Listing:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from starloom.orchestrator.fleetfile import Fleet
 from starloom.orchestrator.planner.check import SLACK
 from starloom.orchestrator.planner.flowing import Asked, Counts, Flows, simulate
 from starloom.orchestrator.planner.problem import Flags, Floats, Indices, Plan, Problem, Uplink, successors
@@ -30,6 +31,15 @@ class Carried(NamedTuple):
     bytes: float
     seconds: float
     stages: tuple[int, ...]
+
+
+def of_fleet(fleet: Fleet) -> tuple[Uplink, ...]:
+    """Those that nodes of a fleet share. The job store, which is a node of its own in problems, is behind none of them."""
+    found = []
+    for each in fleet.uplinks:
+        nodes = tuple(number for number, node in enumerate(fleet.nodes) if each.name in node.uplinks)
+        found.append(Uplink(each.name, nodes, each.up, each.down, each.half))
+    return tuple(found)
 
 
 def shared(problem: Problem, uplinks: tuple[Uplink, ...]) -> Problem:
