@@ -1,12 +1,15 @@
 """What stands in the way of a plan: enough of it that there is none, and nothing that could be left out."""
 
+import functools
 from typing import Any
 
 import numpy as np
 import pytest
 
+from starloom.dag.errors import Infeasible
 from starloom.orchestrator.bench.placing.cases import ANY, Case, Shape, feasible, infeasible
-from starloom.orchestrator.bench.placing.judging import BUDGET, amiss
+from starloom.orchestrator.bench.placing.judging import BUDGET, amiss, only, possible
+from starloom.orchestrator.planner import planning
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.explain import Conflict, explain, settle
 from starloom.orchestrator.planner.planning import plan
@@ -150,6 +153,37 @@ def test_a_deadline_that_literals_do_not_settle_in_time_is_settled_all_the_same(
     else:
         assert isinstance(found, Conflict)
         assert amiss(case.problem, found, deadline) == ""
+
+
+def test_what_there_is_no_time_for_is_told_as_untried_and_is_a_conflict_all_the_same() -> None:
+    some = 0
+    for seed in range(10):
+        case = infeasible(seed, SMALL)
+        for whole in (0.0, 0.02):
+            found = explain(case.problem, case.reasons, whole=whole)
+            assert found is not None
+            assert possible(only(case.problem, found.requirements)) is False
+            if not whole:
+                assert (found.untried, found.lifts) == (len(found.requirements), ())
+            elif not found.untried:
+                assert_smallest(case, found)
+                some += 1
+    assert some
+    what = problem(["see", "tell"], PLACES, [[2.0, np.inf, np.inf]] * 2)
+    cut = explain(what, deadline=3.0, whole=0.0)
+    assert cut is not None
+    assert possible(only(what, cut.requirements), 3.0) is False
+    assert f"{cut.untried} requirements were not tried" in str(cut.told()[-1])
+    smallest = explain(what, deadline=3.0)
+    assert smallest is not None
+    assert "not smallest" not in [each.place for each in smallest.told()]
+
+
+def test_who_asks_for_a_plan_is_told_of_what_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "settle", functools.partial(settle, whole=0.0))
+    with pytest.raises(Infeasible) as caught:
+        plan(problem(["a", "b", "c", "d"], [Place("x"), Place("y")], 1.0, apart=[0, 0, 0, -1]), BUDGET)
+    assert caught.value.problems[-1].place == "not smallest"
 
 
 def test_where_more_than_one_conflict_is_left_no_lift_is_promised() -> None:

@@ -260,6 +260,8 @@ PLAN_PROVEN_STAGES_MAX: Final = 16
 """Stages of a job whose plan CP-SAT looks for as a whole, and proves; of larger ones it looks at windows. What takes no time and has one place only does not count."""
 PLAN_SETTLED_CHOICES_MAX: Final = 20_000
 """Stages times places up to which CP-SAT is asked for any plan, or why there is none, if none is found, or none that ends in time."""
+PLAN_EXPLAINED_EFFORT_MAX: Final = 15.0
+"""CP-SAT's deterministic time for all that is asked to explain why there is no plan, about seconds; what is left then is told untried."""
 STREAM_RATE_MAX: Final = 1e6
 """Chunks a second that a stream may be said to have."""
 SLO_TOKEN_SHARE: Final = 0.95

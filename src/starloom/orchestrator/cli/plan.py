@@ -161,9 +161,7 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
         return found
     settled = settle(built.problem.free, built.excluded, deadline)
     if isinstance(settled, Conflict):
-        told = [Problem("conflict", each.words) for each in settled.requirements]
-        told += [Problem("enough would be", lift) for lift in settled.lifts]
-        raise Infeasible(told, "no plan can keep all of this")
+        raise Infeasible(settled.told(), "no plan can keep all of this")
     made = goals.rated(built.problem, built.rates, timed(built.problem, settled)) if settled is not None else found
     return goals.best([found, made], constellation.objective, deadline)
 

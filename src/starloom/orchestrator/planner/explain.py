@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ortools.sat.python import cp_model
 
+from starloom.dag import limits
+from starloom.dag.errors import Problem as Trouble
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.exact import Search, fitted, longest, read, solving
 from starloom.orchestrator.planner.holding import hold
@@ -21,6 +23,9 @@ EFFORT = 1.0
 GLANCE = 0.1
 """The share of it after which what a deadline is in is asked firmly: of 26 stages behind literals it took 6 s, and firmly 0.2 s."""
 
+QUESTION = 1e-4
+"""What a question counts beside, for each stage and place: to set one up takes time too, of which CP-SAT knows nothing."""
+
 IN_MODEL = ("memory", "store", "slots", "together", "apart")
 """The kinds of requirement that the model itself knows."""
 
@@ -28,32 +33,56 @@ IN_MODEL = ("memory", "store", "slots", "together", "apart")
 class Conflict(NamedTuple):
     """`requirements`: any plan breaks one of them, and without any one of them there is a plan for the others.
 
-    `lifts`: for those that stand in the way alone, what would be enough instead; none where more conflicts are left.
+    But for `untried` of them, of which there was no time to show that. `lifts`: for those that stand in the way alone, what would
+    be enough instead; none where more conflicts are left, or nobody had the time to ask.
     """
 
     requirements: tuple[Requirement, ...]
     lifts: tuple[str, ...]
+    untried: int = 0
 
     def __str__(self) -> str:
         return "; ".join(requirement.words for requirement in self.requirements)
 
+    def told(self) -> list[Trouble]:
+        """All of it, each with what it is."""
+        found = [Trouble("conflict", requirement.words) for requirement in self.requirements]
+        if self.untried:
+            what = "requirement was" if self.untried == 1 else "requirements were"
+            rest = "not tried, or not to the end, in the time that there is for it; what conflicts may be fewer"
+            found.append(Trouble("not smallest", f"{self.untried} {what} {rest}"))
+        return [*found, *(Trouble("enough would be", lift) for lift in self.lifts)]
+
 
 def explain(
-    problem: Problem, reasons: Reasons = (), deadline: float | None = None, *, effort: float = EFFORT
+    problem: Problem,
+    reasons: Reasons = (),
+    deadline: float | None = None,
+    *,
+    effort: float = EFFORT,
+    whole: float = limits.PLAN_EXPLAINED_EFFORT_MAX,
 ) -> Conflict | None:
     """A smallest set of requirements that conflict; nothing where there is a plan, or `effort` does not show there is none.
 
-    Smallest: none of them can be left out. There may be others, of fewer. `deadline`: seconds by which all must end.
+    Smallest: none of them can be left out, but for those that are told untried. There may be others, of fewer. `deadline`: seconds by which all must end.
     The same for the same arguments.
     """
-    found = settle(problem, reasons, deadline, effort=effort)
+    found = settle(problem, reasons, deadline, effort=effort, whole=whole)
     return found if isinstance(found, Conflict) else None
 
 
 def settle(
-    problem: Problem, reasons: Reasons = (), deadline: float | None = None, *, effort: float = EFFORT
+    problem: Problem,
+    reasons: Reasons = (),
+    deadline: float | None = None,
+    *,
+    effort: float = EFFORT,
+    whole: float = limits.PLAN_EXPLAINED_EFFORT_MAX,
 ) -> Plan | Conflict | None:
-    """Some valid plan, however slow, or why there is none, as `explain` says it; nothing where `effort` shows neither."""
+    """Some valid plan, however slow, or why there is none, as `explain` says it; nothing where `effort` shows neither.
+
+    `effort`: for each question; `whole`: for all of them together, but for the first, whether there is a conflict.
+    """
     if not problem.stages:
         return None
     left = bare(problem, shut(problem, reasons), timed=deadline is not None)
@@ -64,11 +93,14 @@ def settle(
     core = asked.core()
     if not isinstance(core, list):
         return core
+    asked.rest, untried = whole - asked.spent, 0
     for requirement in tuple(core):
         fewer = [other for other in core if other is not requirement]
-        if asked.infeasible(fewer):
+        shown = asked.infeasible(fewer)
+        if shown:
             core = fewer
-    return Conflict(tuple(core), tuple(text for requirement in core if (text := asked.lift(requirement))))
+        untried += shown is None
+    return Conflict(tuple(core), tuple(text for requirement in core if (text := asked.lift(requirement))), untried)
 
 
 class _Asked:
@@ -76,6 +108,8 @@ class _Asked:
 
     def __init__(self, problem: Problem, reasons: Reasons, deadline: float | None, effort: float, bared: Ticks) -> None:
         self.problem, self.deadline, self.effort = problem, deadline, effort
+        #: deterministic time that there is for all further questions, and that has gone
+        self.rest, self.spent = math.inf, 0.0
         self.requirements = requirements(problem, reasons, deadline)
         # Set where requirements behind literals have shown nothing in time: what a deadline is in is asked firmly from then on.
         self.hard = False
@@ -105,8 +139,20 @@ class _Asked:
         indices = {requirement: index for index, requirement in enumerate(self.requirements)}
         self.model.cp.clear_assumptions()
         self.model.cp.add_assumptions([self.literals[indices[requirement]] for requirement in kept])
-        solver = solving(share * self.effort, math.inf, 0)
-        return solver.solve(self.model.cp), solver
+        return self._run(self.model, share)
+
+    def _run(self, model: Model, share: float, *, any_will_do: bool = False) -> tuple[Any, Any]:
+        if self.rest <= 0:
+            return cp_model.UNKNOWN, None
+        solver = solving(min(share * self.effort, self.rest), math.inf, 0)
+        solver.parameters.stop_after_first_solution = any_will_do
+        status = solver.solve(model.cp)
+        self._count(solver.response_proto.deterministic_time)
+        return status, solver
+
+    def _count(self, took: float) -> None:
+        took += QUESTION * self.problem.arrays.seconds.size
+        self.rest, self.spent = self.rest - took, self.spent + took
 
     def core(self) -> list[Requirement] | Plan | None:
         """Some requirements that conflict, or a plan; nothing where neither is known."""
@@ -122,35 +168,35 @@ class _Asked:
             return self._valid(plan)
         return self.requirements if status == cp_model.INFEASIBLE else None
 
-    def infeasible(self, kept: list[Requirement]) -> bool:
+    def infeasible(self, kept: list[Requirement]) -> bool | None:
+        """Whether there is no plan with these requirements; None where that is not shown."""
         if not _timed(kept):
-            return bool(self.solve(kept)[0] == cp_model.INFEASIBLE)
+            return _shown(self.solve(kept)[0])
         known_hard = self.hard
         status = cp_model.UNKNOWN if known_hard else self.solve(kept, GLANCE)[0]
         if status == cp_model.UNKNOWN:
             status, _ = self._firm(kept)
         if status == cp_model.UNKNOWN and not known_hard:
             status, _ = self.solve(kept)
-        return bool(status == cp_model.INFEASIBLE)
+        return _shown(status)
 
     def _firm(self, kept: list[Requirement]) -> tuple[Any, Plan | None]:
         """The status of a model in which they hold from the start, with nothing in it that ends beyond the deadline; a plan.
 
         It is made anew for each question, which only the hardest are worth: those that a deadline makes hard.
         """
-        if self.deadline is None or not _timed(kept):
+        if self.deadline is None or not _timed(kept) or self.rest <= 0:
             return cp_model.UNKNOWN, None
         self.hard = True
         ticks = fitted(keeping(self.left, kept))
         search = None if ticks is None else Search(ticks, None, ticks.within(self.deadline))
         if search is None or search.empty:
+            self._count(0.0)
             return cp_model.INFEASIBLE, None
         for requirement in kept:
             if requirement.kind == "link":
                 self._ask(search.model, requirement, search.model.cp.new_constant(1))
-        solver = solving(self.effort, math.inf, 0)
-        solver.parameters.stop_after_first_solution = True
-        status = solver.solve(search.model.cp)
+        status, solver = self._run(search.model, 1.0, any_will_do=True)
         if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
             return status, None
         return status, read(search.model, solver, "any")
@@ -203,6 +249,10 @@ def _model(ticks: Ticks, asked: list[Requirement]) -> tuple[Model, list[Any]]:
     hold(made)
     others = [made.given.get((what.kind, what.which)) for what in asked]
     return made, [made.cp.new_bool_var("") if literal is None else literal for literal in others]
+
+
+def _shown(status: Any) -> bool | None:
+    return None if status == cp_model.UNKNOWN else bool(status == cp_model.INFEASIBLE)
 
 
 def _timed(kept: list[Requirement]) -> bool:

@@ -182,8 +182,7 @@ def _rescued(
         said = [reasons[stage] if stage < len(reasons) else {} for stage in stages] if reasons else ()
         found = settle(part(problem, stages), said)
         if isinstance(found, Conflict):
-            told = [Trouble("conflict", requirement.words) for requirement in found.requirements]
-            raise Infeasible([*told, *(Trouble("enough would be", lift) for lift in found.lifts)], NO_PLAN)
+            raise Infeasible(found.told(), NO_PLAN)
         if found is not None and len(stages) == len(problem.stages):
             return _polished(problem, found, budget._replace(effort=max(budget.effort, RESCUE_EFFORT)), seed)
     told = [Trouble(f"stages.{problem.stages[i]}", "no place was left for it beside the others") for i in hard]

@@ -107,7 +107,7 @@ def _explained(problem: Problem, reasons: Reasons, deadline: float | None) -> Ve
     for count in range(_CONFLICTS_MAX):
         if count and possible(problem, deadline):
             return Verdict(EXPLAINED, count)
-        conflict = explain(problem, reasons, deadline, effort=_SETTLE_EFFORT)
+        conflict = explain(problem, reasons, deadline, effort=_SETTLE_EFFORT, whole=math.inf)
         if conflict is None:
             return Verdict(UNEXPLAINED, count, "no conflict was shown")
         if wrong := amiss(problem, conflict, deadline):
