@@ -98,7 +98,7 @@ def test_all_problems_are_reported_with_their_place() -> None:
     assert "give one of device, edge, cloud" in found["nodes.2.tier"]
     assert found["nodes.2.colour"].startswith("is no known key")
     assert "moon" in found["links.0.between"]
-    assert found["links.1.mbit"] == "is 0; give a number above 0"
+    assert found["links.1.mbit"] == "is 0; give a number from 0.0001 to 1e+09"
     assert "soon" in found["links.2.latency"]
     assert found["links.2.width"].startswith("is no known key")
 
@@ -163,7 +163,7 @@ def test_all_that_is_wrong_with_uplinks_is_told() -> None:
     )
     assert found["nodes.0.uplink"] == "there is no up-link 'hal'; did you mean 'hall'?"
     assert "list those on the way" in found["nodes.1.uplink"]
-    assert found["uplinks.0.mbit"] == "is 0; give a number above 0"
+    assert found["uplinks.0.mbit"] == "is 0; give a number from 0.0001 to 1e+09"
     assert found["uplinks.1.name"] == "uplinks.0 has this name already; give each up-link its own"
     assert found["uplinks.1.duplex"] == "is 'both'; give one of full, half"
     assert "leave it out" in found["uplinks.2.up_mbit"]
@@ -173,3 +173,21 @@ def test_all_that_is_wrong_with_uplinks_is_told() -> None:
     assert "list up-links" in problems("nodes: [{name: a, tier: edge}]\nuplinks: {hall: 5}\n")["uplinks"]
     many = "".join(f"  - {{name: u{n}, mbit: 1}}\n" for n in range(limits.FLEET_UPLINKS_MAX + 1))
     assert "FLEET_UPLINKS_MAX" in problems(f"nodes: [{{name: a, tier: edge}}]\nuplinks:\n{many}")["uplinks"]
+
+
+@pytest.mark.parametrize("mbit", ["1.0e+308", "1.0e-300", ".inf", ".nan", "-5", "true"])
+def test_rates_with_which_seconds_do_not_add_up_are_refused(mbit: str) -> None:
+    found = problems(
+        "nodes: [{name: a, tier: edge, uplink: hall}]\n"
+        f"links: [{{between: [edge, edge], mbit: {mbit}}}]\n"
+        f"uplinks: [{{name: hall, mbit: {mbit}, up_mbit: {mbit}}}]\n"
+    )
+    assert found.keys() == {"links.0.mbit", "uplinks.0.mbit", "uplinks.0.up_mbit"}
+    assert all(told.endswith("give a number from 0.0001 to 1e+09") for told in found.values())
+
+
+def test_an_uplink_with_a_bad_name_is_not_proposed() -> None:
+    found = problems(
+        "nodes: [{name: a, tier: edge, uplink: v}]\nuplinks: [{name: [], mbit: 1}, {name: dsl, mbit: 1}]\n"
+    )
+    assert found["nodes.0.uplink"] == "there is no up-link 'v'; known: dsl"

@@ -244,6 +244,9 @@ FLEET_SPEED_MAX: Final = 1e6
 """How many times as fast as the reference machine a target may be said to be."""
 FLEET_WATTS_MAX: Final = 1e9
 """What a target may be said to take."""
+FLEET_MBIT_MIN: Final = 1e-4
+FLEET_MBIT_MAX: Final = 1e9
+"""Of a link or an up-link, in Mbit/s: from what the slowest radios give to far more than there is. Beyond, seconds are too many or too few to add up."""
 
 # Plans
 PLAN_RENEW_SHARE: Final = 0.02

@@ -190,7 +190,7 @@ class _FleetReader(NodeReader):
                 self.add(f"{place}.between", f"{first} is of these two already; keep one of them")
             usual = BY_TIERS[tiers]
             mbit = part.get("mbit", usual.bytes_per_second / _BYTES_PER_MBIT)
-            if fault := number_fault(mbit) or ("is 0; give a number above 0" if not mbit else ""):
+            if fault := _rate_fault(mbit):
                 self.add(f"{place}.mbit", fault)
                 continue
             try:
@@ -235,11 +235,11 @@ class _FleetReader(NodeReader):
 
     def _named(self, nodes: list[FleetNode], uplinks: list[str]) -> None:
         """Whether nodes name up-links that there are, and each of these is named."""
-        named = {name for node in nodes for name in node.uplinks}
+        named, known = {name for node in nodes for name in node.uplinks}, [name for name in uplinks if name]
         for index, node in enumerate(nodes):
             for name in node.uplinks:
                 if name not in uplinks:
-                    self.add(f"nodes.{index}.uplink", f"there is no up-link {name!r}{suggestion(name, uplinks)}")
+                    self.add(f"nodes.{index}.uplink", f"there is no up-link {name!r}{suggestion(name, known)}")
         for index, name in enumerate(uplinks):
             if name and name not in named:
                 self.add(
@@ -252,4 +252,4 @@ def _duplex_fault(value: Any) -> str:
 
 
 def _rate_fault(value: Any) -> str:
-    return number_fault(value) or ("" if value else "is 0; give a number above 0")
+    return number_fault(value, at_least=limits.FLEET_MBIT_MIN, at_most=limits.FLEET_MBIT_MAX)
