@@ -280,6 +280,29 @@ def test_a_proof_is_told_where_contention_takes_nothing() -> None:
     assert found.method.endswith(PROVEN)
 
 
+def test_of_plans_that_take_as_little_the_fastest_with_contention_is_looked_for() -> None:
+    """Three robots' values, each worked on by its robot in 2 s or far away in 1 s, for 10 J: the fastest if not all go far.
+
+    Where what comes after them is fastest, it takes most.
+    """
+    places = [*(Place(f"r{robot}") for robot in range(3)), Place("far", slots=4), Place("dear"), Place("thrifty")]
+    seconds = np.full((7, 6), np.inf)
+    for robot in range(3):
+        seconds[robot, robot] = 1.0
+    seconds[3:6, :4] = [2.0, 2.0, 2.0, 1.0]
+    seconds[6, 3:] = [2.0, 0.5, 1.0]
+    edges = [*((i, i + 3, 10.0) for i in range(3)), *((i, 6, 0.0) for i in range(3, 6))]
+    per_byte = np.array([[0.05 if min(a, b) < 3 else 0.0 for a in range(6)] for b in range(6)])
+    free = problem("abcdefg", places, seconds, edges, seconds_per_byte=per_byte)
+    what = shared(free, (Uplink("u", (0, 1, 2), 20.0, 20.0),))
+    links = np.zeros((6, 6))
+    rates = Rates(np.array([5.0, 5.0, 5.0, 10.0, 100.0, 1.0]), np.zeros(6), links, links)
+    asked = Asked(rates, [Goal(by=Measure.ENERGY), Goal(by=Measure.LATENCY)], effort=1.0)
+    found = find(what, asked, lambda each, warm: plan(each, SHORT, 0, warm))
+    assert found.bill.joules == pytest.approx(46.0)
+    assert found.plan.makespan == pytest.approx(4.0)
+
+
 @settings(deadline=None, max_examples=150)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.integers(1, 9)), max_size=6))
 def test_the_checker_finds_a_window_with_more_bytes_than_pass_in_it(given: list[tuple[int, int, int]]) -> None:

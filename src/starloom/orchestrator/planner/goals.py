@@ -138,10 +138,10 @@ def _losing(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None)
 
 def _find(problem: Problem, asked: Asked, planned: Planned, warm: Plan | None) -> Found:
     first = _found(problem, asked.rates, asked.weights, planned, warm)
-    cheap, proven = _least(problem, asked, first)
+    cheap, proven, fastest = _least(problem, asked, first)
     found = [first, *([cheap] if cheap else [])]
     # What is proven to take least, and then to be the fastest, needs no others to choose from.
-    for measures in [] if proven and _ends_there(asked.goals) else _together(asked.others):
+    for measures in [] if proven and fastest and _ends_there(asked.goals) else _together(asked.others):
         before = first
         for share in SHARES:
             if weights := _weights(first, measures, share):
@@ -186,13 +186,16 @@ def rated(problem: Problem, rates: Rates, plan: Plan) -> Found:
     return Found(problem, plan, plan, bill(problem, rates, plan))
 
 
-def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, bool]:
-    """Of a small job what takes least of the first measure that is none of time, in time; and whether that is proven."""
+def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, bool, bool]:
+    """Of a small job what takes least of the first measure that is none of time, in time; whether that is proven.
+
+    And whether it is as fast as it was found, with no value on an up-link put off by others.
+    """
     in_time, small = first.ends_by(asked.deadline), provable(problem)
     weights = _weights(first, asked.others[:1], 1.0) or asked.weights
     # What is weighed is no sum of costs alone, and what is fast needs no other plan, as long as it ends in time.
     if not small or asked.effort <= 0 or (in_time and not (asked.others and weights)):
-        return None, False
+        return None, False, False
     latest = asked.deadline or math.inf
     if asked.others and asked.goals[0].by is Measure.LATENCY and in_time:
         latest = min(latest, first.value(Measure.LATENCY) * (1 + asked.goals[0].within))
@@ -203,10 +206,11 @@ def _least(problem: Problem, asked: Asked, first: Found) -> tuple[Found | None, 
         loads += weight * loading(problem, asked.rates, measure)
     made = frugal(priced.free, latest, loads, first.priced, effort=asked.effort, seed=asked.seed)
     if made.plan is None:
-        return None, False
+        return None, False, False
     # What others on an up-link put off may come too late: then there may be another in time, that takes more.
     plan = timed(problem, made.plan)
-    return _as_found(problem, asked.rates, priced, plan), made.proven and plan.makespan <= latest * (1 + SAME)
+    in_time, fastest = plan.makespan <= latest * (1 + SAME), plan.makespan <= made.plan.makespan * (1 + SAME)
+    return _as_found(problem, asked.rates, priced, plan), made.proven and in_time, fastest
 
 
 def _names_quality(goals: Sequence[Goal]) -> bool:
