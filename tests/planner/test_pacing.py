@@ -18,8 +18,10 @@ from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.filling import overfull
 from starloom.orchestrator.planner.goals import Asked
+from starloom.orchestrator.planner.levelling import levelled
 from starloom.orchestrator.planner.pacing import Promise, conflict, find_paced, held_by_none
 from starloom.orchestrator.planner.planning import Budget, plan
+from starloom.orchestrator.planner.prepared import prepare
 from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem
 from starloom.orchestrator.planner.promises import Answering
 from starloom.orchestrator.planner.rounds import simulate
@@ -109,6 +111,23 @@ def test_no_placement_of_all_that_there_are_has_a_less_busy_bottleneck(seed: int
     assert work(what, found.place, how).period == pytest.approx(best, rel=1e-4)
     assert found.proven
     assert best * (1 - 1e-4) <= found.bound <= best * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_few_dependencies_and_of_many_the_same_links_are_looked_at(seed: int) -> None:
+    few = instance("layered", "uneven", 12, 8, 4.0, seed)
+    # Each dependency with ones beside it that carry nothing: as many links as before, and more dependencies than pairs of nodes.
+    many = few._replace(
+        arrays=few.arrays._replace(
+            upstream=np.repeat(few.arrays.upstream, 8),
+            downstream=np.repeat(few.arrays.downstream, 8),
+            size_bytes=(few.arrays.size_bytes[:, None] * np.eye(8)[0]).ravel(),
+        )
+    )
+    assert 2 * len(few.arrays.upstream) < 64 < 2 * len(many.arrays.upstream)
+    found = [levelled(each, prepare(each), pace(each, 0), plan(few).place, 0.0, seed) for each in (few, many)]
+    assert found[0].tolist() == found[1].tolist()
+    assert work(few, found[0], pace(few, 0)).period < work(few, plan(few).place, pace(few, 0)).period
 
 
 def test_the_fastest_plan_is_given_up_for_a_period_that_it_does_not_hold() -> None:

@@ -152,10 +152,11 @@ class _Balance:
     def _nodes(self) -> None:
         """Memory over time, and batteries."""
         arrays = self.problem.arrays
-        for node in range(len(self.problem.nodes)):
-            here = [
-                (use, s, p) for s, uses in enumerate(self.uses) for p, use in uses.items() if arrays.node[p] == node
-            ]
+        standing: list[list[tuple[Any, int, int]]] = [[] for _ in self.problem.nodes]
+        for stage, uses in enumerate(self.uses):
+            for place, use in uses.items():
+                standing[arrays.node[place]].append((use, stage, place))
+        for node, here in enumerate(standing):
             memory = float(arrays.memory_bytes[node])
             if np.isfinite(memory) and memory > 0:
                 shares = [

@@ -25,10 +25,10 @@ def overfull(problem: Problem, place: Indices, pace: Pace) -> Iterator[str]:
                 yield f"{problem.stages[i]} takes {arrays.seconds[i, place[i]]:.6g} s on {what}, one round after the other, and has {pace.cap:.6g} s"
     for node in range(len(problem.nodes)):
         yield from _memory(problem, place, pace, node, most)
-        for other in range(len(problem.nodes)):
-            if node != other and (busy := _sent(problem, place, pace, node, other)) > most:
-                names = [problem.nodes[each] or "the job store" for each in (node, other)]
-                yield f"the link from {names[0]} to {names[1]} carries {busy:.6g} s for each round, and has {pace.cap:.6g} s"
+    for ends, busy in sorted(_sent(problem, place, pace).items()):
+        if busy > most:
+            names = [problem.nodes[each] or "the job store" for each in ends]
+            yield f"the link from {names[0]} to {names[1]} carries {busy:.6g} s for each round, and has {pace.cap:.6g} s"
     for uplink in problem.uplinks:
         for outward in (True,) if uplink.half else (True, False):
             busy = _carried(problem, place, pace, uplink, outward)
@@ -47,13 +47,15 @@ def _carried(problem: Problem, place: Indices, pace: Pace, uplink: Uplink, outwa
     return total
 
 
-def _sent(problem: Problem, place: Indices, pace: Pace, source: int, sink: int) -> float:
-    """Seconds of each round that values keep one node's link to another busy."""
-    arrays, total = problem.arrays, 0.0
+def _sent(problem: Problem, place: Indices, pace: Pace) -> dict[tuple[int, int], float]:
+    """Seconds of each round that values keep links busy, each from one node to another."""
+    arrays, total = problem.arrays, dict[tuple[int, int], float]()
     for edge in range(len(arrays.upstream)):
         up, down = arrays.upstream[edge], arrays.downstream[edge]
-        if arrays.node[place[up]] == source and arrays.node[place[down]] == sink and arrays.size_bytes[edge] > 0:
-            total += float(arrays.size_bytes[edge] * arrays.seconds_per_byte[source, sink] * pace.rate[up])
+        source, sink = int(arrays.node[place[up]]), int(arrays.node[place[down]])
+        if source != sink and arrays.size_bytes[edge] > 0:
+            busy = float(arrays.size_bytes[edge] * arrays.seconds_per_byte[source, sink] * pace.rate[up])
+            total[source, sink] = total.get((source, sink), 0.0) + busy
     return total
 
 

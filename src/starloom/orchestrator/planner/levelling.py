@@ -126,16 +126,26 @@ def _count(h: Held, s: Sums, place: Numbers, stage: int, sign: float) -> None:
 
 
 @inner
-def _busiest(s: Sums) -> float:
-    most = 0.0
+def _busiest(h: Held, s: Sums, place: Numbers) -> float:
+    most, k = 0.0, len(s.memory)
     for each in range(len(s.places)):
         most = max(most, s.places[each])
-    for a in range(len(s.memory)):
-        most = max(most, s.memory[a])
-        for b in range(len(s.memory)):
-            most = max(most, s.links[a, b])
+    for each in range(k):
+        most = max(most, s.memory[each])
     for each in range(len(s.stages)):
         most = max(most, s.stages[each])
+    if len(h.other) < k * k:
+        # Of many nodes few links carry anything: to look at all of them was most of what a move took.
+        for stage in range(len(place)):
+            for edge in range(h.heads[stage], h.heads[stage + 1]):
+                if h.sends[edge] and h.size[edge] > 0.0:
+                    a, b = h.node[place[stage]], h.node[place[h.other[edge]]]
+                    if a != b:
+                        most = max(most, s.links[a, b])
+        return most
+    for a in range(k):
+        for b in range(k):
+            most = max(most, s.links[a, b])
     return most
 
 
@@ -191,7 +201,7 @@ def _move(h: Held, s: Sums, place: Numbers, stage: int, at: int) -> None:
 @compiled
 def _level(h: Held, s: Sums, place: Numbers, movers: Numbers, draws: Floats, cap: float, first: float) -> Numbers:
     _recount(h, s, place)
-    best, least = place.copy(), _busiest(s)
+    best, least = place.copy(), _busiest(h, s, place)
     old = place.copy()
     for turn in range(len(draws)):
         if least <= cap:
@@ -224,7 +234,7 @@ def _level(h: Held, s: Sums, place: Numbers, movers: Numbers, draws: Floats, cap
                     _move(h, s, place, other, old[other])
             s.total[0] = before
             continue
-        most = _busiest(s)
+        most = _busiest(h, s, place)
         if most < least:
             least = most
             best[:] = place
