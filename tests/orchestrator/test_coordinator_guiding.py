@@ -530,6 +530,174 @@ def test_of_kinds_that_hardly_ran_there_is_no_plan(world: Any, monkeypatch: pyte
     assert "all ends in" in w.coordinator.planned(again)
 
 
+def varied(stages: int = 6, deadline: str = "deadline: 20s\n", large: float = 2.0) -> str:
+    """A chain whose stages have a large and a small variant."""
+    ways = f"[{{name: large, quality: 0.9, params: {{seconds: {large}}}}}, {{name: small, quality: 0.5, params: {{seconds: 0.5}}}}]"
+    lines = [f"  s{n}: {{kind: t.task, {f'after: [s{n - 1}], ' if n else ''}variants: {ways}}}" for n in range(stages)]
+    return "\n".join([f"{deadline}stages:", *lines])
+
+
+def given(w: Any) -> dict[str, list[str]]:
+    """The variants of each stage's attempts."""
+    found: dict[str, list[str]] = {}
+    for fact in facts_of(w, StagePlaced):
+        found.setdefault(fact.stage, []).append(fact.variant)
+    return found
+
+
+def lessened(w: Any, *stages: str) -> Planned:
+    """An answer to the last plan that was wanted, which has these stages in their small variants."""
+    waits = [name for name in w.plans[-1].constellation.stages if name not in w.plans[-1].standing]
+    answer = planned(w, finish=9.0, **dict.fromkeys(waits, "b"))
+    for name in stages:
+        place = answer.places[StageId(name)]
+        answer.places[StageId(name)] = msgspec.structs.replace(place, variant="small")
+    return answer
+
+
+class TestVariants:
+    def test_stages_that_wait_take_lesser_ones_for_the_deadline_and_keep_them(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied()))
+        assert w.plans[-1].left == pytest.approx(20.0)
+        w.handle(lessened(w, "s1", "s2"))
+        assert "s1" not in given(w)
+        assert "with 2 stages to come in lesser variants for its deadline" in w.coordinator.planned(job)
+        assert w.coordinator.planned(job, StageId("s1")).startswith("b (cpu) as small, by a plan of")
+        w.finish("s0")
+        assert w.sent[next(task for task in w.sent if task.stage == "s1")].params["seconds"] == 0.5
+        w.fail("s1", transient=True)
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        # Another plan would have it in its large one: it had a place.
+        w.handle(lessened(w))
+        w.restart()
+        w.advance(5)
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert given(w)["s1"] == ["small", "small"]
+        assert given(w)["s0"] == ["large"]
+        assert given(w)["s3"] == ["large"]
+        assert w.job(job).degraded == ()
+        w.check_replay()
+
+    def test_better_ones_come_back_with_another_plan(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied()))
+        w.handle(lessened(w, "s1", "s2"))
+        w.advance(3)
+        assert len(w.plans) == 2
+        assert {name: place.variant for name, place in w.plans[-1].old.items()} == {
+            f"s{n}": "small" if n < 3 else "" for n in range(1, 6)
+        }
+        w.handle(lessened(w, "s1"))
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert given(w) == {f"s{n}": ["small" if n == 1 else "large"] for n in range(6)}
+
+    def test_what_is_ready_and_has_no_place_yet_is_so_in_its_new_variant(self, world: Any) -> None:
+        """The one that it was ready in may go to one node only, which is full; the other may go anywhere."""
+        w = world(node("a", slots=1), node("b", slots=1))
+        ways = "[{name: large, quality: 0.9, require: {node: b}, params: {seconds: 9}}, {name: small, quality: 0.5, params: {seconds: 1}}]"
+        text = f"deadline: 60s\nstages:\n  s0: {{kind: t.task, params: {{seconds: 1}}, require: {{node: a}}}}\n  s1: {{kind: t.task, after: [s0], variants: {ways}}}\n"
+        filler = "".join(f"  f{n}: {{kind: t.task, params: {{seconds: 1}}}}\n" for n in range(65))
+        w.submit(constellation("stages:\n" + filler.replace("seconds: 1}", "seconds: 1}, require: {node: b}")))
+        job = w.submit(constellation(text))
+        w.finish("s0")
+        assert "s1" not in given(w)
+        w.advance(7)
+        w.handle(lessened(w, "s1"))
+        assert given(w)["s1"] == ["small"]
+        assert where(w)["s1"] == "a"
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+
+    @pytest.mark.parametrize(
+        ("text", "taken"),
+        [
+            (varied(deadline=""), "large"),
+            (varied().replace("kind: t.task,", "kind: t.task, variant: large,"), "large"),
+            (f"least_quality: 0.6\n{varied()}", "large"),
+            (varied().replace("{name: small, quality", "{name: small, require: {node: gone}, quality"), "large"),
+        ],
+        ids=["without a deadline", "named", "under the floor", "nowhere"],
+    )
+    def test_advice_that_may_not_be_is_none(self, world: Any, text: str, taken: str) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(text))
+        if w.plans:
+            w.handle(lessened(w, "s1"))
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert given(w)["s1"] == [taken]
+
+    def test_a_first_stage_waits_a_moment_for_the_plan_that_may_choose_its_variant(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied()))
+        assert given(w) == {}
+        assert "first plan" in w.coordinator.waits_for(job, StageId("s0"))
+        w.handle(lessened(w, "s0"))
+        assert given(w) == {"s0": ["small"]}
+        other = w.submit(constellation(varied()))
+        w.advance(limits.PLAN_FIRST_WAITS_SECONDS)
+        assert w.stage(other, "s0").variant == "large"
+        # What takes no longer than twenty such moments waits for none.
+        short = w.submit(constellation(varied(large=0.6)))
+        assert w.stage(short, "s0").variant == "large"
+
+    def test_it_does_not_stand_in_line_for_long_behind_its_own_job(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        text = "\n".join(line for line in varied(12, "deadline: 60s\n", 1.5).replace("after", "label").split("\n"))
+        for n in range(12):
+            text = text.replace(f"label: [s{n}], ", "")
+        job = w.submit(constellation(text))
+        w.handle(planned(w))
+        assert len(given(w)) == 4
+        assert "its variant may still be chosen" in w.coordinator.waits_for(job, StageId("s7"))
+        w.advance(6.5)
+        assert len(given(w)) == 4
+        w.handle(lessened(w, *(f"s{n}" for n in range(4, 12))))
+        while w.status(job) == "running":
+            w.finish_all()
+            w.advance(1)
+        assert w.status(job) == "succeeded"
+        assert given(w) == {f"s{n}": ["large" if n < 4 else "small"] for n in range(12)}
+
+    def test_a_job_with_a_deadline_is_looked_at_again_as_long_as_variants_are_open(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        w.submit(constellation(varied(2, "deadline: 30s\n", 6.0)))
+        w.handle(lessened(w))
+        for count in (2, 3):
+            w.advance(29 * limits.PLAN_LOOK_SHARE + 0.2)
+            assert len(w.plans) == count
+            w.handle(lessened(w))
+        w.finish("s0")
+        assert given(w).keys() == {"s0", "s1"}
+        w.advance(6)
+        assert len(w.plans) <= 4
+
+
+def test_with_the_real_planner_a_job_that_is_slow_ends_in_time_by_lesser_variants(world: Any) -> None:
+    """Its first stage takes 4 s longer than told, so that the others cannot all be large."""
+    w = world(node("a", slots=1), node("b", slots=1))
+    job = w.submit(constellation(varied(deadline="deadline: 15s\n")))
+    w.handle(advise(w.plans[-1], iterations=20))
+    assert given(w) == {"s0": ["large"]}
+    w.advance(6.0)
+    w.finish("s0", run=2.0)
+    began = w.now
+    while w.status(job) == "running":
+        if w.plans and (w.plans[-1].job, w.plans[-1].number) != w.__dict__.get("last"):
+            w.last = (w.plans[-1].job, w.plans[-1].number)
+            w.handle(advise(w.plans[-1], iterations=20))
+        (stage,) = {task.stage for agent in w.agents.values() for task in agent.tasks}
+        seconds = {"large": 2.0, "small": 0.5}[w.stage(job, stage).variant]
+        w.advance(seconds)
+        w.finish(stage, run=seconds)
+    assert w.status(job) == "succeeded"
+    assert (w.now - began) / SECOND < 9.0
+    assert {way for ways in given(w).values() for way in ways} == {"large", "small"}
+
+
 def test_with_the_real_planner_the_busiest_nodes_loss_is_planned_around(world: Any) -> None:
     w = world(node("a", slots=1), node("b", slots=1), node("c", slots=1))
     layers = [f"  s{n}: {{kind: t.task, in: {{x: first.value}}, params: {{seconds: {1 + n % 5}}}}}" for n in range(12)]

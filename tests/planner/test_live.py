@@ -8,6 +8,7 @@ import pytest
 from tests.orchestrator.harness import KINDS, node
 from tests.orchestrator.test_coordinator_patch import constellation
 
+from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId, JobId, Revision, StageId
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, RunSeconds, Standing
@@ -202,3 +203,71 @@ def test_a_fresh_job_is_the_problem_that_a_file_gives() -> None:
     assert np.array_equal(left.arrays.seconds, plain.seconds)
     assert np.array_equal(left.arrays.penalty, plain.penalty)
     assert (old.place == -1).all()
+
+
+def varied(stages: int = 6, large: float = 2.0, small: float = 0.5) -> str:
+    """A chain whose stages each have two variants; some of a third, between both."""
+    lines = []
+    for n in range(stages):
+        reads = f"after: [s{n - 1}], " if n else ""
+        lines.append(f"  s{n}: {{kind: t.task, {reads}variants: [")
+        lines.append(f"    {{name: large, quality: 0.9, params: {{seconds: {large}}}}},")
+        if n % 2:
+            lines.append(f"    {{name: middle, quality: 0.8, params: {{seconds: {(large + small) / 2}}}}},")
+        lines.append(f"    {{name: small, quality: 0.5, params: {{seconds: {small}}}}}]}}")
+    return "\n".join(["stages:", *lines])
+
+
+def variants(planned: Planned) -> dict[str, str]:
+    assert not planned.refusal, planned.refusal
+    return {name: place.variant for name, place in planned.places.items() if place.variant}
+
+
+def test_lesser_variants_are_for_a_deadline_and_as_few_as_it_asks_for() -> None:
+    nodes = (now("x"), now("y"))
+    assert variants(advise(wanted(varied(), *nodes))) == {}
+    assert variants(advise(wanted(varied(), *nodes, left=14.0))) == {}
+    # 12 s of best variants, and 9 s of the 10 that are left: two lose a little, 0.75 s each, and one of the others 1.5 s.
+    late = advise(wanted(varied(), *nodes, left=10.0))
+    assert late.ends <= 10.0 * limits.PLAN_DEADLINE_SHARE
+    lost = sum({"middle": 0.1, "small": 0.4}[each] for each in variants(late).values())
+    assert lost == pytest.approx(0.6)
+    hurried = advise(wanted(varied(), *nodes, left=3.0))
+    assert set(variants(hurried).values()) == {"small"}
+    assert len(variants(hurried)) == 6
+    # What cannot end in time any more is as fast as it can be.
+    assert len(variants(advise(wanted(varied(), *nodes, left=-1.0)))) == 6
+
+
+def test_a_stage_that_had_a_place_keeps_its_variant_and_floors_hold() -> None:
+    nodes = (now("x"), now("y"))
+    kept = advise(wanted(varied(), *nodes, left=3.0, had={StageId("s2"): "large"}))
+    assert "s2" not in variants(kept)
+    assert len(variants(kept)) == 5
+    floor = advise(wanted(f"least_quality: 0.7\n{varied()}", *nodes, left=3.0))
+    assert set(variants(floor).values()) == {"middle"}
+    how = standing(s0=Standing(node=AgentId("x"), target="cpu", variant="small", started=True, left=0.25))
+    assert advise(wanted(varied(), *nodes, standing=how)).ends == pytest.approx(10.25, abs=0.1)
+
+
+def test_what_runs_took_counts_for_each_variant() -> None:
+    slow = tuple(RunSeconds("t.task", AgentId(name), "cpu", 2.0, told=True) for name in "xy")
+    assert variants(advise(wanted(varied(), now("x"), now("y"), left=20.0, seconds=slow)))
+    assert advise(wanted(varied(), now("x"), now("y"), seconds=slow)).ends == pytest.approx(24.0, abs=0.1)
+
+
+def test_variants_do_not_swing_and_better_ones_come_back_where_there_is_time() -> None:
+    nodes = (now("x"), now("y"))
+    first = advise(wanted(varied(), *nodes, left=10.0))
+    for turn in range(6):
+        drift = tuple(
+            RunSeconds("t.task", AgentId(name), "cpu", 1.0 + (0.02 if turn % 2 else -0.02), told=True) for name in "xy"
+        )
+        again = advise(wanted(varied(), *nodes, left=10.3, seconds=drift, old=dict(first.places)))
+        assert variants(again) == variants(first)
+    # A little more time than it takes with better ones is not enough, and much more is.
+    assert variants(advise(wanted(varied(), *nodes, left=13.5, old=dict(first.places))))
+    assert not variants(advise(wanted(varied(), *nodes, left=16.0, old=dict(first.places))))
+    some = advise(wanted(varied(), *nodes, left=12.0, old=dict(advise(wanted(varied(), *nodes, left=3.0)).places)))
+    assert 0 < len(variants(some)) < 6
+    assert some.ends <= 12.0 * limits.PLAN_BETTER_SHARE

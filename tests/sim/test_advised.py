@@ -28,13 +28,14 @@ class Followed:
     """How often stages were given out by advice, aside of it, and without."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.by = self.aside = 0
+        self.by = self.aside = self.lesser = 0
         plain = Guide.placed
 
         def placed(guide: Guide, stage: Any, aside: str, now: int) -> None:
             if stage in guide.places:
                 self.by += not aside
                 self.aside += bool(aside)
+                self.lesser += bool(guide.variant(stage))
             plain(guide, stage, aside, now)
 
         monkeypatch.setattr(Guide, "placed", placed)
@@ -51,6 +52,20 @@ def test_every_property_holds_whatever_is_advised(plan: FaultPlan, first: int, m
         assert result.violations == (), f"seed {seed}"
     assert followed.by > 20
     assert followed.aside > 20
+
+
+def test_variants_are_taken_by_advice_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    followed = Followed(monkeypatch)
+    monkeypatch.setattr(limits, "PLAN_KNOWN_SHARE", 0.0)
+    monkeypatch.setattr(limits, "PLAN_LIVE_WORK_SECONDS_MIN", 0.0)
+    placed = 0
+    for seed in range(1, 41):
+        world = World(seed, Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS, advised=True))
+        world.run()
+        assert world.judge.violations == [], f"seed {seed}"
+        placed += sum(given.variant.startswith("less") for given in world.judge.placed.values())
+    assert followed.lesser > 10
+    assert placed > 10
 
 
 def test_groups_stand_apart_and_follow_advice(monkeypatch: pytest.MonkeyPatch) -> None:

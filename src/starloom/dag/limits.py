@@ -307,6 +307,14 @@ PLAN_MOVE_SECONDS: Final = 0.01
 PLAN_DRIFT_SECONDS: Final = 0.1
 PLAN_DRIFT_SHARE: Final = 0.1
 """Of a plan's makespan: a stage that ends earlier or later than planned by both is a reason to plan anew."""
+PLAN_DEADLINE_SHARE: Final = 0.9
+"""Of what is left of a job's deadline: later than that a plan of a running job is not to end, for seconds that are predicted are off."""
+PLAN_BETTER_SHARE: Final = 0.8
+"""Of the same: better variants than those of the plan before are taken where all ends by then. Between both nothing changes."""
+PLAN_LOOK_SHARE: Final = 0.1
+"""Of the same: when this has passed a job that may yet choose variants is planned anew, whatever went as planned."""
+PLAN_RAISES_MAX: Final = 24
+"""Single stages of a plan in lesser variants of which it is tried whether a better one ends in time as well."""
 PLAN_ASIDE_SECONDS: Final = 0.2
 PLAN_ASIDE_SHARE: Final = 0.25
 """Of a plan's makespan: a stage stands aside of its plan where it would end later than another place ends it, and than planned, by both together."""

@@ -5,15 +5,17 @@
 All times are seconds from when the plan was asked for.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
 
 from starloom.dag import limits
 from starloom.dag.constellation import Constellation, StageSpec
+from starloom.dag.expectation import told_seconds
 from starloom.dag.ids import AgentId, JobId, Revision, StageId
 from starloom.dag.kinds import KindSpec
+from starloom.dag.variants import ways_of
 from starloom.devices.node import NodeProfile
 
 
@@ -34,11 +36,12 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """A stage that is not to be placed any more: where it is, or was, and the `left` seconds of its run.
 
     `node`: empty where it is on none that is there. `started`: it runs; neither that nor `ended`: it was given out. `free`:
-    to read what it gave costs nothing, wherever that is. `sizes`: bytes of its outputs.
+    to read what it gave costs nothing, wherever that is. `sizes`: bytes of its outputs. `variant`: in which it runs or ran.
     """
 
     node: AgentId = AgentId("")
     target: str = ""
+    variant: str = ""
     left: float = 0.0
     started: bool = False
     ended: bool = False
@@ -47,9 +50,10 @@ class Standing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunSeconds(msgspec.Struct, frozen=True, array_like=True):
-    """What a run of a kind takes on a target of a node; of one whose stages' parameters tell seconds, for each that they tell.
+    """What a run of a kind takes on a target of a node.
 
     `known`: it ran there, or what the node tells of itself predicts it; else it is what it takes elsewhere, or a hint.
+    `told`: of stages whose parameters, or whose variant, tell seconds: so much for each that they tell.
     """
 
     kind: str
@@ -57,22 +61,25 @@ class RunSeconds(msgspec.Struct, frozen=True, array_like=True):
     target: str
     seconds: float
     known: bool = True
+    told: bool = False
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):
-    """Where and when a plan has a stage."""
+    """Where and when a plan has a stage. `variant`: a lesser one than it would have else, for the job's deadline."""
 
     node: AgentId
     target: str
     start: float
     finish: float
+    variant: str = ""
 
 
 class PlanWanted(msgspec.Struct, frozen=True, kw_only=True):
     """A plan is wanted of what is left of a job. An immutable snapshot; `number` names the answer.
 
     `input_bytes`: of the job's inputs that have to be fetched. `standing`: the stages that have ended or were given out.
-    `old`: the places of the plan before, of what still waits.
+    `old`: the places of the plan before, of what still waits. `had`: the variants that stages keep which wait for another
+    place. `left`: seconds until the job's deadline, below 0 once that is over; None where it has none.
     """
 
     job: JobId
@@ -85,6 +92,8 @@ class PlanWanted(msgspec.Struct, frozen=True, kw_only=True):
     standing: dict[StageId, Standing] = {}
     seconds: tuple[RunSeconds, ...] = ()
     old: dict[StageId, Place] = {}
+    had: dict[StageId, str] = {}
+    left: float | None = None
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,10 +136,19 @@ class Advised(NamedTuple):
     slack: float
 
 
-def known_share(stages: Iterable[StageSpec], seconds: Iterable[RunSeconds]) -> float:
+def told_of(spec: StageSpec, kind: KindSpec | None) -> set[bool]:
+    """Whether a stage tells how long its run takes, in each of its variants: what runs of its kind took is no measure then."""
+    return {told_seconds(way, kind) is not None for way in ways_of(spec)}
+
+
+def known_share(stages: Iterable[StageSpec], kinds: Mapping[str, KindSpec], seconds: Iterable[RunSeconds]) -> float:
     """Of how many places of its stages' kinds it is known how long they run there, weighed by the stages; 1 if there are none."""
-    places: dict[str, list[bool]] = {}
+    places: dict[tuple[str, bool], list[bool]] = {}
     for run in seconds:
-        places.setdefault(run.kind, []).append(run.known)
-    shares = [sum(known) / len(known) for spec in stages if (known := places.get(spec.kind))]
+        places.setdefault((run.kind, run.told), []).append(run.known)
+    shares = []
+    for spec in stages:
+        known = [each for told in told_of(spec, kinds.get(spec.kind)) for each in places.get((spec.kind, told), ())]
+        if known:
+            shares.append(sum(known) / len(known))
     return sum(shares) / len(shares) if shares else 1.0

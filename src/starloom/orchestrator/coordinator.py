@@ -118,7 +118,9 @@ class Coordinator:
         self._resolving = Resolving(self._state, self._ledger, self._endings, self._settler, self._dispatcher)
         self._watchdog = Watchdog(self._state, self._ledger, self._lanes, self._endings)
         self._stragglers = Stragglers(self._state, self._ledger, self._endings, self._dispatcher)
-        self._guiding = Guiding(self._state, self._ledger, self._endings, ahead, self._waits, self._settler, on=guided)
+        self._guiding = Guiding(
+            self._state, self._ledger, self._endings, ahead, self._waits, self._settler, self._lanes, on=guided
+        )
         self._admission = Admission(self._state, self._ledger, self._lanes, self._endings, self._settler)
         self._replicas = Replicas(self._state, self._ledger, self._endings)
         self._changing = Changing(

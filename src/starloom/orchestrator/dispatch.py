@@ -23,7 +23,7 @@ from starloom.orchestrator.placement import Candidate, Choice, Move, Planner, Wa
 from starloom.orchestrator.propagation import Propagation
 from starloom.orchestrator.relays import relayed
 from starloom.orchestrator.replicas import nearest
-from starloom.orchestrator.runs import PLAN_AWAITED, Run, Waits
+from starloom.orchestrator.runs import PLAN_AWAITED, VARIANT_OPEN, Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.streams import pending
@@ -32,6 +32,8 @@ Holders = dict[str, list[Member]]
 """Who has each value that only agents have, by input port."""
 _INPUT_BYTES: Final = 384
 """About what an input takes in a message beside its names and its value, digests and all."""
+_LINE_SECONDS: Final = 1.0
+"""So soon a stage is looked at again that is not to stand in line."""
 Spare = dict[int, list[Candidate]]
 """Those that had a free slot when a lane was first looked at, by its number."""
 
@@ -170,11 +172,26 @@ class Dispatcher:
         return True
 
     def _awaits_plan(self, run: Run, name: StageId, member: Member) -> bool:
-        """Has a stage that would only stand in line wait for its job's first plan, which may have it elsewhere."""
-        until = run.guide.awaited_until(self._ledger.now) if run.guide is not None else None
-        if until is None or member.in_hand < member.slots:
+        """Has a stage that would only stand in line wait for its job's first plan, which may have it elsewhere.
+
+        One whose variant a plan may choose for the job's deadline waits for that in any case, and later, where its job
+        has stood in line for a while there, until less of that is left: with its place it has its variant for good.
+        """
+        guide, now = run.guide, self._ledger.now
+        if guide is None:
             return False
-        self._waits.until(run, name, until, PLAN_AWAITED)
+        stage = run.job.stages[name]
+        chooses = guide.hurries and bool(stage.spec.variants) and not stage.variant
+        until, why = guide.awaited_until(now), PLAN_AWAITED
+        if until is None and chooses:
+            mine = [work.seconds for task, work in member.assigned.items() if task.job == run.job.id]
+            more = sum(mine) / member.slots - limits.DELEGATED_SECONDS
+            until, why = (now + round(min(more, _LINE_SECONDS) * NANOS), VARIANT_OPEN) if more > 0 else (None, why)
+        elif not chooses and member.in_hand < member.slots:
+            return False
+        if until is None:
+            return False
+        self._waits.until(run, name, max(until, now + 1), why)
         return True
 
     def _has_inputs(self, lane: Lane, run: Run, name: StageId, there: set[str]) -> bool:

@@ -1,6 +1,6 @@
 """What is kept of an open job's plan: the places that it advises, when it was asked for, and what became of it."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,17 +15,24 @@ _FIRST_WAITS = round(limits.PLAN_FIRST_WAITS_SECONDS * NANOS)
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """Where a plan has a stage, and from when until when; `made`: when that was asked for. In monotonic nanoseconds."""
+    """Where a plan has a stage, and from when until when; `made`: when that was asked for. In monotonic nanoseconds.
+
+    `variant`: a lesser one that it is to have for the job's deadline; empty for the best.
+    """
 
     node: AgentId
     target: str
     start: int
     finish: int
     made: int
+    variant: str = ""
 
     def place(self, now: int) -> Place:
         """The same in seconds from now."""
-        return Place(self.node, self.target, (self.start - now) / NANOS, (self.finish - now) / NANOS)
+        return Place(self.node, self.target, (self.start - now) / NANOS, (self.finish - now) / NANOS, self.variant)
+
+    def __str__(self) -> str:
+        return f"{self.node} ({self.target}){f' as {self.variant}' if self.variant else ''}"
 
 
 class Stood(NamedTuple):
@@ -41,11 +48,13 @@ class Guide:
 
     `began`: when the job was accepted, or taken up again if it was `resumed`. `holds`: whether its stages had better not go
     ahead of their upstreams, or stand in line, until the first plan is there, or `began` is PLAN_FIRST_WAITS_SECONDS ago.
+    `hurries`: whether it has a deadline, and stages that have variants: plans may choose lesser ones for it.
     """
 
     began: int
     resumed: bool = False
     holds: bool = False
+    hurries: bool = False
     places: dict[StageId, Advice] = field(default_factory=dict)
     #: of stages with advice that were given out
     stood: dict[StageId, Stood] = field(default_factory=dict)
@@ -57,6 +66,8 @@ class Guide:
     asked: int = 0
     asked_of: Mapping[StageId, StageSpec] = field(default_factory=dict)
     pending: bool = False
+    #: when it was last looked at whether there is anything to plan
+    looked: int = 0
     #: why another one is wanted, empty if none is; and before when it is not asked for
     wanted: str = ""
     due: int = 0
@@ -78,6 +89,16 @@ class Guide:
             return None
         slack = limits.PLAN_ASIDE_SECONDS + limits.PLAN_ASIDE_SHARE * (self.ends - self.made) / NANOS
         return Advised(found.node, found.target, (found.finish - now) / NANOS, slack)
+
+    def variant(self, stage: StageId) -> str:
+        """The variant that the plan has a stage in for the job's deadline; empty for the best."""
+        found = self.places.get(stage) if self.hurries else None
+        return found.variant if found is not None else ""
+
+    def look(self, ends: int) -> int:
+        """When to plan anew, whatever goes as planned, where the job's deadline `ends` then."""
+        share = round(limits.PLAN_LOOK_SHARE * max(0, ends - self.looked))
+        return self.looked + max(share, round(limits.PLAN_EVERY_SECONDS * NANOS))
 
     def after_seconds(self, stage: StageId, now: int) -> float:
         """In how many seconds the plan has a stage start, below 0 where that has passed; 0 if it says nothing."""
@@ -102,26 +123,28 @@ class Guide:
         self.followed_count += not aside
         self.stood[stage] = Stood((now - advice.made) / NANOS, aside)
 
-    def take(self, given: Planned, stages: Mapping[StageId, StageSpec]) -> None:
-        """A plan is there, or none. `stages`: the job's, as they are now.
+    def take(self, given: Planned, stages: Mapping[StageId, StageSpec]) -> list[StageId]:
+        """A plan is there, or none; the stages that are to have other variants than before. `stages`: the job's, as they are now.
 
         What it says of a stage that has changed, or was added, since it was asked for is no advice on that.
         """
         self.pending = False
         self.refusal = given.refusal or given.nonsense()
         if self.refusal:
-            return
+            return []
         self._forget_gone(stages)
+        before = {name: self.variant(name) for name in given.places} if self.hurries else {}
         for name, place in given.places.items():
             if name in stages and stages[name] == self.asked_of.get(name):
                 start, finish = (self.asked + round(seconds * NANOS) for seconds in (place.start, place.finish))
-                self.places[name] = Advice(place.node, place.target, start, finish, self.asked)
+                self.places[name] = Advice(place.node, place.target, start, finish, self.asked, place.variant)
                 self.stood.pop(name, None)
         self.made, self.ends = self.asked, self.asked + round(given.ends * NANOS)
         self.method = given.method
         self.count += 1
         if self.count == 1:
             self.first_seconds = (self.ends - self.began) / NANOS
+        return [name for name, variant in before.items() if self.variant(name) != variant]
 
     def give_up(self, refusal: str) -> None:
         """No plan has come."""
@@ -139,14 +162,17 @@ class Guide:
             return False
         return abs(now - advice.finish) > max(share * (self.ends - self.made), seconds * NANOS)
 
-    def told(self, now: int) -> str:
-        """The plan in a line, while its job runs."""
+    def told(self, now: int, waiting: Iterable[StageId]) -> str:
+        """The plan in a line, while its job runs. `waiting`: the stages that have no variant yet."""
         if not self.count:
             return f"there is none: {self.refusal}" if self.refusal else "it is being made" if self.pending else ""
         left, age = max(0, self.ends - now) / NANOS, (now - self.made) / NANOS
         again = f"; made {self.count} times, last because {self.why}" if self.count > 1 else ""
         last = f"; the last is none: {self.refusal}" if self.refusal else ""
-        return f"all ends in {left:.2f} s, by a plan of {age:.2f} s ago{again}{last}"
+        count = sum(bool(self.variant(name)) for name in waiting)
+        stages = f"{count} stage{'s' if count > 1 else ''} to come in lesser variants for its deadline"
+        lesser = f", with {stages}" if count else ""
+        return f"all ends in {left:.2f} s{lesser}, by a plan of {age:.2f} s ago{again}{last}"
 
     def outcome(self, now: int) -> str:
         """What the first plan had said, beside what the job then took; empty if there was none."""
@@ -165,7 +191,7 @@ class Guide:
         advice = self.places.get(stage)
         if advice is None:
             return ""
-        where, stood = f"{advice.node} ({advice.target})", self.stood.get(stage)
+        where, stood = str(advice), self.stood.get(stage)
         if stood is None:
             return f"{where}, by a plan of {(now - advice.made) / NANOS:.2f} s ago"
         if not stood.aside:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from starloom.dag import limits
-from starloom.dag.expectation import run_seconds
+from starloom.dag.expectation import run_seconds, told_seconds
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
@@ -21,12 +21,15 @@ from starloom.dag.facts import (
 )
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.kinds import KindSpec
+from starloom.dag.stagestate import ENDED
+from starloom.dag.variants import allowed, ways_of
 from starloom.orchestrator.advice import Planned, known_share
 from starloom.orchestrator.ahead import Ahead
-from starloom.orchestrator.clocks import NANOS
+from starloom.orchestrator.clocks import JOB, NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.guide import Guide
-from starloom.orchestrator.planwanted import plan_wanted, runs_seconds, tells_seconds
+from starloom.orchestrator.lanes import ReadyLanes
+from starloom.orchestrator.planwanted import cells, plan_wanted, runs_seconds
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
@@ -54,6 +57,7 @@ class Guiding:
         ahead: Ahead,
         waits: Waits,
         settler: Settler,
+        lanes: ReadyLanes,
         *,
         on: bool,
     ) -> None:
@@ -64,6 +68,7 @@ class Guiding:
         self._ahead = ahead
         self._waits = waits
         self._settler = settler
+        self._lanes = lanes
         self._number = 0
         #: the decision that is being made, and how many of its facts were looked at
         self._decision = ledger.decision
@@ -76,6 +81,8 @@ class Guiding:
         self._asked: dict[JobId, Run] = {}
         #: those whose stages do not go ahead yet
         self._holding: dict[JobId, Run] = {}
+        #: those whose deadline may yet ask for other variants
+        self._hurrying: dict[JobId, Run] = {}
         self._outcomes: dict[JobId, _Outcome] = {}
         self._of: dict[type[Fact], Callable[[Fact], None]] = {
             JobSubmitted: self._submitted,
@@ -95,6 +102,7 @@ class Guiding:
             times += [
                 run.guide.due for run in self._wanting.values() if run.guide is not None and not run.guide.pending
             ]
+            times += [look for run in self._hurrying.values() if (look := _look(run)) is not None]
         for run in self._holding.values():
             if run.guide is not None and (until := run.guide.awaited_until(now)) is not None:
                 times.append(until)
@@ -139,6 +147,7 @@ class Guiding:
             del self._asked[run.job.id]
             if run.guide is not None:
                 run.guide.give_up(f"it did not come within PLAN_ANSWER_SECONDS = {limits.PLAN_ANSWER_SECONDS:g} s")
+        self._look_again()
         for run in list(self._wanting.values()):
             if len(self._asked) >= limits.PLANS_ASKED_MAX:
                 break
@@ -151,8 +160,17 @@ class Guiding:
                 freed |= not guide.pending and self._go_ahead(run)
         return freed
 
-    def _ask(self, run: Run, guide: Guide) -> None:
+    def _look_again(self) -> None:
+        """Of jobs whose deadline comes nearer another plan is wanted, as long as that may choose variants."""
         now = self._ledger.now
+        for run in [run for run in self._hurrying.values() if (look := _look(run)) is not None and look <= now]:
+            if any(stage.spec.variants and not stage.variant for stage in run.job.stages.values()):
+                self._want(run, "its deadline has come nearer")
+            else:
+                del self._hurrying[run.job.id]
+
+    def _ask(self, run: Run, guide: Guide) -> None:
+        now = guide.looked = self._ledger.now
         self._number += 1
         try:
             wanted = plan_wanted(run, guide, self._state, self._number, now)
@@ -175,7 +193,7 @@ class Guiding:
             return
         self._asked.pop(given.job, None)
         try:
-            guide.take(given, run.job.shape.specs)
+            self._lanes.varied(run, guide.take(given, run.job.shape.specs))
         except Exception as error:
             self._defect(given.job, error)
         self._go_ahead(run)
@@ -189,7 +207,8 @@ class Guiding:
         if run is None or run.guide is None:
             outcome = self._outcomes.get(job)
             return outcome.told if outcome is not None else ""
-        return run.guide.told(self._ledger.now)
+        waiting = (name for name, stage in run.job.stages.items() if not stage.variant and stage.status not in ENDED)
+        return run.guide.told(self._ledger.now, waiting)
 
     def of_stage(self, job: JobId, stage: StageId) -> str:
         """Where the plan of a job has a stage, and whether it stands there by that; empty without one."""
@@ -216,6 +235,7 @@ class Guiding:
         if run is not None and run.guide is None:
             self._begin(run, why)
         elif run is not None:
+            self._hurry(run)
             self._want(run, why)
 
     def _committed(self, fact: Fact) -> None:
@@ -239,6 +259,7 @@ class Guiding:
         assert isinstance(fact, JobEnded)
         self._wanting.pop(fact.job, None)
         self._holding.pop(fact.job, None)
+        self._hurrying.pop(fact.job, None)
         self._asked.pop(fact.job, None)
         run = self._guided.pop(fact.job, None)
         now = self._ledger.now
@@ -262,7 +283,14 @@ class Guiding:
         self._guided[job] = run
         if holds:
             self._holding[job] = run
+        self._hurry(run)
         self._want(run, why)
+
+    def _hurry(self, run: Run) -> None:
+        """Whether its plans may choose variants."""
+        if run.guide is not None and _chooses(run):
+            run.guide.hurries = True
+            self._hurrying[run.job.id] = run
 
     def _go_ahead(self, run: Run) -> bool:
         """Its stages need not wait for its first plan any more; returns whether they did."""
@@ -294,8 +322,10 @@ class Guiding:
             kind: KindSpec | None = kinds.get(spec.kind)
             if kind is None:
                 continue
-            if tells_seconds(kind):
-                total += run_seconds(spec, kind)
+            # Of several variants the best one, as long as nothing is known of time.
+            best = ways_of(spec)[0]
+            if told_seconds(best, kind) is not None:
+                total += run_seconds(best, kind)
                 continue
             seconds = known.get(spec.kind)
             if seconds is None:
@@ -306,11 +336,9 @@ class Guiding:
     def _is_known(self, run: Run) -> bool:
         """Whether it is known how long its stages run: where it is not, there will be no plan to wait for."""
         kinds, members = self._state.fleet.kinds, list(self._state.fleet.members.values())
-        names = {spec.kind for spec in run.job.shape.specs.values()}
-        found = {kind.name: kind for name in names if (kind := kinds.get(name)) is not None}
-        return known_share(run.job.shape.specs.values(), runs_seconds(found, members, self._state.planner)) >= (
-            limits.PLAN_KNOWN_SHARE
-        )
+        specs = run.job.shape.specs.values()
+        seconds = runs_seconds(specs, kinds, members, self._state.planner)
+        return known_share(specs, kinds, seconds) >= limits.PLAN_KNOWN_SHARE
 
     def _usual_seconds(self, kind: KindSpec) -> float:
         """What a run takes on some node that offers the kind; 0 if none does."""
@@ -321,16 +349,32 @@ class Guiding:
 
 
 def _may_gain(run: Run, nodes: int) -> bool:
-    """Whether stages wait for each other, and are neither few nor too many; what streams ends when its source does.
+    """Whether stages wait for each other, and are neither few nor too many, or a deadline may ask for other variants.
 
-    Plans here know of no bound on stages that run at one time, and of no variants.
+    What streams ends when its source does. Plans here know of no bound on stages that run at one time.
     """
     job = run.job
+    many = len(job.stages) >= limits.PLAN_LIVE_STAGES_MIN and bool(job.shape.dependency_count)
     return (
-        limits.PLAN_LIVE_STAGES_MIN <= len(job.stages) <= limits.PLAN_LIVE_STAGES_MAX
-        and len(job.stages) * nodes <= limits.PLAN_LIVE_CELLS_MAX
-        and bool(job.shape.dependency_count)
+        (many or _chooses(run))
+        and len(job.stages) <= limits.PLAN_LIVE_STAGES_MAX
+        and cells(job.shape.specs.values(), nodes) <= limits.PLAN_LIVE_CELLS_MAX
         and not job.options.max_parallel
         and not run.streams.groups
-        and not any(spec.variants for spec in job.shape.specs.values())
     )
+
+
+def _chooses(run: Run) -> bool:
+    """Whether it has a deadline, and stages of which several variants may be taken."""
+    job, least = run.job, run.job.shape.origin.least_quality
+    return bool(job.deadline_seconds) and any(
+        not spec.variant and len(allowed(spec, least)) > 1 for spec in job.shape.specs.values() if spec.variants
+    )
+
+
+def _look(run: Run) -> int | None:
+    """When a job whose deadline may ask for other variants is to be planned anew; None while a plan is made, or wanted."""
+    guide, clock = run.guide, run.clocks.get(JOB)
+    if guide is None or clock is None or guide.pending or guide.wanted:
+        return None
+    return guide.look(clock.ends)

@@ -135,16 +135,29 @@ class ReadyLanes:
         return known if known is not None and stage in run.queued else self._take(run, stage)
 
     def _take(self, run: Run, stage: StageId) -> StageSpec:
-        """Its own variant, if some node may run that; else the best of those that one may; else its own, or the best."""
+        """Its own variant, if some node may run that; else the best of those that one may; else its own, or the best.
+
+        Of one that had no place, and names none, its own is what a plan has it in for the job's deadline.
+        """
         state = run.job.stages[stage]
         ways = self._ways(run, stage)
-        ways.sort(key=lambda each: each.variants[0].name != state.variant)
+        planned = run.guide.variant(stage) if run.guide is not None and not state.spec.variant else ""
+        first = state.variant or planned
+        ways.sort(key=lambda each: each.variants[0].name != first)
         fit = (way for way in ways if self.candidates(self._lane_for(run, stage, way), run, stage))
         found = run.taken[stage] = next(fit, ways[0])
         return found
 
     def _ways(self, run: Run, stage: StageId) -> list[StageSpec]:
         return ways_of(run.job.stages[stage].spec, run.job.shape.origin.least_quality)
+
+    def varied(self, run: Run, stages: Collection[StageId]) -> None:
+        """Stages are to have other variants: those that are ready are so in the lanes of these."""
+        moved = [name for name in stages if name in run.queued]
+        run.queued.difference_update(moved)
+        self.forget(run, set(moved))
+        for name in moved:
+            self.push(run, name)
 
     def _in_any_variant(self, run: Run, stage: StageId) -> Iterator[Member]:
         """The nodes that may run a stage in some variant, whatever its group leaves it; some more than once.

@@ -1,15 +1,17 @@
 """What a planner is told of a job: what is left of it, the nodes as they stand, and what runs took."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
 
 import msgspec
 
 from starloom.dag import limits
+from starloom.dag.constellation import StageSpec
 from starloom.dag.ids import JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.stagestate import ENDED, StageState, StageStatus
-from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing
-from starloom.orchestrator.clocks import NANOS
+from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing, told_of
+from starloom.orchestrator.clocks import JOB, NANOS
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.placement import Planner
@@ -20,26 +22,25 @@ LEAST_LEFT = 0.1
 """Of its expected seconds: what a run that takes longer is taken to have left."""
 
 
-def tells_seconds(kind: KindSpec) -> bool:
-    """Whether a stage's parameters say how long its run takes; what runs of its kind took is no measure then."""
-    return bool(kind.cost.params.run_seconds)
-
-
 def plan_wanted(run: Run, guide: Guide, state: State, number: int, now: int) -> PlanWanted | None:
     """A snapshot of a job and the fleet; None where there is nothing to choose."""
     job, fleet = run.job, state.fleet
     members = [fleet.members[name] for name in sorted(fleet.members)]
     there = [member for member in members if member.state is not AgentState.LOST]
-    if sum(member.there for member in there) < 2 or len(job.stages) * len(there) > limits.PLAN_LIVE_CELLS_MAX:
+    # One node is enough where variants are to be chosen.
+    if sum(member.there for member in there) < (1 if guide.hurries else 2):
+        return None
+    specs = job.shape.specs.values()
+    if cells(specs, len(there)) > limits.PLAN_LIVE_CELLS_MAX:
         return None
     standing = {name: found for name, stage in job.stages.items() if (found := _standing(job.id, stage, fleet, now))}
     _forgo(run, standing)
     if len(standing) == len(job.stages):
         return None
-    names = {spec.kind for spec in job.shape.specs.values()}
-    # A patch may bring variants, of which these plans know nothing.
-    if any(fleet.kinds.get(name) is None for name in names) or any(spec.variants for spec in job.shape.specs.values()):
+    names = {spec.kind for spec in specs}
+    if any(fleet.kinds.get(name) is None for name in names):
         return None
+    clock = run.clocks.get(JOB)
     kinds: dict[str, KindSpec] = {name: fleet.kinds[name] for name in sorted(names)}
     return PlanWanted(
         job=job.id,
@@ -50,13 +51,20 @@ def plan_wanted(run: Run, guide: Guide, state: State, number: int, now: int) -> 
         nodes=tuple(_node(member, kinds, job.id) for member in there),
         input_bytes={name: ref.bytes for name, ref in job.inputs.items() if ref.inline is None},
         standing=standing,
-        seconds=tuple(runs_seconds(kinds, there, state.planner)),
+        seconds=tuple(runs_seconds(specs, kinds, there, state.planner)),
         old={
             name: advice.place(now)
             for name, advice in guide.places.items()
             if name in job.stages and name not in standing
         },
+        had={name: stage.variant for name, stage in job.stages.items() if stage.variant and name not in standing},
+        left=None if clock is None else (clock.ends - now) / NANOS,
     )
+
+
+def cells(stages: Iterable[StageSpec], nodes: int) -> int:
+    """Stages, each as often as it has variants, times nodes."""
+    return nodes * sum(max(1, len(spec.variants)) for spec in stages)
 
 
 def _node(member: Member, kinds: dict[str, KindSpec], job: JobId) -> NodeNow:
@@ -70,16 +78,27 @@ def _node(member: Member, kinds: dict[str, KindSpec], job: JobId) -> NodeNow:
     )
 
 
-def runs_seconds(kinds: dict[str, KindSpec], members: list[Member], planner: Planner) -> Iterator[RunSeconds]:
-    """What a run of each of the kinds takes wherever it is offered."""
-    for kind in kinds.values():
-        told = 1.0 if tells_seconds(kind) else None
-        for member in members:
+def runs_seconds(
+    stages: Iterable[StageSpec], kinds: Mapping[str, KindSpec], members: list[Member], planner: Planner
+) -> Iterator[RunSeconds]:
+    """What a run of each of the stages' kinds takes wherever it is offered."""
+    asked: dict[str, set[bool]] = {}
+    for spec in stages:
+        known = asked.setdefault(spec.kind, set())
+        # Of most kinds all stages are alike in this.
+        if len(known) < 2:
+            known |= told_of(spec, kinds.get(spec.kind))
+    for name, tells in asked.items():
+        kind = kinds.get(name)
+        if kind is None:
+            continue
+        for member, told in product(members, sorted(tells)):
+            each = 1.0 if told else None
             for target in member.profile.targets:
-                if kind.name in member.offers and target.name in kind.targets:
-                    seconds = planner.expected_seconds(kind, member.name, target.name, told)
-                    known = planner.knows(kind, member.name, target.name, told)
-                    yield RunSeconds(kind.name, member.name, target.name, seconds, known)
+                if name in member.offers and target.name in kind.targets:
+                    seconds = planner.expected_seconds(kind, member.name, target.name, each)
+                    sure = planner.knows(kind, member.name, target.name, each)
+                    yield RunSeconds(name, member.name, target.name, seconds, sure, told)
 
 
 def _standing(job: JobId, stage: StageState, fleet: Fleet, now: int) -> Standing | None:
@@ -91,7 +110,7 @@ def _standing(job: JobId, stage: StageState, fleet: Fleet, now: int) -> Standing
         # What has a slot begins before word of it is here, and no plan may have something go before it.
         started = token in stage.started or (task not in member.delegated and member.in_hand <= member.slots)
         left = max((work.ends - now) / NANOS, LEAST_LEFT * work.seconds) if started else work.seconds
-        return Standing(node=agent, target=stage.target, left=left, started=started)
+        return Standing(node=agent, target=stage.target, variant=stage.variant, left=left, started=started)
     if stage.status is not StageStatus.SUCCEEDED:
         return Standing(ended=True, free=True) if stage.status in ENDED else None
     node = stage.agent
@@ -103,6 +122,7 @@ def _standing(job: JobId, stage: StageState, fleet: Fleet, now: int) -> Standing
     return Standing(
         node=node,
         target=stage.target,
+        variant=stage.variant,
         ended=True,
         # What the job store has is there for all, and what is inline comes along.
         free=not stage.held,

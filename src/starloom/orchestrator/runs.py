@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PLAN_AWAITED: Final = "for its job's first plan"
 """Why a stage waits that is to be placed by that."""
+VARIANT_OPEN: Final = "others of its job, behind which its variant may still be chosen for the deadline"
+"""Why a stage waits that would only stand in line, and keep the variant with which it was given out."""
 
 
 class BackOff(NamedTuple):

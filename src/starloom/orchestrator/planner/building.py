@@ -89,13 +89,15 @@ class Built(NamedTuple):
 class Measured(NamedTuple):
     """What runs of a job have told, for use in place of hints; what it does not tell, the hints do.
 
-    `run_seconds`: of a stage on a target of a node, by these three, without loading. `output_bytes`: by stage and port.
+    `run_seconds`: of a stage on a target of a node, by these three, without loading. `variant_seconds`: likewise of one that has
+    several variants, and by the name of its variant. `output_bytes`: by stage and port.
     `stage_seconds`: what each stage takes beside its run, on whichever node: to be given out, begun and reported.
     """
 
     run_seconds: Mapping[tuple[StageId, str, str], float] = MappingProxyType({})
     output_bytes: Mapping[tuple[StageId, str], int] = MappingProxyType({})
     stage_seconds: float = 0.0
+    variant_seconds: Mapping[tuple[StageId, str, str, str], float] = MappingProxyType({})
 
 
 HINTS: Final = Measured()
@@ -333,9 +335,11 @@ class _Builder:
         return {number: against for number, against in said.items() if against}
 
     def _seconds(self, name: StageId, node: FleetNode, place: Place) -> float:
-        # What was measured is of one variant, and not told of which.
-        several = len(self._ways[name]) > 1
-        known = None if several else self._measured.run_seconds.get((name, place.node, place.target))
+        if len(ways := self._ways[name]) > 1:
+            way = ways[place.variant].variants[0].name
+            known = self._measured.variant_seconds.get((name, place.node, place.target, way))
+        else:
+            known = self._measured.run_seconds.get((name, place.node, place.target))
         run = self._expected[name][place.variant].run_seconds / _speed(node, place) if known is None else known
         return run + self._measured.stage_seconds
 

@@ -6,7 +6,7 @@ node there may run it.
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -16,29 +16,41 @@ from starloom.dag.errors import InvalidInput
 from starloom.dag.expectation import told_seconds
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.kinds import KindSpec
+from starloom.dag.variants import chosen
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, Standing, known_share
 from starloom.orchestrator.clusterfile import NodeSpec
 from starloom.orchestrator.feasible import targets_for
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
 from starloom.orchestrator.planner.building import STORE, Built, Measured, build
+from starloom.orchestrator.planner.intime import lesser, renewed
 from starloom.orchestrator.planner.planning import ITERATIONS, Budget
 from starloom.orchestrator.planner.problem import Flags, Floats, Plan, Problem
-from starloom.orchestrator.planner.renewing import Renewed, moving, steadied
+from starloom.orchestrator.planner.renewing import Renewed, moving
 
 NONE: Final = -1
 _LEAST_SECONDS: Final = 1e-6
 """What runs has not ended: it takes a slot."""
 
 
+class _Way(NamedTuple):
+    """A stage in one of its variants, and the seconds that are told of that; 1 where none are."""
+
+    stage: StageId
+    variant: str
+    seconds: float
+
+
 def advise(wanted: PlanWanted, spent: Callable[[], bool] = lambda: False, iterations: int = ITERATIONS) -> Planned:
     """The plan that is wanted, or the reason why there is none; `spent` ends the search. Deterministic but for that."""
-    if (share := known_share(wanted.constellation.stages.values(), wanted.seconds)) < limits.PLAN_KNOWN_SHARE:
+    if (
+        share := known_share(wanted.constellation.stages.values(), wanted.kinds, wanted.seconds)
+    ) < limits.PLAN_KNOWN_SHARE:
         why = f"how long its stages run is known of {share:.0%} of their places; that becomes more as they run"
         return Planned(job=wanted.job, number=wanted.number, refusal=why)
     try:
         built = problem_of(wanted)
         left, old = remaining(wanted, built)
-        found = steadied(left, old, Budget(iterations, spent))
+        found = renewed(left, built.rates, old, wanted.left, Budget(iterations, spent))
     except InvalidInput as error:
         first = "".join(f": {problem}" for problem in error.problems[:1])
         return Planned(job=wanted.job, number=wanted.number, refusal=f"{error.what}{first}")
@@ -52,18 +64,26 @@ def fleet(wanted: PlanWanted) -> Fleet:
 
 def problem_of(wanted: PlanWanted) -> Built:
     """The whole job's problem, as if nothing of it had begun."""
-    stages = wanted.constellation.stages
-    by_kind: dict[str, list[StageId]] = {}
-    for name, spec in stages.items():
-        by_kind.setdefault(spec.kind, []).append(name)
-    told = {name: told_seconds(spec, wanted.kinds[spec.kind]) for name, spec in stages.items()}
+    alike: dict[tuple[str, bool], list[_Way]] = {}
+    for name, spec in wanted.constellation.stages.items():
+        for way in [chosen(spec, each) for each in spec.variants] or [spec]:
+            told = told_seconds(way, wanted.kinds[spec.kind])
+            variant = way.variants[0].name if len(spec.variants) > 1 else ""
+            alike.setdefault((spec.kind, told is not None), []).append(
+                _Way(name, variant, 1.0 if told is None else told)
+            )
+    whole: dict[tuple[StageId, str, str], float] = {}
+    varied: dict[tuple[StageId, str, str, str], float] = {}
+    for run in wanted.seconds:
+        for name, variant, each in alike.get((run.kind, run.told), ()):
+            if variant:
+                varied[name, run.node, run.target, variant] = each * run.seconds
+            else:
+                whole[name, run.node, run.target] = each * run.seconds
     measured = Measured(
-        run_seconds={
-            (stage, run.node, run.target): run.seconds if (known := told[stage]) is None else known * run.seconds
-            for run in wanted.seconds
-            for stage in by_kind.get(run.kind, ())
-        },
+        run_seconds=whole,
         output_bytes={(name, port): size for name, how in wanted.standing.items() for port, size in how.sizes.items()},
+        variant_seconds=varied,
     )
     return build(wanted.constellation, wanted.kinds, fleet(wanted), wanted.input_bytes, measured)
 
@@ -86,32 +106,32 @@ def _fleet_node(node: NodeNow, kinds: dict[str, KindSpec]) -> FleetNode:
 def remaining(wanted: PlanWanted, built: Built) -> tuple[Problem, Plan]:
     """What is left, as a problem, and the plan before this one; a place of -1 is none."""
     problem, arrays = built.problem, built.problem.arrays
-    n, (stages, places) = len(problem.stages), (built.stages, problem.places)
-    numbers = {(place.node, place.target): index for index, place in enumerate(places)}
-    seconds, penalty, slots = arrays.seconds.copy(), arrays.penalty.copy(), arrays.slots.copy()
+    n, stages = len(problem.stages), built.stages
+    seconds, penalty = arrays.seconds.copy(), arrays.penalty.copy()
     started, ended, free = np.zeros((3, n), dtype=np.bool_)
-    masks = _Masks(wanted, problem)
+    masks, places = _Masks(wanted, built), _Places(built)
     old = _Old(n)
     for index, name in enumerate(stages):
         how = wanted.standing.get(name)
         if how is None:
-            seconds[index, ~masks.of(wanted.constellation.stages[name], seconds[index])] = np.inf
-            old.had(index, wanted.old.get(name), numbers)
+            masks.narrow(index, seconds[index])
+            _keep(seconds[index], places.columns(index, wanted.had.get(name, "")))
+            old.had(index, wanted.old.get(name), places, seconds[index])
             continue
-        place = _place_of(how, numbers)
+        place = places.of(index, how)
         takes = _takes(how, seconds[index, place])
         seconds[index], penalty[index] = np.inf, 0.0
         seconds[index, place] = takes
         started[index], ended[index], free[index] = how.started, how.ended, how.free
-    for place in range(len(places)):
-        # An agent runs more than one stage of an accelerator if it is given them.
-        slots[place] = max(slots[place], int((started & np.isfinite(seconds[:, place])).sum()))
+    running = np.bincount(arrays.shares[np.nonzero(np.isfinite(seconds[started]))[1]], minlength=len(problem.places))
+    # An agent runs more than one stage of an accelerator if it is given them.
+    slots = np.maximum(arrays.slots, running)[arrays.shares].astype(arrays.slots.dtype)
     fed = {f"input {name}" for name in wanted.input_bytes}
     free[len(stages) :] = [not (name in fed or name.startswith("output ")) for name in problem.stages[len(stages) :]]
     penalty = moving(penalty, old.place, old.place >= 0, limits.PLAN_MOVE_SECONDS)
     waits = ~(started | ended)[arrays.downstream] & ~free[arrays.upstream]
     left = problem._replace(
-        places=tuple(place._replace(slots=int(count)) for place, count in zip(places, slots, strict=True)),
+        places=tuple(place._replace(slots=int(count)) for place, count in zip(problem.places, slots, strict=True)),
         arrays=arrays._replace(
             seconds=seconds,
             penalty=penalty,
@@ -129,6 +149,48 @@ def remaining(wanted: PlanWanted, built: Built) -> tuple[Problem, Plan]:
     return left, old.plan()
 
 
+class _Places:
+    """Finds places by node, target and variant."""
+
+    def __init__(self, built: Built) -> None:
+        self._built = built
+        self._numbers: dict[tuple[str, str], dict[int, int]] = {}
+        for index, place in enumerate(built.problem.places):
+            self._numbers.setdefault((place.node, place.target), {})[place.variant] = index
+        self._variant = built.problem.arrays.variant
+
+    def variant(self, stage: int, name: str) -> int:
+        """The number of a variant; 0 where the stage has none of that name."""
+        names = [each.name for each in self._built.variants.get(self._built.stages[stage], ())]
+        return names.index(name) if name in names else 0
+
+    def columns(self, stage: int, variant: str) -> Flags:
+        """[m]: the places that stand for a variant; all where that is empty."""
+        if not variant:
+            return np.ones(len(self._variant), dtype=np.bool_)
+        found: Flags = self._variant == self.variant(stage, variant)
+        return found
+
+    def at(self, node: str, target: str) -> dict[int, int]:
+        """The places of a target, by the number of the variant."""
+        return self._numbers.get((node, target), {})
+
+    def of(self, stage: int, how: Standing) -> int:
+        """Where a stage stands, another place of that node, or else the job store."""
+        variant = self.variant(stage, how.variant)
+        there = self.at(how.node, how.target)
+        for each in [there, *(found for (node, _), found in self._numbers.items() if node == how.node)]:
+            if each:
+                return each.get(variant, each[0])
+        return self.at(STORE.node, STORE.target)[0]
+
+
+def _keep(seconds: Floats, columns: Flags) -> None:
+    """A stage keeps its variant as long as it may run anywhere in that; `seconds` [m] are narrowed."""
+    if np.isfinite(seconds[columns]).any():
+        seconds[~columns] = np.inf
+
+
 class _Old:
     """The plan before, as far as it is known: only its places and starts count."""
 
@@ -136,10 +198,14 @@ class _Old:
         self.place = np.full(n, NONE, dtype=np.int32)
         self.start = np.zeros(n)
 
-    def had(self, index: int, place: Place | None, numbers: dict[tuple[str, str], int]) -> None:
-        if place is not None:
-            self.place[index] = numbers.get((place.node, place.target), NONE)
-            self.start[index] = max(0.0, place.start)
+    def had(self, index: int, place: Place | None, places: _Places, seconds: Floats) -> None:
+        if place is None:
+            return
+        there = places.at(place.node, place.target)
+        # In the best variant that it may have there, where no other was chosen.
+        best = next((number for number, at in sorted(there.items()) if np.isfinite(seconds[at])), 0)
+        self.place[index] = there.get(places.variant(index, place.variant) if place.variant else best, NONE)
+        self.start[index] = max(0.0, place.start)
 
     def plan(self) -> Plan:
         return Plan(self.place, self.start, self.start, np.zeros(len(self.place), dtype=np.bool_), 0.0, 0.0, "old")
@@ -148,15 +214,27 @@ class _Old:
 class _Masks:
     """Where placement would look for a stage, beside what is forbidden anyway."""
 
-    def __init__(self, wanted: PlanWanted, problem: Problem) -> None:
+    def __init__(self, wanted: PlanWanted, built: Built) -> None:
         self._wanted = wanted
+        self._built = built
         self._nodes = {str(node.profile.name): node for node in wanted.nodes}
-        self._places = problem.places
+        self._places = built.problem.places
         self._known: dict[tuple[str, str, bool], Flags] = {}
         self._tiers = np.array([str(self._nodes[p.node].profile.tier) if p.node else "" for p in self._places])
 
-    def of(self, spec: StageSpec, seconds: Floats) -> Flags:
-        """[m]; `seconds` [m] are finite where it may run."""
+    def narrow(self, stage: int, seconds: Floats) -> None:
+        """Takes the others out of `seconds` [m], which are finite where the stage may run."""
+        name = self._built.stages[stage]
+        spec = self._wanted.constellation.stages[name]
+        variants = self._built.variants.get(name, ())
+        if not variants:
+            seconds[~self._of(spec, seconds)] = np.inf
+        for number, each in enumerate(variants):
+            mine = self._built.problem.arrays.variant == number
+            alone = np.where(mine, seconds, np.inf)
+            seconds[mine & ~self._of(chosen(spec, each), alone)] = np.inf
+
+    def _of(self, spec: StageSpec, seconds: Floats) -> Flags:
         kind, prefers = self._wanted.kinds[spec.kind], spec.prefers
         weighs = any(said.target for said in (*prefers.prefer, *prefers.avoid))
         key = (spec.kind, spec.requires.target, weighs)
@@ -174,14 +252,6 @@ class _Masks:
         if node is None or not node.takes or spec.kind not in node.offers:
             return False
         return target in targets_for(node.profile, self._wanted.kinds[spec.kind], spec.requires, spec.prefers)
-
-
-def _place_of(how: Standing, numbers: dict[tuple[str, str], int]) -> int:
-    """Its place, another of its node, or else the job store."""
-    found = numbers.get((how.node, how.target))
-    if found is None:
-        found = next((index for (node, _), index in numbers.items() if node == how.node), None)
-    return numbers[STORE.node, STORE.target] if found is None else found
 
 
 def _takes(how: Standing, usual: float) -> float:
@@ -207,7 +277,9 @@ def _resident(wanted: PlanWanted, problem: Problem) -> Flags:
 
 
 def _answer(wanted: PlanWanted, built: Built, found: Renewed) -> Planned:
-    plan, places = found.plan, built.problem.places
+    plan, places = found.plan, found.problem.places
+    given = lesser(found.problem, built.rates, plan)
+    variants = {stage: built.variant(stage, int(plan.place[stage])) for stage in given}
     return Planned(
         job=wanted.job,
         number=wanted.number,
@@ -217,6 +289,7 @@ def _answer(wanted: PlanWanted, built: Built, found: Renewed) -> Planned:
                 places[plan.place[index]].target,
                 float(plan.start[index]),
                 float(plan.finish[index]),
+                variant.name if (variant := variants.get(index)) is not None else "",
             )
             for index, name in enumerate(built.stages)
             if name not in wanted.standing

@@ -1,6 +1,7 @@
 """Plans that are worth nothing: whatever they advise, every promise has to hold. None is made by the real planner.
 
-And jobs with more that a plan may go against: groups of stages of which no two may share a node.
+And jobs with more that a plan may go against: groups of stages of which no two may share a node, and deadlines of such
+as have variants.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from starloom.orchestrator.advice import Place, Planned, PlanWanted
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import KINDS, STREAMING
 from starloom.orchestrator.simulate.private import has_labels
-from starloom.orchestrator.simulate.workload import Work
+from starloom.orchestrator.simulate.workload import Work, varied
 
 GIVEN: Final = 0.9
 """In so many of all advised runs plans are given; in the others nobody answers."""
@@ -43,6 +44,15 @@ def _may_stand_apart(spec: StageSpec) -> bool:
     return alone and spec.requires == Requirements()
 
 
+def due(chance: Chance, given: Work, tiers: int) -> Work:
+    """The same job, or one with a deadline for which plans choose among variants: its own, or some of these."""
+    if given.options.deadline_seconds or not chance.happens(0.6):
+        return given
+    if not any(spec.variants for spec in given.constellation.stages.values()):
+        given = varied(chance, given, tiers, 1.0)
+    return given._replace(options=msgspec.structs.replace(given.options, deadline_seconds=chance.pick((20.0, 200.0))))
+
+
 class Adviser:
     """Answers as a planner does at worst: late, twice, of another time, with what cannot be, or places drawn at random."""
 
@@ -64,14 +74,18 @@ class Adviser:
         if chance.happens(0.1):
             return Planned(job=wanted.job, number=number, refusal="there is none", again=chance.happens(0.5))
         places = {
-            name: self._place(wanted) for name in (*wanted.constellation.stages, StageId("gone")) if chance.happens(0.8)
+            name: self._place(wanted, wanted.constellation.stages.get(name))
+            for name in (*wanted.constellation.stages, StageId("gone"))
+            if chance.happens(0.8)
         }
         ends = 1e300 if chance.happens(0.05) else chance.between(0, 60)
         return Planned(job=wanted.job, number=number, places=places, ends=ends, method="drawn")
 
-    def _place(self, wanted: PlanWanted) -> Place:
+    def _place(self, wanted: PlanWanted, spec: StageSpec | None) -> Place:
         chance = self._chance
+        # Whether it may be, or is the one that the stage has, is not looked at.
+        variant = chance.pick(("", "none", *(each.name for each in spec.variants))) if spec and spec.variants else ""
         node = chance.pick((*(node.profile.name for node in wanted.nodes), *NODES_GONE))
         start = chance.between(-5, 30)
         # With a finish far off nothing counts as later than planned: such advice is followed wherever it can be.
-        return Place(node, chance.pick(TARGETS), start, start + chance.pick((0.0, 1.0, 1_000.0)))
+        return Place(node, chance.pick(TARGETS), start, start + chance.pick((0.0, 1.0, 1_000.0)), variant)

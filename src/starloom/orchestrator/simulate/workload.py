@@ -134,9 +134,9 @@ def variants(chance: Chance, tiers: Sequence[Tier]) -> tuple[Variant, ...]:
     return (best, *worse)
 
 
-def varied(chance: Chance, given: Work, tiers: int = len(TIERS)) -> Work:
-    """The same, or in one of four jobs with stages that can be computed in several ways, the best of them not everywhere."""
-    if not chance.happens(0.25):
+def varied(chance: Chance, given: Work, tiers: int = len(TIERS), share: float = 0.25) -> Work:
+    """The same, or in a `share` of jobs with stages that can be computed in several ways, the best of them not everywhere."""
+    if not chance.happens(share):
         return given
     stages = dict(given.constellation.stages)
     alike = [name for name, spec in stages.items() if spec.kind not in STREAMING and not KINDS[spec.kind].grows]

@@ -22,7 +22,7 @@ from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.simulate import workload
-from starloom.orchestrator.simulate.advising import Adviser, apart
+from starloom.orchestrator.simulate.advising import Adviser, apart, due
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.asking import Lie, asks, lied
 from starloom.orchestrator.simulate.clients import Client
@@ -127,6 +127,8 @@ class World:
             )
             for work in [workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)]
         ]
+        if setup.advised:
+            jobs = [due(self.chances.of("plans' deadlines"), work, tiers) for work in jobs]
         # A patch that moves one of a group may be impossible for that, which the model of patches does not know of.
         if setup.advised and all(fault.what is not FaultKind.CLIENT_PATCHES for fault in setup.plan.faults):
             jobs = [apart(self.chances.of("groups"), work) for work in jobs]
