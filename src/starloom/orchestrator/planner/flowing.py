@@ -17,13 +17,26 @@ ALIKE = 1e-9
 Counts = npt.NDArray[np.int64]
 
 
+class Ways(NamedTuple):
+    """What flows pass: e flows, c channels. `per_byte` [e]: seconds a byte of each one's own link, that is of no other.
+
+    `way`, `times` at `heads[i]:heads[i + 1]`: the channels that flow i passes, and how often; none for what shares nothing.
+    `rate` [c]: bytes a second.
+    """
+
+    heads: Counts
+    way: Counts
+    times: Counts
+    per_byte: Floats
+    rate: Floats
+
+
 class Asked(NamedTuple):
-    """What is simulated. n stages, e dependencies, c channels; what belongs to one is `of[heads[i]:heads[i + 1]]`.
+    """What is simulated. n stages, e dependencies; what belongs to one is `of[heads[i]:heads[i + 1]]`.
 
     `base`, `run`, `load` [n]: as `timing.Spans` has them. `waits` [n]: for how much each stage waits; counted down. `heads`,
     `follows`: dependencies by `up`; `next`: stages that wait for the end of each, `led`: for what it has loaded. `lag` [e]: of a
-    transfer that meets no other; the rest of it in seconds and bytes. `way`, `times`: the channels that each dependency's value
-    passes, and how often; none for what shares nothing. `rate` [c]: bytes a second.
+    transfer that meets no other; the rest of it in seconds and bytes. `ways`: what each dependency's value passes.
     """
 
     base: Floats
@@ -42,20 +55,18 @@ class Asked(NamedTuple):
     lag: Floats
     latency: Floats
     size: Floats
-    per_byte: Floats
-    way_heads: Counts
-    way: Counts
-    times: Counts
-    rate: Floats
+    ways: Ways
 
 
 class Flows(NamedTuple):
-    """Values on their way: `active` [e] the first so many dependencies; of each [e] what is `left` at `since`, its `speed`, its `end`.
+    """Values on their way: `active` [e] the first so many flows; of each [e] what is `left` at `since`, its `speed`, its `end`.
 
-    `met`: whether it ever was slower than its own link. `fixed`, `room` [c], `weight` [c]: while rates are found.
+    `many` [e]: as how many each counts where it shares. `met`: whether it ever was slower than its own link. `fixed`, `room` [c],
+    `weight` [c]: while rates are found.
     """
 
     active: Counts
+    many: Floats
     left: Floats
     since: Floats
     speed: Floats
@@ -92,62 +103,70 @@ def _begun(q: Asked, ready: Floats, start: Floats, waiting: Counts, first: int, 
 
 
 @inlined
-def _set_speed(q: Asked, f: Flows, edge: int, speed: float, now: float) -> None:
-    if speed == f.speed[edge]:
+def _set_speed(f: Flows, flow: int, speed: float, now: float) -> None:
+    if speed == f.speed[flow]:
         return
-    f.left[edge] = max(0.0, f.left[edge] - f.speed[edge] * (now - f.since[edge]))
-    f.since[edge], f.speed[edge], f.end[edge] = now, speed, now + f.left[edge] / speed
+    f.left[flow] = max(0.0, f.left[flow] - f.speed[flow] * (now - f.since[flow]))
+    f.since[flow], f.speed[flow], f.end[flow] = now, speed, now + f.left[flow] / speed
 
 
 @inlined
-def _fix(q: Asked, f: Flows, edge: int, speed: float, left: int, now: float) -> int:
-    f.fixed[edge] = True
-    for at in range(q.way_heads[edge], q.way_heads[edge + 1]):
-        way = q.way[at]
-        f.room[way] = max(0.0, f.room[way] - q.times[at] * speed)
-        f.weight[way] -= q.times[at]
-    _set_speed(q, f, edge, speed, now)
+def _fix(w: Ways, f: Flows, flow: int, speed: float, left: int, now: float) -> int:
+    f.fixed[flow] = True
+    for at in range(w.heads[flow], w.heads[flow + 1]):
+        way = w.way[at]
+        f.room[way] = max(0.0, f.room[way] - w.times[at] * speed)
+        f.weight[way] -= w.times[at] * f.many[flow]
+    _set_speed(f, flow, speed, now)
     return left - 1
 
 
 @inner
-def _stop(q: Asked, f: Flows, flows: int, tight: int, share: float, left: int, now: float) -> int:
+def _stop(w: Ways, f: Flows, flows: int, tight: int, share: float, left: int, now: float) -> int:
     """Gives all that pass this channel, and have no rate yet, their share of it; how many are left."""
     for index in range(flows):
-        edge, held = f.active[index], False
-        for at in range(q.way_heads[edge], q.way_heads[edge + 1]):
-            held = held or q.way[at] == tight
-        if held and not f.fixed[edge]:
-            f.met[edge] = True
-            left = _fix(q, f, edge, share, left, now)
+        flow, held = f.active[index], False
+        for at in range(w.heads[flow], w.heads[flow + 1]):
+            held = held or w.way[at] == tight
+        if held and not f.fixed[flow]:
+            f.met[flow] = True
+            left = _fix(w, f, flow, share * f.many[flow], left, now)
     return left
 
 
 @inner
-def _share(q: Asked, f: Flows, flows: int, now: float) -> None:
+def _share(w: Ways, f: Flows, flows: int, now: float) -> None:
     """The rates of all values on their way: the slowest channel's share first, as those that it stops leave room to others."""
-    for way in range(len(q.rate)):
-        f.room[way], f.weight[way] = q.rate[way], 0.0
+    for way in range(len(w.rate)):
+        f.room[way], f.weight[way] = w.rate[way], 0.0
     for index in range(flows):
-        edge = f.active[index]
-        f.fixed[edge] = False
-        for at in range(q.way_heads[edge], q.way_heads[edge + 1]):
-            f.weight[q.way[at]] += q.times[at]
+        flow = f.active[index]
+        f.fixed[flow] = False
+        for at in range(w.heads[flow], w.heads[flow + 1]):
+            f.weight[w.way[at]] += w.times[at] * f.many[flow]
     left = flows
     while left > 0:
         tight, share = -1, np.inf
-        for way in range(len(q.rate)):
+        for way in range(len(w.rate)):
             if f.weight[way] > 0.0 and f.room[way] / f.weight[way] < share:
                 tight, share = way, f.room[way] / f.weight[way]
         # What its own link holds back further takes less than its share, and leaves the rest to others.
         slow = False
         for index in range(flows):
-            edge = f.active[index]
-            if not f.fixed[edge] and q.per_byte[edge] * share >= 1.0 - ALIKE:
+            flow = f.active[index]
+            if not f.fixed[flow] and w.per_byte[flow] * share * f.many[flow] >= 1.0 - ALIKE:
                 slow = True
-                left = _fix(q, f, edge, 1.0 / q.per_byte[edge], left, now)
+                left = _fix(w, f, flow, 1.0 / w.per_byte[flow], left, now)
         if not slow:
-            left = _stop(q, f, flows, tight, share, left, now)
+            left = _stop(w, f, flows, tight, share, left, now)
+
+
+@compiled
+def shares(w: Ways, f: Flows, flows: int, now: float) -> float:
+    """Has so many flows go on at their rates from that second; when the first of them ends, infinite without any."""
+    _share(w, f, flows, now)
+    first = _least(f.end, f.active, flows)
+    return np.inf if first < 0 else f.end[f.active[first]]
 
 
 @inner
@@ -192,7 +211,7 @@ def simulate(q: Asked, f: Flows, start: Floats, there: Floats, waiting: Counts) 
         ending = _least(finish, waiting, count)
         # What ends at the same time is taken in first: rates matter once time goes on.
         if stale and (ending < 0 or finish[waiting[ending]] > now):
-            _share(q, f, flows, now)
+            _share(q.ways, f, flows, now)
             stale = False
         sent = -1 if stale else _least(f.end, f.active, flows)
         if ending < 0 and sent < 0:
@@ -215,7 +234,7 @@ def simulate(q: Asked, f: Flows, start: Floats, there: Floats, waiting: Counts) 
             count = _resolve(q, ready, start, q.next[index], finish[stage], waiting, count)
         for index in range(q.heads[stage], q.heads[stage + 1]):
             edge = q.follows[index]
-            if q.way_heads[edge] < q.way_heads[edge + 1]:
+            if q.ways.heads[edge] < q.ways.heads[edge + 1]:
                 flows, stale = _send(q, f, edge, flows, finish[stage]), True
             else:
                 there[edge] = finish[stage] + q.lag[edge]

@@ -11,12 +11,13 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from starloom.dag import limits
+from starloom.orchestrator.planner.passing import Passing
 from starloom.orchestrator.planner.problem import Floats, Indices, Plan, Problem, predecessors, successors, working
 from starloom.orchestrator.planner.steady import Pace, room, sending
 
 _WARM: Final = 0.2
 """The share of rounds that come first and do not count: in them queues are still to fill."""
-_READY, _DONE, _FREE = range(3)
+_PASSED, _READY, _DONE, _FREE, _SHARE = range(5)
 
 
 class Rounds(NamedTuple):
@@ -52,7 +53,8 @@ def simulate(problem: Problem, plan: Plan, pace: Pace, *, rounds: int = limits.P
     """Rounds of the plan's placement at a period above 0; of jobs that come less often there are fewer. Models are loaded.
 
     `rounds`: of the job that comes most often. Times beside runs are as the problem has them. A value keeps its link
-    busy for as long as its bytes take, and is there after the link's latency too.
+    busy for as long as its bytes take, and is there after the link's latency too. Links that pass up-links share these
+    fairly, and what waits on a link counts there.
     """
     run = _Run(problem, plan, pace, rounds, seed)
     run.go()
@@ -92,6 +94,7 @@ class _Run:
         self.busy: set[int] = set()
         self.queues: list[list[tuple[int, int, int]]] = [[] for _ in problem.places]
         self.links: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self.passing, self.size, self.shares_at = Passing(problem, plan.place), arrays.size_bytes.tolist(), np.nan
         self.missing = [self.waits.tolist() for _ in self.came]
         self.start, self.finish = np.full((2, len(self.came), n), np.inf)
         self.agenda: list[tuple[float, int, int, int, int]] = []
@@ -107,8 +110,12 @@ class _Run:
                 self._ready(now, number, stage)
             elif what == _DONE:
                 self._done(now, number, stage)
-            else:
+            elif what == _FREE:
                 self._serve(now, stage)
+            elif what == _PASSED:
+                self._passed(now)
+            else:
+                self._share(now)
 
     def told(self) -> Rounds:
         due, job = np.array([at for at, _ in self.came]), np.array([job for _, job in self.came], dtype=np.int32)
@@ -177,17 +184,40 @@ class _Run:
     def _after(self, now: float, number: int, stage: int) -> None:
         self.finish[number, stage] = now
         for edge in self.follows[self.heads[stage] : self.heads[stage + 1]]:
-            sink, there = self.sink[edge], now
-            if self.node[sink] != self.node[stage]:
-                key = self.node[stage], self.node[sink]
+            there, key = now, (self.node[stage], self.node[self.sink[edge]])
+            if key[0] != key[1]:
+                if self.sends[edge] and self.passing.has(key):
+                    self.passing.put(now, key, (number, edge), self.size[edge])
+                    self._share_later(now)
+                    continue
                 if self.sends[edge]:
                     there = self.links[key] = max(now, self.links[key]) + self.sends[edge]
                 there += self.latency[edge]
-            self.missing[number][sink] -= 1
-            # Inputs come in any order; who waits for several is ready with the last.
-            self.start[number, sink] = max(there, _known(self.start[number, sink]))
-            if not self.missing[number][sink]:
-                self._put(float(self.start[number, sink]), _READY, number, sink)
+            self._there(there, number, edge)
+
+    def _there(self, at: float, number: int, edge: int) -> None:
+        sink = self.sink[edge]
+        self.missing[number][sink] -= 1
+        # Inputs come in any order; who waits for several is ready with the last.
+        self.start[number, sink] = max(at, _known(self.start[number, sink]))
+        if not self.missing[number][sink]:
+            self._put(float(self.start[number, sink]), _READY, number, sink)
+
+    def _passed(self, now: float) -> None:
+        for number, edge in self.passing.ended(now):
+            self._there(now + self.latency[edge], number, edge)
+            self._share_later(now)
+
+    def _share_later(self, now: float) -> None:
+        """Once all of this moment is known: rates matter when time goes on."""
+        if self.shares_at != now:
+            self.shares_at = now
+            self._put(now, _SHARE, 0, 0)
+
+    def _share(self, now: float) -> None:
+        self.shares_at = np.nan
+        if (first := self.passing.shared(now)) < np.inf:
+            self._put(first, _PASSED, 0, 0)
 
 
 def _known(value: float) -> float:

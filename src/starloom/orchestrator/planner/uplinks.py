@@ -11,7 +11,7 @@ import numpy as np
 
 from starloom.orchestrator.fleetfile import Fleet
 from starloom.orchestrator.planner.check import SLACK
-from starloom.orchestrator.planner.flowing import Asked, Counts, Flows, simulate
+from starloom.orchestrator.planner.flowing import Asked, Counts, Flows, Ways, simulate
 from starloom.orchestrator.planner.problem import Flags, Floats, Indices, Plan, Problem, Uplink, successors
 from starloom.orchestrator.planner.timing import Spans, bound_together, in_order, loaders, spans
 
@@ -76,6 +76,27 @@ def passes(problem: Problem, source: Indices, sink: Indices) -> Counts:
     return np.array(rows, dtype=np.int64).reshape(len(rows), len(source))
 
 
+def ways(problem: Problem, source: Indices, sink: Indices, moves: Flags) -> Ways:
+    """What goes from each source to its sink, by nodes, as flows: those that `moves` [e], on their links and through the channels that they pass."""
+    times = passes(problem, source, sink).T * moves[:, None]
+    flow, way = np.nonzero(times)
+    return Ways(
+        np.searchsorted(flow, np.arange(len(source) + 1)).astype(np.int64),
+        way.astype(np.int64),
+        times[flow, way].astype(np.int64),
+        problem.arrays.seconds_per_byte[source, sink],
+        channels(problem).rate,
+    )
+
+
+def still(flows: int, channels: int) -> Flows:
+    """So many flows, none of them on its way, and room for what is worked out of so many channels."""
+    numbers, marks = np.zeros((5, flows)), np.zeros((2, flows), dtype=np.bool_)
+    found = Flows(np.zeros(flows, dtype=np.int64), *numbers, *marks, *np.zeros((2, channels)))
+    found.many[:] = 1.0
+    return found
+
+
 def carried(problem: Problem, place: Indices, often: Floats | float = 1.0) -> list[Carried]:
     """What each channel that carries anything does with stages on these places [n], in the order of up-links. `often` [e]: how many times."""
     if not problem.uplinks:
@@ -97,7 +118,7 @@ def timed(problem: Problem, plan: Plan) -> Plan:
 
     It ends no sooner than `timing.retimed` has it, and then where no two values meet. The same for the same arguments.
     """
-    if not _passing(problem, plan.place).any():
+    if not passed(problem, plan.place).any():
         return plan
     start, _ = _run(problem, plan)
     finish = start + spans(problem, plan.place, plan.loads).run
@@ -107,15 +128,15 @@ def timed(problem: Problem, plan: Plan) -> Plan:
 def lags(problem: Problem, plan: Plan) -> Floats:
     """[e]: seconds from when each dependency's upstream ends until its value is there, with what up-links carry."""
     what = spans(problem, plan.place, plan.loads)
-    if not _passing(problem, plan.place).any():
+    if not passed(problem, plan.place).any():
         return what.lag
     start, there = _run(problem, plan)
     found: Floats = there - (start + what.run)[problem.arrays.upstream]
     return found
 
 
-def _passing(problem: Problem, place: Indices) -> Flags:
-    """[e]: which dependencies' values pass any up-link."""
+def passed(problem: Problem, place: Indices) -> Flags:
+    """[e]: which dependencies' values pass any up-link with stages on these places [n]."""
     arrays, nodes = problem.arrays, problem.arrays.node[place]
     if not problem.uplinks:
         return np.zeros(len(arrays.upstream), dtype=np.bool_)
@@ -128,9 +149,7 @@ def _run(problem: Problem, plan: Plan) -> tuple[Floats, Floats]:
     """Starts [n], and when each dependency's value is there [e]."""
     n, e = len(plan.place), len(problem.arrays.upstream)
     asked = _asked(problem, plan, spans(problem, plan.place, plan.loads))
-    c = len(asked.rate)
-    flags, flows = np.zeros((2, e), dtype=np.bool_), np.zeros((4, e))
-    room = Flows(np.zeros(e, dtype=np.int64), *flows, *flags, *np.zeros((2, c)))
+    room = still(e, len(asked.ways.rate))
     start, there = np.zeros(n), np.zeros(e)
     simulate(asked, room, start, there, np.zeros(n, dtype=np.int64))
     return start, there
@@ -149,8 +168,6 @@ def _asked(problem: Problem, plan: Plan, what: Spans) -> Asked:
     waits += np.bincount(followers, minlength=n)
     nodes = arrays.node[plan.place]
     a, b = nodes[arrays.upstream], nodes[arrays.downstream]
-    times = passes(problem, a, b).T * (arrays.size_bytes > 0)[:, None]
-    edge, way = np.nonzero(times)
     return Asked(
         what.base,
         what.run,
@@ -165,11 +182,7 @@ def _asked(problem: Problem, plan: Plan, what: Spans) -> Asked:
         what.lag,
         arrays.latency[a, b],
         arrays.size_bytes,
-        arrays.seconds_per_byte[a, b],
-        np.searchsorted(edge, np.arange(len(a) + 1)).astype(np.int64),
-        way.astype(np.int64),
-        times[edge, way].astype(np.int64),
-        channels(problem).rate,
+        ways(problem, a, b, arrays.size_bytes > 0),
     )
 
 
