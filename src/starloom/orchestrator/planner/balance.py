@@ -19,6 +19,7 @@ from starloom.orchestrator.planner.prepared import Prepared, prepare
 from starloom.orchestrator.planner.problem import Indices, Plan, Problem, zones
 from starloom.orchestrator.planner.steady import Pace, rates, work
 from starloom.orchestrator.planner.ticks import heads, tails
+from starloom.orchestrator.planner.uplinks import ByPairs, passed_by_pairs
 
 FINE = 1_000_000
 """Ticks of the period that is known: what differs by less is the same."""
@@ -133,19 +134,23 @@ class _Balance:
         rate = rates(self.problem, self.pace)
         if len(arrays.upstream) * k * k > limits.PLAN_SETTLED_CHOICES_MAX:
             return
-        crossing: dict[tuple[int, int], list[Any]] = {}
+        crossing: dict[tuple[str, int, int], list[Any]] = {}
+        through = passed_by_pairs(self.problem)
         for edge, (up, down) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):
             for a, source in self.on[up].items():
                 for b, sink in self.on[down].items():
                     size = float(arrays.size_bytes[edge] * rate[edge])
-                    seconds = size * float(arrays.seconds_per_byte[a, b]) if size and a != b else 0.0
+                    takes = _sent(self.problem, through, size, a, b)
                     # A link without end, or over which the value alone keeps it busier than what is known, is none.
-                    if not np.isfinite(seconds) or seconds > FINE * self.tick * (1 + 1e-9):
+                    if max(takes.values(), default=0.0) > FINE * self.tick * (1 + 1e-9):
                         self.cp.add(source + sink <= 1)
-                    elif ticks := self._ticks(seconds):
+                        continue
+                    ticks = {key: found for key, seconds in takes.items() if (found := self._ticks(seconds))}
+                    if ticks:
                         crosses = self.cp.new_bool_var("")
                         self.cp.add(crosses >= source + sink - 1)
-                        crossing.setdefault((a, b), []).append(crosses * ticks)
+                        for key, found in ticks.items():
+                            crossing.setdefault(key, []).append(crosses * found)
         for sums in crossing.values():
             self.cp.add(sum(sums) <= self.busiest)
 
@@ -200,9 +205,11 @@ def within(
 ) -> Within:
     """Of a small job the fastest plan, penalties included, that keeps each resource busy for at most `cap` seconds a round.
 
-    The same for the same arguments.
+    It is timed, and is the fastest, as if values did not meet on up-links; what these carry counts among what is busy. The same for the same arguments.
     """
-    ticks = fitted(problem) if problem.stages else None
+    # Up-links count among what is busy, and when stages start is as if each value had them to itself.
+    free = problem.free
+    ticks = fitted(free) if problem.stages else None
     if ticks is None:
         return Within(None, False)
     seconds, arrays = problem.arrays.seconds * pace.rate[:, None], problem.arrays
@@ -219,7 +226,7 @@ def within(
         most = min(most, ticks.within(hint.objective))
     model = Model(ticks, modes, (heads(ticks, modes), tails(ticks, modes)), longest(ticks))
     hold(model)
-    _fill(model, pace, cap)
+    _fill(model, problem, pace, cap)
     model.minimise(most)
     if hint is not None and holds:
         hinted(model, hint)
@@ -228,13 +235,13 @@ def within(
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return Within(hint if holds else None, status == cp_model.INFEASIBLE and not holds)
     found = read(model, solver, "exact, within the period")
-    if faults(problem, found) or not work(problem, found.place, pace).fits(cap):
+    if faults(free, found) or not work(problem, found.place, pace).fits(cap):
         return Within(hint if holds else None, False)
     return Within(found, status == cp_model.OPTIMAL)
 
 
-def _fill(model: Model, pace: Pace, cap: float) -> None:
-    """Has each slot, link and memory be busy for no longer than `cap` seconds a round; in parts of it, rounded down."""
+def _fill(model: Model, problem: Problem, pace: Pace, cap: float) -> None:
+    """Has each slot, link, up-link and memory be busy for no longer than `cap` seconds a round; in parts of it, rounded down."""
     arrays, cp = model.ticks.problem.arrays, model.cp
 
     def parts(seconds: float) -> int:
@@ -253,20 +260,30 @@ def _fill(model: Model, pace: Pace, cap: float) -> None:
                     takes * float(arrays.working_bytes[stage, arrays.variant[mode.place]] / arrays.memory_bytes[node])
                 )
                 sums.setdefault(("memory", node, 0), []).append(use * held)
-    rate = rates(model.ticks.problem, pace)
+    rate, through = rates(problem, pace), passed_by_pairs(problem)
     for edge, (up, down) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):
         for a, source in model.on[up].items():
             for b, sink in model.on[down].items():
-                size = float(arrays.size_bytes[edge] * rate[edge])
-                seconds = size * float(arrays.seconds_per_byte[a, b]) if size and a != b else 0.0
-                if not np.isfinite(seconds) or seconds > cap * (1 + 1e-9):
+                sent = _sent(problem, through, float(arrays.size_bytes[edge] * rate[edge]), a, b)
+                if max(sent.values(), default=0.0) > cap * (1 + 1e-9):
                     cp.add_bool_or([source.negated(), sink.negated()])
-                elif share := parts(seconds):
+                    continue
+                shares = {key: share for key, seconds in sent.items() if (share := parts(seconds))}
+                if shares:
                     crosses = cp.new_bool_var("")
                     cp.add_bool_or([source.negated(), sink.negated(), crosses])
-                    sums.setdefault(("link", a, b), []).append(crosses * share)
+                    for key, share in shares.items():
+                        sums.setdefault(key, []).append(crosses * share)
     for each in sums.values():
         cp.add(sum(each) <= WHOLE)
+
+
+def _sent(problem: Problem, through: ByPairs, size: float, a: int, b: int) -> dict[tuple[str, int, int], float]:
+    """Seconds that so many bytes from one node to another keep busy: their link, and the ways of up-links that they pass."""
+    if not size or a == b:
+        return {}
+    found = {("link", a, b): size * float(problem.arrays.seconds_per_byte[a, b])}
+    return found | {("uplink", way, 0): size * per_byte for way, per_byte in through.get((a, b), ())}
 
 
 def _only(problem: Problem, of: Collection[int]) -> Problem:

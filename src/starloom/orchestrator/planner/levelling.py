@@ -11,6 +11,7 @@ from starloom.orchestrator.planner.compiled import compiled, inlined, inner
 from starloom.orchestrator.planner.prepared import Numbers, Prepared
 from starloom.orchestrator.planner.problem import Floats, Indices, Problem
 from starloom.orchestrator.planner.steady import Pace, rates, room, work
+from starloom.orchestrator.planner.uplinks import channels, ways
 
 MOVES = 150_000
 """Moves that are tried; a hundredth of a second or so for each ten thousand."""
@@ -25,7 +26,8 @@ class Held(NamedTuple):
     """A problem as sums need it. `seconds` [n, m]: of one round, infinite where a stage may not stand. `share` [n, m]: of the node's memory.
 
     `edge_*`: dependencies by either end, those of stage i from `heads[i]` to `heads[i + 1]`; `size` times `per_byte` is what one takes.
-    `group` [n]: stages that share a node, -1 for none. `shares` [m]: whose slots those of a place are.
+    `group` [n]: stages that share a node, -1 for none. `shares` [m]: whose slots those of a place are. `ways`: the channels of
+    up-links that what goes from node a to node b passes, from `pairs[a * k + b]` on, and what a byte takes of each, `way_byte`.
     """
 
     seconds: Floats
@@ -40,15 +42,22 @@ class Held(NamedTuple):
     sends: Numbers
     per_byte: Floats
     group: Numbers
+    pairs: Numbers
+    ways: Numbers
+    way_byte: Floats
 
 
 class Sums(NamedTuple):
-    """What is busy, for how many seconds of a round: `places` [m], `links` [k, k], `memory` [k], `stages` [n]. `total` [1]: of powers."""
+    """What is busy, for how many seconds of a round: `places` [m], `links` [k, k], `memory` [k], `stages` [n], `uplinks` [c].
+
+    `total` [1]: of powers.
+    """
 
     places: Floats
     links: Floats
     memory: Floats
     stages: Floats
+    uplinks: Floats
     total: Floats
 
 
@@ -83,9 +92,10 @@ def levelled(problem: Problem, prepared: Prepared, pace: Pace, place: Indices, c
         (by_end < len(size)).astype(np.int64),
         arrays.seconds_per_byte / unit,
         prepared.together,
+        *_passed(problem, unit),
     )
-    k = len(problem.nodes)
-    sums = Sums(np.zeros(len(arrays.node)), np.zeros((k, k)), np.zeros(k), np.zeros(n), np.zeros(1))
+    k, c = len(problem.nodes), len(channels(problem).rate)
+    sums = Sums(np.zeros(len(arrays.node)), np.zeros((k, k)), np.zeros(k), np.zeros(n), np.zeros(c), np.zeros(1))
     movers = np.flatnonzero((prepared.allowed.sum(axis=1) > 1) & ~prepared.started).astype(np.int64)
     if not len(movers):
         return place
@@ -95,10 +105,33 @@ def levelled(problem: Problem, prepared: Prepared, pace: Pace, place: Indices, c
     return best.astype(np.int32)
 
 
+def _passed(problem: Problem, unit: float) -> tuple[Numbers, Numbers, Floats]:
+    """`pairs`, `ways` and `way_byte` of `Held`, in parts of `unit` seconds."""
+    k = len(problem.nodes)
+    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
+    passed = ways(problem, source, sink, np.ones(k * k, dtype=np.bool_))
+    return passed.heads, passed.way, passed.times / (passed.rate[passed.way] * unit)
+
+
 @inlined
 def _power(value: float) -> float:
     square = value * value
     return square * square * square
+
+
+@inlined
+def _send(h: Held, s: Sums, a: int, b: int, size: float) -> None:
+    """Counts so many bytes from one node to another, on their link and on the up-links on their way."""
+    before, after = _power(s.links[a, b]), 0.0
+    s.links[a, b] += size * h.per_byte[a, b]
+    after += _power(s.links[a, b])
+    pair = a * len(s.memory) + b
+    for at in range(h.pairs[pair], h.pairs[pair + 1]):
+        way = h.ways[at]
+        before += _power(s.uplinks[way])
+        s.uplinks[way] += size * h.way_byte[at]
+        after += _power(s.uplinks[way])
+    s.total[0] += after - before
 
 
 @inner
@@ -120,9 +153,7 @@ def _count(h: Held, s: Sums, place: Numbers, stage: int, sign: float) -> None:
             continue
         if not h.sends[edge]:
             a, b = b, a
-        before = _power(s.links[a, b])
-        s.links[a, b] += sign * h.size[edge] * h.per_byte[a, b]
-        s.total[0] += _power(s.links[a, b]) - before
+        _send(h, s, a, b, sign * h.size[edge])
 
 
 @inner
@@ -134,6 +165,8 @@ def _busiest(h: Held, s: Sums, place: Numbers) -> float:
         most = max(most, s.memory[each])
     for each in range(len(s.stages)):
         most = max(most, s.stages[each])
+    for each in range(len(s.uplinks)):
+        most = max(most, s.uplinks[each])
     if len(h.other) < k * k:
         # Of many nodes few links carry anything: to look at all of them was most of what a move took.
         for stage in range(len(place)):
@@ -152,7 +185,7 @@ def _busiest(h: Held, s: Sums, place: Numbers) -> float:
 @inner
 def _recount(h: Held, s: Sums, place: Numbers) -> None:
     """All sums anew: what is added and taken away again and again leaves rounding behind."""
-    s.places[:], s.memory[:], s.stages[:], s.total[0] = 0.0, 0.0, 0.0, 0.0
+    s.places[:], s.memory[:], s.stages[:], s.uplinks[:], s.total[0] = 0.0, 0.0, 0.0, 0.0, 0.0
     for a in range(len(s.memory)):
         for b in range(len(s.memory)):
             s.links[a, b] = 0.0
@@ -164,9 +197,7 @@ def _recount(h: Held, s: Sums, place: Numbers) -> None:
                 if a != b and not h.sends[edge]:
                     a, b = b, a
                 if a != b:
-                    before = _power(s.links[a, b])
-                    s.links[a, b] += h.size[edge] * h.per_byte[a, b]
-                    s.total[0] += _power(s.links[a, b]) - before
+                    _send(h, s, a, b, h.size[edge])
         at = place[stage]
         node, seconds, slots = h.node[at], h.seconds[stage, at], h.shares[at]
         before = _power(s.places[slots]) + _power(s.memory[node]) + _power(s.stages[stage])

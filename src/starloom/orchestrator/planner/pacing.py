@@ -23,12 +23,13 @@ from starloom.orchestrator.planner.goals import Asked, Found, Planned, find, ran
 from starloom.orchestrator.planner.levelling import levelled
 from starloom.orchestrator.planner.lowering import lowered
 from starloom.orchestrator.planner.moving import Moves
+from starloom.orchestrator.planner.passing import Passing
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
-from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, problem, provable
+from starloom.orchestrator.planner.problem import Indices, Place, Plan, Problem, Uplink, problem, provable
 from starloom.orchestrator.planner.promises import Answering, Kept, kept
 from starloom.orchestrator.planner.rounds import Rounds, simulate
 from starloom.orchestrator.planner.steady import GRANTED, Pace, Work, pace, work
-from starloom.orchestrator.planner.uplinks import timed
+from starloom.orchestrator.planner.uplinks import shared, timed
 
 SHARES: Final = (1.0, 0.85, 0.7)
 """Of what a resource may be busy: emptier queues are shorter, and cost the round itself."""
@@ -130,7 +131,7 @@ def _find_paced(
     level = search.level(first.plan.place, 0.0)
     # What sums alone allow may not stand: stages apart, a battery. CP-SAT has to begin with what does.
     begin = level if search.stood(level) is not None else first.plan.place
-    least = balanced(problem.free, pace, begin, effort=effort, seed=asked.seed)
+    least = balanced(problem, pace, begin, effort=effort, seed=asked.seed)
     stood = [search.stood(place) for place in (level, least.place) if place is not None]
     made = [first, *known, *(each for each in stood if each is not None and not faults(problem, each.plan))]
     at = pace
@@ -152,8 +153,10 @@ def _find_paced(
 
 def warm_up() -> None:
     """Compiles what only periods need, or reads what was compiled before."""
-    small = problem(["a"], [Place("a"), Place("b")], 1.0)
-    levelled(small, prepare(small), pace(small, 0.0), np.zeros(1, dtype=np.int32), 0.0)
+    free, place = problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)]), np.arange(2, dtype=np.int32)
+    small = shared(free, (Uplink("both", (0,), 1.0, 1.0),))
+    levelled(small, prepare(small), pace(small, 0.0), place, 0.0)
+    Passing(small, place).shared(0.0)
 
 
 def choose(judged: Sequence[Paced], goals: Sequence[Goal], deadline: float = 0.0) -> Paced:
@@ -265,7 +268,7 @@ class _Looking:
         arrays = self.problem.arrays
         priced = self.problem._replace(arrays=arrays._replace(penalty=arrays.penalty + price * self.lacks))
         hint = best.plan._replace(penalty=penalty(priced, best.plan))
-        plan = within(priced.free, self.pace, cap, hint, effort=effort, seed=self.asked.seed).plan
+        plan = within(priced, self.pace, cap, hint, effort=effort, seed=self.asked.seed).plan
         return None if plan is None else self._found(plan._replace(penalty=penalty(self.problem, plan)))
 
     def level(self, place: Indices, cap: float) -> Indices:
@@ -320,7 +323,7 @@ def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> tu
         left -= len(fewer) * len(problem.places)
         if left < 0:
             return ()
-        if held_by_none(pace, balanced(problem.free, pace, least.place, of=fewer, effort=effort)):
+        if held_by_none(pace, balanced(problem, pace, least.place, of=fewer, effort=effort)):
             core = fewer
         elif len(block) > 1:
             half = len(block) // 2

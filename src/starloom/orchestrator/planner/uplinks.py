@@ -5,6 +5,7 @@ Values that pass an up-link at one time share its rate: max-min fair, none faste
 is there one latency after its last byte has passed. From one event to the next rates stay as they are.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,10 @@ class Channels(NamedTuple):
     name: tuple[str, ...]
     rate: Floats
     uplink: tuple[int, ...]
+
+
+ByPairs = Mapping[tuple[int, int], Sequence[tuple[int, float]]]
+"""Of two nodes, from the first to the second: channels by their numbers, and the seconds that a byte takes of each."""
 
 
 class Carried(NamedTuple):
@@ -87,6 +92,17 @@ def ways(problem: Problem, source: Indices, sink: Indices, moves: Flags) -> Ways
         problem.arrays.seconds_per_byte[source, sink],
         channels(problem).rate,
     )
+
+
+def passed_by_pairs(problem: Problem) -> ByPairs:
+    """The channels that what goes from one node to another passes, of each two nodes of which any is passed."""
+    k = len(problem.nodes)
+    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
+    found: dict[tuple[int, int], list[tuple[int, float]]] = {}
+    for way, (rate, times) in enumerate(zip(channels(problem).rate, passes(problem, source, sink), strict=True)):
+        for pair in np.flatnonzero(times).tolist():
+            found.setdefault((pair // k, pair % k), []).append((way, float(times[pair] / rate)))
+    return found
 
 
 def still(flows: int, channels: int) -> Flows:
