@@ -10,7 +10,8 @@ from starloom.dag.constellation import Constellation, StageSpec
 from starloom.dag.facts import JobSubmitted
 from starloom.dag.ids import AgentId, Attempt, Epoch, FencingToken, JobId, StageId, TaskToken
 from starloom.orchestrator.simulate.agent import AgentProcess
-from starloom.orchestrator.simulate.judge import JobView, Judge
+from starloom.orchestrator.simulate.jobview import JobView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.loop import SECOND
 from starloom.orchestrator.simulate.model import whole_params
 from starloom.orchestrator.simulate.property import Property

@@ -18,7 +18,7 @@ from starloom.dag.values import Full
 from starloom.devices.faults import NO_FAULTS, Fault, FaultKind, FaultPlan
 from starloom.orchestrator.simulate import workload
 from starloom.orchestrator.simulate.clients import Client
-from starloom.orchestrator.simulate.judge import JobView
+from starloom.orchestrator.simulate.jobview import JobView
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import KINDS, STREAMING, expected, whole_params
 from starloom.orchestrator.simulate.streams import Inlet

@@ -40,7 +40,7 @@ from starloom.dag.patch import (
 )
 from starloom.dag.stagestate import StageStatus
 from starloom.dag.values import PortType
-from starloom.orchestrator.simulate.judge import JobView
+from starloom.orchestrator.simulate.jobview import JobView
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import BYTES, JSON, KINDS, gives, takes
 from starloom.orchestrator.simulate.private import has_labels

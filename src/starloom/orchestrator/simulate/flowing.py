@@ -9,7 +9,8 @@ from starloom.dag.ids import FencingToken, StageId, TaskToken
 from starloom.dag.patch import between
 from starloom.dag.stagestate import StageStatus
 from starloom.orchestrator.simulate.agent import AgentProcess
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.model import STREAM, STREAMING, gives
 from starloom.orchestrator.simulate.property import Property, difference_of
 from starloom.orchestrator.simulate.streams import WINDOW, Inlet

@@ -19,7 +19,7 @@ from starloom.orchestrator.simulate.growth import (
     grown,
     taken_back,
 )
-from starloom.orchestrator.simulate.judge import JobView, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
 from starloom.orchestrator.simulate.model import KINDS
 from starloom.orchestrator.simulate.patched import differing, same
 from starloom.orchestrator.simulate.private import OF, adding, said_of

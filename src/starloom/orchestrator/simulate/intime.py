@@ -13,7 +13,8 @@ from starloom.orchestrator.deadlines import CAUSE
 from starloom.orchestrator.effects import Decision
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.daemon import Orchestrator
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.loop import SECOND
 from starloom.orchestrator.simulate.model import KINDS, STREAMING
 from starloom.orchestrator.simulate.property import Property, difference_of

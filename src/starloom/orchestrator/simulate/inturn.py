@@ -5,7 +5,8 @@ from starloom.dag import facts as f
 from starloom.dag.facts import AnyFact, JobStatus
 from starloom.dag.ids import JobId, StageId, TaskToken
 from starloom.orchestrator.simulate.agent import AgentProcess
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.property import Property
 
 

@@ -9,7 +9,8 @@ from starloom.dag.privacy import labels_of
 from starloom.dag.variants import allowed, chosen
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.feasible import may
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.model import KINDS
 from starloom.orchestrator.simulate.property import Property, difference_of
 

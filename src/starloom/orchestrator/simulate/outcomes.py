@@ -4,7 +4,7 @@ from starloom.dag.constellation import OnFailure
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import StageId
 from starloom.dag.stagestate import StageStatus
-from starloom.orchestrator.simulate.judge import JobView, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
 from starloom.orchestrator.simulate.model import Expected, expected, in_order
 from starloom.orchestrator.simulate.patched import same
 from starloom.orchestrator.simulate.property import DONE, LARGE_JOB_STAGES, Property, may

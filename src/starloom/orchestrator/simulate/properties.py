@@ -27,7 +27,8 @@ from starloom.orchestrator.simulate.flowing import STREAMS
 from starloom.orchestrator.simulate.growths import GROWTH, REFUSED
 from starloom.orchestrator.simulate.intime import CopiesAreFew, DeadlinesAreKept, out_of_time
 from starloom.orchestrator.simulate.inturn import CommitsInTurn, DiesWithWhatItAwaits, StartsInTurn
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.keeping import VariantsAreKept
 from starloom.orchestrator.simulate.model import STREAMING, in_order, whole_params
 from starloom.orchestrator.simulate.outcomes import Consistent, SameOutputs

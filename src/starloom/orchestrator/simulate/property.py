@@ -11,7 +11,8 @@ from starloom.dag.facts import Fact
 from starloom.dag.ids import FencingToken, StageId
 from starloom.dag.patch import Difference
 from starloom.dag.stagestate import StageStatus
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.model import STREAMING
 
 DONE = (StageStatus.SUCCEEDED, StageStatus.SKIPPED)

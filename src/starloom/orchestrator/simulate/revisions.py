@@ -19,7 +19,8 @@ from starloom.orchestrator.inputs import Input, PatchJob
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.flowing import touches_streams
-from starloom.orchestrator.simulate.judge import Given, JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import Given, JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.loop import SECOND
 from starloom.orchestrator.simulate.model import KINDS, whole_params
 from starloom.orchestrator.simulate.patched import differing, patched, same

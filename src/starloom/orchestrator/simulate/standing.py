@@ -4,7 +4,8 @@ from starloom.dag import facts as f
 from starloom.dag.facts import AnyFact
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.variants import chosen
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.property import Property
 
 

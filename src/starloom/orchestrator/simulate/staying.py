@@ -9,7 +9,8 @@ from starloom.dag.constellation import Constellation
 from starloom.dag.facts import AnyFact
 from starloom.dag.ids import TaskToken
 from starloom.orchestrator.simulate.agent import AgentProcess
-from starloom.orchestrator.simulate.judge import JobView, Judge, StageView
+from starloom.orchestrator.simulate.jobview import JobView, StageView
+from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.model import KINDS
 from starloom.orchestrator.simulate.private import EVERYWHERE, OF, Tiers, given_by, has_labels, said_of
 from starloom.orchestrator.simulate.property import LARGE_JOB_STAGES, Property
