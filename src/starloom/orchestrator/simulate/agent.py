@@ -10,9 +10,11 @@ from starloom.agents.messages import NOT_ENDS, Command, Hello, Load, Report, Sta
 from starloom.dag import limits
 from starloom.dag.ids import AgentId, Epoch
 from starloom.devices.node import NodeProfile
+from starloom.orchestrator.simulate.holder import Holder
 from starloom.orchestrator.simulate.loop import SECOND, Process, Timer
 from starloom.orchestrator.simulate.model import STREAMING
 from starloom.orchestrator.simulate.peering import Peering
+from starloom.orchestrator.simulate.replicator import Replicator
 from starloom.orchestrator.simulate.running import Runner
 from starloom.orchestrator.simulate.streams import Streams
 
@@ -36,6 +38,8 @@ class AgentProcess(Process):
         self.incarnation = incarnation
         self.core: AgentCore = world.parts.core(profile.name, profile.slots, STREAMING)
         self.streams = Streams(self)
+        self.holder = Holder()
+        self.replicator = Replicator(self)
         self.runner = Runner(self)
         self.peering = Peering(self)
         self.channel: Channel[Report, Command] = world.parts.channel()
@@ -67,7 +71,7 @@ class AgentProcess(Process):
             session=self._session,
             received=self.channel.received,
             held=self.core.held(self.channel.kept),
-            jobs=tuple(dict.fromkeys([*self.core.jobs, *self.runner.jobs])),
+            jobs=tuple(dict.fromkeys([*self.core.jobs, *self.holder.jobs])),
             epoch_seen=self.core.epoch_seen,
         )
         stream.send_up(partial(self.world.answer, stream, self, hello))
@@ -174,7 +178,7 @@ class AgentProcess(Process):
         if self.loop.now - self._heard > _LEASE_NANOS:
             self._hang_up(stream)
             return
-        load = Load(queued=self.core.queued, running=self.core.running, held_bytes=self.runner.held_bytes)
+        load = Load(queued=self.core.queued, running=self.core.running, held_bytes=self.holder.held_bytes)
         stream.send_up(partial(self.world.heartbeat, stream, self.name, load, self.channel.acknowledged), frame=True)
         self.loop.after(limits.HEARTBEAT_SECONDS, partial(self._beat, stream), self)
 

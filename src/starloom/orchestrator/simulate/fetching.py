@@ -2,11 +2,12 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
-from starloom.agents.messages import Source
+from starloom.agents.messages import Assign, Input, InputLost, Source
 from starloom.dag import limits
-from starloom.dag.ids import AgentId, JobId
+from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.dag.values import ValueRef
 from starloom.devices.faults import FaultKind
 from starloom.orchestrator.simulate.loop import SECOND
@@ -93,3 +94,62 @@ class FetchOne:
     def _end(self, gone: bool) -> None:
         self.gone = gone
         self._done(self)
+
+
+Lost = tuple[Input, bool, tuple[AgentId, ...]]
+"""An input that cannot be had, whether it is gone, and the holders that do not have it."""
+
+
+class InputFetches:
+    """The inputs of one attempt that others hold. `done` is called once with what of them cannot be had, unless stopped."""
+
+    def __init__(self, process: "AgentProcess", assign: Assign, done: Callable[[list[Lost]], None]) -> None:
+        self._process = process
+        self._job = assign.task.job
+        self._items = [item for item in assign.inputs if item.ref.inline is None and item.ref.holder != process.name]
+        self._left = len(self._items)
+        self._fetches: list[FetchOne] = []
+        self._lost: list[Lost] = []
+        self._done = done
+        self._stopped = False
+
+    def begin(self) -> None:
+        """Asks for each, but for what is here already, or is to come with an outcome."""
+        for item in self._items:
+            if item.late or self._process.holder.has_copy(self._job, item.ref.digest):
+                self._one_less()
+                continue
+            first = Source(agent=AgentId(item.ref.holder), address=item.address)
+            done = partial(self._fetched, item)
+            self._fetches.append(FetchOne(self._process, self._job, item.ref, (first, *item.others), done))
+
+    def stop(self) -> None:
+        """Nobody waits for them any more."""
+        self._stopped = True
+        for fetch in self._fetches:
+            fetch.stop()
+
+    def _fetched(self, item: Input, fetch: FetchOne) -> None:
+        if fetch.gone is None:
+            self._process.holder.copy(self._job, item.ref.digest)
+        else:
+            self._lost.append((item, bool(fetch.gone), tuple(fetch.missing)))
+        self._one_less()
+
+    def _one_less(self) -> None:
+        self._left -= 1
+        if not self._left and not self._stopped:
+            self._done(self._lost)
+
+
+def input_lost(task: TaskToken, lost: list[Lost]) -> InputLost:
+    """The report on inputs that cannot be had: what is gone is told first."""
+    gone = [item for item, is_gone, _ in lost if is_gone]
+    told = gone or [item for item, _, _ in lost]
+    upstreams: tuple[StageId, ...] = tuple(dict.fromkeys(item.consumed.upstream for item in told))
+    missing: dict[StageId, tuple[AgentId, ...]] = {}
+    for item, _, agents in lost:
+        if agents:
+            known = missing.get(item.consumed.upstream, ())
+            missing[item.consumed.upstream] = tuple(dict.fromkeys([*known, *agents]))
+    return InputLost(task=task, upstreams=upstreams, reason="it is not there", gone=bool(gone), missing=missing)

@@ -191,7 +191,7 @@ class Peering:
     def _told_early(self, outcome: Outcome) -> None:
         address = self._addresses.get(outcome.task, "")
         holder = self._world.answers(self._process, address)
-        held = holder.runner.held.get(outcome.task.job, {}) if holder is not None else {}
+        held = holder.holder.held.get(outcome.task.job, {}) if holder is not None else {}
         if address and all(outcome.outputs[port].digest in held for port in outcome.late):
             self._peers[address].early[outcome.task] = None
             self._process.runner.early[outcome.task] = outcome

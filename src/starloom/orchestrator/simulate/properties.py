@@ -303,7 +303,7 @@ class ReplicasAreThere(Property):
         if not isinstance(report, Held) or made is None:
             return
         task = report.task
-        kept = process.runner.held.get(task.job, {})
+        kept = process.holder.held.get(task.job, {})
         for name, ref in made.outputs.items():
             if ref.inline is None and name not in made.published and ref.digest not in kept:
                 self.broken(f"{process.name} tells of a replica, and does not have {name}", task.job, task.stage)

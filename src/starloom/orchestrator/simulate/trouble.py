@@ -165,7 +165,7 @@ class Trouble:
     def _drop_values(self, chance: Chance, lasts: float) -> None:
         process = self._world.processes.get(self._agent(chance))
         if process is not None:
-            process.runner.held.clear()
+            process.holder.held.clear()
 
 
 def candidates(fault: Fault, tiers: Mapping[AgentId, Tier]) -> Sequence[AgentId]:

@@ -36,7 +36,7 @@ from starloom.orchestrator.simulate.network import Network, Stream
 from starloom.orchestrator.simulate.private import labelled
 from starloom.orchestrator.simulate.properties import PROPERTIES
 from starloom.orchestrator.simulate.property import Property
-from starloom.orchestrator.simulate.running import misread
+from starloom.orchestrator.simulate.results import misread
 from starloom.orchestrator.simulate.snapshot import over_snapshot
 from starloom.orchestrator.simulate.streamwork import streamed
 from starloom.orchestrator.simulate.trouble import Trouble
@@ -333,7 +333,7 @@ class World:
         if not address:
             return digest in self.disk.values if self._store_answers(process) else None
         holder = self.answers(process, address)
-        return None if holder is None else digest in holder.runner.held.get(job, ())
+        return None if holder is None else digest in holder.holder.held.get(job, ())
 
     def truth(self, digest: str) -> str:
         """The digest that a name stands for; any other as it is."""
