@@ -210,7 +210,7 @@ async def test_a_journal_does_not_grow_with_agents_that_come_and_go(
                 await (await client.submit(constellation(NOOP))).result(timeout=SECONDS)
                 await agent.stop()
             taken = await until_taken(rig, taken)
-        await rig.orchestrator.engine.settled()
+        await rig.orchestrator.engine.commits.settled()
         oldest = snapshots.offsets(tmp_path / "journal")[-1]
         with closing(RecordReader(tmp_path / "journal")) as reader:
             left = [record for record in reader.read(limit=10_000) if not record.job and record.offset <= oldest]

@@ -76,7 +76,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             coordinator = self._engine.coordinator
             job = coordinator.find(_named(request.job_id))
             info = await describe.job_info(coordinator, job, self._engine.kept.times(job.id), request.revision)
-            await self._engine.settled()
+            await self._engine.commits.settled()
             return pb.GetJobResponse(job=await asyncio.to_thread(wire.job_to_wire, info))
         raise AssertionError("reporting ends the call")
 
@@ -85,7 +85,7 @@ class ControlService(control_pb2_grpc.ControlServiceServicer):
             newest = reversed(tuple(self._engine.coordinator.jobs.values()))
             kept = self._engine.kept
             infos = [describe.job_line(job, kept.times(job.id)) for job in islice(newest, request.limit or None)]
-            await self._engine.settled()
+            await self._engine.commits.settled()
             return pb.ListJobsResponse(jobs=[wire.job_to_wire(info) for info in infos])
         raise AssertionError("reporting ends the call")
 

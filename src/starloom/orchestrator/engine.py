@@ -6,27 +6,25 @@ fsync serves all that came while the last one ran. The order of effects is the o
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import ParamSpec
 
-from starloom.agents import crashpoints
 from starloom.agents.crashpoints import CrashPoint, reach
 from starloom.agents.messages import Command
 from starloom.dag import limits
-from starloom.dag.errors import StarloomError, Unavailable
-from starloom.dag.facts import AgentLost, Fact, JobEnded
+from starloom.dag.errors import Unavailable
+from starloom.dag.facts import AgentLost, Fact
 from starloom.dag.ids import AgentId, JobId
 from starloom.orchestrator import snapshots
 from starloom.orchestrator.advice import Planned
 from starloom.orchestrator.coordinator import Coordinator
-from starloom.orchestrator.effects import Answer, Decision, Result
+from starloom.orchestrator.effects import Decision, Result
 from starloom.orchestrator.events import EventLog
+from starloom.orchestrator.groupcommit import Done, GroupCommit, Undone
 from starloom.orchestrator.inputs import CancelJob, Input, PatchJob, Submit, Tick
 from starloom.orchestrator.jobstore import JobStore
 from starloom.orchestrator.journal import Journal
@@ -34,16 +32,11 @@ from starloom.orchestrator.kept import KeptJobs
 from starloom.orchestrator.onethread import OneThread
 from starloom.orchestrator.planningservice import PlanningService
 from starloom.orchestrator.records import Record
-from starloom.orchestrator.snapshotting import Snapshotting
+from starloom.orchestrator.requests import Requests, gone
+from starloom.orchestrator.retention import Retention
 from starloom.orchestrator.stalls import Stalls
 
 _log = logging.getLogger(__name__)
-
-Done = Callable[[], None]
-Undone = Sequence[tuple[Decision, list[Done]]]
-"""Decisions with what is to be called back once they are journaled."""
-
-Parameters = ParamSpec("Parameters")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,36 +74,27 @@ class Engine:
         self._writing = OneThread("journal")
         self._reading = ThreadPoolExecutor(1, "journal-read")
         self._planning = PlanningService(self._planned, self._is_open) if plans_live else None
+        self.commits = GroupCommit(journal, self._writing, self._stalls, self._follow_up, self._fail, self.failed)
+        self._retention = Retention(journal, store, coordinator, self._writing, self._reading)
+        self._requests = Requests()
         self._inbox: deque[tuple[Input, Done | None]] = deque()
-        self._undone: deque[tuple[Decision, list[Done]]] = deque()
-        self._answers: dict[int, asyncio.Future[Result]] = {}
-        self._requests = 0
-        self._snapshots = Snapshotting(journal.folder, self._drop)
-        #: jobs whose records are to be deleted, with the offset of the last record when they were forgotten
-        self._dropped: list[tuple[int, JobId]] = []
         self._deciding: asyncio.Handle | None = None
-        self._sweeping: asyncio.TimerHandle | None = None
         self._checking: asyncio.TimerHandle | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at: int | None = None
-        self._carrying = False
         self._stopping = False
 
     async def start(self, outlets: Outlets) -> None:
         """Replays the journal and takes over. Raises JournalDamaged."""
         self._outlets = outlets
         begun = await self._loop.run_in_executor(self._reading, self._replay)
-        self._snapshots.begin(begun, self._journal.last_offset)
-        # Not before the snapshots are known, which hold on to some records.
-        self._drop()
-        await self._loop.run_in_executor(self._reading, self._store.adopt, self.kept.digests)
-        self._sweep()
+        await self._retention.start(begun, outlets.forgotten)
         self._check_later()
         if self._planning is not None:
             self._planning.start()
-        self._put(self.coordinator.boot(time.monotonic_ns()), [])
+        self.commits.put(self.coordinator.boot(time.monotonic_ns()), [])
         self._arm()
-        await self.settled()
+        await self.commits.settled()
 
     async def stop(self) -> None:
         """Decides and carries out what has come, then ends. What clients still wait for ends as Unavailable."""
@@ -119,13 +103,13 @@ class Engine:
             await asyncio.to_thread(self._planning.close)
         while self._inbox and not self.failed.done():
             self._decide()
-        for handle in (self._alarm, self._sweeping, self._checking, self._deciding):
+        for handle in (self._alarm, self._checking, self._deciding):
             if handle is not None:
                 handle.cancel()
         with suppress(Unavailable):
-            await self.settled()
-        self._end_answers()
-        await self._snapshots.stop()
+            await self.commits.settled()
+        self._requests.end()
+        await self._retention.stop()
         self._writing.close()
         self._reading.shutdown()
         if self.failed.done():
@@ -141,16 +125,10 @@ class Engine:
     async def ask(self, make: Callable[[int], Submit | CancelJob | PatchJob]) -> Result:
         """Posts the input that `make` gives for a request's number, and returns the answer, or raises it."""
         if self._stopping or self.failed.done():
-            raise _gone()
-        self._requests += 1
-        request = self._requests
-        answer: asyncio.Future[Result] = self._loop.create_future()
-        self._answers[request] = answer
-        try:
-            self.post(make(request))
+            raise gone()
+        with self._requests.open() as (number, answer):
+            self.post(make(number))
             return await answer
-        finally:
-            del self._answers[request]
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Calls a function in the event loop's thread, from any thread."""
@@ -159,19 +137,6 @@ class Engine:
     def has_room(self) -> bool:
         """Whether the journal's disk has room for new jobs."""
         return self._journal.has_room()
-
-    async def settled(self) -> None:
-        """Returns once everything decided so far is journaled: what was seen of the state cannot be lost any more."""
-        if self.failed.done():
-            raise _gone()
-        if self._undone or self._carrying:
-            written = asyncio.Event()
-            self._put(Decision(), [written.set])
-            waiting = asyncio.ensure_future(written.wait())
-            await asyncio.wait((waiting, self.failed), return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
-            if not written.is_set():
-                raise _gone()
 
     def _replay(self) -> int:
         """In the reading thread; returns the offset of the snapshot that it began with."""
@@ -187,8 +152,7 @@ class Engine:
 
         self.coordinator.replay(facts())
         self.kept.forget(self.coordinator.jobs)
-        kept, last = self.coordinator.jobs, self._journal.last_offset
-        self._dropped = [(last, job) for job in self._journal.reader.jobs() if job not in kept]
+        self._retention.adopt(self.kept)
         return found.offset
 
     async def _read(self, after: int, job: JobId | None) -> list[Record]:
@@ -207,15 +171,10 @@ class Engine:
             self._fail(error)
             return
         self._stalls.took("deciding on inputs:", count, began)
-        self._put(decision, [done for _, done in batch if done is not None])
+        self.commits.put(decision, [done for _, done in batch if done is not None])
         self._arm()
         if self._inbox:
             self._deciding = self._loop.call_soon(self._decide)
-
-    def _put(self, decision: Decision, done: list[Done]) -> None:
-        self._undone.append((decision, done))
-        if not self._carrying:
-            self._carry_out()
 
     def _arm(self) -> None:
         due = self.coordinator.next_wake()
@@ -231,47 +190,6 @@ class Engine:
         self._alarm_at = None
         self.post(Tick())
 
-    def _carry_out(self) -> None:
-        """Hands all that is undone to the journal; what is written in the meantime waits, to be written together."""
-        undone = tuple(self._undone)
-        self._undone.clear()
-        facts = [fact for decision, _ in undone for fact in decision.facts]
-        self._carrying = True
-        if facts:
-            self._writing.call(self._append, undone, facts, time.time_ns(), self._stalls.handed(len(facts)))
-        else:
-            self._written(undone, [], 0)
-
-    def _append(self, undone: Undone, facts: Sequence[Fact], unix_nanos: int, handed: float) -> None:
-        """In the journal's thread."""
-        begun = time.monotonic()
-        ends = crashpoints.ON and any(isinstance(fact, JobEnded) for fact in facts)
-        try:
-            reach(CrashPoint.BEFORE_APPEND)
-            if ends:
-                reach(CrashPoint.JOB_ENDING)
-            records = self._journal.append(facts, unix_nanos)
-            self._stalls.wrote(handed, begun, len(facts))
-            reach(CrashPoint.AFTER_FSYNC)
-            if ends:
-                reach(CrashPoint.JOB_ENDED)
-        except Exception as error:
-            self._loop.call_soon_threadsafe(self._fail, error)
-        else:
-            self._loop.call_soon_threadsafe(self._written, undone, records, unix_nanos)
-
-    def _written(self, undone: Undone, records: Sequence[Record], unix_nanos: int) -> None:
-        began = time.monotonic()
-        try:
-            self._follow_up(undone, records, unix_nanos)
-        except Exception as error:
-            self._fail(error)
-            return
-        self._stalls.took("telling of facts:", len(records), began)
-        self._carrying = False
-        if self._undone:
-            self._carry_out()
-
     def _follow_up(self, undone: Undone, records: Sequence[Record], unix_nanos: int) -> None:
         """What follows from decisions that are journaled, in the order that `Decision` states."""
         end = 0
@@ -281,43 +199,18 @@ class Engine:
             self._note(decision.facts, unix_nanos)
             reach(CrashPoint.ACKNOWLEDGED)
             for answer in decision.answers:
-                self._answer(answer)
+                self._requests.answer(answer)
             reach(CrashPoint.ANSWERED)
             begin, end = end, end + len(decision.facts)
             self.events.publish(records[begin:end])
             reach(CrashPoint.PUBLISHED)
             self._send(decision)
-        self._snapshots.wrote(records)
-        self._forget_dropped()
+        self._retention.wrote(records, whole=not self.commits.undone)
 
     def _note(self, facts: Sequence[Fact], unix_nanos: int) -> None:
         for fact in facts:
             self._store.taken(self.kept.note(fact, unix_nanos))
         self._outlets.noted(facts)
-
-    def _forget_dropped(self) -> None:
-        # With nothing undone the coordinator's state is the journal's: a job that is gone there is gone for good.
-        if not self._undone and len(self.kept) > len(self.coordinator.jobs):
-            jobs, free = self.kept.forget(self.coordinator.jobs)
-            self._reading.submit(_guarded, self._store.drop, free)
-            self._reading.submit(_guarded, self._outlets.forgotten, jobs)
-            self._dropped += [(self._journal.last_offset, job) for job in jobs]
-            if len(self._dropped) >= limits.JOBS_DROPPED_TOGETHER:
-                self._drop()
-
-    def _drop(self) -> None:
-        """Also the records of dropped jobs go, and old ones about agents, so that the next start does not read them."""
-        end = self._snapshots.droppable(self._journal.last_offset)
-        jobs = [job for offset, job in self._dropped if offset <= end]
-        self._dropped = [(offset, job) for offset, job in self._dropped if offset > end]
-        if jobs:
-            self._writing.call(_guarded, self._journal.drop, jobs)
-        if until := self._snapshots.droppable(0):
-            self._writing.call(_guarded, self._journal.trim, until, frozenset(self.coordinator.agents))
-
-    def _sweep(self) -> None:
-        self._reading.submit(_guarded, self._store.expire)
-        self._sweeping = self._loop.call_later(limits.UPLOAD_KEPT_SECONDS, self._sweep)
 
     def _check_later(self) -> None:
         # The event loop's clock is the monotonic one as well.
@@ -336,15 +229,6 @@ class Engine:
             self._journal.check_epoch()
         except Exception as error:
             self._loop.call_soon_threadsafe(self._fail, error)
-
-    def _answer(self, answer: Answer) -> None:
-        waiting = self._answers.get(answer.request)
-        if waiting is None or waiting.done():
-            return
-        if isinstance(answer.result, StarloomError):
-            waiting.set_exception(answer.result)
-        else:
-            waiting.set_result(answer.result)
 
     def _send(self, decision: Decision) -> None:
         by_agent: dict[AgentId, list[Command]] = {}
@@ -372,21 +256,4 @@ class Engine:
         if not self.failed.done():
             _log.error("the orchestrator cannot go on: %s", error, exc_info=error)
             self.failed.set_exception(error)
-            self._end_answers()
-
-    def _end_answers(self) -> None:
-        for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(_gone())
-
-
-def _gone() -> Unavailable:
-    return Unavailable("the orchestrator is stopping; ask again when it is back")
-
-
-def _guarded(function: Callable[Parameters, object], *args: Parameters.args, **kwargs: Parameters.kwargs) -> None:
-    """Housekeeping that failed is done again later; nothing hangs on it."""
-    try:
-        function(*args, **kwargs)
-    except (OSError, sqlite3.Error, StarloomError):
-        _log.exception("what no job needs any more could not be deleted")
+            self._requests.end()
