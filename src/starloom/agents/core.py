@@ -20,6 +20,7 @@ from types import MappingProxyType
 from starloom.agents.attempts import Attempt
 from starloom.agents.attempts import Phase as Phase
 from starloom.agents.awaiting import Awaiting
+from starloom.agents.cancellation import Cancellation
 from starloom.agents.instructions import Answer as Answer
 from starloom.agents.instructions import Ask as Ask
 from starloom.agents.instructions import Bring as Bring
@@ -53,9 +54,7 @@ from starloom.agents.messages import (
     Report,
     Resolve,
     Revoke,
-    Revoked,
     Started,
-    WasCancelled,
 )
 from starloom.agents.preloads import Preloads
 from starloom.agents.replicas import ReplicaQueue
@@ -89,20 +88,19 @@ class AgentCore:
         #: commands of an orchestrator whose time is over
         self.stale_refused = 0
         self._attempts: dict[TaskToken, Attempt] = {}
-        #: every token accepted, and every tombstone, until the job is released
-        self._known: dict[JobId, set[TaskToken]] = {}
         self._order = 0
         self._replicas = ReplicaQueue()
         # What gathers attempts, or runs on a loop that others are on, cannot wait for a digest as one thread can.
         self._awaiting = Awaiting(agent, lambda assign: assign.kind not in streaming and assign.kind not in batching)
         self._settling = Settling(self._attempts, self._awaiting, self._complete, self._end)
+        self._cancellation = Cancellation(self._attempts, self._settling, self._end)
         self._preloads = Preloads(loading)
         self._lines = Lines(self._attempts, slots, streaming, batching, self._preloads)
 
     @property
     def jobs(self) -> tuple[JobId, ...]:
         """The jobs that something is remembered of."""
-        return tuple(dict.fromkeys([*self._known, *self._replicas.jobs]))
+        return tuple(dict.fromkeys([*self._cancellation.known, *self._replicas.jobs]))
 
     @property
     def queued(self) -> int:
@@ -161,9 +159,9 @@ class AgentCore:
                 case Resolve():
                     self._complete(self._awaiting.resolve(command, found), found, now)
                 case Cancel(task=task):
-                    self._cancel(task, found, now)
+                    self._cancellation.cancel(task, found, now)
                 case Revoke(task=task):
-                    self._revoke(task, found)
+                    self._cancellation.revoke(task, found)
                 case Release(job=job):
                     self._release(job, found, now)
                 case Replicate():
@@ -290,11 +288,11 @@ class AgentCore:
         found: list[Instruction] = []
         for task in self.active:
             self._attempts[task].early = False
-            self._cancel(task, found, 0)
+            self._cancellation.cancel(task, found, 0)
         return found
 
     def _accept(self, assign: Assign, found: list[Instruction], now: int) -> None:
-        known = self._known.setdefault(assign.task.job, set())
+        known = self._cancellation.known.setdefault(assign.task.job, set())
         if assign.task in known or assign.task in self._attempts:
             return
         known.add(assign.task)
@@ -320,48 +318,8 @@ class AgentCore:
         self._lines.free_slot(attempt)
         attempt.phase = phase
 
-    def _cancel(self, task: TaskToken, found: list[Instruction], now: int) -> None:
-        attempt = self._attempts.get(task)
-        if attempt is None:
-            known = self._known.setdefault(task.job, set())
-            if task not in known:
-                known.add(task)
-                found.append(Tell(WasCancelled(task=task)))
-        elif not attempt.cancelled:
-            self._stop(attempt, found, now)
-
-    def _stop(self, attempt: Attempt, found: list[Instruction], now: int) -> None:
-        task = attempt.assign.task
-        attempt.cancelled = True
-        if attempt.phase in (Phase.WAITING, Phase.QUEUED, Phase.READY) or attempt.report is not None:
-            if attempt.report is not None:
-                self._settling.pass_on(attempt, attempt.report, found, now)
-            found.append(Drop(task))
-            self._end(attempt, attempt.stopped, found)
-        elif not attempt.early or attempt.released:
-            found.append(Stop(task))
-
-    def _revoke(self, task: TaskToken, found: list[Instruction]) -> None:
-        """One that is with a worker has started, though it may be behind another there. Of one that ended, the report says all."""
-        attempt = self._attempts.get(task)
-        if attempt is None:
-            known = self._known.setdefault(task.job, set())
-            if task not in known:
-                known.add(task)
-                found.append(Tell(Revoked(task=task)))
-        elif attempt.phase in (Phase.HANDED, Phase.RUNNING, Phase.PUBLISHING, Phase.SETTLING):
-            if not attempt.cancelled:
-                found.append(Tell(Started(task=task)))
-        elif not attempt.cancelled:
-            attempt.revoked = True
-            # It has no result that others wait for.
-            self._stop(attempt, found, 0)
-
     def _release(self, job: JobId, found: list[Instruction], now: int) -> None:
-        for task in self._known.pop(job, ()):
-            if attempt := self._attempts.get(task):
-                attempt.released = True
-                self._cancel(task, found, now)
+        self._cancellation.release(job, found, now)
         self._replicas.release(job)
         self._awaiting.release(job)
         found.append(Forget(job))
