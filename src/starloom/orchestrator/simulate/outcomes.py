@@ -17,7 +17,7 @@ class SameOutputs(Property):
     def end(self) -> None:
         for name, job in self.judge.jobs.items():
             known = expected(job.constellation, job.submitted.inputs)
-            job.tainted.update(self.world.fickle.get(name, ()))
+            job.tainted.update(self.world.misbehaviour.fickle.get(name, ()))
             tainted = self._closed(job, job.tainted)
             # What rests on a stage that was still to run again when the job was stopped is of an earlier revision.
             open_ = (stage for stage, view in job.stages.items() if view.status not in DONE or stage in job.unfollowed)
@@ -46,7 +46,7 @@ class SameOutputs(Property):
             self.broken("its outputs are not those of the stages that its last revision declares", name)
         if job.status is JobStatus.FAILED and not may_fail:
             self.broken("failed, and undisturbed it succeeds", name)
-        if job.status is JobStatus.SUCCEEDED and not job.patches and name not in self.world.overgrown:
+        if job.status is JobStatus.SUCCEEDED and not job.patches and name not in self.world.misbehaviour.overgrown:
             self._compare_shape(name, job)
 
     def _compare_shape(self, name: str, job: JobView) -> None:

@@ -178,7 +178,7 @@ class Budgets(Property):
             fact.error.transient
             or stage.deaths >= limits.AGENT_DEATHS_PER_STAGE_MAX
             or stage.input_losses >= limits.INPUT_LOSSES_PER_STAGE_MAX
-            or fact.stage in self.world.liars.get(fact.job, ())
+            or fact.stage in self.world.misbehaviour.liars.get(fact.job, ())
         )
         if not used_up:
             self.broken(f"failed for good without need: {fact.error.message}", fact.job, fact.stage)

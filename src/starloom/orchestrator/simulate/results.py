@@ -8,7 +8,7 @@ import msgspec
 from starloom.agents.late import name_of
 from starloom.agents.messages import Finished, Publish, Published, WasCancelled
 from starloom.dag import limits
-from starloom.dag.facts import Consumed, Timing
+from starloom.dag.facts import Timing
 from starloom.devices.faults import FaultKind
 from starloom.orchestrator.simulate.loop import SECOND
 from starloom.orchestrator.simulate.model import KINDS, Made, answers, make
@@ -43,7 +43,7 @@ class Results:
             self._process.runner.ended(task, WasCancelled(task=task))
             return
         inputs = {item.port: self._world.truth(item.ref.digest) for item in assign.inputs}
-        salt = self._world.salt(assign)
+        salt = self._world.misbehaviour.salt(assign)
         made = make(assign.kind, assign.params, inputs, self._process.name, salt, private=assign.private)
         lost = KINDS[assign.kind].grows and self._world.trouble.fires(FaultKind.GROWTH_LOST)
         late = [port for port, ref in made.outputs.items() if ref.inline is None and not ref.stream]
@@ -96,7 +96,7 @@ class Results:
         task = assign.task
         refs = made.outputs
         to_put = [port for port in assign.publish if refs[port].inline is None and not refs[port].stream]
-        report = self._world.lie(report)
+        report = self._world.misbehaviour.lie(report)
         if not to_put:
             self._process.runner.ended(task, report)
             return
@@ -119,7 +119,7 @@ class Results:
             target=assign.target,
             published=assign.publish,
             holds=answers(assign, made),
-            growth=self._world.growth(assign, made),
+            growth=self._world.misbehaviour.growth(assign, made),
         )
 
     def _publish(self, work: Work, digests: list[str], report: Finished, wait: float) -> None:
@@ -142,10 +142,3 @@ class Results:
         there = all(digest in held for digest in digests) and self._world.put(self._process, digests)
         report = Published(task=task, reason="" if there else "the job store did not take it")
         self._process.runner.carry_out(self._process.core.published(report))
-
-
-def misread(report: Finished, port: str) -> Finished:
-    """The report with another digest read at a port than was."""
-    known = report.consumed[port]
-    wrong = Consumed(known.upstream, known.token, "0" * 64)
-    return msgspec.structs.replace(report, consumed={**report.consumed, port: wrong})

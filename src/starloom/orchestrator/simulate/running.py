@@ -246,7 +246,7 @@ class Runner:
             else:
                 self.ended(task, WasCancelled(task=task))
             return
-        error_ = self._world.failure(work.assign)
+        error_ = self._world.misbehaviour.failure(work.assign)
         if error_ is not None:
             self.ended(task, Failed(task=task, error=error_))
         else:

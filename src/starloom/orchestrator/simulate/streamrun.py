@@ -58,9 +58,9 @@ class StreamRun:
         if self._stopped:
             return
         assign, process = self._assign, self._process
-        self._error = self._world.failure(assign)
+        self._error = self._world.misbehaviour.failure(assign)
         self._steps_left = process.chance.below(STEPS)
-        self._salt = self._world.salt(assign)
+        self._salt = self._world.misbehaviour.salt(assign)
         inputs = {item.port: item.ref.digest for item in assign.inputs}
         self._content = content_of(assign.kind, assign.params, inputs, self._salt)
         for port, spec in KINDS[assign.kind].outputs.items():

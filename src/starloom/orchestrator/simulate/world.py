@@ -10,33 +10,31 @@ from msgspec.structs import replace
 
 from starloom.agents.channel import Channel, Frame
 from starloom.agents.core import AgentCore
-from starloom.agents.messages import Assign, Finished, Hello, Load, Outcome, Report
+from starloom.agents.messages import Assign, Hello, Load, Outcome, Report
 from starloom.agents.streams.buffer import StreamBuffer
 from starloom.agents.streams.records import Bound
 from starloom.dag import limits
-from starloom.dag.facts import ErrorInfo, Fact
-from starloom.dag.ids import AgentId, Epoch, JobId, StageId
-from starloom.dag.patch import Patch
-from starloom.dag.values import Full, PortType, ValueRef
+from starloom.dag.facts import Fact
+from starloom.dag.ids import AgentId, Epoch, JobId
+from starloom.dag.values import Full, ValueRef
 from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.simulate import workload
 from starloom.orchestrator.simulate.advising import Adviser, apart, due
 from starloom.orchestrator.simulate.agent import AgentProcess
-from starloom.orchestrator.simulate.asking import Lie, asks, lied
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
 from starloom.orchestrator.simulate.disk import Disk
 from starloom.orchestrator.simulate.judge import Judge
 from starloom.orchestrator.simulate.loop import SECOND, START, Chance, Chances, Loop
 from starloom.orchestrator.simulate.many import SomeOfMany
-from starloom.orchestrator.simulate.model import KINDS, Made
+from starloom.orchestrator.simulate.misbehaviour import Misbehaviour
+from starloom.orchestrator.simulate.model import KINDS
 from starloom.orchestrator.simulate.network import Network, Stream
 from starloom.orchestrator.simulate.private import labelled
 from starloom.orchestrator.simulate.properties import PROPERTIES
 from starloom.orchestrator.simulate.property import Property
-from starloom.orchestrator.simulate.results import misread
 from starloom.orchestrator.simulate.snapshot import over_snapshot
 from starloom.orchestrator.simulate.streamwork import streamed
 from starloom.orchestrator.simulate.trouble import Trouble
@@ -52,8 +50,6 @@ GRACE_SECONDS = 25.0
 STUCK_SECONDS = 90.0
 """After the last fault something is journaled at least so often while jobs are open, or never again."""
 WATCH_SECONDS = 5.0
-LIES_AGAIN = 4
-"""A stage that had grown may lie so many times as likely when it runs again."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +93,24 @@ def usual(setup: Setup) -> Parts:
     return Parts(coordinator=coordinator)
 
 
+def _works(drawn: Chance, chances: Chances, setup: Setup, tiers: int) -> list[workload.Work]:
+    """What each client has to do, on so many tiers."""
+    concerns = ("deadlines", "plain jobs", "stream jobs", "private jobs", "variants")
+    late, even, flows, shut, ways = map(chances.of, concerns)
+    jobs = [
+        workload.varied(
+            ways, labelled(shut, workload.hurried(late, streamed(flows, workload.plain(even, work)))), tiers
+        )
+        for work in [workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)]
+    ]
+    if setup.advised:
+        jobs = [due(chances.of("plans' deadlines"), work, tiers) for work in jobs]
+    # A patch that moves one of a group may be impossible for that, which the model of patches does not know of.
+    if setup.advised and all(fault.what is not FaultKind.CLIENT_PATCHES for fault in setup.plan.faults):
+        jobs = [apart(chances.of("groups"), work) for work in jobs]
+    return jobs
+
+
 class World:
     """Everything of one run."""
 
@@ -119,19 +133,7 @@ class World:
         self.tiers = {profile.name: profile.tier for profile in profiles}
         self.slots = {profile.name: profile.slots for profile in profiles}
         tiers = min(len(workload.TIERS), setup.nodes)
-        concerns = ("deadlines", "plain jobs", "stream jobs", "private jobs", "variants")
-        late, even, flows, shut, ways = map(self.chances.of, concerns)
-        jobs = [
-            workload.varied(
-                ways, labelled(shut, workload.hurried(late, streamed(flows, workload.plain(even, work)))), tiers
-            )
-            for work in [workload.work(drawn, setup.stages, f"job-{index}", tiers) for index in range(setup.jobs)]
-        ]
-        if setup.advised:
-            jobs = [due(self.chances.of("plans' deadlines"), work, tiers) for work in jobs]
-        # A patch that moves one of a group may be impossible for that, which the model of patches does not know of.
-        if setup.advised and all(fault.what is not FaultKind.CLIENT_PATCHES for fault in setup.plan.faults):
-            jobs = [apart(self.chances.of("groups"), work) for work in jobs]
+        jobs = _works(drawn, self.chances, setup, tiers)
         self.clients = [Client(self, f"c{index}", work, tiers) for index, work in enumerate(jobs)]
         self.processes: dict[AgentId, AgentProcess] = {}
         self._by_address: dict[str, AgentProcess] = {}
@@ -140,14 +142,9 @@ class World:
         self.orchestrators: list[Orchestrator] = []
         self._streams: dict[Stream, Orchestrator] = {}
         self.slowness: dict[AgentId, float] = {}
-        #: stages with transient failures, with their number; that gave different outputs; whose reports were wrong
-        self._injected: dict[tuple[JobId, StageId], int] = {}
+        self.misbehaviour = Misbehaviour(self)
         #: the digests that names of early values stand for
         self.truths: dict[str, str] = {}
-        self.fickle: dict[JobId, set[StageId]] = {}
-        self.liars: dict[JobId, set[StageId]] = {}
-        #: jobs in which a stage grew what it should not
-        self.overgrown: set[JobId] = set()
         self._over = False
         self._waiting = len(self.clients)
 
@@ -364,50 +361,3 @@ class World:
         seconds: float = assign.params["seconds"] * assign.params["pace"]
         slow = self.slowness.get(process.name, 1.0)
         return min(seconds * process.chance.between(0.7, 1.5) * slow, RUN_SECONDS_MAX)
-
-    def failure(self, assign: Assign) -> ErrorInfo | None:
-        """How a run fails, if it does: always, or for now and no more often than its policy forgives."""
-        if assign.params["fails"]:
-            return ErrorInfo(message="it always fails")
-        key = assign.task.job, assign.task.stage
-        times = self._injected.get(key, 0)
-        # An attempt that a patch has superseded may be of a stage that is gone; nobody counts how it ends.
-        stage = self.judge.jobs[assign.task.job].stages.get(assign.task.stage)
-        if stage is not None and times < stage.spec.policy.retry.times and self.trouble.fires(FaultKind.STAGE_FAILS):
-            self._injected[key] = times + 1
-            return ErrorInfo(message="it fails for now", transient=True)
-        return None
-
-    def salt(self, assign: Assign) -> str:
-        """What makes a result differ from the attempts before."""
-        if not self.trouble.fires(FaultKind.LIE_DIGEST):
-            return ""
-        self.fickle.setdefault(assign.task.job, set()).add(assign.task.stage)
-        return str(assign.task.token)
-
-    def growth(self, assign: Assign, made: Made) -> Patch | None:
-        """What a run asks to be added, or what a liar does in its place."""
-        truth = asks(assign.kind, assign.params, {name: ref.digest for name, ref in made.outputs.items()})
-        if not KINDS[assign.kind].grows:
-            return truth
-        task, chance = assign.task, self.chances.of("growth")
-        job = self.judge.jobs[task.job]
-        again = task.stage in job.growths
-        if not any(self.trouble.fires(FaultKind.LIE_GROWTH) for _ in range(LIES_AGAIN if again else 1)):
-            return truth
-        self.overgrown.add(task.job)
-        bound = job.stages[task.stage].spec.policy.grow.stages if task.stage in job.stages else 0
-        return lied(chance, truth, Lie(task.token.attempt, bound, chance.pick(list(job.stages))))
-
-    def lie(self, report: Finished) -> Finished:
-        """The report, or one that is wrong."""
-        if report.consumed and self.trouble.fires(FaultKind.LIE_LINEAGE):
-            return misread(report, self._chance.pick(sorted(report.consumed)))
-        if not self.trouble.fires(FaultKind.LIE_OUTPUTS):
-            return report
-        self.liars.setdefault(report.task.job, set()).add(report.task.stage)
-        outputs = {
-            name: msgspec.structs.replace(ref, type=PortType.TENSOR) if self._chance.happens(0.5) else ref
-            for name, ref in report.outputs.items()
-        }
-        return msgspec.structs.replace(report, outputs=outputs, holds=(*report.holds, True))
