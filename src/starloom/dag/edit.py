@@ -22,17 +22,17 @@ from starloom.dag.constellation import (
     Spread,
     Variant,
 )
-from starloom.dag.document import (
+from starloom.dag.document import to_json
+from starloom.dag.patch import Patch
+from starloom.dag.patchdoc import patch_from_json
+from starloom.dag.stagewriter import (
     policy_to_json,
     preferences_to_json,
     privacy_to_json,
     requirements_to_json,
     spread_to_json,
-    to_json,
     variants_to_json,
 )
-from starloom.dag.patch import Patch
-from starloom.dag.patchdoc import patch_from_json
 
 Source = str | Mapping[str, Any]
 """`stage.port`, `$input`, or either with a condition, as {from: stage.port, on: completion}."""

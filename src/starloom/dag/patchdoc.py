@@ -28,19 +28,7 @@ from typing import Any
 
 from starloom.dag.checks import kind_of
 from starloom.dag.constellation import API_VERSION, Dependency, InputBinding, Join, OutputBinding, Spread, StageSpec
-from starloom.dag.document import (
-    order_to_json,
-    policy_to_json,
-    preferences_to_json,
-    privacy_to_json,
-    read_document,
-    requirements_to_json,
-    source_to_json,
-    spread_to_json,
-    stage_to_json,
-    to_json,
-    variants_to_json,
-)
+from starloom.dag.document import read_document, to_json
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import StageId
 from starloom.dag.patch import (
@@ -64,6 +52,17 @@ from starloom.dag.patch import (
 )
 from starloom.dag.schema import Reader
 from starloom.dag.stagereader import POLICY_KEYS, PREFERENCE_KEYS, PRIVACY_KEYS, VARIANT_KEYS
+from starloom.dag.stagewriter import (
+    order_to_json,
+    policy_to_json,
+    preferences_to_json,
+    privacy_to_json,
+    requirements_to_json,
+    source_to_json,
+    spread_to_json,
+    stage_to_json,
+    variants_to_json,
+)
 
 _HEAD_KEYS = ("api_version", "if_revision", "restart", "why", "id", "patch")
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from starloom.dag import limits
 from starloom.dag.constellation import Dependency, On
-from starloom.dag.document import (
+from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice, variants_said
+from starloom.dag.stagewriter import (
     policy_to_json,
     preferences_to_json,
     privacy_to_json,
@@ -21,7 +22,6 @@ from starloom.dag.document import (
     spread_to_json,
     variants_to_json,
 )
-from starloom.dag.patch import Add, AnyOperation, Change, Difference, SetOutputs, Splice, variants_said
 
 _VALUE_CHARACTERS_MAX = 80
 
