@@ -4,18 +4,17 @@ patched, difference = apply(constellation, patch, kinds)        # raises PatchRe
 difference = difference_of(shape, patch, kinds)                 # the same for a shape, which stays as it is
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, assert_never
 
 import msgspec
 
-from starloom.dag import limits
 from starloom.dag.checks import Suggestions, plain_fault
-from starloom.dag.closing import Arcs, closing_problems
 from starloom.dag.constellation import Constellation, Dependency, InputBinding, OutputBinding, StageSpec
+from starloom.dag.draftcheck import DraftCheck
 from starloom.dag.errors import PatchRefused, Problem
 from starloom.dag.ids import StageId
-from starloom.dag.kinds import OUTPUTS_PARAM, KindSpec
+from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import (
     Add,
     AnyOperation,
@@ -40,13 +39,10 @@ from starloom.dag.patch import (
     arc_key,
     variants_said,
 )
-from starloom.dag.privacy import Expected, conflicts, labels_in, loosened
+from starloom.dag.privacy import Expected
 from starloom.dag.redirect import redirected
 from starloom.dag.shape import Shape
 from starloom.dag.splice import Spliced, spliced
-from starloom.dag.spreads import group_problems
-from starloom.dag.validate import problems_of_part
-from starloom.dag.variants import floor_problems
 
 REFUSED = "the patch was refused, and nothing has changed"
 
@@ -67,29 +63,30 @@ def difference_of(
     shape: Shape, patch: Patch, kinds: Mapping[str, KindSpec], *, may_be_empty: bool = False
 ) -> tuple[Difference, list[Problem]]:
     """What a patch would change, and everything that is wrong with it. Takes time in what it touches."""
-    draft = _Draft(shape)
+    draft = Draft(shape)
     for index, operation in enumerate(patch.operations):
         draft.do(f"patch[{index}]", operation)
     difference = draft.difference()
-    problems = [*draft.problems, *draft.faults(difference, kinds)]
+    problems = [*draft.problems, *DraftCheck(draft).problems(difference, kinds)]
     if not problems and not difference and not may_be_empty:
         problems = [Problem("patch", "changes nothing; say what is to be different")]
     return difference, problems
 
 
-class _Draft:
+class Draft:
     """What a patch makes of the stages that it touches; all others are looked up in the shape."""
 
     def __init__(self, shape: Shape) -> None:
         self.problems: list[Problem] = []
         self._suggestions = Suggestions()
         #: inputs of spliced constellations that are private in there
-        self._expected: list[Expected] = []
-        self._shape = shape
+        self.expected: list[Expected] = []
+        self.shape = shape
+        #: what the patch touches, as it would be
         self._specs: dict[StageId, StageSpec | None] = {}
-        self._arcs: dict[StageId, list[Dependency]] = {}
+        self.arcs: dict[StageId, list[Dependency]] = {}
         self._bindings: dict[StageId, list[InputBinding]] = {}
-        self._outputs: dict[str, OutputBinding | None] = {}
+        self.outputs: dict[str, OutputBinding | None] = {}
 
     def do(self, place: str, operation: AnyOperation) -> None:
         """Does one operation; what cannot be done is a problem at its place."""
@@ -98,7 +95,7 @@ class _Draft:
                 self._add(f"{place}.add", operation)
             case Remove(stage=stage):
                 if self._known(f"{place}.remove", stage):
-                    self._specs[stage], self._arcs[stage], self._bindings[stage] = None, [], []
+                    self._specs[stage], self.arcs[stage], self._bindings[stage] = None, [], []
             case Replace(stage=stage):
                 if self._known(f"{place}.replace", stage):
                     self._replace(f"{place}.replace", operation)
@@ -126,34 +123,47 @@ class _Draft:
                 self._splice(f"{place}.splice", operation)
             case SetOutputs(outputs=outputs):
                 for name, output in outputs.items():
-                    if output is None and self._output(name) is None:
+                    if output is None and self.output(name) is None:
                         self._problem(
-                            f"{place}.outputs.{name}", f"is no output{self._suggestions.of(name, self._shape.outputs)}"
+                            f"{place}.outputs.{name}", f"is no output{self._suggestions.of(name, self.shape.outputs)}"
                         )
-                    self._outputs[name] = output
+                    self.outputs[name] = output
             case _:
                 assert_never(operation)
 
     def spec(self, stage: StageId) -> StageSpec | None:
         """A stage as it would be; None if there would be none."""
-        return self._specs[stage] if stage in self._specs else self._shape.specs.get(stage)
+        return self._specs[stage] if stage in self._specs else self.shape.specs.get(stage)
+
+    @property
+    def stages(self) -> Mapping[StageId, StageSpec]:
+        """The stages that there would be, to look up."""
+        return _Stages(self)
 
     def names(self) -> list[StageId]:
         """The names of all stages that there would be."""
-        return [stage for stage in {**self._shape.specs, **self._specs} if self.spec(stage) is not None]
+        return [stage for stage in {**self.shape.specs, **self._specs} if self.spec(stage) is not None]
 
     def arcs_into(self, stage: StageId) -> list[Dependency]:
         """The dependencies that would lead into a stage."""
-        found = self._arcs.get(stage)
-        return self._shape.upstreams.get(stage, []) if found is None else found
+        found = self.arcs.get(stage)
+        return self.shape.upstreams.get(stage, []) if found is None else found
+
+    def bindings_of(self, stage: StageId) -> list[InputBinding]:
+        """The job's inputs that would lead into a stage."""
+        return self._bindings.get(stage, self.shape.bindings.get(stage, []))
+
+    def output(self, name: str) -> OutputBinding | None:
+        """An output of the job as it would be; None if there would be none."""
+        return self.outputs[name] if name in self.outputs else self.shape.outputs.get(name)
 
     def difference(self) -> Difference:
         """All that would differ."""
-        shape = self._shape
+        shape = self.shape
         changes = (Change(shape.specs.get(stage), spec) for stage, spec in self._specs.items())
         removed: list[Dependency] = []
         added: list[Dependency] = []
-        for stage, arcs in self._arcs.items():
+        for stage, arcs in self.arcs.items():
             before = {arc_key(arc): arc for arc in shape.upstreams.get(stage, ())}
             after = {arc_key(arc): arc for arc in arcs}
             removed += (arc for key, arc in before.items() if key not in after)
@@ -164,7 +174,7 @@ class _Draft:
             known = shape.bindings.get(stage, [])
             unbound += (binding for binding in known if binding not in bindings)
             bound += (binding for binding in bindings if binding not in known)
-        outputs = ((name, OutputChange(shape.outputs.get(name), out)) for name, out in self._outputs.items())
+        outputs = ((name, OutputChange(shape.outputs.get(name), out)) for name, out in self.outputs.items())
         return Difference(
             stages=tuple(change for change in changes if change.before != change.after),
             removed=tuple(removed),
@@ -174,30 +184,14 @@ class _Draft:
             outputs={name: change for name, change in outputs if change.before != change.after},
         )
 
-    def faults(self, difference: Difference, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
-        """Everything that would be wrong with the constellation, in and around what differs."""
-        yield from self._size_faults(difference)
-        gone = [change.stage for change in difference.stages if change.after is None]
-        yield from self._orphan_faults(gone)
-        stages = [stage for stage in difference.touched if self.spec(stage) is not None]
-        part = self._part(difference, stages, set(gone))
-        yield from problems_of_part(part, kinds, stages)
-        yield from floor_problems((part.stages[stage] for stage in stages), self._shape.origin.least_quality)
-        yield from closing_problems(part, difference, self.arcs_into, self._arcs_out(), kinds)
-        yield from self._spread_faults(difference)
-        yield from self._privacy_faults(difference, kinds)
-
     def _problem(self, place: str, what: str) -> None:
         self.problems.append(Problem(place, what))
 
     def _known(self, place: str, stage: StageId) -> bool:
         if self.spec(stage) is not None:
             return True
-        self._problem(place, f"no stage is called {stage!r}{self._suggestions.of(stage, _Stages(self))}")
+        self._problem(place, f"no stage is called {stage!r}{self._suggestions.of(stage, self.stages)}")
         return False
-
-    def _output(self, name: str) -> OutputBinding | None:
-        return self._outputs[name] if name in self._outputs else self._shape.outputs.get(name)
 
     def _set(self, place: str, stage: StageId, **fields: Any) -> None:
         spec = self.spec(stage)
@@ -208,12 +202,12 @@ class _Draft:
 
     def _mine(self, stage: StageId) -> tuple[list[Dependency], list[InputBinding]]:
         """What leads into a stage, to be changed."""
-        arcs = self._arcs.get(stage)
+        arcs = self.arcs.get(stage)
         if arcs is None:
-            arcs = self._arcs[stage] = list(self._shape.upstreams.get(stage, ()))
+            arcs = self.arcs[stage] = list(self.shape.upstreams.get(stage, ()))
         bindings = self._bindings.get(stage)
         if bindings is None:
-            bindings = self._bindings[stage] = list(self._shape.bindings.get(stage, ()))
+            bindings = self._bindings[stage] = list(self.shape.bindings.get(stage, ()))
         return arcs, bindings
 
     def _add(self, place: str, add: Add) -> None:
@@ -223,12 +217,12 @@ class _Draft:
                 self._problem(f"{place}.stages.{spec.id}", "there is already one of that name; take another")
                 continue
             fresh.add(spec.id)
-            self._specs[spec.id], self._arcs[spec.id], self._bindings[spec.id] = spec, [], []
+            self._specs[spec.id], self.arcs[spec.id], self._bindings[spec.id] = spec, [], []
         names = {spec.id for spec in add.stages}
         items: list[Dependency | InputBinding] = [*add.dependencies, *add.bindings]
         for item in items:
             if item.downstream in fresh:
-                into: list[Any] = (self._arcs if isinstance(item, Dependency) else self._bindings)[item.downstream]
+                into: list[Any] = (self.arcs if isinstance(item, Dependency) else self._bindings)[item.downstream]
                 into.append(item)
             elif item.downstream not in names:
                 self._problem(place, f"something leads into {item.downstream!r}, which is not added here; rewire that")
@@ -271,18 +265,18 @@ class _Draft:
         unknown = [source for source in redirect.sources if not self._known(f"{place}.to", source.upstream)]
         if unknown:
             return
-        read = [arc.downstream for arc in self._shape.downstreams.get(redirect.stage, ())]
-        for consumer in dict.fromkeys((*read, *self._arcs)):
+        read = [arc.downstream for arc in self.shape.downstreams.get(redirect.stage, ())]
+        for consumer in dict.fromkeys((*read, *self.arcs)):
             # What the patch adds reads the old output to make the new one of it.
-            if consumer in self._shape.specs and self.spec(consumer) is not None:
+            if consumer in self.shape.specs and self.spec(consumer) is not None:
                 rewire = redirected(redirect, consumer, self.arcs_into(consumer))
                 if rewire is not None:
                     self._rewire(place, rewire)
-        for name in {**self._shape.outputs, **self._outputs}:
-            if self._output(name) == OutputBinding(upstream=redirect.stage, output=redirect.output):
+        for name in {**self.shape.outputs, **self.outputs}:
+            if self.output(name) == OutputBinding(upstream=redirect.stage, output=redirect.output):
                 if len(redirect.sources) > 1:
                     self._problem(f"{place}.to", f"is several, but output {name} of the job has one source; join them")
-                self._outputs[name] = redirect.sources[0]
+                self.outputs[name] = redirect.sources[0]
 
     @staticmethod
     def _stays(arc: Dependency, ports: set[str], frees: set[ArcKey], orders_stay: bool) -> bool:
@@ -297,7 +291,7 @@ class _Draft:
             return
         self._add(place, found.add)
         private = splice.constellation.private
-        self._expected += (
+        self.expected += (
             Expected(f"{place}.inputs.{name}", source, private[name])
             for name, source in splice.inputs.items()
             if name in private
@@ -306,96 +300,11 @@ class _Draft:
             if self._known(f"{place}.outputs", rewire.stage):
                 self._rewire(f"{place}.outputs", rewire)
 
-    def _size_faults(self, difference: Difference) -> Iterator[Problem]:
-        born = sum(change.before is None for change in difference.stages)
-        died = sum(change.after is None for change in difference.stages)
-        stages = len(self._shape.specs) + born - died
-        arcs = self._shape.dependency_count + len(difference.added) - len(difference.removed)
-        if not stages:
-            yield Problem("stages", "there would be none; a constellation needs at least one stage")
-        sizes = (
-            ("stages", stages, "STAGES_PER_JOB_MAX", limits.STAGES_PER_JOB_MAX),
-            ("dependencies", arcs, "DEPENDENCIES_PER_JOB_MAX", limits.DEPENDENCIES_PER_JOB_MAX),
-        )
-        for place, count, name, limit in sizes:
-            if count > limit:
-                yield Problem(place, f"{count} would be over {name} = {limit}; split the job")
-
-    def _privacy_faults(self, difference: Difference, kinds: Mapping[str, KindSpec]) -> Iterator[Problem]:
-        """Where what is private would leave: in all of the constellation, for labels go on from what differs."""
-        labels, parts = labels_in(self._shape, kinds, difference)
-        yield from conflicts(labels, parts)
-        yield from loosened(labels, parts, self._expected)
-
-    def _spread_faults(self, difference: Difference) -> Iterator[Problem]:
-        """Where what differs is spread otherwise than the rest of its group."""
-        spreads = (change.after.spread for change in difference.stages if change.after is not None)
-        groups = {spread.group for spread in spreads if spread is not None}
-        if groups:
-            yield from group_problems(filter(None, map(self.spec, self.names())), groups)
-
-    def _bindings_of(self, stage: StageId) -> list[InputBinding]:
-        return self._bindings.get(stage, self._shape.bindings.get(stage, []))
-
-    def _orphan_faults(self, gone: Iterable[StageId]) -> Iterator[Problem]:
-        """What would still need a stage that is taken away."""
-        lost = set(gone)
-        untouched = [a.downstream for stage in lost for a in self._shape.downstreams[stage]]
-        for consumer in dict.fromkeys((*self._arcs, *sorted(untouched))) if lost else ():
-            for arc in self.arcs_into(consumer):
-                if arc.upstream in lost:
-                    place = f"stages.{consumer}.in.{arc.input}" if arc.input else f"stages.{consumer}.after"
-                    what = f"still needs {arc.upstream}, which is removed; rewire it, or remove it as well"
-                    yield Problem(place, what)
-
-    def _part(self, difference: Difference, stages: Iterable[StageId], gone: set[StageId]) -> Constellation:
-        """What has to be checked: all that leads into the stages, and out of those whose ports changed."""
-        arcs = [arc for stage in stages for arc in self.arcs_into(stage) if arc.upstream not in gone]
-        inside = set(stages)
-        retyped = {
-            change.stage
-            for change in difference.stages
-            if change.before is not None and change.after is not None and _has_other_ports(change.before, change.after)
-        }
-        for stage in retyped:
-            consumers = {arc.downstream for arc in self._shape.downstreams[stage]} - inside
-            arcs += (arc for consumer in consumers for arc in self.arcs_into(consumer) if arc.upstream == stage)
-        names = set(self._outputs)
-        if retyped or gone:
-            names |= {name for name, out in self._shape.outputs.items() if out.upstream in retyped | gone}
-        outputs = {name: out for name in names if (out := self._output(name)) is not None}
-        bindings = map(self._bindings_of, stages)
-        return msgspec.structs.replace(
-            self._shape.origin,
-            stages=_Stages(self),
-            dependencies=tuple(arcs),
-            bindings=tuple(binding for some in bindings for binding in some),
-            outputs=outputs,
-        )
-
-    def _arcs_out(self) -> Arcs:
-        """What would lead out of a stage, by its name."""
-        mine, downstreams = self._arcs, self._shape.downstreams
-        changed: dict[StageId, list[Dependency]] = {}
-        for arcs in mine.values():
-            for arc in arcs:
-                changed.setdefault(arc.upstream, []).append(arc)
-
-        def out_of(stage: StageId) -> list[Dependency]:
-            kept = [arc for arc in downstreams.get(stage, ()) if arc.downstream not in mine]
-            return [*changed[stage], *kept] if stage in changed else kept
-
-        return out_of
-
-
-def _has_other_ports(before: StageSpec, after: StageSpec) -> bool:
-    return before.kind != after.kind or before.params.get(OUTPUTS_PARAM) != after.params.get(OUTPUTS_PARAM)
-
 
 class _Stages(Mapping[StageId, StageSpec]):
     """The stages of a draft, to look up."""
 
-    def __init__(self, draft: _Draft) -> None:
+    def __init__(self, draft: Draft) -> None:
         self._draft = draft
 
     def get(self, stage: StageId, default: Any = None) -> Any:
