@@ -1,5 +1,7 @@
 """Bounds of plans: no plan is below, which trying all plans shows, and what has to be loaded, moved and shared is in them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,6 +78,53 @@ def test_places_have_no_more_to_give_than_time() -> None:
     seconds = [[2.0, 2.0], *([[1.0, 3.0]] * 12), [4.0, 4.0]]
     edges = [*((0, i, 0.0) for i in range(1, 13)), *((i, 13, 0.0) for i in range(1, 13))]
     assert bound(problem(names, PAIR, seconds, edges), 20.0) == pytest.approx(15.0, rel=1e-2)
+
+
+def test_memory_has_no_more_to_give_than_time() -> None:
+    """Three slots, and memory for one stage at a time."""
+    places = [Place("a", slots=3)]
+    here = problem([f"s{i}" for i in range(6)], places, 1.0, memory_bytes=[4.0], working_bytes=4.0)
+    assert bound(here, 9.0) == pytest.approx(6.0, rel=1e-3)
+    # What is there for good leaves less, and what only some hold is busy from the first of these to the last.
+    names = ["first", *(f"s{i}" for i in range(4)), "last"]
+    more: dict[str, Any] = {"models": ["m"], "resident": [[True]], "weight_bytes": [6.0], "memory_bytes": [10.0]}
+    edges = [*((0, i, 0.0) for i in range(1, 5)), *((i, 5, 0.0) for i in range(1, 5))]
+    held = [[0.0], *([[2.0]] * 4), [0.0]]
+    asked = problem(names, places, [[2.0], *([[1.0]] * 4), [3.0]], edges, working_bytes=held, **more)
+    assert bound(asked, 9.0) == pytest.approx(2.0 + 4 / 2 + 3.0, rel=1e-3)
+
+
+def _tight(seed: int) -> Problem:
+    """Few stages with working sets, of which fewer fit a node than it has slots."""
+    draw = np.random.default_rng(seed)
+    n, k = int(draw.integers(3, 6)), 1 + seed % 2
+    places = [Place(f"n{node}", slots=int(draw.integers(2, 4))) for node in range(k)]
+    working = draw.integers(1, 5, n).astype(float)
+    memory = np.array([working.max() * draw.uniform(1.0, 1.8) for _ in range(k)])
+    edges = [(up, down, float(draw.uniform(0, 2))) for down in range(n) for up in range(down) if draw.random() < 0.15]
+    seconds = draw.uniform(1.0, 2.0, (n, k))
+    return problem(
+        [f"s{i}" for i in range(n)],
+        places,
+        seconds,
+        edges,
+        seconds_per_byte=0.2,
+        memory_bytes=memory,
+        working_bytes=working,
+    )
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_no_plan_where_memory_is_short_is_below_and_more_is_told_of_it(first: int) -> None:
+    more = 0
+    for seed in range(first, first + 20):
+        asked = _tight(seed)
+        best, told = best_objective(asked), bound(asked, np.inf)
+        assert told <= best * (1 + 1e-9), seed
+        assert bound(asked, best) <= best * (1 + 1e-9), seed
+        roomy = asked._replace(arrays=asked.arrays._replace(memory_bytes=np.full(len(asked.nodes), np.inf)))
+        more += told > bound(roomy, np.inf) * 1.01
+    assert more >= 5
 
 
 def test_stages_apart_cannot_all_have_the_fast_node() -> None:

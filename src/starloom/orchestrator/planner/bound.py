@@ -47,8 +47,9 @@ def least(problem: Problem, plan: Plan, shown: float = 0.0) -> Least:
 def lower_bound(prepared: Prepared, most: float) -> float:
     """Seconds that no plan's objective is below, and `most` at the most, which a plan has.
 
-    Looks at paths, transfers, what a stage has to load, places' slots, groups, and penalties of places; not at memory, batteries, or
-    penalties of links and of zones that are shared. Infinite if a stage has no place. The same for the same arguments.
+    Looks at paths, transfers, what a stage has to load, places' slots, groups, penalties of places, and what working sets hold of memory
+    over time; not at penalties of links and of zones that are shared, nor at batteries and models' memory, but where one stage alone
+    has too little. Infinite if a stage has no place. The same for the same arguments.
     """
     if not len(prepared.seconds):
         return 0.0

@@ -1,7 +1,8 @@
 """How soon places can be done with stages that share them: each second of a place at a price, stages where they are cheapest. Pure.
 
 For any prices that add up to one over all slots, what stages cost at their cheapest is no more than the seconds that all of it
-takes: the dual of the linear relaxation of unrelated machines. Good prices are found by multiplicative weights.
+takes: the dual of the linear relaxation of unrelated machines. Good prices are found by multiplicative weights. Memory has prices as
+slots have, where it is short: working sets times how long they are held are no more than there is, times how long all of it takes.
 """
 
 import math
@@ -9,13 +10,18 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from starloom.orchestrator.planner.check import SLACK
 from starloom.orchestrator.planner.prepared import Prepared
-from starloom.orchestrator.planner.problem import Flags, Floats
+from starloom.orchestrator.planner.problem import Flags, Floats, Indices
 
 TURNS: Final = 60
 """How often prices are bettered at first, and a third as often when they are known from before."""
 WINDOWS: Final = 24
 """Of how many seconds that come after stages, spread over all, those are looked at that have no less."""
+
+
+COUNTED: Final = (1, 2, 3)
+"""Ways to count memory beside its bytes: of what has more than a half, a third or a quarter of it no more than one, two or three run at a time."""
 
 
 class Ways(NamedTuple):
@@ -38,12 +44,24 @@ class Ways(NamedTuple):
 
 
 class Prices:
-    """What work asks of places. `price` [groups]: of all slots of each target, added up to one; kept from one question to the next."""
+    """What work asks of places. `price` [groups]: of all slots of each target, then of each short memory, added up to one; kept from one question to the next."""
 
     def __init__(self, prepared: Prepared) -> None:
         _, first, self.group = np.unique(prepared.lanes, return_index=True, return_inverse=True)
         self.slots = (prepared.upto - prepared.lanes)[first].astype(np.float64)
         self.price = np.zeros(0)
+        short = np.isfinite(prepared.memory)
+        left = (prepared.memory * (1 + SLACK) - prepared.weight @ prepared.resident)[prepared.node]
+        holds = short[prepared.node] & (left > 0)
+        share = np.where(holds, prepared.working[:, prepared.variant], 0.0) / np.where(holds, left, 1.0)
+        number = (np.cumsum(short) - 1)[prepared.node]
+        counts = (0, *COUNTED) if short.any() else ()
+        #: of each way to count memory: [m] the group of each place's, and [n, m] the share that each stage counts for while it runs
+        self.held = [
+            (len(self.slots) + turn * int(short.sum()) + number, _counted(share, count))
+            for turn, count in enumerate(counts)
+        ]
+        self.groups = len(self.slots) + len(counts) * int(short.sum())
 
     def least(self, ways: Ways, floor: float) -> float:
         """The least objective, where no plan's is below `floor`: of all stages, and of those between two others.
@@ -65,9 +83,26 @@ class Prices:
             stages = (head >= window[0]) & (tail >= window[1])
         return best
 
+    def _each(self, price: Floats) -> Floats:
+        """[n, m], or [1, m] where that is the same for all: what a second of each stage at each place costs."""
+        found: Floats = (price[: len(self.slots)] / self.slots)[self.group][None, :]
+        for holder, share in self.held:
+            found = found + price[holder][None, :] * share
+        return found
+
+    def _busy(self, stages: Flags, at: Indices, takes: Floats) -> Floats:
+        """[groups]: seconds for which these stages, at these places, keep all of each busy."""
+        slots = np.append(self.slots, np.ones(self.groups - len(self.slots)))
+        found: Floats = np.bincount(self.group[at], weights=takes, minlength=self.groups) / slots
+        for holder, share in self.held:
+            found += np.bincount(
+                holder[at], weights=takes * share[stages][np.arange(len(at)), at], minlength=self.groups
+            )
+        return found
+
     def _worth(self, ways: Ways, price: Floats) -> Floats:
         """[n]: what each stage costs at its cheapest, beyond its least penalty."""
-        costs = (price / self.slots)[self.group][None, :] * np.where(ways.able, ways.takes, 0.0) + ways.costs
+        costs = self._each(price) * np.where(ways.able, ways.takes, 0.0) + ways.costs
         worth: Floats = np.where(ways.able, costs, np.inf).min(axis=1) - ways.costs.min(axis=1)
         return worth
 
@@ -81,12 +116,13 @@ class Prices:
         takes, costs = np.where(ways.able, ways.takes, 0.0)[stages], ways.costs[stages]
         least = costs.min(axis=1)
         for turn in range(TURNS // 3 if kept else TURNS):
-            each = np.where(ways.able[stages], (price / self.slots)[self.group][None, :] * takes + costs, np.inf)
+            rates = self._each(price)
+            each = np.where(ways.able[stages], rates[stages if len(rates) > 1 else ...] * takes + costs, np.inf)
             at = each.argmin(axis=1)
             value = float(price @ around + (each[np.arange(len(at)), at] - least).sum()) + rest
             if value > best:
                 best, found = value, price
-            busy = np.bincount(self.group[at], weights=takes[np.arange(len(at)), at], minlength=len(price)) / self.slots
+            busy = self._busy(stages, at, takes[np.arange(len(at)), at])
             gain = np.where(usable, busy + around, 0.0)
             if not (top := float(gain.max(initial=0.0))):
                 break
@@ -95,13 +131,12 @@ class Prices:
         return best, found
 
     def _around(self, ways: Ways, stages: Flags) -> tuple[Floats, Flags]:
-        """[groups]: seconds before and after any of these stages at the places of a target, and whether one may stand there."""
+        """[groups]: seconds before and after any of these stages at the places of a target, or that hold a memory, and whether one may stand there."""
         able = (ways.able & stages[:, None]) & (ways.takes > 0)
-        before = np.where(able, ways.head, np.inf).min(axis=0, initial=np.inf)
-        after = np.where(able, ways.tail, np.inf).min(axis=0, initial=np.inf)
-        head, tail = np.full((2, len(self.slots)), np.inf)
-        np.minimum.at(head, self.group, before)
-        np.minimum.at(tail, self.group, after)
+        head, tail = np.full((2, self.groups), np.inf)
+        for which, group in ((able, self.group), *((able & (share > 0), holder) for holder, share in self.held)):
+            np.minimum.at(head, group, np.where(which, ways.head, np.inf).min(axis=0, initial=np.inf))
+            np.minimum.at(tail, group, np.where(which, ways.tail, np.inf).min(axis=0, initial=np.inf))
         usable = np.isfinite(head)
         around = np.where(usable, head, 0.0) + np.where(usable, tail, 0.0)
         # With penalties a plan may end before a place that it does not use could have done anything.
@@ -120,3 +155,11 @@ class Prices:
         values = np.where(inside, head[order][None, :] + tails[:, None] + sums, -np.inf)
         row, column = np.unravel_index(int(values.argmax()), values.shape)
         return float(values[row, column]) + rest, (float(head[order][column]), float(tails[row]))
+
+
+def _counted(share: Floats, count: int) -> Floats:
+    """What stages count for, of which those that run have no more than all: their share, or how many parts of `count` and one more it is above.
+
+    Those that fit together count for no more than one: dual feasible functions (Fekete, Schepers 2001).
+    """
+    return np.maximum(np.ceil((count + 1) * share - 1e-9) - 1, 0.0) / count if count else share
