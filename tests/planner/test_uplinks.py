@@ -10,7 +10,7 @@ from tests.planner.instances import constrained, instance
 
 from starloom.dag.constellation import Goal, Measure
 from starloom.dag.errors import Infeasible
-from starloom.orchestrator.planner import check
+from starloom.orchestrator.planner import check, contending
 from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.check import SLACK, faults
 from starloom.orchestrator.planner.goals import Asked, find
@@ -235,6 +235,21 @@ def test_a_plan_with_uplinks_is_no_worse_than_that_without_timed_with_them(stage
     found = plan(what, SHORT._replace(iterations=2 * SHORT.iterations), seed)
     assert faults(what, found) == []
     assert found.objective <= timed(what, free).objective * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("effort", [0.0, 1.0])
+def test_no_plan_is_timed_twice(effort: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    what, seen = shared(instance("layered", "uneven", 12, 4, 1.0, seed=5), (Uplink("u", (0, 1), 1.0, 1.0),)), []
+    monkeypatch.setattr(contending, "CROWDS", ((1.0, 1.0),))
+
+    def met(within: Problem, made: Plan) -> Plan:
+        seen.append((made.place.tobytes(), made.start.tobytes()))
+        return timed(within, made)
+
+    monkeypatch.setattr(contending, "timed", met)
+    plan(what, Budget(iterations=3, effort=effort))
+    assert len(seen) > 1
+    assert len(set(seen)) == len(seen)
 
 
 def test_stages_move_to_where_values_need_not_meet() -> None:

@@ -160,9 +160,10 @@ def _finals(problem: Problem, budget: Budget, seed: int, warm: Plan | None, reas
         wrong = faults(problem, found)
         if wrong:
             continue
-        if first:
-            yield _polished(problem, found, budget, seed)
-        yield found
+        best = _polished(problem, found, budget, seed) if first else found
+        yield best
+        if not (np.array_equal(best.place, found.place) and np.array_equal(best.start, found.start)):
+            yield found
         first = False
     if first:
         raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
