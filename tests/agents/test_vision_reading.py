@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from starloom.agents.modelstore import ModelStore
-from starloom.agents.stages import reading
+from starloom.agents.stages import reading, textregions
 from starloom.agents.stages.image import decode_image, resize
-from starloom.agents.stages.reading import Bend, Region
+from starloom.agents.stages.textregions import Bend, Region
 from starloom.dag import limits
 from starloom.dag.errors import StageError
 
@@ -178,11 +178,11 @@ def test_characters_are_in_the_recogniser_itself(model_store: ModelStore) -> Non
 )
 def test_boxes_that_cannot_be_read_are_named(boxes: Any, reason: str) -> None:
     with pytest.raises(StageError, match=reason):
-        reading.parse_boxes(boxes, 100, 100)
+        textregions.parse_boxes(boxes, 100, 100)
 
 
 def test_boxes_are_moved_inside_the_image() -> None:
-    (region,) = reading.parse_boxes([{"box": [[-5, -5], [200, 0], [200, 90], [0, 90]]}], 100, 50)
+    (region,) = textregions.parse_boxes([{"box": [[-5, -5], [200, 0], [200, 90], [0, 90]]}], 100, 50)
     assert region.quad.tolist() == [[0, 0], [100, 0], [100, 50], [0, 50]]
     assert region.bend is None
 
@@ -190,7 +190,7 @@ def test_boxes_are_moved_inside_the_image() -> None:
 def test_what_detection_gives_is_read_back_the_same() -> None:
     bend = Bend(tuple(0.4 + 0.01 * n for n in range(9)), 0.6)
     regions = [Region(1.0, box(1, 2, 90, 12), bend), Region(1.0, box(1, 20, 90, 32))]
-    again = reading.parse_boxes([region.plain() for region in regions], 100, 50)
+    again = textregions.parse_boxes([region.plain() for region in regions], 100, 50)
     assert [region.bend for region in again] == [bend, None]
     assert [region.quad.tolist() for region in again] == [region.quad.tolist() for region in regions]
 
@@ -198,7 +198,7 @@ def test_what_detection_gives_is_read_back_the_same() -> None:
 def test_a_region_is_grown_back_around_its_middle() -> None:
     probability = np.zeros((64, 160), np.float32)
     probability[20:30, 20:140] = 0.9
-    (region,) = reading.find_regions(probability, 320, 128)
+    (region,) = textregions.find_regions(probability, 320, 128)
     assert 0.75 < region.score <= 0.9
     assert region.bend is None
     left, top = region.quad[0]
@@ -212,7 +212,7 @@ def test_faint_small_and_hollow_regions_are_left_out() -> None:
     probability = np.zeros((64, 160), np.float32)
     probability[5:15, 5:100] = 0.4
     probability[40, 40] = 0.9
-    assert reading.find_regions(probability, 160, 64) == []
+    assert textregions.find_regions(probability, 160, 64) == []
 
 
 def test_a_bent_line_is_measured_and_straightened() -> None:
@@ -223,11 +223,11 @@ def test_a_bent_line_is_measured_and_straightened() -> None:
     for column, middle in zip(columns, curve, strict=True):
         probability[round(middle) - 4 : round(middle) + 5, column] = 1.0
         image[round(middle) - 2 : round(middle) + 3, column] = 255
-    (region,) = reading.find_regions(probability, 320, 128)
+    (region,) = textregions.find_regions(probability, 320, 128)
     assert region.bend is not None
     assert region.bend.middle[4] < region.bend.middle[1] < region.bend.middle[0] + 0.01
     assert 0.3 < region.bend.height < 0.8
-    bent, straight = reading.crop_line(image, region.quad), reading.crop_line(image, region.quad, region.bend)
+    bent, straight = textregions.crop_line(image, region.quad), textregions.crop_line(image, region.quad, region.bend)
     assert straight.shape[0] < bent.shape[0]
 
     def rows_that_hold_the_line(crop: NDArray[np.uint8]) -> int:
@@ -241,22 +241,22 @@ def test_a_bent_line_is_measured_and_straightened() -> None:
 @pytest.mark.parametrize("turn", range(4))
 def test_corners_are_put_in_order(turn: int) -> None:
     corners = np.array([[10, 12], [90, 2], [95, 30], [12, 40]], np.float32)
-    assert reading.clockwise(np.roll(corners, turn, axis=0)).tolist() == corners.tolist()
+    assert textregions.clockwise(np.roll(corners, turn, axis=0)).tolist() == corners.tolist()
 
 
 def test_reading_order_is_by_rows_and_then_from_the_left() -> None:
     placed = [box(200, 14, 260, 34), box(10, 10, 90, 30), box(10, 50, 90, 70), box(100, 44, 180, 66)]
-    ordered = reading.reading_order([Region(1.0, quad) for quad in placed])
+    ordered = textregions.reading_order([Region(1.0, quad) for quad in placed])
     assert [region.quad[0].tolist() for region in ordered] == [[10, 10], [200, 14], [10, 50], [100, 44]]
-    assert reading.reading_order([]) == []
+    assert textregions.reading_order([]) == []
 
 
 def test_crops_run_across() -> None:
     image = np.zeros((100, 100, 3), np.uint8)
     image[10:90, 40:50] = 255
-    upright = reading.crop_line(image, box(38, 8, 52, 92))
+    upright = textregions.crop_line(image, box(38, 8, 52, 92))
     assert upright.shape[1] > upright.shape[0]
-    assert reading.crop_line(image, box(5, 5, 5, 5)).shape == (1, 1, 3)
+    assert textregions.crop_line(image, box(5, 5, 5, 5)).shape == (1, 1, 3)
 
 
 def test_batches_hold_lines_of_like_width_and_every_line_once() -> None:

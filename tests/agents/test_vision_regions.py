@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from starloom.agents.stages.reading import Region, chosen_lines
+from starloom.agents.stages.reading import chosen_lines
 from starloom.agents.stages.regions import regions_of, shared
+from starloom.agents.stages.textregions import Region
 from starloom.dag.errors import StageError
 
 Run = Callable[..., dict[str, Any]]

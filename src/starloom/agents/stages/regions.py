@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from starloom.agents.growing import Growing
 from starloom.agents.stage import Grown, Models, Outputs, Stage, StageCall
-from starloom.agents.stages.reading import DETECT_COST, DETECT_FILE, DETECT_PARAMS, MODEL, Region, find_lines
+from starloom.agents.stages.reading import DETECT_COST, DETECT_FILE, DETECT_PARAMS, MODEL, find_lines
+from starloom.agents.stages.textregions import Region
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import StageError
