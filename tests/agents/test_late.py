@@ -495,7 +495,7 @@ async def test_a_stage_on_another_agent_has_read_a_value_before_it_is_hashed(tmp
         made_, read = await finished(a, UP), await finished(b, task("down"))
         assert made_.outputs["value"].digest == values.digest(a.holder.get(UP.job, made_.outputs["value"].digest))
         assert read.consumed["value"].digest == made_.outputs["value"].digest
-        assert not b.runtime._early._told
+        assert not b.runtime._outcomes.early_values._told
 
 
 async def test_who_dies_before_the_digest_leaves_what_it_told_of_and_its_reader_finds_the_digest(
@@ -526,7 +526,7 @@ async def test_what_read_of_one_that_died_is_cancelled_as_ever(tmp_path: Path, h
             await until(lambda: b.runtime.core.phase(task("down")) is Phase.SETTLING)
         b.send(Cancel(task=task("down")))
         assert isinstance(await b.told.final(task("down")), WasCancelled)
-        assert not b.runtime._early._told
+        assert not b.runtime._outcomes.early_values._told
 
 
 async def test_a_hash_that_fails_fails_its_attempt_and_its_reader_is_told_of_by_nobody(

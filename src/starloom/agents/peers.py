@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 class Awaiter(Protocol):
-    """What is told of attempts elsewhere, and asked for those here; as `runtime.Runtime` does."""
+    """What is told of attempts elsewhere, and asked for those here; as `outcomes.Outcomes` does."""
 
     def answered(self, outcome: Outcome) -> None:
         """An attempt that was asked for has succeeded."""

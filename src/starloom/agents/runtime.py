@@ -33,7 +33,6 @@ from starloom.agents.core import (
     Wake,
 )
 from starloom.agents.crashpoints import CrashPoint, reach
-from starloom.agents.earlyvalues import EarlyValues
 from starloom.agents.execution import Execution, Made, ModelsFactory, StageLookup
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
@@ -41,12 +40,12 @@ from starloom.agents.messages import (
     Assign,
     Command,
     Failed,
-    Outcome,
     Published,
     Report,
     WasCancelled,
 )
 from starloom.agents.neighbours import Neighbours
+from starloom.agents.outcomes import Outcomes
 from starloom.agents.peers import Peers
 from starloom.agents.preloader import Preloader
 from starloom.agents.preloads import Wish
@@ -95,15 +94,12 @@ class Runtime:
         self._relay = Relay(holder, transfer, store_address, self._brought)
         publisher = Publisher(transfer, store_address)
         self._results = Results(core, holder, publisher, self._end, self._carry_out)
-        self._peers = peers
-        if peers is not None:
-            peers.bind(self)
         self._tell = tell
         self._streams = streams
         self._works: dict[TaskToken, Work] = {}
         self._runs = Runs(core.agent, core.slots, stages, models, streams, self)
         self._preloader = Preloader(stages, models, self._preloaded, f"{core.agent}-loading")
-        self._early = EarlyValues(neighbours, self._hashed_here)
+        self._outcomes = Outcomes(core, neighbours, peers, self._carry_out, self._runs.pause)
         self._leaving = False
         self._idle = asyncio.Event()
 
@@ -114,48 +110,14 @@ class Runtime:
             reach(CrashPoint.ACCEPTED)
         self._carry_out(instructions)
 
-    def answered(self, outcome: Outcome) -> None:
-        """`peers.Awaiter`: another agent's attempt has succeeded."""
-        instructions = self.core.answered(outcome, time.monotonic_ns())
-        # None that reads it knows it by a name any more.
-        self._early.drop(outcome.task)
-        self._carry_out(instructions)
-
-    def early(self, outcome: Outcome, address: str) -> None:
-        """`peers.Awaiter`: another agent's attempt is done, and its outputs are still being hashed."""
-        if self._early.take(outcome, address):
-            self._carry_out(self.core.answered(outcome, time.monotonic_ns()))
-
-    def broke(self, task: TaskToken) -> None:
-        """`peers.Awaiter`: who told early of an attempt may never tell the rest."""
-        self._early.hash(task)
-
-    def _hashed_here(self, outcome: Outcome) -> None:
-        instructions = self.core.hashed(outcome, time.monotonic_ns())
-        self._early.drop(outcome.task)
-        self._carry_out(instructions)
-
-    def unreachable(self, task: TaskToken, reason: str) -> None:
-        """`peers.Awaiter`: another agent cannot be asked for an attempt."""
-        self._carry_out(self.core.unreachable(task, reason))
-
-    def subscribed(self, subscriber: int, task: TaskToken) -> None:
-        """`peers.Awaiter`: another agent awaits an attempt."""
-        self._carry_out(self.core.subscribed(subscriber, task))
-
-    def unsubscribed(self, subscriber: int, task: TaskToken | None = None) -> None:
-        """`peers.Awaiter`: another agent awaits an attempt no more; without one, nothing."""
-        self.core.unsubscribed(subscriber, task)
-
     async def stop(self, seconds: float = limits.AGENT_STOP_SECONDS) -> None:
         """Cancels everything, without reports, and ends the threads; gives up on them after `seconds`."""
         self._leaving = True
         self._replicator.stop()
         self._relay.stop()
-        self._early.stop()
+        self._outcomes.leave()
         self._carry_out(self.core.cancel_all())
-        if self._peers is not None:
-            await self._peers.stop()
+        await self._outcomes.stop()
         deadline = time.monotonic() + seconds
         try:
             async with asyncio.timeout(seconds):
@@ -207,7 +169,7 @@ class Runtime:
             case Named(assign) if assign.task in self._works:
                 self._works[assign.task].named(assign)
             case Ask() | Unask() | Answer() as of_peers:
-                self._to_peers(of_peers)
+                self._outcomes.obey(of_peers)
             case Preload(kind, target):
                 self._preloader.begin(Wish(kind, target))
             case StopPreload():
@@ -224,20 +186,6 @@ class Runtime:
             self._streams.forget(job)
         self._inputs.release(job)
 
-    def _to_peers(self, instruction: Ask | Unask | Answer) -> None:
-        assert self._peers is not None, "attempts of other agents are awaited, and there is no way to ask"
-        match instruction:
-            case Ask() as ask:
-                if not self._leaving:
-                    self._peers.ask(ask)
-            case Unask(task):
-                self._peers.unask(task)
-                self._early.drop(task)
-            case Answer(subscriber, outcome):
-                if not self._peers.answer(subscriber, outcome):
-                    # The stream's task has been woken: it writes before more stages run on this loop.
-                    self._runs.pause()
-
     def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
         """Nothing of the attempt runs any more."""
         work = self._works.pop(task, None)
@@ -249,7 +197,7 @@ class Runtime:
         task = assign.task
         work = self._works[task] = Work(assign)
         items = self._inputs.others(assign)
-        work.fetched = self._early.views(items, task.job)
+        work.fetched = self._outcomes.early_values.views(items, task.job)
         items = [item for item in items if not item.late]
         if not items:
             return self.core.fetched(task, time.monotonic_ns())
