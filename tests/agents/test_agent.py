@@ -27,6 +27,7 @@ from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, NotFound, Unauthenticated
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.values import PortType
+from starloom.devices.links import SharedUplink
 
 _LONG = {"seconds": 3600}
 
@@ -172,13 +173,16 @@ async def test_streams_of_a_job_go_on_after_a_restart_of_the_orchestrator() -> N
 
 async def test_agent_says_who_it_is_and_what_it_can() -> None:
     async with FakeOrchestrator() as orchestrator:
-        async with running(orchestrator, targets=("cpu", "npu"), labels={"sensor": "camera"}) as agent:
+        uplinks = (SharedUplink(name="hall", up=1e6, down=1e6, half=True),)
+        chosen = {"targets": ("cpu", "npu"), "labels": {"sensor": "camera"}, "uplinks": uplinks}
+        async with running(orchestrator, **chosen) as agent:
             (hello,) = orchestrator.hellos
             assert hello.profile == agent.profile
             profile = agent.profile
             assert (profile.name, profile.tier, profile.labels) == ("a", "edge", {"sensor": "camera"})
             assert [(target.name, target.emulated) for target in profile.targets] == [("cpu", False), ("npu", True)]
             assert profile.slots == 2
+            assert profile.uplinks == uplinks
             assert profile.cores > 0
             assert profile.memory_bytes > 0
             assert profile.pid == os.getpid()

@@ -53,6 +53,7 @@ from starloom.dag.kinds import Cost, KindSpec, Param
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import Full, Port, PortType, ValueRef
+from starloom.devices.links import SharedUplink
 from starloom.devices.node import NodeProfile, Target
 from starloom.v1 import session_pb2 as pb
 from starloom.v1 import value_pb2
@@ -251,6 +252,10 @@ def test_hello_and_welcome_go_round() -> None:
         kinds=("k",),
         address="127.0.0.1:1",
         details={"python": "3.11"},
+        uplinks=(
+            SharedUplink(name="hall", up=50.0, down=60.0),
+            SharedUplink(name="air", up=70.0, down=70.0, half=True),
+        ),
     )
     kind = KindSpec(
         name="k",
@@ -295,6 +300,17 @@ def test_malformed_json_inside_fields_is_refused_with_its_place(data: bytes) -> 
     hello = pb.Hello(agent="a", incarnation="i", profile_json=b'{"name": "a", "tier": "edge"}', kinds_json=[data])
     assert "hello.kinds_json.0" in refusal(wire.hello_from_wire, hello)
     assert "heartbeat.load_json" in refusal(wire.load_from_wire, data)
+
+
+def test_uplinks_that_no_plan_could_count_are_refused() -> None:
+    sound = SharedUplink(name="u", up=100.0, down=100.0)
+    for uplinks, place in (
+        ((sound, msgspec.structs.replace(sound, up=0.0)), "hello.profile_json.uplinks.1"),
+        ((sound,) * (limits.FLEET_UPLINKS_MAX + 1), "hello.profile_json.uplinks"),
+    ):
+        profile = NodeProfile(name=AgentId("a"), tier=Tier.EDGE, uplinks=uplinks)
+        hello = wire.hello_to_wire(Hello(agent=AgentId("a"), incarnation="i", profile=profile))
+        assert place in refusal(wire.hello_from_wire, hello)
 
 
 @pytest.mark.parametrize(

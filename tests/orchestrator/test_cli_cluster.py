@@ -76,6 +76,8 @@ class TestWithoutCluster:
             (["--tier", "edge", "--token", "t", "--join", "nowhere"], "'nowhere' is no host:port"),
             (["--tier", "moon", "--token", "t"], "tier: is 'moon'"),
             (["--tier", "edge", "--token", "t", "--label", "room"], "'room' is not KEY=VALUE"),
+            (["--tier", "edge", "--token", "t", "--uplink", "hall,half"], "'half' of 'hall,half' is not KEY=VALUE"),
+            (["--tier", "edge", "--token", "t", "--uplink", "hall,mbit=fast"], "uplinks.0.mbit"),
             (["--tier", "edge", "--token", "t", "--target", "abacus"], "there is no target 'abacus'"),
             (["--tier", "edge", "--token", "t", "--name", "-"], "name"),
             ([], "--tier"),

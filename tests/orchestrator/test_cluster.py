@@ -12,6 +12,7 @@ from tests.orchestrator.onray import CommandLine, sleeper, until
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import Conflict, JobFailed
 from starloom.dag.facts import StageStarted
+from starloom.devices.links import SharedUplink
 from starloom.orchestrator.clientsync import Client, Job
 from starloom.orchestrator.cluster import EmbeddedCluster
 from starloom.orchestrator.clusterfile import DEFAULT
@@ -114,9 +115,11 @@ def test_a_killed_orchestrator_comes_back_and_its_jobs_end(embedded: EmbeddedClu
 def test_a_node_outside_ray_joins_runs_what_is_pinned_to_it_and_leaves(
     embedded: EmbeddedCluster, client: Client, command_line: CommandLine
 ) -> None:
-    arguments = ("--join", embedded.address, "--tier", "device", "--name", "kiosk", "--label", "room=hall")
+    said = ("--label", "room=hall", "--uplink", "hall,mbit=40,duplex=half")
+    arguments = ("--join", embedded.address, "--tier", "device", "--name", "kiosk", *said)
     with command_line.start("agent", *arguments, "--json", STARLOOM_TOKEN=embedded.token) as agent:
         until(lambda: any(node.name == "kiosk" and node.state == "online" for node in client.nodes()))
+        assert node(client, "kiosk").profile.uplinks == (SharedUplink(name="hall", up=5e6, down=5e6, half=True),)
         job = client.submit(sleeper(0.01, labels={"room": "hall"}), {"value": 9})
         assert job.result(timeout=60) == {"value": 9}
         assert [(stage.node, stage.tier) for stage in job.status().stages] == [("kiosk", "device")]

@@ -7,6 +7,8 @@ import pytest
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput
+from starloom.devices.links import SharedUplink
+from starloom.orchestrator.cli.views import uplink_row
 from starloom.orchestrator.clusterfile import DEFAULT, ClusterSpec, NodeSpec, parse, read_file, read_node
 
 
@@ -81,9 +83,32 @@ def test_text_that_cannot_be_read_is_refused_with_its_place(tmp_path: Path) -> N
         read_file(tmp_path / "gone.yaml")
 
 
+def test_nodes_name_the_uplinks_that_they_share() -> None:
+    text = (
+        "nodes: [{name: a, tier: device, uplink: hall}, {name: b, tier: device, uplink: [hall, dsl]}, {name: c, tier: cloud}]\n"
+        "uplinks: [{name: hall, mbit: 40, duplex: half}, {name: dsl, mbit: 50, up_mbit: 10}]\n"
+    )
+    spec = parse(text.encode())
+    hall = SharedUplink(name="hall", up=5e6, down=5e6, half=True)
+    assert [spec.uplinks_of(node) for node in spec.nodes] == [
+        (hall,),
+        (hall, SharedUplink(name="dsl", up=1.25e6, down=6.25e6)),
+        (),
+    ]
+    wrong = problems("nodes: [{name: a, tier: edge, uplink: hal}]\nuplinks: [{name: hall, mbit: 0}]\n")
+    assert set(wrong) == {"nodes.0.uplink", "uplinks.0", "uplinks.0.mbit"}
+    assert "hall" in wrong["nodes.0.uplink"]
+
+
 def test_one_node_is_read_from_its_plain_form() -> None:
     form = {"name": "kiosk", "tier": "device", "targets": ["cpu"], "labels": {"room": "hall"}}
-    assert read_node(form) == NodeSpec(name="kiosk", tier=Tier.DEVICE, labels={"room": "hall"})
+    assert read_node(form) == (NodeSpec(name="kiosk", tier=Tier.DEVICE, labels={"room": "hall"}), ())
     with pytest.raises(InvalidInput) as caught:
-        read_node({"name": "", "tier": "moon"})
-    assert [problem.place for problem in caught.value.problems] == ["name", "tier"]
+        read_node({"name": "", "tier": "moon"}, [{"name": "dsl"}])
+    assert [problem.place for problem in caught.value.problems] == ["name", "tier", "uplinks.0.mbit"]
+
+
+@pytest.mark.parametrize(("up", "half"), [(5e6, True), (5e6, False), (1e6, False)])
+def test_nodes_tell_of_uplinks_as_files_list_them(up: float, half: bool) -> None:
+    uplink = SharedUplink(name="hall", up=up, down=5e6, half=half)
+    assert read_node({"name": "a", "tier": "edge"}, [uplink_row(uplink)])[1] == (uplink,)

@@ -8,8 +8,8 @@ import pytest
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput
-from starloom.devices.links import BY_TIERS, Link
-from starloom.orchestrator.fleetfile import SharedUplink, parse, read_file
+from starloom.devices.links import BY_TIERS, Link, SharedUplink
+from starloom.orchestrator.fleetfile import parse, read_file
 
 
 def problems(text: str) -> dict[str, str]:
@@ -142,7 +142,7 @@ def test_uplinks_are_shared_by_the_nodes_that_name_them() -> None:
         b"  - {name: hall, mbit: 40, duplex: half}\n"
         b"  - {name: dsl, mbit: 50, up_mbit: 10}\n"
     )
-    assert [node.uplinks for node in fleet.nodes] == [("hall",), ("hall", "dsl"), ()]
+    assert [node.node.uplinks for node in fleet.nodes] == [("hall",), ("hall", "dsl"), ()]
     assert fleet.uplinks == (
         SharedUplink(name="hall", up=5e6, down=5e6, half=True),
         SharedUplink(name="dsl", up=1.25e6, down=6.25e6),

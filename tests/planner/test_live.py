@@ -11,6 +11,7 @@ from tests.orchestrator.test_coordinator_patch import constellation
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId, JobId, Revision, StageId
+from starloom.devices.links import BY_TIERS, SharedUplink
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, RunSeconds, Standing
 from starloom.orchestrator.planner.building import build
 from starloom.orchestrator.planner.live import advise, fleet, problem_of, remaining
@@ -24,7 +25,8 @@ stages:
 
 
 def now(name: str, tier: Tier = Tier.EDGE, **more: Any) -> NodeNow:
-    profile = node(name, tier, slots=more.pop("slots", 1), targets=more.pop("targets", ("cpu",)))
+    said = {key: more.pop(key) for key in ("uplinks",) if key in more}
+    profile = node(name, tier, slots=more.pop("slots", 1), targets=more.pop("targets", ("cpu",)), **said)
     return NodeNow(profile=profile, offers=tuple(KINDS), **more)
 
 
@@ -95,6 +97,40 @@ def test_nothing_is_planned_where_placement_would_not_look() -> None:
         wanted("stages: {a: {kind: t.see}, b: {kind: t.see, in: {x: a.value}}}", now("n", targets=("cpu", "npu")))
     )
     assert {place.target for place in made.places.values()} == {"npu"}
+
+
+def test_nodes_that_tell_of_an_uplink_share_it_in_plans() -> None:
+    """Two values of 100 MB, each on a device: with a line of their own they are at the edge in turn after 8 s, over one after 16."""
+    text = """
+stages:
+  a: {kind: t.blob}
+  b: {kind: t.blob}
+  c: {kind: t.need, in: {data: a.data}, require: {tier: edge}}
+  d: {kind: t.need, in: {data: b.data}, require: {tier: edge}}
+"""
+    how = standing(
+        a=Standing(node=AgentId("x"), target="cpu", ended=True, sizes={"data": 100_000_000}),
+        b=Standing(node=AgentId("y"), target="cpu", ended=True, sizes={"data": 100_000_000}),
+    )
+
+    def ends(*uplinks: SharedUplink) -> float:
+        nodes = [now(name, Tier.DEVICE, uplinks=uplinks) for name in "xy"]
+        asked = wanted(text, *nodes, now("e", slots=2), standing=how)
+        assert fleet(asked).uplinks == uplinks
+        # It travels to the process that plans.
+        return advise(msgspec.json.decode(msgspec.json.encode(asked), type=PlanWanted)).ends
+
+    link = BY_TIERS[frozenset({Tier.DEVICE, Tier.EDGE})]
+    alone = ends()
+    hall = SharedUplink(name="hall", up=link.bytes_per_second, down=link.bytes_per_second)
+    assert ends(hall) == pytest.approx(alone + 1e8 / link.bytes_per_second)
+    assert ends(msgspec.structs.replace(hall, up=2 * link.bytes_per_second)) == pytest.approx(alone)
+    # What another tells to be slower is.
+    other = (
+        now("x", Tier.DEVICE, uplinks=(hall,)),
+        now("y", Tier.DEVICE, uplinks=(msgspec.structs.replace(hall, up=1e6),)),
+    )
+    assert fleet(wanted(text, *other)).uplinks == (msgspec.structs.replace(hall, up=1e6),)
 
 
 def test_what_was_measured_counts() -> None:
@@ -271,3 +307,31 @@ def test_variants_do_not_swing_and_better_ones_come_back_where_there_is_time() -
     some = advise(wanted(varied(), *nodes, left=12.0, old=dict(advise(wanted(varied(), *nodes, left=3.0)).places)))
     assert 0 < len(variants(some)) < 6
     assert some.ends <= 12.0 * limits.PLAN_BETTER_SHARE
+
+
+def test_better_variants_come_back_as_far_as_there_is_time_with_what_uplinks_carry() -> None:
+    """Two values of 100 MB are at the edge 16 s from now over the one line, so what reads them may take 0.5 s, and what does not its time."""
+
+    def both(large: float, small: float) -> str:
+        return f"variants: [{{name: large, quality: 0.9, params: {{seconds: {large}}}}}, {{name: small, quality: 0.5, params: {{seconds: {small}}}}}]"
+
+    text = f"""
+stages:
+  a: {{kind: t.task}}
+  b: {{kind: t.task}}
+  c: {{kind: t.task, in: {{x: a.value}}, require: {{tier: edge}}, {both(2, 0.5)}}}
+  d: {{kind: t.task, in: {{x: b.value}}, require: {{tier: edge}}, {both(2, 0.5)}}}
+  e: {{kind: t.task, {both(5.5, 5)}}}
+  f: {{kind: t.task, after: [e], {both(5.5, 5)}}}
+  g: {{kind: t.task, after: [f], {both(5.5, 5)}}}
+"""
+    how = standing(
+        a=Standing(node=AgentId("x"), target="cpu", ended=True, sizes={"value": 100_000_000}),
+        b=Standing(node=AgentId("y"), target="cpu", ended=True, sizes={"value": 100_000_000}),
+    )
+    rate = BY_TIERS[frozenset({Tier.DEVICE, Tier.EDGE})].bytes_per_second
+    hall = SharedUplink(name="hall", up=rate, down=rate)
+    nodes = [*(now(name, Tier.DEVICE, uplinks=(hall,)) for name in "xy"), now("z", slots=3)]
+    planned = advise(wanted(text, *nodes, standing=how, left=17.0 / limits.PLAN_DEADLINE_SHARE))
+    assert variants(planned) == {"c": "small", "d": "small"}
+    assert planned.ends == pytest.approx(16.5, abs=0.1)

@@ -35,6 +35,7 @@ from starloom.dag import limits
 from starloom.dag.errors import Fenced, InvalidInput, Problem
 from starloom.dag.ids import AgentId, Epoch
 from starloom.dag.kinds import Batch, KindSpec
+from starloom.devices.links import SharedUplink
 from starloom.devices.node import Measured, NodeProfile
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True):
     token: str
     targets: tuple[str, ...] = ("cpu",)
     labels: dict[str, str] = {}
+    uplinks: tuple[SharedUplink, ...] = ()
     slots: int = 0
     host: str = "127.0.0.1"
     models_root: str = ""
@@ -175,6 +177,7 @@ class Agent:
                 config.slots,
                 tuple(kind.name for kind in self._kinds),
                 address,
+                config.uplinks,
             )
             means = await asyncio.to_thread(self._find_means) if config.measures else None
         except BaseException:

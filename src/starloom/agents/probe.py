@@ -13,6 +13,7 @@ from starloom.agents.messages import Load
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import AgentId
+from starloom.devices.links import SharedUplink
 from starloom.devices.node import NodeProfile, Target
 
 _CGROUP = Path("/sys/fs/cgroup")
@@ -26,8 +27,9 @@ def probe(
     slots: int = 0,
     kinds: Iterable[str] = (),
     address: str = "",
+    uplinks: Iterable[SharedUplink] = (),
 ) -> NodeProfile:
-    """The node's profile; without `slots`, one for each whole core.
+    """The node's profile; without `slots`, one for each whole core. `labels`, `uplinks`: what no machine can tell of itself.
 
     Raises InvalidInput for an unknown tier, and for a target that this agent cannot compute on.
     """
@@ -51,6 +53,7 @@ def probe(
         kinds=tuple(kinds),
         address=address,
         pid=os.getpid(),
+        uplinks=tuple(uplinks),
         details={
             "python": platform.python_version(),
             "machine": platform.machine(),

@@ -63,6 +63,12 @@ def hello_from_wire(message: pb.Hello) -> Hello:
     profile = parse(_profiles, message.profile_json, "hello.profile_json")
     if profile.name != message.agent:
         raise refusal("hello.profile_json.name", f"is {profile.name!r}, but the agent is {message.agent!r}")
+    if len(profile.uplinks) > limits.FLEET_UPLINKS_MAX:
+        over = f"are {len(profile.uplinks)}, over FLEET_UPLINKS_MAX = {limits.FLEET_UPLINKS_MAX}"
+        raise refusal("hello.profile_json.uplinks", over)
+    for number, uplink in enumerate(profile.uplinks):
+        if fault := uplink.fault():
+            raise refusal(f"hello.profile_json.uplinks.{number}", fault)
     return Hello(
         agent=AgentId(message.agent),
         incarnation=message.incarnation,

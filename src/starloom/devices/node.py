@@ -8,6 +8,7 @@ from starloom.dag import attributes
 from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId
 from starloom.devices.demand import Demand
+from starloom.devices.links import SharedUplink
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -37,7 +38,7 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     `cores`: usable ones, counting cgroup limits. `memory_bytes`: likewise. `slots`: stages that run
     at once. `providers`: ONNX Runtime's execution providers. `kinds`: stage kinds that its agent
     can run, by name. `address`: where its data service listens, `host:port`. `pid`: of its agent. `measured` is told
-    once it is there.
+    once it is there. `uplinks`: that it shares with others, all on the way out, as its operator said.
     """
 
     name: AgentId
@@ -53,6 +54,7 @@ class NodeProfile(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     pid: int = 0
     details: dict[str, Any] = {}
     measured: Measured | None = None
+    uplinks: tuple[SharedUplink, ...] = ()
 
     def attribute(self, name: str) -> attributes.Value | None:
         """What the node says of itself under a name; None if it says nothing.

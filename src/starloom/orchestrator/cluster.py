@@ -192,6 +192,7 @@ class EmbeddedCluster:
             tier=node.tier,
             targets=node.targets,
             labels=node.labels,
+            uplinks=self.spec.uplinks_of(node),
             slots=node.slots,
             orchestrator=self.address,
             token=self.token,

@@ -10,15 +10,11 @@
       - {name: hall-wifi, mbit: 40, duplex: half}
       - {name: shop-dsl, mbit: 50, up_mbit: 10}
 
-A node's lines are those of a cluster file, which is a fleet as well. Beside them `speed`, how many times as fast as the
+A node's lines and `uplinks` are those of a cluster file, which is a fleet as well. Beside them `speed`, how many times as fast as the
 reference machine, for all targets or by target; `memory`, without which it is taken to suffice; `resident`, the models
 that are loaded there; `slots`, 1 unless given. `watts`, for all targets or by target, is what a target takes with all its slots in use beside what
 it takes idle, and `price_per_hour` what the node costs then: a stage takes the share of one slot. `battery_joules` is what the stages of a job may take of
 the node in all. Links that are not listed are what such paths usually give (`devices.links`).
-
-An up-link is shared by the nodes that name it, as `uplink: hall-wifi`, or `uplink: [hall-wifi, shop-dsl]` for all on the way: what goes from
-them to any other node, or comes from one, passes it, and no faster than at `mbit`, or `up_mbit` from them. What such nodes send each other stays
-within. A radio (`duplex: half`) carries one value at a time, in either direction, and twice what goes from one of its nodes to another.
 """
 
 import math
@@ -30,17 +26,16 @@ from typing import Any
 import msgspec
 
 from starloom.dag import limits
-from starloom.dag.checks import kind_of, name_fault, number_fault, suggestion
+from starloom.dag.checks import kind_of, number_fault
 from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import AgentId
 from starloom.dag.quantities import BYTES_PER_UNIT, read_bytes, read_seconds
-from starloom.devices.links import BY_TIERS, Link
+from starloom.devices.links import BY_TIERS, BYTES_PER_MBIT, Link, SharedUplink
 from starloom.devices.node import NodeProfile, Target
-from starloom.orchestrator.clusterfile import NodeReader, NodeSpec, read_document
+from starloom.orchestrator.clusterfile import NodeReader, NodeSpec, rate_fault, read_document
 from starloom.orchestrator.filebytes import read_at_most
 
-_BYTES_PER_MBIT = 125_000.0
 _UNBOUNDED_BYTES = 1 << 62
 
 
@@ -48,7 +43,6 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
     """A node to plan for. `speed` by target, relative to the reference machine. `memory_bytes`: 0 where it is not known.
 
     `watts` by target, and `price_per_hour`, with all slots in use. `battery_joules`: for one job; infinite without a bound.
-    `uplinks`: names of those that it shares with others, all on the way out.
     """
 
     node: NodeSpec
@@ -58,7 +52,6 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
     battery_joules: float = math.inf
     memory_bytes: int = 0
     resident: tuple[str, ...] = ()
-    uplinks: tuple[str, ...] = ()
 
     @property
     def profile(self) -> NodeProfile:
@@ -74,15 +67,6 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
             cores=float(max(1, node.slots)),
             labels=node.labels,
         )
-
-
-class SharedUplink(msgspec.Struct, frozen=True, kw_only=True):
-    """An up-link that nodes share: bytes a second from them, `up`, and to them, `down`. `half`: both together have `up`."""
-
-    name: str
-    up: float
-    down: float
-    half: bool = False
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
@@ -115,16 +99,14 @@ def parse(data: bytes, place: str = "the fleet file") -> Fleet:
 class _FleetReader(NodeReader):
     nodes_max = limits.FLEET_NODES_MAX
     nodes_limit = "FLEET_NODES_MAX"
-    more = ("speed", "memory", "resident", "watts", "price_per_hour", "battery_joules", "uplink")
+    more = ("speed", "memory", "resident", "watts", "price_per_hour", "battery_joules")
 
     def fleet(self, document: Any) -> Fleet:
         part = self.mapping("", document, ("nodes", "links", "uplinks"))
         # None where what should list nodes does not; else one for each line, so that what else a line holds is read as well.
-        specs = self.cluster({"nodes": part.get("nodes")}).nodes
-        nodes = [self._more(f"nodes.{i}", spec, part["nodes"][i]) for i, spec in enumerate(specs)]
-        links, uplinks = self._links(part.get("links", [])), self._uplinks(part.get("uplinks", []))
-        self._named(nodes, [each.name for each in uplinks])
-        return Fleet(nodes=tuple(nodes), links=links, uplinks=tuple(uplinks))
+        spec = self.cluster({"nodes": part.get("nodes"), "uplinks": part.get("uplinks", [])})
+        nodes = [self._more(f"nodes.{i}", each, part["nodes"][i]) for i, each in enumerate(spec.nodes)]
+        return Fleet(nodes=tuple(nodes), links=self._links(part.get("links", [])), uplinks=spec.uplinks)
 
     def _more(self, place: str, spec: NodeSpec, value: Any) -> FleetNode:
         if not isinstance(value, dict):
@@ -148,18 +130,7 @@ class _FleetReader(NodeReader):
             else math.inf,
             memory_bytes=memory,
             resident=tuple(resident),
-            uplinks=self._uplink_names(f"{place}.uplink", value.get("uplink", [])),
         )
-
-    def _uplink_names(self, place: str, value: Any) -> tuple[str, ...]:
-        given = [value] if isinstance(value, str) else value
-        if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
-            self.add(
-                place, f"is {kind_of(value)}; name an up-link, or list those on the way, such as [hall-wifi, shop-dsl]"
-            )
-            return ()
-        # In their order, each once.
-        return tuple(dict.fromkeys(given))
 
     def _by_target(self, place: str, value: Any, targets: tuple[str, ...], *, above: bool = False) -> dict[str, float]:
         """A number for each target, from one for all or a mapping; `above`: greater than 0."""
@@ -189,8 +160,8 @@ class _FleetReader(NodeReader):
             if (first := said.setdefault(tiers, place)) != place:
                 self.add(f"{place}.between", f"{first} is of these two already; keep one of them")
             usual = BY_TIERS[tiers]
-            mbit = part.get("mbit", usual.bytes_per_second / _BYTES_PER_MBIT)
-            if fault := _rate_fault(mbit):
+            mbit = part.get("mbit", usual.bytes_per_second / BYTES_PER_MBIT)
+            if fault := rate_fault(mbit):
                 self.add(f"{place}.mbit", fault)
                 continue
             try:
@@ -203,53 +174,9 @@ class _FleetReader(NodeReader):
                 for key in ("joules_per_mb", "price_per_gb")
             )
             found[tiers] = Link(
-                bytes_per_second=mbit * _BYTES_PER_MBIT,
+                bytes_per_second=mbit * BYTES_PER_MBIT,
                 latency_seconds=latency,
                 joules_per_byte=joules / BYTES_PER_UNIT["MB"],
                 price_per_byte=price / BYTES_PER_UNIT["GB"],
             )
         return MappingProxyType(found)
-
-    def _uplinks(self, value: Any) -> list[SharedUplink]:
-        if not isinstance(value, list):
-            self.add(
-                "uplinks", f"is {kind_of(value)}; list up-links, such as {{name: hall-wifi, mbit: 40, duplex: half}}"
-            )
-            return []
-        if len(value) > limits.FLEET_UPLINKS_MAX:
-            self.add("uplinks", f"are {len(value)}, over FLEET_UPLINKS_MAX = {limits.FLEET_UPLINKS_MAX}")
-        found, said = [], dict[str, str]()
-        for index, each in enumerate(value):
-            place = f"uplinks.{index}"
-            part = self.mapping(place, each, ("name", "mbit", "up_mbit", "duplex"))
-            name = self.checked(f"{place}.name", part.get("name"), lambda given: name_fault(given, dotted=True), "")
-            if name and (first := said.setdefault(name, place)) != place:
-                self.add(f"{place}.name", f"{first} has this name already; give each up-link its own")
-            half = self.checked(f"{place}.duplex", part.get("duplex", "full"), _duplex_fault, "full") == "half"
-            if half and "up_mbit" in part:
-                self.add(f"{place}.up_mbit", "is of one way, and with `duplex: half` both share mbit; leave it out")
-            down = self.checked(f"{place}.mbit", part.get("mbit"), _rate_fault, 1.0)
-            up = self.checked(f"{place}.up_mbit", part.get("up_mbit", down), _rate_fault, 1.0)
-            found.append(SharedUplink(name=name, up=up * _BYTES_PER_MBIT, down=down * _BYTES_PER_MBIT, half=half))
-        return found
-
-    def _named(self, nodes: list[FleetNode], uplinks: list[str]) -> None:
-        """Whether nodes name up-links that there are, and each of these is named."""
-        named, known = {name for node in nodes for name in node.uplinks}, [name for name in uplinks if name]
-        for index, node in enumerate(nodes):
-            for name in node.uplinks:
-                if name not in uplinks:
-                    self.add(f"nodes.{index}.uplink", f"there is no up-link {name!r}{suggestion(name, known)}")
-        for index, name in enumerate(uplinks):
-            if name and name not in named:
-                self.add(
-                    f"uplinks.{index}", f"no node shares it; say `uplink: {name}` of those that do, or leave it out"
-                )
-
-
-def _duplex_fault(value: Any) -> str:
-    return "" if value in ("full", "half") else f"is {value!r}; give one of full, half"
-
-
-def _rate_fault(value: Any) -> str:
-    return number_fault(value, at_least=limits.FLEET_MBIT_MIN, at_most=limits.FLEET_MBIT_MAX)

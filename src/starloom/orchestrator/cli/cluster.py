@@ -59,6 +59,14 @@ def add_parsers(commands: Commands) -> None:
     agent.add_argument("--tier", required=True, help="device, edge or cloud")
     agent.add_argument("--name", default=os.uname().nodename, help="the node's name (default: %(default)s)")
     agent.add_argument("--label", action="append", default=[], metavar="KEY=VALUE", help="a label of the node")
+    agent.add_argument(
+        "--uplink",
+        action="append",
+        default=[],
+        metavar="NAME,mbit=N",
+        help="an up-link that it shares with other nodes, which plans count, in the words of a fleet file: "
+        "hall-wifi,mbit=40,duplex=half or shop-dsl,mbit=50,up_mbit=10; each on the way out",
+    )
     agent.add_argument("--target", action="append", default=[], help="what it computes on: cpu (the default), npu, ...")
     agent.add_argument(
         "--slots", type=int, default=0, metavar="N", help="stages at one time; by the cores unless given"
@@ -239,20 +247,22 @@ def run_agent(args: argparse.Namespace, out: Output) -> int:
     from starloom.orchestrator.clusterfile import read_node
 
     address, token = find_cluster(args.join, args.token)
-    node = read_node(
+    node, uplinks = read_node(
         {
             "name": args.name,
             "tier": args.tier,
             "targets": args.target or ["cpu"],
             "labels": _labels(args.label),
             "slots": args.slots,
-        }
+        },
+        _uplinks(args.uplink),
     )
     config = AgentConfig(
         name=node.name,
         tier=node.tier,
         targets=node.targets,
         labels=node.labels,
+        uplinks=uplinks,
         slots=node.slots,
         orchestrator=address,
         token=token,
@@ -273,6 +283,30 @@ def _labels(given: Sequence[str]) -> dict[str, str]:
     if problems:
         raise InvalidInput(problems, "the command line is not right")
     return labels
+
+
+def _uplinks(given: Sequence[str]) -> list[dict[str, Any]]:
+    """The plain form that a fleet file has of them."""
+    forms, problems = [], []
+    for text in given:
+        name, *more = text.split(",")
+        form: dict[str, Any] = {"name": name}
+        for each in more:
+            key, equals, value = each.partition("=")
+            if not key or not equals:
+                problems.append(Problem("--uplink", f"{each!r} of {text!r} is not KEY=VALUE"))
+            form[key] = _number(value)
+        forms.append(form)
+    if problems:
+        raise InvalidInput(problems, "the command line is not right")
+    return forms
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 async def _run_agent(config: "AgentConfig", out: Output) -> int:

@@ -9,6 +9,7 @@ import msgspec
 from starloom.dag import facts
 
 if TYPE_CHECKING:
+    from starloom.devices.links import SharedUplink
     from starloom.devices.node import NodeProfile
     from starloom.orchestrator.infos import ClusterInfo, Event, JobInfo, NodeInfo, StageInfo
 
@@ -84,9 +85,20 @@ def node_row(node: "NodeInfo") -> dict[str, Any]:
         "slots": profile.slots,
         "providers": profile.providers,
         "speed": speeds(profile),
+        "uplinks": [uplink_row(each) for each in profile.uplinks],
         "load": msgspec.to_builtins(node.load),
         "heard_seconds": node.heard_seconds,
     }
+
+
+def uplink_row(uplink: "SharedUplink") -> dict[str, Any]:
+    """An up-link that a node shares, as a fleet file lists it."""
+    from starloom.devices.links import BYTES_PER_MBIT
+
+    row: dict[str, Any] = {"name": uplink.name, "mbit": uplink.down / BYTES_PER_MBIT}
+    if uplink.half:
+        return row | {"duplex": "half"}
+    return row if uplink.up == uplink.down else row | {"up_mbit": uplink.up / BYTES_PER_MBIT}
 
 
 def speeds(profile: "NodeProfile") -> dict[str, float]:

@@ -23,6 +23,7 @@ from starloom.orchestrator.planner.planning import plan as find
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
 from starloom.orchestrator.planner.problem import Floats, Plan, Problem
 from starloom.orchestrator.planner.renewing import Renewed, steadied
+from starloom.orchestrator.planner.uplinks import timed
 
 _SAME: Final = 1e-9
 
@@ -146,7 +147,7 @@ class _Raising:
         made = warmed(self._table, plan._replace(place=place))
         if listing.run(self._prepared, self._board, made) >= 0 or not np.array_equal(self._board.place, place):
             return None
-        found = plan_of(self._left, self._prepared, self._board, plan.method)
+        found = timed(self._left, plan_of(self._left, self._prepared, self._board, plan.method))
         return found if found.makespan <= cap else None
 
     def _better(self, stage: int, place: int, lacks: float) -> int:

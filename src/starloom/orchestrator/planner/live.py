@@ -17,6 +17,7 @@ from starloom.dag.expectation import told_seconds
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.variants import chosen
+from starloom.devices.links import agreed
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, Standing, known_share
 from starloom.orchestrator.clusterfile import NodeSpec
 from starloom.orchestrator.feasible import targets_for
@@ -58,8 +59,9 @@ def advise(wanted: PlanWanted, spent: Callable[[], bool] = lambda: False, iterat
 
 
 def fleet(wanted: PlanWanted) -> Fleet:
-    """The nodes as the planner knows them."""
-    return Fleet(nodes=tuple(_fleet_node(node, wanted.kinds) for node in wanted.nodes))
+    """The nodes as the planner knows them, and the up-links that they say they share."""
+    uplinks = agreed(each for node in wanted.nodes for each in node.profile.uplinks)
+    return Fleet(nodes=tuple(_fleet_node(node, wanted.kinds) for node in wanted.nodes), uplinks=uplinks)
 
 
 def problem_of(wanted: PlanWanted) -> Built:
@@ -97,6 +99,7 @@ def _fleet_node(node: NodeNow, kinds: dict[str, KindSpec]) -> FleetNode:
             targets=tuple(target.name for target in profile.targets),
             labels=profile.labels,
             slots=profile.slots,
+            uplinks=tuple(each.name for each in profile.uplinks),
         ),
         memory_bytes=profile.memory_bytes,
         resident=tuple(model for name in node.loaded for model in kinds[name].models),

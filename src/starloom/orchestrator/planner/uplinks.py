@@ -42,7 +42,7 @@ def of_fleet(fleet: Fleet) -> tuple[Uplink, ...]:
     """Those that nodes of a fleet share. The job store, which is a node of its own in problems, is behind none of them."""
     found = []
     for each in fleet.uplinks:
-        nodes = tuple(number for number, node in enumerate(fleet.nodes) if each.name in node.uplinks)
+        nodes = tuple(number for number, node in enumerate(fleet.nodes) if each.name in node.node.uplinks)
         found.append(Uplink(each.name, nodes, each.up, each.down, each.half))
     return tuple(found)
 
