@@ -1,5 +1,6 @@
 """Up-links that nodes share: times held to a plain simulation, to what is known by hand, and to the checker."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from starloom.dag.errors import Infeasible
 from starloom.orchestrator.planner import check, contending
 from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.check import SLACK, faults
+from starloom.orchestrator.planner.contending import Look, contended
 from starloom.orchestrator.planner.goals import Asked, find
 from starloom.orchestrator.planner.pacing import find_paced
 from starloom.orchestrator.planner.planning import Budget, plan
@@ -285,6 +287,26 @@ def test_plans_for_goals_and_periods_are_told_with_contention(seed: int) -> None
     assert often.holds
     busy = [each.seconds for each in carried(what, often.found.plan.place)]
     assert max(busy, default=0.0) <= often.pace.cap * (1 + 1e-6)
+
+
+def test_searches_that_there_is_no_time_for_are_left_out_but_those_of_few_stages() -> None:
+    looked: list[float] = []
+
+    def finals(free: Problem, look: Look) -> Iterator[Plan]:
+        looked.append(look.crowd)
+        yield from [plan(free, SHORT)] * 5
+
+    def looks(stages: int, over: float) -> list[float]:
+        looked.clear()
+        what = shared(instance("layered", "uneven", stages, 4, 3.0, seed=1), (Uplink("u", (0, 1), 1.0, 1.0),))
+        assert faults(what, contended(what, finals, lambda share: over >= share, 0, 0)) == []
+        return list(looked)
+
+    assert looks(24, 0.0) == [1.0, 2.0, 4.0]
+    # The second would have had to end by 60 % of the time, the third has until 80 %.
+    assert looks(24, 0.7) == [1.0, 4.0]
+    assert looks(24, 1.0) == [1.0]
+    assert looks(8, 1.0) == [1.0, 2.0, 4.0]
 
 
 def test_a_proof_is_told_where_contention_takes_nothing() -> None:

@@ -74,17 +74,17 @@ def _listen(source: BinaryIO, asked: SimpleQueue[bytes]) -> None:
         os._exit(0)
 
 
-def _planned(wanted: PlanWanted, advise: Callable[[PlanWanted, Callable[[], bool]], Planned]) -> Planned:
-    until: list[float] = []
+def _planned(wanted: PlanWanted, advise: Callable[[PlanWanted, Callable[[], float]], Planned]) -> Planned:
+    since: list[float] = []
 
-    def spent() -> bool:
+    def gone() -> float:
         # The time runs from the first question on: what comes before it has to be done anyway.
-        if not until:
-            until.append(time.perf_counter() + limits.PLAN_LIVE_BUDGET_SECONDS)
-        return time.perf_counter() > until[0]
+        if not since:
+            since.append(time.perf_counter())
+        return (time.perf_counter() - since[0]) / limits.PLAN_LIVE_BUDGET_SECONDS
 
     try:
-        return advise(wanted, spent)
+        return advise(wanted, gone)
     # The next job may do better.
     except Exception as error:
         refusal = f"the planner failed, by a defect of Starloom's, please report it: {error!r}"

@@ -181,7 +181,8 @@ def _looks(milliseconds: float, several: bool) -> "Budget":
 
     effort = milliseconds / _MILLIS
     least = limits.PLAN_TRY_ITERATIONS_MIN if several else 0
-    return Budget(spent=_until(milliseconds), effort=effort, effort_seconds=effort, least=least)
+    gone = _clock(milliseconds)
+    return Budget(spent=lambda: gone() >= 1, gone=gone, effort=effort, effort_seconds=effort, least=least)
 
 
 def _asked(args: argparse.Namespace, constellation: "Constellation", built: "Built", effort: float) -> "Asked":
@@ -259,6 +260,7 @@ def _write(args: argparse.Namespace, constellation: "Constellation", built: "Bui
         out.note(f"{path} is written")
 
 
-def _until(milliseconds: float) -> Callable[[], bool]:
-    end = time.perf_counter() + milliseconds / _MILLIS
-    return lambda: time.perf_counter() >= end
+def _clock(milliseconds: float) -> Callable[[], float]:
+    """Which share of so many milliseconds from now is over."""
+    begin, seconds = time.perf_counter(), milliseconds / _MILLIS
+    return lambda: (time.perf_counter() - begin) / seconds if seconds else 1.0

@@ -6,7 +6,7 @@ they are, which draws together what sends much; and of all that is made that is 
 
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -16,39 +16,57 @@ from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.moving import Moves
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
-from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem
+from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem, provable
 from starloom.orchestrator.planner.uplinks import passes, shared, timed
 
-CROWDS: Final = ((1.0, 1.0), (2.0, 0.5), (4.0, 0.5))
-"""How many times as slow up-links are taken, and the share of the time for that."""
+
+class Look(NamedTuple):
+    """A search with up-links `crowd` times as slow: with which share of the iterations, and until which share of the time is over."""
+
+    crowd: float
+    share: float
+    until: float
+
+
+LOOKS: Final = (Look(1.0, 0.5, 0.4), Look(2.0, 0.25, 0.6), Look(4.0, 0.25, 0.8))
+"""What is left is for moves. Searches that would begin too late are left out, but those of few stages, which take next to no time."""
+TIMING: Final = 0.1
+"""The share of all time that a search leaves for timing what it has made."""
 FINALISTS: Final = 16
 """Plans of each that are timed with contention, at the most."""
 TIMED_STAGES: Final = 1_600
-"""Stages times plans of each that are timed; two in any case."""
+"""Stages times plans of each that are timed."""
+LEAST_TIMED: Final = 2
+"""Plans of each that are timed in any case."""
 SAME: Final = 1e-9
 """The share by which rounding may set apart what is the same."""
 
-Finals = Callable[[Problem, float], Iterator[Plan]]
-"""Plans of a problem without up-links, the best first, made in a share of the time. Raises Infeasible where there is none."""
+Finals = Callable[[Problem, Look], Iterator[Plan]]
+"""Plans of a problem without up-links, the best first. Raises Infeasible where there is none."""
 
 
-def contended(problem: Problem, finals: Finals, spent: Callable[[], bool], moves: int, seed: int) -> Plan:
-    """The plan that takes least with contention of those that were made, without a fault; after so many moves, or until `spent`.
+def contended(problem: Problem, finals: Finals, late: Callable[[float], bool], moves: int, seed: int) -> Plan:
+    """The plan that takes least with contention of those that were made, without a fault; after so many moves, or until the time is over.
 
-    It is called proven only if it takes no more than one that is proven to be the best without contention. The same for the same arguments,
-    where `finals` and `spent` are. Raises Infeasible as `finals` does.
+    `late`: whether that share of the time is. It is called proven only if it takes no more than one that is proven to be the best without
+    contention. The same for the same arguments, where `finals` and `late` are. Raises Infeasible as `finals` does.
     """
     found: list[Plan] = []
-    most = max(2, min(FINALISTS, TIMED_STAGES // max(1, len(problem.stages))))
-    for crowd, share in CROWDS:
+    most = max(LEAST_TIMED, min(FINALISTS, TIMED_STAGES // max(1, len(problem.stages))))
+    for look in LOOKS:
+        if found and late(look.until) and not provable(problem):
+            continue
         try:
-            made = islice(finals(_slowed(problem, crowd), share), most)
-            found.extend(_met(problem, each, proven=crowd == 1.0) for each in made)
+            made = islice(finals(_slowed(problem, look.crowd), look), most)
+            for count, each in enumerate(made, 1):
+                found.append(_met(problem, each, proven=look.crowd == 1.0))
+                if count >= LEAST_TIMED and late(look.until):
+                    break
         except Infeasible:
             if not found:
                 raise
     found.sort(key=lambda each: each.objective)
-    found.insert(0, _moved(problem, found[0], spent, moves, seed))
+    found.insert(0, _moved(problem, found[0], lambda: late(1.0), moves, seed))
     wrong: list[str] = []
     for each in found:
         wrong = faults(problem, each)

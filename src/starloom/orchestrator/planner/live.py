@@ -41,8 +41,8 @@ class _Way(NamedTuple):
     seconds: float
 
 
-def advise(wanted: PlanWanted, spent: Callable[[], bool] = lambda: False, iterations: int = ITERATIONS) -> Planned:
-    """The plan that is wanted, or the reason why there is none; `spent` ends the search. Deterministic but for that."""
+def advise(wanted: PlanWanted, gone: Callable[[], float] = lambda: 0.0, iterations: int = ITERATIONS) -> Planned:
+    """The plan that is wanted, or the reason why there is none; `gone`: which share of the time is over. Deterministic but for that."""
     if (
         share := known_share(wanted.constellation.stages.values(), wanted.kinds, wanted.seconds)
     ) < limits.PLAN_KNOWN_SHARE:
@@ -51,7 +51,7 @@ def advise(wanted: PlanWanted, spent: Callable[[], bool] = lambda: False, iterat
     try:
         built = problem_of(wanted)
         left, old = remaining(wanted, built)
-        found = renewed(left, built.rates, old, wanted.left, Budget(iterations, spent))
+        found = renewed(left, built.rates, old, wanted.left, Budget(iterations, lambda: gone() >= 1, gone=gone))
     except InvalidInput as error:
         first = "".join(f": {problem}" for problem in error.problems[:1])
         return Planned(job=wanted.job, number=wanted.number, refusal=f"{error.what}{first}")

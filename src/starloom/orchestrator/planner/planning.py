@@ -12,7 +12,7 @@ from starloom.dag.errors import Infeasible
 from starloom.dag.errors import Problem as Trouble
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
-from starloom.orchestrator.planner.contending import contended
+from starloom.orchestrator.planner.contending import TIMING, Look, contended
 from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.explain import Conflict, settle
@@ -57,10 +57,11 @@ GAIN = 1e-9
 
 
 class Budget(NamedTuple):
-    """How long to look: at most so many `iterations` of the local search, and until `spent` says so.
+    """How long to look: at most so many `iterations` of the local search, and until `spent` says so. `gone`: the share of the time that is
+    over, where searches have to share it; 0 where no time is told.
 
     `least`: iterations that are made even so, for a plan that is worth as much on a busy machine. `effort`: then CP-SAT's deterministic time, about seconds, on small jobs as a whole and on windows of larger ones;
-    on small ones no longer than `effort_seconds`. With `spent` and those left as they are, the same problem, seed and
+    on small ones no longer than `effort_seconds`. With `spent`, `gone` and those left as they are, the same problem, seed and
     budget give the same plan. The classics are always run.
     """
 
@@ -69,6 +70,7 @@ class Budget(NamedTuple):
     effort: float = 0.0
     effort_seconds: float = math.inf
     least: int = 0
+    gone: Callable[[], float] = lambda: 0.0
 
 
 class _Start(NamedTuple):
@@ -130,13 +132,17 @@ def plan(
     """
     if problem.uplinks:
 
-        def finals(free: Problem, share: float) -> Iterator[Plan]:
+        def late(share: float) -> bool:
+            return budget.spent() or budget.gone() >= share
+
+        def finals(free: Problem, look: Look) -> Iterator[Plan]:
             # Proofs and windows are of links as they are, with all to themselves.
-            effort = budget.effort if share == 1.0 else 0.0
-            looks = budget._replace(iterations=int(budget.iterations * share / 2), effort=effort)
+            effort = budget.effort if look.crowd == 1.0 else 0.0
+            iterations, until = int(budget.iterations * look.share), look.until - TIMING
+            looks = budget._replace(iterations=iterations, effort=effort, spent=lambda: late(until))
             return _finals(free, looks, seed, warm, reasons)
 
-        return contended(problem, finals, budget.spent, budget.iterations // ITERATIONS_A_MOVE, seed)
+        return contended(problem, finals, late, budget.iterations // ITERATIONS_A_MOVE, seed)
     return next(_finals(problem, budget, seed, warm, reasons))
 
 
