@@ -242,7 +242,7 @@ def test_a_plan_with_uplinks_is_no_worse_than_that_without_timed_with_them(stage
 @pytest.mark.parametrize("effort", [0.0, 1.0])
 def test_no_plan_is_timed_twice(effort: float, monkeypatch: pytest.MonkeyPatch) -> None:
     what, seen = shared(instance("layered", "uneven", 12, 4, 1.0, seed=5), (Uplink("u", (0, 1), 1.0, 1.0),)), []
-    monkeypatch.setattr(contending, "CROWDS", ((1.0, 1.0),))
+    monkeypatch.setattr(contending, "LOOKS", (Look(1.0, 1.0, 1.0),))
 
     def met(within: Problem, made: Plan) -> Plan:
         seen.append((made.place.tobytes(), made.start.tobytes()))
