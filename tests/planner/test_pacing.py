@@ -336,12 +336,14 @@ def test_variants_of_one_target_keep_its_slots_busy_together(seed: int) -> None:
         how = pace(what, at)
         for place in ways(what):
             assert work(what, place, how).fits(how.cap) == (not list(overfull(what, place, how)))
-    least = min(work(what, place, how).period for place in ways(what))
-    found = balanced(what, how, ways(what)[0])
-    assert found.proven
-    assert found.bound == pytest.approx(least, rel=1e-4)
-    assert found.place is not None
-    assert work(what, found.place, how).period == pytest.approx(least, rel=1e-4)
+    for lonely in (False, True):
+        how = pace(what, 1.6)._replace(alone=np.full(3, lonely))
+        least = min(work(what, place, how).period for place in ways(what))
+        found = balanced(what, how, ways(what)[0])
+        assert found.proven
+        assert found.bound == pytest.approx(least, rel=1e-4)
+        assert found.place is not None
+        assert work(what, found.place, how).period == pytest.approx(least, rel=1e-4)
     one = plan(what, Budget(50))._replace(place=np.array([0, 0, 2], dtype=np.int32))
     took = simulate(what, one, pace(what, 9.0, deviation=0.0), rounds=10)
     # Both followers of the first stage wait for the one slot that all variants on the first node share.

@@ -122,11 +122,11 @@ class _Balance:
         return round(seconds / self.tick)
 
     def _atmost(self, here: list[tuple[Any, int, int]], place: int) -> None:
-        busy = sum(use * self._ticks(self.seconds[stage, place]) for use, stage, place in here)
+        busy = sum(use * self._ticks(self.seconds[stage, at]) for use, stage, at in here)
         self.cp.add(busy <= self.busiest * int(self.problem.arrays.slots[place]))
-        for use, stage, _ in here:
+        for use, stage, at in here:
             if self.pace.alone[stage]:
-                self.cp.add(use * self._ticks(self.seconds[stage, place]) <= self.busiest)
+                self.cp.add(use * self._ticks(self.seconds[stage, at]) <= self.busiest)
 
     def _links(self) -> None:
         """What crosses from one node to another adds up there; for each dependency and pair a literal that both ends force."""
