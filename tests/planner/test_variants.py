@@ -8,6 +8,7 @@ from starloom.dag.constellation import Goal, Measure
 from starloom.dag.document import load
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import Cost, CostParams, KindSpec, Param
+from starloom.dag.values import Port, PortType
 from starloom.orchestrator.bench.placing.cases import Shape, feasible
 from starloom.orchestrator.fleetfile import parse
 from starloom.orchestrator.planner.bills import Rates
@@ -149,6 +150,30 @@ def test_a_variant_that_is_asked_for_is_the_only_one_and_so_are_plans_that_are_w
     assert (bound.stages[StageId("answer")].variant, bound.stages[StageId("ask")].variant) == ("small", "")
     again = build(bound, {"work": WORK}, FLEET)
     assert taken(again, find(again.problem, Asked(again.rates), planned)) == ("near as small", 2.0)
+
+
+def test_values_are_as_large_as_in_the_first_variant_that_may_be_taken() -> None:
+    kind = KindSpec(
+        name="make",
+        outputs={"data": Port(PortType.BYTES)},
+        params={"size": Param(type="integer")},
+        cost=Cost(params=CostParams(output_bytes="size")),
+    )
+    text = """
+api_version: starloom/v1
+name: made
+stages:
+  make:
+    kind: make
+    variants:
+      - {name: large, quality: 0.9, params: {size: 9000}}
+      - {name: middle, quality: 0.8, params: {size: 3000}}
+      - {name: small, quality: 0.5, params: {size: 1000}}
+"""
+    outputs = "outputs: {data: make.data}\n"
+    for more, size in (("", 9000.0), ("    variant: small\n", 1000.0), ("least_quality: 0.85\n", 9000.0)):
+        made = build(load(f"{text}{more}{outputs}"), {"make": kind}, FLEET)
+        assert made.problem.arrays.size_bytes.tolist() == [size], more
 
 
 APART = """

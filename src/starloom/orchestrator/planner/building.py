@@ -17,7 +17,7 @@ import numpy as np
 
 from starloom.dag import limits
 from starloom.dag.constellation import Constellation, Preference, Preferences, Spread, StageSpec, Tier, Variant
-from starloom.dag.expectation import expectation
+from starloom.dag.expectation import Expectation, expectation
 from starloom.dag.ids import StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.privacy import labels_of
@@ -28,16 +28,7 @@ from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
 from starloom.orchestrator.planner.bills import Rates
-from starloom.orchestrator.planner.problem import (
-    NO_MODEL,
-    Flags,
-    Floats,
-    Indices,
-    Place,
-    Plan,
-    Problem,
-    problem,
-)
+from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Place, Plan, Problem, problem
 from starloom.orchestrator.planner.uplinks import of_fleet, shared
 
 _SECONDS_PER_HOUR: Final = 3_600.0
@@ -352,7 +343,7 @@ class _Builder:
                 found.append((numbers[arc.upstream], numbers[arc.downstream], float(size)))
         for binding in constellation.bindings:
             usual = USUAL_BYTES[constellation.inputs[binding.source].type]
-            size = given.get(binding.source, self._expected[binding.downstream][0].entry_bytes or usual)
+            size = given.get(binding.source, self._usual(binding.downstream).entry_bytes or usual)
             found.append((numbers[f"input {binding.source}"], numbers[binding.downstream], float(size)))
         for name, output in constellation.outputs.items():
             size = self._size(output.upstream, output.output)
@@ -360,9 +351,14 @@ class _Builder:
         return found
 
     def _size(self, upstream: StageId, output: str) -> int:
-        told = self._measured.output_bytes.get((upstream, output), self._expected[upstream][0].output_bytes.get(output))
+        told = self._measured.output_bytes.get((upstream, output), self._usual(upstream).output_bytes.get(output))
         port = self._kinds[upstream].output_ports(self._constellation.stages[upstream].params).get(output)
         return told if told is not None else USUAL_BYTES[port.type] if port is not None else 0
+
+    def _usual(self, name: StageId) -> Expectation:
+        """What is expected of a stage in the first variant that may be taken: sizes are told of one."""
+        unwanted, expected = self._unwanted(name), self._expected[name]
+        return next((each for way, each in enumerate(expected) if way not in unwanted), expected[0])
 
     def _links(self, of: Callable[[Link], float]) -> Floats:
         tiers = [*(node.node.tier for node in self._fleet.nodes), STORE_TIER]
