@@ -423,8 +423,13 @@ class Deaf(AgentCore):
 class RunsWhatItGaveBack(AgentCore):
     """It says that it gave an attempt back, and runs it."""
 
-    def _revoke(self, task: TaskToken, found: list[Instruction]) -> None:
-        found.append(Tell(Revoked(task=task)))
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+
+        def revoke(task: TaskToken, found: list[Instruction]) -> None:
+            found.append(Tell(Revoked(task=task)))
+
+        self._cancellation.revoke = revoke  # type: ignore[method-assign]
 
 
 class StartsEverything(AgentCore):
