@@ -181,4 +181,4 @@ class TestForgotten:
         replicas = w.coordinator._replicas
         assert not replicas._runs
         assert not replicas._short
-        assert not any(replicas._coming.values())
+        assert not any(replicas._placement._coming.values())

@@ -30,7 +30,7 @@ class ReplicatesAnywhere(Coordinator):
 
     def __init__(self, epoch: Epoch) -> None:
         super().__init__(epoch)
-        plain = self._replicas._place
+        plain = self._replicas._placement.choose
 
         def place(run: Any, *args: Any) -> Any:
             labels, run.labels = run.labels, NO_LABELS
@@ -39,7 +39,7 @@ class ReplicatesAnywhere(Coordinator):
             finally:
                 run.labels = labels
 
-        self._replicas._place = place  # type: ignore[method-assign, assignment]
+        self._replicas._placement.choose = place  # type: ignore[method-assign, assignment]
 
 
 class TellsPrivately(Coordinator):

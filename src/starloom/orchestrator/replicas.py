@@ -5,13 +5,12 @@ recorded. Copies are made, and those that were lost are made again, while a stag
 run. Looks at the facts of each decision after all else is decided, so that nothing else has to think of copies.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from heapq import heappop, heappush
 from typing import Final
 
 from starloom.agents.messages import Held, NotHeld, Replicate, Source
 from starloom.dag import limits
-from starloom.dag.constellation import PRIVATE_TIERS, Tier
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
@@ -25,16 +24,14 @@ from starloom.dag.facts import (
     StageReopened,
 )
 from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
-from starloom.dag.stagestate import ENDED, StageState
+from starloom.dag.stagestate import ENDED
 from starloom.devices.links import link
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.replicaplacement import ReplicaPlacement, allowed_tiers
 from starloom.orchestrator.runs import Copying, Run
 from starloom.orchestrator.state import Ledger, State
-
-ZONE_LABEL: Final = "zone"
-"""The node label that names a failure domain: what shares power, a rack or a vehicle may go at once."""
 
 _FOLLOWED: Final = frozenset(
     {StageCommitted, OutputsHeld, OutputsGone, StageReopened, JobPatched, JobEnded, AgentLost, AgentJoined}
@@ -53,15 +50,11 @@ class Replicas:
         self._runs: dict[JobId, Run] = {}
         #: what each agent holds, or was asked to hold
         self._with: dict[AgentId, dict[_Key, None]] = {}
-        #: bytes that each agent was asked to hold and does not yet
-        self._coming: dict[AgentId, int] = {}
         #: results that found no place for a copy
         self._short: dict[_Key, None] = {}
         self._times: list[tuple[int, int, _Key]] = []
         self._seq = 0
-        self._members: list[Member] = []
-        self._version = -1
-        self._first = 0
+        self._placement = ReplicaPlacement(state.fleet)
 
     @property
     def next_time(self) -> int | None:
@@ -161,7 +154,7 @@ class Replicas:
 
     def _lost(self, agent: AgentId) -> None:
         keys = tuple(self._with.pop(agent, ()))
-        self._coming.pop(agent, None)
+        self._placement.lost(agent)
         for job, name in keys:
             self._runs[job].copying[name].agents.pop(agent, None)
         self._look_at(keys)
@@ -204,27 +197,27 @@ class Replicas:
             self._runs[run.job.id] = run
         for agent in stage.holders:
             self._note(key, copying, agent)
-        allowed = _allowed(run, name)
+        allowed = allowed_tiers(run, name)
         for agent in [each for each in copying.agents if self._fleet.members[each].profile.tier not in allowed]:
             # Asked for before its label came, and not to be asked again.
             del copying.agents[agent]
-            self._coming[agent] -= copying.size_bytes
+            self._placement.answered(agent, copying)
         self._short.pop(key, None)
         living = self._fleet.having(stage.holders)
         lacking = 1 + stage.spec.policy.replicate - len(living) - len(copying.agents)
         if lacking <= 0 or not living or copying.waits or not _needed(run, name):
             return
         for _ in range(lacking):
-            place = self._place(run, stage, copying, living)
+            place = self._placement.choose(run, stage, copying, living)
             if place is None and copying.unable:
                 copying.unable.clear()
-                place = self._place(run, stage, copying, living)
+                place = self._placement.choose(run, stage, copying, living)
             if place is None:
                 self._short[key] = None
                 self._later(run, name, copying)
                 return
             copying.agents[place.name] = None
-            self._coming[place.name] = self._coming.get(place.name, 0) + copying.size_bytes
+            self._placement.asked(place.name, copying)
             self._note(key, copying, place.name)
             self._ask(run, name, copying, place)
 
@@ -250,53 +243,6 @@ class Replicas:
             ),
         )
 
-    def _place(self, run: Run, stage: StageState, copying: Copying, living: list[Member]) -> Member | None:
-        """Where the next copy goes: as far as may be from what could take the others along, then the nearest, then the emptiest.
-
-        Only to tiers where all that the stage gives may stand.
-        """
-        allowed = _allowed(run, stage.spec.id)
-        taken = [*living, *(self._fleet.members[agent] for agent in copying.agents)]
-        zones = {member.profile.labels.get(ZONE_LABEL) for member in taken} - {None}
-        tiers = {member.profile.tier for member in taken}
-        sources = [member for member in living if member.state is AgentState.ONLINE]
-        best: tuple[tuple[bool, bool, bool, float, int, str], Member] | None = None
-        for member in self._some() if sources else ():
-            holds = member.load.held_bytes + self._coming.get(member.name, 0)
-            if (
-                member.state is not AgentState.ONLINE
-                or member.rests_until
-                or member.profile.tier not in allowed
-                or member in taken
-                or member.name in copying.unable
-                or holds + copying.size_bytes > limits.AGENT_REPLICA_BYTES_MAX
-            ):
-                continue
-            profile = member.profile
-            key = (
-                profile.labels.get(ZONE_LABEL) in zones,
-                profile.tier is Tier.DEVICE,
-                profile.tier in tiers,
-                min(link(source.profile.tier, profile.tier).transfer_seconds(copying.size_bytes) for source in sources),
-                holds,
-                member.name,
-            )
-            if best is None or key < best[0]:
-                best = key, member
-        return best[1] if best else None
-
-    def _some(self) -> Iterable[Member]:
-        """All nodes; of very many the next few, so that a copy costs the same however many there are."""
-        if self._version != self._fleet.version:
-            self._version = self._fleet.version
-            self._members = [member for member in self._fleet.members.values() if member.state is not AgentState.LOST]
-        count = len(self._members)
-        if count <= limits.REPLICA_NODES_COMPARED_MAX:
-            return self._members
-        self._first = (self._first + limits.REPLICA_NODES_COMPARED_MAX) % count
-        indices = range(self._first, self._first + limits.REPLICA_NODES_COMPARED_MAX)
-        return [self._members[index % count] for index in indices]
-
     def _later(self, run: Run, name: StageId, copying: Copying) -> None:
         """Looks again after a while, each time a longer one."""
         if copying.waits:
@@ -314,7 +260,7 @@ class Replicas:
         if copying is None or copying.token != task.token or agent not in copying.agents:
             return None
         del copying.agents[agent]
-        self._coming[agent] -= copying.size_bytes
+        self._placement.answered(agent, copying)
         return copying
 
     def _forget(self, run: Run, name: StageId) -> None:
@@ -322,7 +268,7 @@ class Replicas:
         key = (run.job.id, name)
         self._short.pop(key, None)
         for agent in copying.agents:
-            self._coming[agent] -= copying.size_bytes
+            self._placement.answered(agent, copying)
         for agent in copying.known:
             if agent in self._with:
                 self._with[agent].pop(key, None)
@@ -336,12 +282,6 @@ def nearest(holders: Collection[Member], sink: Member) -> list[Member]:
         return member is not sink, member.state is not AgentState.ONLINE, seconds, member.name
 
     return sorted(holders, key=key) if len(holders) > 1 else list(holders)
-
-
-def _allowed(run: Run, name: StageId) -> Sequence[Tier]:
-    """The tiers where all that a stage gives may stand."""
-    label = run.labels.given(name)
-    return tuple(Tier) if label is None else PRIVATE_TIERS[label.level]
 
 
 def _needed(run: Run, name: StageId) -> bool:
