@@ -11,23 +11,19 @@ it is the same, nothing changes, and a reader sees neither a gap nor a repeat. F
 chunks replace the old ones, and whoever has read further is told.
 """
 
-import os
 import shutil
-from bisect import bisect_right
 from collections.abc import Container, Iterable, Iterator, Sequence
-from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final
+from typing import Final
 
 from starloom.agents.streams.records import Bound, How, RunningDigest, StreamChunk, StreamEnd
 from starloom.dag import limits
 from starloom.dag.errors import Conflict, InvalidInput, Problem, StreamGone
 from starloom.dag.ids import Attempt, Epoch, FencingToken, JobId
-from starloom.orchestrator.jobstore import check_room, no_room, sync_folder
+from starloom.orchestrator.segmentlog import SegmentLog
 from starloom.orchestrator.spoolrecords import CHUNK, END, WRITER, Record, Segment, packed, records_of
 
-_SEGMENT: Final = ".seg"
 _ONE: Final = Bound(1, 0)
 NOBODY: Final = FencingToken(Epoch(0), Attempt(0))
 """The writer of a job's input stream: its clients, which have no token."""
@@ -64,8 +60,7 @@ class Spool:
         self.folder = folder
         self._bytes_max = bytes_max
         self._lock = Lock()
-        self._segments: list[Segment] = []
-        self._file: FileIO | None = None
+        self._log = SegmentLog(folder)
         self._digest = RunningDigest()
         #: where the writer is that repeats what another wrote
         self._repeating: Cursor | None = None
@@ -80,16 +75,10 @@ class Spool:
         #: who writes, and the next offset wanted of it: below `next` while it repeats what another wrote
         self.writer = NOBODY
         self.wanted = 0
-        _make(folder)
         self._recover()
 
     def __repr__(self) -> str:
         return f"<Spool {str(self.folder)!r} next={self.next}>"
-
-    @property
-    def size(self) -> int:
-        """Bytes on disk."""
-        return sum(segment.size for segment in self._segments)
 
     def adopt(self, writer: FencingToken) -> int:
         """Another attempt writes, or the same again; returns the next offset that is wanted of it."""
@@ -119,7 +108,7 @@ class Spool:
             if repeated:
                 self._note(self.writer, self.wanted)
             if sync:
-                self._sync()
+                self._log.sync()
             return self.wanted
 
     def finish(self, end: StreamEnd, *, writer: FencingToken | None = None) -> StreamEnd:
@@ -133,10 +122,10 @@ class Spool:
                 self._cut(self.wanted)
             if self.end is None:
                 meta = {"how": end.how, "chunks": end.chunks, "bytes": end.bytes, "digest": end.digest}
-                self._append(END, self.next, 0, {**meta, "message": end.message}, b"")
+                self._log.append(packed(END, self.next, 0, {**meta, "message": end.message}, b""), self.next)
                 self.end = end
             self._ended_by = self.writer
-            self._sync()
+            self._log.sync()
             return self.end
 
     def read(self, cursor: Cursor, most: Bound) -> tuple[StreamChunk, ...]:
@@ -159,7 +148,7 @@ class Spool:
     def close(self) -> None:
         """Lets its file go; it may be written again."""
         with self._lock:
-            self._let_go()
+            self._log.let_go()
 
     def _refuse_former(self, writer: FencingToken | None) -> None:
         if writer is not None and writer != self.writer:
@@ -203,12 +192,12 @@ class Spool:
             raise InvalidInput(
                 [Problem(f"chunk {chunk.offset}", f"has {len(chunk.data)} bytes, {over}; send it in parts")]
             )
-        if self.size + len(chunk.data) > self._bytes_max:
+        if self._log.size + len(chunk.data) > self._bytes_max:
             over = f"is over STREAM_SPOOL_BYTES_MAX = {self._bytes_max} bytes"
             raise InvalidInput(
                 [Problem(f"chunk {chunk.offset}", f"{over}: what is kept of a stream has to be shorter")]
             )
-        self._append(CHUNK, chunk.offset, chunk.generation, chunk.meta, bytes(chunk.data))
+        self._log.append(packed(CHUNK, chunk.offset, chunk.generation, chunk.meta, bytes(chunk.data)), self.next)
         self._count(chunk.offset, chunk.generation, bytes(chunk.data))
         self.wanted = self.next
 
@@ -218,49 +207,7 @@ class Spool:
         self.generation = max(self.generation, generation)
 
     def _note(self, writer: FencingToken, wanted: int) -> None:
-        self._append(WRITER, wanted, 0, {"epoch": writer.epoch, "attempt": writer.attempt}, b"")
-
-    def _append(self, kind: int, offset: int, generation: int, meta: dict[str, Any], data: bytes) -> None:
-        last = self._segments[-1] if self._segments else None
-        line = packed(kind, offset, generation, meta, data)
-        try:
-            if last is None or last.size >= limits.STREAM_SEGMENT_BYTES:
-                last = self._begin_segment()
-            if self._file is None:
-                self._file = last.path.open("r+b", buffering=0)
-                self._file.seek(last.size)
-            if self._file.write(line) != len(line):
-                raise OSError("the disk took only a part")
-        except OSError as error:
-            # What was written in part is written over by what comes next.
-            self._let_go()
-            raise no_room(self.folder, error) from error
-        last.size += len(line)
-
-    def _begin_segment(self) -> Segment:
-        check_room(self.folder, limits.STREAM_SEGMENT_BYTES)
-        self._sync()
-        self._let_go()
-        number = int(self._segments[-1].path.stem) + 1 if self._segments else 1
-        segment = Segment(self.folder / f"{number:08d}{_SEGMENT}", self.next)
-        self._file = segment.path.open("xb", buffering=0)
-        # What is in a file is no more durable than its name.
-        sync_folder(self.folder)
-        self._segments.append(segment)
-        return segment
-
-    def _sync(self) -> None:
-        if self._file is None:
-            return
-        try:
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise no_room(self.folder, error) from error
-
-    def _let_go(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            file.close()
+        self._log.append(packed(WRITER, wanted, 0, {"epoch": writer.epoch, "attempt": writer.attempt}, b""), self.next)
 
     def _cut(self, offset: int) -> None:
         """Takes away all chunks from an offset on, and the end."""
@@ -268,46 +215,32 @@ class Spool:
         self.end = None
         self._digest = RunningDigest()
         self.next = self.generation = 0
-        for number, segment in enumerate(self._segments):
+        for number, segment in enumerate(self._log.segments):
             position = 0
             for record in records_of(segment, 0):
                 if record.kind == END or (record.kind == CHUNK and record.offset >= offset):
-                    self._truncate(number, position)
+                    self._log.truncate(number, position)
                     self._note(self.writer, self.wanted)
                     return
                 if record.kind == CHUNK:
                     self._count(record.offset, record.generation, record.data)
                 position += record.size
 
-    def _truncate(self, number: int, position: int) -> None:
-        """Ends the file of a segment at a position, and takes those after it away."""
-        self._let_go()
-        # The last one first: what a crash leaves has no hole.
-        for segment in reversed(self._segments[number + 1 :]):
-            segment.path.unlink()
-        del self._segments[number + 1 :]
-        segment = self._segments[number]
-        os.truncate(segment.path, position)
-        segment.size = position
-
     def _records_at(self, cursor: Cursor) -> Iterator[Record]:
         """The records from a cursor on, of one segment."""
         if cursor._segment is None or cursor._position >= cursor._segment.size:
-            index = bisect_right(self._segments, cursor.offset, key=lambda segment: segment.first) - 1
-            cursor._segment, cursor._position = self._segments[max(index, 0)], 0
+            cursor._segment, cursor._position = self._log.at(cursor.offset), 0
         return records_of(cursor._segment, cursor._position)
 
     def _recover(self) -> None:
-        for path in sorted(self.folder.glob(f"*{_SEGMENT}")):
-            self._segments.append(Segment(path, 0, path.stat().st_size))
-        for number, segment in enumerate(self._segments):
+        for number, segment in enumerate(self._log.segments):
             segment.first = self.next
             position = 0
             for record in records_of(segment, 0):
                 self._take(record)
                 position += record.size
             if position < segment.size:
-                self._truncate(number, position)
+                self._log.truncate(number, position)
                 return
 
     def _take(self, record: Record) -> None:
@@ -322,14 +255,6 @@ class Spool:
             case _:
                 self.writer = FencingToken(Epoch(record.meta["epoch"]), Attempt(record.meta["attempt"]))
                 self.wanted = record.offset
-
-
-def _make(folder: Path) -> None:
-    """Makes a folder, durably."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for path in reversed(missing):
-        sync_folder(path.parent)
 
 
 class Spools:
