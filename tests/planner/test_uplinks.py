@@ -1,5 +1,6 @@
 """Up-links that nodes share: times held to a plain simulation, to what is known by hand, and to the checker."""
 
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem
 from starloom.orchestrator.planner.steady import pace
 from starloom.orchestrator.planner.timing import bound_together, in_order, loaders, retimed, spans
-from starloom.orchestrator.planner.uplinks import carried, lags, shared, timed
+from starloom.orchestrator.planner.uplinks import carried, lags, passers, shared, timed
 
 SHORT = Budget(iterations=40)
 ROBOTS = [Place("r1"), Place("r2"), Place("edge", slots=4)]
@@ -157,6 +158,31 @@ def drawn(stages: int, nodes: int, seed: int) -> Problem:
         half = bool(draw.random() < 0.5)
         uplinks.append(Uplink(f"u{number}", inside, up, up if half else down, half))
     return shared(free, tuple(uplinks))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_passes_an_uplink_is_all_that_the_checker_says_does(seed: int) -> None:
+    what = drawn(4, 5, seed)
+    told = {(each.way, int(a), int(b)): int(n) for each in passers(what) for a, b, n in zip(*each[2:], strict=True)}
+    ways = [(uplink, outward) for uplink in what.uplinks for outward in ((True,) if uplink.half else (True, False))]
+    pairs = [(a, b) for a in range(len(what.nodes)) for b in range(len(what.nodes))]
+    asked = {
+        (way, a, b): check.passes(*ways[way][:1], a, b, ways[way][1]) for way in range(len(ways)) for a, b in pairs
+    }
+    assert told == {key: times for key, times in asked.items() if times}
+    assert [each.rate for each in passers(what)] == [each.up if outward else each.down for each, outward in ways]
+
+
+def test_many_nodes_behind_many_uplinks_take_no_room_for_what_passes_none() -> None:
+    """Every two nodes by every way of 100 up-links would be 200 million numbers."""
+    free = problem(["a"], [Place(f"n{node}") for node in range(1_000)], 1.0)
+    uplinks = tuple(Uplink(f"u{i}", tuple(range(10 * i, 10 * i + 10)), 1.0, 1.0) for i in range(100))
+    tracemalloc.start()
+    what = shared(free, uplinks)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 100e6
+    assert (what.arrays.seconds_per_byte > 0).sum() == 1_000 * 990
 
 
 def test_two_values_at_one_time_have_half_of_the_uplink_each() -> None:

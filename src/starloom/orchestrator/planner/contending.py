@@ -17,7 +17,7 @@ from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.moving import Moves
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
 from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem, provable
-from starloom.orchestrator.planner.uplinks import passes, shared, timed
+from starloom.orchestrator.planner.uplinks import passers, shared, timed
 
 
 class Look(NamedTuple):
@@ -85,10 +85,11 @@ def warm_up() -> None:
 
 def _slowed(problem: Problem, crowd: float) -> Problem:
     """The problem without up-links, but so many times as slow where one is passed."""
-    arrays, k = problem.arrays, len(problem.nodes)
-    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
-    over = passes(problem, source, sink).any(axis=0).reshape(k, k)
-    slower = np.where(over, arrays.seconds_per_byte * crowd, arrays.seconds_per_byte)
+    arrays = problem.arrays
+    slower = arrays.seconds_per_byte.copy()
+    for each in passers(problem):
+        # What passes several is slower once.
+        slower[each.source, each.sink] = crowd * arrays.seconds_per_byte[each.source, each.sink]
     return problem._replace(arrays=arrays._replace(seconds_per_byte=slower), uplinks=())
 
 

@@ -11,7 +11,7 @@ from starloom.orchestrator.planner.compiled import compiled, inlined, inner
 from starloom.orchestrator.planner.prepared import Numbers, Prepared
 from starloom.orchestrator.planner.problem import Floats, Indices, Problem
 from starloom.orchestrator.planner.steady import Pace, rates, room, work
-from starloom.orchestrator.planner.uplinks import channels, ways
+from starloom.orchestrator.planner.uplinks import channels, passers
 
 MOVES = 150_000
 """Moves that are tried; a hundredth of a second or so for each ten thousand."""
@@ -107,10 +107,13 @@ def levelled(problem: Problem, prepared: Prepared, pace: Pace, place: Indices, c
 
 def _passed(problem: Problem, unit: float) -> tuple[Numbers, Numbers, Floats]:
     """`pairs`, `ways` and `way_byte` of `Held`, in parts of `unit` seconds."""
-    k = len(problem.nodes)
-    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
-    passed = ways(problem, source, sink, np.ones(k * k, dtype=np.bool_))
-    return passed.heads, passed.way, passed.times / (passed.rate[passed.way] * unit)
+    k, none = len(problem.nodes), np.zeros(0)
+    found = [(each.source * np.int64(k) + each.sink, each) for each in passers(problem)]
+    pair = np.concatenate([none.astype(np.int64), *(pairs for pairs, _ in found)])
+    way = np.concatenate([none.astype(np.int64), *(np.full(len(pairs), each.way) for pairs, each in found)])
+    takes = np.concatenate([none, *(each.times / (each.rate * unit) for _, each in found)])
+    order = np.argsort(pair, kind="stable")
+    return np.searchsorted(pair[order], np.arange(k * k + 1)), way[order], takes[order]
 
 
 @inlined

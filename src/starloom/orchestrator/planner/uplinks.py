@@ -5,7 +5,7 @@ Values that pass an up-link at one time share its rate: max-min fair, none faste
 is there one latency after its last byte has passed. From one event to the next rates stay as they are.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,19 @@ class Channels(NamedTuple):
 
 ByPairs = Mapping[tuple[int, int], Sequence[tuple[int, float]]]
 """Of two nodes, from the first to the second: channels by their numbers, and the seconds that a byte takes of each."""
+
+
+class Passers(NamedTuple):
+    """What passes a channel: from node `source` [p] to node `sink` [p], each two nodes once, and how many `times` [p], 1 or 2.
+
+    `way`: its number; `rate`: its bytes a second.
+    """
+
+    way: int
+    rate: float
+    source: Indices
+    sink: Indices
+    times: Counts
 
 
 class Carried(NamedTuple):
@@ -52,10 +65,10 @@ def shared(problem: Problem, uplinks: tuple[Uplink, ...]) -> Problem:
     made = problem._replace(uplinks=uplinks)
     if not uplinks:
         return made
-    k, slowest = len(problem.nodes), problem.arrays.seconds_per_byte.copy()
-    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
-    for rate, times in zip(channels(made).rate, passes(made, source, sink), strict=True):
-        slowest = np.maximum(slowest, times.reshape(k, k) / rate)
+    slowest = problem.arrays.seconds_per_byte.copy()
+    for each in passers(made):
+        pairs = each.source, each.sink
+        slowest[pairs] = np.maximum(slowest[pairs], each.times / each.rate)
     return made._replace(arrays=problem.arrays._replace(seconds_per_byte=slowest))
 
 
@@ -68,6 +81,33 @@ def channels(problem: Problem) -> Channels:
         rates += [rate for _, rate in ways]
         which += [index] * len(ways)
     return Channels(tuple(names), np.array(rates, dtype=np.float64), tuple(which))
+
+
+def passers(problem: Problem) -> Iterator[Passers]:
+    """Of each channel what passes it, in their order. Only what does, for of many nodes and up-links that is little of all."""
+    rate = channels(problem).rate.tolist()
+    way = 0
+    for each in problem.uplinks:
+        inside = np.array(sorted(each.nodes), dtype=np.int32)
+        outside = np.setdiff1d(np.arange(len(problem.nodes), dtype=np.int32), inside)
+        a, b = np.repeat(inside, len(outside)), np.tile(outside, len(inside))
+        once = np.ones(len(a), dtype=np.int64)
+        if each.half:
+            c, d = np.repeat(inside, len(inside)), np.tile(inside, len(inside))
+            c, d = c[c != d], d[c != d]
+            twice = np.full(len(c), 2, dtype=np.int64)
+            yield Passers(
+                way,
+                rate[way],
+                np.concatenate([a, b, c]),
+                np.concatenate([b, a, d]),
+                np.concatenate([once, once, twice]),
+            )
+            way += 1
+        else:
+            yield Passers(way, rate[way], a, b, once)
+            yield Passers(way + 1, rate[way + 1], b, a, once)
+            way += 2
 
 
 def passes(problem: Problem, source: Indices, sink: Indices) -> Counts:
@@ -96,12 +136,11 @@ def ways(problem: Problem, source: Indices, sink: Indices, moves: Flags) -> Ways
 
 def passed_by_pairs(problem: Problem) -> ByPairs:
     """The channels that what goes from one node to another passes, of each two nodes of which any is passed."""
-    k = len(problem.nodes)
-    source, sink = (each.ravel().astype(np.int32) for each in np.indices((k, k)))
     found: dict[tuple[int, int], list[tuple[int, float]]] = {}
-    for way, (rate, times) in enumerate(zip(channels(problem).rate, passes(problem, source, sink), strict=True)):
-        for pair in np.flatnonzero(times).tolist():
-            found.setdefault((pair // k, pair % k), []).append((way, float(times[pair] / rate)))
+    for each in passers(problem):
+        seconds = (each.times / each.rate).tolist()
+        for source, sink, takes in zip(each.source.tolist(), each.sink.tolist(), seconds, strict=True):
+            found.setdefault((source, sink), []).append((each.way, takes))
     return found
 
 
