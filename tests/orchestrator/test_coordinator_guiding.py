@@ -14,7 +14,7 @@ from starloom.dag.constellation import Constellation, Tier
 from starloom.dag.facts import StagePlaced
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.orchestrator import guiding
-from starloom.orchestrator.advice import Place, Planned, PlanWanted
+from starloom.orchestrator.advice import Place, Planned, PlannedRounds, PlanWanted
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.planner.live import advise
 
@@ -674,6 +674,145 @@ class TestVariants:
         assert given(w).keys() == {"s0", "s1"}
         w.advance(6)
         assert len(w.plans) <= 4
+
+
+ROUND = """
+every: 500ms
+stages:
+  a: {kind: t.task, params: {seconds: 0.4}}
+  b: {kind: t.task, after: [a], params: {seconds: 0.4}}
+  c: {kind: t.task, after: [b], params: {seconds: 0.4}}
+"""
+
+
+def told(w: Any, **places: str) -> Planned:
+    """An answer to the last plan that was wanted, for a period."""
+    rounds = PlannedRounds(holds=True, least=0.44, p95=1.3, busy={AgentId("b"): 0.4})
+    return msgspec.structs.replace(planned(w, finish=1.3, **places), rounds=rounds)
+
+
+def places_of(w: Any, job: str) -> dict[str, str]:
+    return {fact.stage: fact.agent for fact in facts_of(w, StagePlaced) if fact.job == job}
+
+
+class TestRounds:
+    def test_every_round_is_placed_by_the_plan_of_the_period_from_its_acceptance_on(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        first = w.submit(constellation(ROUND))
+        (wanted,) = w.plans
+        assert (wanted.job, wanted.rounds, wanted.standing) == (first, True, {})
+        # It is brief, and has begun where it would without a plan.
+        assert places_of(w, first) == {"a": "a"}
+        w.handle(told(w, a="b", b="c", c="a"))
+        second = w.submit(constellation(ROUND))
+        assert len(w.plans) == 1
+        assert places_of(w, second) == {"a": "b"}
+        assert w.coordinator.planned(second) == (
+            "a round every 0.5 s can be held, and 95 % end within 1.30 s, by a plan of 0.00 s ago"
+        )
+        w.finish_all()
+        assert places_of(w, first) == {"a": "a", "b": "c", "c": "a"}
+        assert places_of(w, second) == {"a": "b", "b": "c", "c": "a"}
+        assert w.status(second) == "succeeded"
+        assert "3 of 3 stages with a plan went where it said" in w.coordinator.planned(second)
+
+    def test_a_plan_that_comes_after_its_round_is_for_those_that_follow(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        w.submit(constellation(ROUND))
+        w.finish_all()
+        w.handle(told(w, a="b", b="c", c="a"))
+        assert places_of(w, w.submit(constellation(ROUND))) == {"a": "b"}
+        assert len(w.plans) == 1
+
+    def test_one_that_never_comes_is_given_up_though_no_round_runs_any_more(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        w.submit(constellation(ROUND))
+        w.finish_all()
+        late = w.now + limits.PLAN_ANSWER_SECONDS * SECOND
+        assert w.coordinator.next_wake() is not None
+        w.advance(limits.PLAN_ANSWER_SECONDS + 1.0)
+        wake = w.coordinator.next_wake()
+        assert wake is None or wake > late
+        w.submit(constellation(ROUND))
+        w.advance(limits.PLAN_AGAIN_SECONDS)
+        assert len(w.plans) == 2
+
+    def test_other_jobs_are_no_rounds_of_it(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        w.submit(constellation(ROUND))
+        w.handle(told(w, a="b", b="c", c="a"))
+        other = w.submit(constellation(ROUND.replace("0.4", "0.3")))
+        assert len(w.plans) == 2
+        assert w.coordinator.planned(other) == "it is being made"
+        streamed = "every: 1s\nstages: {a: {kind: t.ticks}, b: {kind: t.twice, in: {ticks: a.ticks}}}"
+        w.submit(constellation(streamed))
+        w.submit(constellation(ROUND.replace("0.4", "0.2")), max_parallel=1)
+        assert len(w.plans) == 2
+
+    def test_the_plan_is_made_anew_when_nodes_come_or_go_and_from_time_to_time(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        w.submit(constellation(ROUND))
+        w.handle(told(w, a="b", b="c", c="a"))
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        w.goodbye("c")
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        assert [plan.rounds for plan in w.plans] == [True, True]
+        assert {name: place.node for name, place in w.plans[-1].old.items()} == {"a": "b", "b": "c", "c": "a"}
+        w.handle(told(w, a="b", b="a", c="a"))
+        w.finish_all()
+        w.advance(limits.PLAN_ROUNDS_SECONDS)
+        assert len(w.plans) == 2
+        w.submit(constellation(ROUND))
+        assert len(w.plans) == 3
+        # One that never comes is given up, and asked for again.
+        w.advance(limits.PLAN_ANSWER_SECONDS + limits.PLAN_AGAIN_SECONDS + 0.5)
+        assert len(w.plans) == 4
+
+    def test_without_a_planner_or_a_sound_plan_rounds_go_where_they_would(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        first = w.submit(constellation(ROUND))
+        w.handle(Planned(job=first, number=w.plans[-1].number, refusal="it is being started", again=True))
+        assert w.coordinator.planned(first) == "there is none: it is being started"
+        w.advance(limits.PLAN_AGAIN_SECONDS)
+        assert len(w.plans) == 2
+        w.handle(msgspec.structs.replace(told(w, a="b"), ends=float("inf")))
+        w.finish_all()
+        assert w.status(first) == "succeeded"
+
+    def test_what_other_jobs_and_other_series_take_of_nodes_is_told(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        w.submit(constellation(ROUND))
+        w.handle(told(w, a="b", b="b", c="b"))
+        long = "stages: {x: {kind: t.task, params: {seconds: 4}, require: {node: a}}}"
+        w.submit(constellation(long))
+        w.submit(constellation(ROUND.replace("0.4", "0.3")))
+        taken = {each.profile.name: (each.taken, each.busy_seconds) for each in w.plans[-1].nodes}
+        # Of b the other series takes 0.4 s of each 0.5; its round that runs there counts no second time.
+        assert taken == {"a": (pytest.approx(4 / limits.PLAN_ROUNDS_SECONDS), 0.0), "b": (pytest.approx(0.8), 0.0)}
+
+    def test_after_a_restart_rounds_go_on_and_a_plan_is_asked_for(self, world: Any) -> None:
+        w = world(node("a"), node("b"), node("c"))
+        job = w.submit(constellation(ROUND))
+        w.handle(told(w, a="b", b="c", c="a"))
+        w.restart()
+        count = len(w.plans)
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        assert len(w.plans) == count + 1
+        assert w.plans[-1].rounds
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        w.check_replay()
+
+    def test_with_the_real_planner_rounds_do_not_pile_up_on_one_node(self, world: Any) -> None:
+        w = world(node("a", slots=1), node("b", slots=1), node("c", slots=1))
+        w.submit(constellation(ROUND))
+        w.handle(advise(w.plans[-1], iterations=20))
+        w.finish_all()
+        job = w.submit(constellation(ROUND))
+        w.finish_all()
+        assert set(places_of(w, job).values()) == {"a", "b", "c"}
+        assert "a round every 0.5 s can be held" in w.coordinator.planned(job)
+        assert "3 of 3 stages" in w.coordinator.planned(job)
 
 
 def test_with_the_real_planner_a_job_that_is_slow_ends_in_time_by_lesser_variants(world: Any) -> None:

@@ -335,3 +335,77 @@ stages:
     planned = advise(wanted(text, *nodes, standing=how, left=17.0 / limits.PLAN_DEADLINE_SHARE))
     assert variants(planned) == {"c": "small", "d": "small"}
     assert planned.ends == pytest.approx(16.5, abs=0.1)
+
+
+SPLIT = """
+every: {every}
+stages:
+  a: {{kind: t.task, params: {{seconds: 0.4}}}}
+  b: {{kind: t.task, after: [a], params: {{seconds: 0.4}}}}
+  c: {{kind: t.task, after: [b], params: {{seconds: 0.4}}}}
+"""
+"""A chain that is fastest on one node, which takes 1.2 s a round."""
+
+
+def rounds(every: str, *nodes: NodeNow, **more: Any) -> Planned:
+    measured = tuple(
+        RunSeconds("t.task", node.profile.name, "cpu", 1.01 if index else 1.0, told=True)
+        for index, node in enumerate(nodes)
+    )
+    made = advise(wanted(SPLIT.format(every=every), *nodes, seconds=measured, rounds=True, **more), iterations=50)
+    assert made.rounds is not None, made.refusal
+    return made
+
+
+def test_a_period_spreads_what_is_fastest_on_one_node() -> None:
+    """A plan for one makespan has all on the first node, which is busy then for more than the period."""
+    nodes = (now("x"), now("y"), now("z"))
+    slow = rounds("2s", *nodes)
+    assert set(places(slow).values()) == {"x"}
+    fast = rounds("500ms", *nodes)
+    assert set(places(fast).values()) == {"x", "y", "z"}
+    assert fast.rounds is not None
+    assert fast.rounds.holds
+    assert fast.ends == fast.rounds.p95 >= 1.2
+    assert fast.rounds.busy == pytest.approx({"x": 0.4, "y": 0.404, "z": 0.404})
+    often = rounds("300ms", *nodes)
+    assert often.rounds is not None
+    assert not often.rounds.holds
+    assert often.rounds.least == pytest.approx(0.404 / limits.PLAN_LOAD_MAX)
+
+
+def test_what_others_take_of_a_node_is_not_there_for_rounds() -> None:
+    free, half = (now("x"), now("y"), now("z")), (now("x"), now("y"), now("z", taken=0.9))
+    assert list(places(rounds("1s", *free)).values()).count("z") <= 1
+    shared = rounds("1s", *half)
+    assert set(places(shared).values()) == {"x", "y"}
+    assert shared.rounds is not None
+    assert shared.rounds.holds
+    # What a round takes is told as it is by itself: others count it once.
+    assert sum(shared.rounds.busy.values()) == pytest.approx(1.2, abs=0.02)
+
+
+def test_the_plan_for_a_period_does_not_swing_and_is_made_anew_for_a_reason() -> None:
+    nodes = (now("x"), now("y"), now("z"))
+    first = rounds("500ms", *nodes)
+    for turn in range(4):
+        drifted = [now(name, taken=0.02 * (turn % 2)) for name in "xyz"]
+        again = rounds("500ms", *drifted, old=dict(first.places))
+        assert again.kept
+        assert places(again) == places(first)
+    full = (now("x"), now("y"), now("z", taken=0.9), now("u"))
+    moved = rounds("500ms", *full, old=dict(first.places))
+    assert not moved.kept
+    assert set(places(moved).values()) == {"x", "y", "u"}
+    gone = rounds("500ms", now("x"), now("y"), now("u"), old=dict(first.places))
+    assert set(places(gone).values()) == {"x", "y", "u"}
+
+
+def test_lesser_variants_are_for_a_period_too() -> None:
+    text = f"every: 700ms\n{varied(2, large=1.0, small=0.5)}"
+    made = advise(wanted(text, now("x"), now("y"), rounds=True), iterations=50)
+    assert set(variants(made).values()) <= {"middle", "small"}
+    assert len(variants(made)) == 2
+    assert made.rounds is not None
+    assert made.rounds.holds
+    assert not variants(advise(wanted(text.replace("700ms", "3s"), now("x"), now("y"), rounds=True), iterations=50))

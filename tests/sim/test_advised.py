@@ -28,7 +28,7 @@ class Followed:
     """How often stages were given out by advice, aside of it, and without."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.by = self.aside = self.lesser = 0
+        self.by = self.aside = self.lesser = self.rounds = 0
         plain = Guide.placed
 
         def placed(guide: Guide, stage: Any, aside: str, now: int) -> None:
@@ -36,6 +36,7 @@ class Followed:
                 self.by += not aside
                 self.aside += bool(aside)
                 self.lesser += bool(guide.variant(stage))
+                self.rounds += guide.series is not None
             plain(guide, stage, aside, now)
 
         monkeypatch.setattr(Guide, "placed", placed)
@@ -52,6 +53,7 @@ def test_every_property_holds_whatever_is_advised(plan: FaultPlan, first: int, m
         assert result.violations == (), f"seed {seed}"
     assert followed.by > 20
     assert followed.aside > 20
+    assert followed.rounds > 10
 
 
 def test_variants_are_taken_by_advice_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:

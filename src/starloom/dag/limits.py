@@ -315,6 +315,14 @@ PLAN_LOOK_SHARE: Final = 0.1
 """Of the same: when this has passed a job that may yet choose variants is planned anew, whatever went as planned."""
 PLAN_RAISES_MAX: Final = 24
 """Single stages of a plan in lesser variants of which it is tried whether a better one ends in time as well."""
+PLAN_ROUNDS_SECONDS: Final = 10.0
+"""So old the plan of jobs that come again and again is when the next of them has it renewed; what else runs is taken to go on so long."""
+PLAN_ROUNDS_STAGES_MAX: Final = 200
+"""Stages of a job that is planned for its period while such jobs run."""
+PLAN_SERIES_MAX: Final = 100
+"""Constellations that come again and again whose plans are kept while none of their jobs runs."""
+PLAN_TAKEN_MAX: Final = 0.95
+"""The share of a node's time that others may take at most, as plans for a period count it: more would be none left."""
 PLAN_ASIDE_SECONDS: Final = 0.2
 PLAN_ASIDE_SHARE: Final = 0.25
 """Of a plan's makespan: a stage stands aside of its plan where it would end later than another place ends it, and than planned, by both together."""

@@ -19,10 +19,23 @@ from starloom.dag.variants import ways_of
 from starloom.devices.node import NodeProfile
 
 
+class PlannedRounds(msgspec.Struct, frozen=True, kw_only=True):
+    """What a plan for a period tells of rounds, in seconds: whether the period `holds`, the `least` one that its places can hold.
+
+    `p95`: within which 95 % of rounds end. `busy`: how long each slot of a node is busy for each round, of its busiest target.
+    """
+
+    holds: bool
+    least: float
+    p95: float
+    busy: dict[AgentId, float] = {}
+
+
 class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
     """A node as it stands. `offers`, `loaded`: names of kinds.
 
     `takes`: whether it is given anything new. `busy_seconds`: until what other jobs have there is done, by all its slots.
+    `taken`: the share of its time that others take, for plans for a period.
     """
 
     profile: NodeProfile
@@ -30,6 +43,7 @@ class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
     loaded: tuple[str, ...] = ()
     takes: bool = True
     busy_seconds: float = 0.0
+    taken: float = 0.0
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +93,8 @@ class PlanWanted(msgspec.Struct, frozen=True, kw_only=True):
 
     `input_bytes`: of the job's inputs that have to be fetched. `standing`: the stages that have ended or were given out.
     `old`: the places of the plan before, of what still waits. `had`: the variants that stages keep which wait for another
-    place. `left`: seconds until the job's deadline, below 0 once that is over; None where it has none.
+    place. `left`: seconds until the job's deadline, below 0 once that is over; None where it has none. `rounds`: it is a plan for
+    the period that the constellation says, for whole jobs, of which this is one.
     """
 
     job: JobId
@@ -94,13 +109,14 @@ class PlanWanted(msgspec.Struct, frozen=True, kw_only=True):
     old: dict[StageId, Place] = {}
     had: dict[StageId, str] = {}
     left: float | None = None
+    rounds: bool = False
 
 
 class Planned(msgspec.Struct, frozen=True, kw_only=True):
     """Advice on the stages that wait, or in `refusal` why there is none. An input of the coordinator, and no fact.
 
     `ends`: when all has ended and the outputs are in the store. `kept`: a new plan was not worth its moves. `again`: there was
-    no planner to ask, so it is worth asking later.
+    no planner to ask, so it is worth asking later. `rounds`: of a plan for a period, which `ends` for 95 % of rounds.
     """
 
     job: JobId
@@ -111,6 +127,7 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
     kept: bool = False
     refusal: str = ""
     again: bool = False
+    rounds: PlannedRounds | None = None
 
     def nonsense(self) -> str:
         """What cannot be meant of it, as a clause; empty for sound advice.
@@ -118,6 +135,8 @@ class Planned(msgspec.Struct, frozen=True, kw_only=True):
         Numbers alone: a place that is not there, or not the stage's, is no harm, for it is no candidate.
         """
         numbers = [self.ends, *(number for place in self.places.values() for number in (place.start, place.finish))]
+        if self.rounds is not None:
+            numbers += [self.rounds.least, self.rounds.p95, *self.rounds.busy.values()]
         # So also what is no number at all is found, which compares with nothing.
         if all(abs(number) <= limits.PLAN_SECONDS_MAX for number in numbers):
             return ""

@@ -9,6 +9,7 @@ from starloom.dag.constellation import StageSpec
 from starloom.dag.ids import AgentId, StageId
 from starloom.orchestrator.advice import Advised, Place, Planned
 from starloom.orchestrator.clocks import NANOS
+from starloom.orchestrator.series import Series
 
 _FIRST_WAITS = round(limits.PLAN_FIRST_WAITS_SECONDS * NANOS)
 
@@ -48,13 +49,15 @@ class Guide:
 
     `began`: when the job was accepted, or taken up again if it was `resumed`. `holds`: whether its stages had better not go
     ahead of their upstreams, or stand in line, until the first plan is there, or `began` is PLAN_FIRST_WAITS_SECONDS ago.
-    `hurries`: whether it has a deadline, and stages that have variants: plans may choose lesser ones for it.
+    `hurries`: whether it has a deadline, and stages that have variants: plans may choose lesser ones for it. `series`: of which it is a
+    round, and is placed by the plan for its period.
     """
 
     began: int
     resumed: bool = False
     holds: bool = False
     hurries: bool = False
+    series: Series | None = None
     places: dict[StageId, Advice] = field(default_factory=dict)
     #: of stages with advice that were given out
     stood: dict[StageId, Stood] = field(default_factory=dict)
@@ -91,8 +94,8 @@ class Guide:
         return Advised(found.node, found.target, (found.finish - now) / NANOS, slack)
 
     def variant(self, stage: StageId) -> str:
-        """The variant that the plan has a stage in for the job's deadline; empty for the best."""
-        found = self.places.get(stage) if self.hurries else None
+        """The variant that the plan has a stage in for the job's deadline, or period; empty for the best."""
+        found = self.places.get(stage) if self.hurries or self.series is not None else None
         return found.variant if found is not None else ""
 
     def look(self, ends: int) -> int:
@@ -146,6 +149,24 @@ class Guide:
             self.first_seconds = (self.ends - self.began) / NANOS
         return [name for name, variant in before.items() if self.variant(name) != variant]
 
+    def follow(self, series: Series, stages: Mapping[StageId, StageSpec]) -> list[StageId]:
+        """The series has a plan; the stages that are to have other variants than before. `stages`: the job's, as they are now.
+
+        Of a stage that was given out what was said of it stays, and of one that has changed nothing is said.
+        """
+        plan = {
+            name: place
+            for name, place in series.places.items()
+            if name not in self.stood and name in stages and stages[name] == series.constellation.stages.get(name)
+        }
+        changed = [name for name, place in plan.items() if self.variant(name) != place.variant]
+        for name, place in plan.items():
+            start, finish = (self.began + round(seconds * NANOS) for seconds in (place.start, place.finish))
+            self.places[name] = Advice(place.node, place.target, start, finish, series.made, place.variant)
+        self.made, self.ends = self.began, self.began + round(series.ends * NANOS)
+        self.count, self.first_seconds = 1, series.ends
+        return changed
+
     def give_up(self, refusal: str) -> None:
         """No plan has come."""
         self.pending, self.refusal = False, refusal
@@ -164,6 +185,8 @@ class Guide:
 
     def told(self, now: int, waiting: Iterable[StageId]) -> str:
         """The plan in a line, while its job runs. `waiting`: the stages that have no variant yet."""
+        if self.series is not None:
+            return self.series.told(now)
         if not self.count:
             return f"there is none: {self.refusal}" if self.refusal else "it is being made" if self.pending else ""
         left, age = max(0, self.ends - now) / NANOS, (now - self.made) / NANOS
@@ -179,12 +202,13 @@ class Guide:
         if not self.count:
             return ""
         took = (now - self.began) / NANOS
+        went = f"{self.followed_count} of {self.advised_count} stages with a plan went where it said"
+        if self.series is not None:
+            return f"{self.series.foretold()}; it took {took:.2f} s, and {went}"
         since = "the restart" if self.resumed else "its acceptance"
         plans = "" if self.count == 1 else f", {self.count} plans in all"
-        return (
-            f"the first plan had all end {self.first_seconds:.2f} s after {since}, and it took {took:.2f} s; "
-            f"{self.followed_count} of {self.advised_count} stages with a plan went where it said{plans}"
-        )
+        first = f"the first plan had all end {self.first_seconds:.2f} s after {since}, and it took {took:.2f} s"
+        return f"{first}; {went}{plans}"
 
     def of_stage(self, stage: StageId, now: int) -> str:
         """Where the plan has a stage and how old it is, or was when the stage was given out; and why that is elsewhere, if it is."""

@@ -5,10 +5,10 @@ weighed among the places that a stage may have anyway. So a plan that is late, o
 """
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from typing import Final, NamedTuple
 
 from starloom.dag import limits
-from starloom.dag.expectation import run_seconds, told_seconds
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
@@ -20,19 +20,20 @@ from starloom.dag.facts import (
     StageCommitted,
 )
 from starloom.dag.ids import JobId, StageId
-from starloom.dag.kinds import KindSpec
 from starloom.dag.stagestate import ENDED
-from starloom.dag.variants import allowed, ways_of
-from starloom.orchestrator.advice import Planned, known_share
+from starloom.orchestrator.advice import Planned
 from starloom.orchestrator.ahead import Ahead
 from starloom.orchestrator.clocks import JOB, NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.lanes import ReadyLanes
-from starloom.orchestrator.planwanted import cells, plan_wanted, runs_seconds
+from starloom.orchestrator.planwanted import plan_wanted
+from starloom.orchestrator.roundplans import RoundPlans
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
+from starloom.orchestrator.worth import chooses, is_known, may_gain
+from starloom.orchestrator.worth import work_seconds as work_seconds_of
 
 _EVERY: Final = round(limits.PLAN_EVERY_SECONDS * NANOS)
 _ANSWER: Final = round(limits.PLAN_ANSWER_SECONDS * NANOS)
@@ -69,7 +70,8 @@ class Guiding:
         self._waits = waits
         self._settler = settler
         self._lanes = lanes
-        self._number = 0
+        #: numbers of plans
+        self._numbers = count(1)
         #: the decision that is being made, and how many of its facts were looked at
         self._decision = ledger.decision
         self._seen = 0
@@ -84,6 +86,8 @@ class Guiding:
         #: those whose deadline may yet ask for other variants
         self._hurrying: dict[JobId, Run] = {}
         self._outcomes: dict[JobId, _Outcome] = {}
+        #: jobs that come again and again
+        self._rounds = RoundPlans(state, ledger, lanes, self._numbers, self._defect)
         self._of: dict[type[Fact], Callable[[Fact], None]] = {
             JobSubmitted: self._submitted,
             JobPatched: self._patched,
@@ -98,7 +102,9 @@ class Guiding:
         """When a plan is to be asked for, or given up, or stages need not wait for one any more."""
         now = self._ledger.now
         times = [run.guide.asked + _ANSWER for run in self._asked.values() if run.guide is not None]
-        if len(self._asked) < limits.PLANS_ASKED_MAX:
+        times += [] if (late := self._rounds.next_late) is None else [late]
+        if len(self._asked) + self._rounds.pending < limits.PLANS_ASKED_MAX:
+            times += [] if (due := self._rounds.next_due) is None else [due]
             times += [
                 run.guide.due for run in self._wanting.values() if run.guide is not None and not run.guide.pending
             ]
@@ -140,7 +146,7 @@ class Guiding:
 
         Returns whether stages that were kept back for a plan may go ahead now, for there will be none.
         """
-        if not self._guided:
+        if not self._guided and not self._rounds.pending:
             return False
         now, freed = self._ledger.now, False
         for run in [run for run in self._asked.values() if run.guide is None or run.guide.asked + _ANSWER <= now]:
@@ -148,8 +154,9 @@ class Guiding:
             if run.guide is not None:
                 run.guide.give_up(f"it did not come within PLAN_ANSWER_SECONDS = {limits.PLAN_ANSWER_SECONDS:g} s")
         self._look_again()
+        self._rounds.ask(limits.PLANS_ASKED_MAX - len(self._asked))
         for run in list(self._wanting.values()):
-            if len(self._asked) >= limits.PLANS_ASKED_MAX:
+            if len(self._asked) + self._rounds.pending >= limits.PLANS_ASKED_MAX:
                 break
             guide = run.guide
             if guide is not None and not run.closed and (guide.pending or guide.due > now):
@@ -171,14 +178,14 @@ class Guiding:
 
     def _ask(self, run: Run, guide: Guide) -> None:
         now = guide.looked = self._ledger.now
-        self._number += 1
+        number = next(self._numbers)
         try:
-            wanted = plan_wanted(run, guide, self._state, self._number, now)
+            wanted = plan_wanted(run, guide, self._state, number, now)
         except Exception as error:
             self._defect(run.job.id, error)
             return
         if wanted is not None:
-            guide.number, guide.asked, guide.pending = self._number, now, True
+            guide.number, guide.asked, guide.pending = number, now, True
             guide.asked_of = wanted.constellation.stages
             guide.why, guide.due = guide.wanted, now + _EVERY
             self._asked[run.job.id] = run
@@ -187,6 +194,8 @@ class Guiding:
 
     def take(self, given: Planned) -> None:
         """A plan is there, or the reason why not. One that nothing waits for is none."""
+        if self._rounds.take(given):
+            return
         run = self._guided.get(given.job)
         guide = run.guide if run is not None else None
         if run is None or guide is None or not guide.pending or given.number != guide.number:
@@ -234,7 +243,7 @@ class Guiding:
         run = self._endings.runs.get(job)
         if run is not None and run.guide is None:
             self._begin(run, why)
-        elif run is not None:
+        elif run is not None and not _is_round(run):
             self._hurry(run)
             self._want(run, why)
 
@@ -244,7 +253,7 @@ class Guiding:
             self._changed(fact.job, f"{fact.stage} grew it")
             return
         run = self._guided.get(fact.job) if self._guided else None
-        if run is None or run.guide is None:
+        if run is None or run.guide is None or _is_round(run):
             return
         if run.guide.drifts(fact.stage, self._ledger.now, limits.PLAN_DRIFT_SHARE, limits.PLAN_DRIFT_SECONDS):
             self._want(run, f"{fact.stage} did not end when it was planned to")
@@ -252,14 +261,17 @@ class Guiding:
     def _fleet_changed(self, fact: Fact) -> None:
         assert isinstance(fact, AgentJoined | AgentLost)
         why = f"{fact.agent} {'was lost' if isinstance(fact, AgentLost) else 'joined'}"
+        self._rounds.fleet_changed()
         for run in self._guided.values():
-            self._want(run, why)
+            if not _is_round(run):
+                self._want(run, why)
 
     def _ended(self, fact: Fact) -> None:
         assert isinstance(fact, JobEnded)
         self._wanting.pop(fact.job, None)
         self._holding.pop(fact.job, None)
         self._hurrying.pop(fact.job, None)
+        self._rounds.leave(fact.job)
         self._asked.pop(fact.job, None)
         run = self._guided.pop(fact.job, None)
         now = self._ledger.now
@@ -272,13 +284,19 @@ class Guiding:
     # -- jobs
 
     def _begin(self, run: Run, why: str, *, resumed: bool = False) -> None:
-        work_seconds = self._work_seconds(run) if _may_gain(run, len(self._state.fleet.members)) else 0.0
+        if (series := self._rounds.join(run, resumed=resumed)) is not None:
+            run.guide = Guide(self._ledger.now, resumed, series=series)
+            self._guided[run.job.id] = run
+            if series.places:
+                run.guide.follow(series, run.job.shape.specs)
+            return
+        work_seconds = work_seconds_of(run, self._state) if may_gain(run, len(self._state.fleet.members)) else 0.0
         if work_seconds < limits.PLAN_LIVE_WORK_SECONDS_MIN:
             return
         now, job = self._ledger.now, run.job.id
         # What goes ahead does so for two seconds to come, so that most of a short job would be gone before its plan is
         # there. That is worth a moment's wait only where the moment is little beside the job; what is ready never waits.
-        holds = not resumed and work_seconds >= limits.PLAN_FIRST_WORK_SECONDS_MIN and self._is_known(run)
+        holds = not resumed and work_seconds >= limits.PLAN_FIRST_WORK_SECONDS_MIN and is_known(run, self._state)
         run.guide = Guide(now, resumed, holds, due=now + (_EVERY if resumed else 0))
         self._guided[job] = run
         if holds:
@@ -288,7 +306,7 @@ class Guiding:
 
     def _hurry(self, run: Run) -> None:
         """Whether its plans may choose variants."""
-        if run.guide is not None and _chooses(run):
+        if run.guide is not None and chooses(run):
             run.guide.hurries = True
             self._hurrying[run.job.id] = run
 
@@ -314,62 +332,9 @@ class Guiding:
             run.guide.wanted = why
             self._wanting[run.job.id] = run
 
-    def _work_seconds(self, run: Run) -> float:
-        """What its stages are expected to take, one after the other."""
-        kinds, total = self._state.fleet.kinds, 0.0
-        known: dict[str, float] = {}
-        for spec in run.job.shape.specs.values():
-            kind: KindSpec | None = kinds.get(spec.kind)
-            if kind is None:
-                continue
-            # Of several variants the best one, as long as nothing is known of time.
-            best = ways_of(spec)[0]
-            if told_seconds(best, kind) is not None:
-                total += run_seconds(best, kind)
-                continue
-            seconds = known.get(spec.kind)
-            if seconds is None:
-                seconds = known[spec.kind] = self._usual_seconds(kind)
-            total += seconds
-        return total
 
-    def _is_known(self, run: Run) -> bool:
-        """Whether it is known how long its stages run: where it is not, there will be no plan to wait for."""
-        kinds, members = self._state.fleet.kinds, list(self._state.fleet.members.values())
-        specs = run.job.shape.specs.values()
-        seconds = runs_seconds(specs, kinds, members, self._state.planner)
-        return known_share(specs, kinds, seconds) >= limits.PLAN_KNOWN_SHARE
-
-    def _usual_seconds(self, kind: KindSpec) -> float:
-        """What a run takes on some node that offers the kind; 0 if none does."""
-        for member in self._state.fleet.members.values():
-            if kind.name in member.offers:
-                return self._state.planner.expected_seconds(kind, member.name, kind.targets[0])
-        return 0.0
-
-
-def _may_gain(run: Run, nodes: int) -> bool:
-    """Whether stages wait for each other, and are neither few nor too many, or a deadline may ask for other variants.
-
-    What streams ends when its source does. Plans here know of no bound on stages that run at one time.
-    """
-    job = run.job
-    many = len(job.stages) >= limits.PLAN_LIVE_STAGES_MIN and bool(job.shape.dependency_count)
-    return (
-        (many or _chooses(run))
-        and len(job.stages) <= limits.PLAN_LIVE_STAGES_MAX
-        and cells(job.shape.specs.values(), nodes) <= limits.PLAN_LIVE_CELLS_MAX
-        and not job.options.max_parallel
-        and not run.streams.groups
-    )
-
-
-def _chooses(run: Run) -> bool:
-    """Whether it has a deadline, and stages of which several variants may be taken."""
-    job, least = run.job, run.job.shape.origin.least_quality
-    return bool(job.deadline_seconds) and any(
-        not spec.variant and len(allowed(spec, least)) > 1 for spec in job.shape.specs.values() if spec.variants
-    )
+def _is_round(run: Run) -> bool:
+    return run.guide is not None and run.guide.series is not None
 
 
 def _look(run: Run) -> int | None:

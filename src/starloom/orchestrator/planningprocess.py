@@ -54,11 +54,12 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     asked: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(sys.stdin.buffer, asked), daemon=True).start()
-    from starloom.orchestrator.planner import contending, planning
+    from starloom.orchestrator.planner import contending, pacing, planning
     from starloom.orchestrator.planner.live import advise
 
     planning.warm_up()
     contending.warm_up()
+    pacing.warm_up()
     write_frame(sink, READY)
     encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(PlanWanted).decode
     while True:

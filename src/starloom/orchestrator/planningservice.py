@@ -82,7 +82,8 @@ class PlanningService:
             try:
                 process = self._begin()
                 while (wanted := self._next()) is not None:
-                    if self._is_open(wanted.job):
+                    # A plan for a period is for the rounds that come, whatever has become of this one.
+                    if wanted.rounds or self._is_open(wanted.job):
                         self._tell(self._made(process, wanted))
                         answered = True
             except (OSError, msgspec.MsgspecError, Unavailable) as error:

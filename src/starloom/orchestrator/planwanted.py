@@ -7,7 +7,7 @@ import msgspec
 
 from starloom.dag import limits
 from starloom.dag.constellation import StageSpec
-from starloom.dag.ids import JobId, StageId, TaskToken
+from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.stagestate import ENDED, StageState, StageStatus
 from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing, told_of
@@ -16,6 +16,7 @@ from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.placement import Planner
 from starloom.orchestrator.runs import Run
+from starloom.orchestrator.series import Series
 from starloom.orchestrator.state import State
 
 LEAST_LEFT = 0.1
@@ -59,6 +60,38 @@ def plan_wanted(run: Run, guide: Guide, state: State, number: int, now: int) -> 
         },
         had={name: stage.variant for name, stage in job.stages.items() if stage.variant and name not in standing},
         left=None if clock is None else (clock.ends - now) / NANOS,
+    )
+
+
+def rounds_wanted(
+    run: Run, series: Series, taken: Mapping[AgentId, float], state: State, number: int
+) -> PlanWanted | None:
+    """What is told for a plan of a series, of which a round runs. `taken`: of each node the share that others take; None as above."""
+    fleet, job, stages = state.fleet, run.job, series.constellation.stages
+    there = [member for _, member in sorted(fleet.members.items()) if member.state is not AgentState.LOST]
+    choose = any(len(spec.variants) > 1 for spec in stages.values())
+    names = {spec.kind for spec in stages.values()}
+    if sum(member.there for member in there) < (1 if choose else 2) or any(
+        fleet.kinds.get(name) is None for name in names
+    ):
+        return None
+    if cells(stages.values(), len(there)) > limits.PLAN_LIVE_CELLS_MAX:
+        return None
+    kinds: dict[str, KindSpec] = {name: fleet.kinds[name] for name in sorted(names)}
+    nodes = (_node(member, kinds, job.id) for member in there)
+    return PlanWanted(
+        job=job.id,
+        number=number,
+        revision=job.revision,
+        constellation=series.constellation,
+        kinds=kinds,
+        nodes=tuple(
+            msgspec.structs.replace(node, busy_seconds=0.0, taken=taken.get(node.profile.name, 0.0)) for node in nodes
+        ),
+        input_bytes={name: ref.bytes for name, ref in job.inputs.items() if ref.inline is None},
+        seconds=tuple(runs_seconds(stages.values(), kinds, there, state.planner)),
+        old=series.places,
+        rounds=True,
     )
 
 

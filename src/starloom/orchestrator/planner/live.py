@@ -8,6 +8,7 @@ node there may run it.
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from starloom.dag import limits
@@ -26,6 +27,7 @@ from starloom.orchestrator.planner.building import STORE, Built, Measured, build
 from starloom.orchestrator.planner.intime import lesser, renewed
 from starloom.orchestrator.planner.planning import ITERATIONS, Budget
 from starloom.orchestrator.planner.problem import Flags, Floats, Plan, Problem
+from starloom.orchestrator.planner.recurring import recurring
 from starloom.orchestrator.planner.renewing import Renewed, moving
 
 NONE: Final = -1
@@ -51,7 +53,13 @@ def advise(wanted: PlanWanted, gone: Callable[[], float] = lambda: 0.0, iteratio
     try:
         built = problem_of(wanted)
         left, old = remaining(wanted, built)
-        found = renewed(left, built.rates, old, wanted.left, Budget(iterations, lambda: gone() >= 1, gone=gone))
+        budget = Budget(iterations, lambda: gone() >= 1, gone=gone)
+        if wanted.rounds:
+            taken = {str(node.profile.name): node.taken for node in wanted.nodes}
+            rounds = recurring(left, wanted.constellation, built.rates, taken, old, budget)
+            made = _answer(wanted, built, rounds.renewed)
+            return msgspec.structs.replace(made, ends=rounds.ends, rounds=rounds.rounds)
+        found = renewed(left, built.rates, old, wanted.left, budget)
     except InvalidInput as error:
         first = "".join(f": {problem}" for problem in error.problems[:1])
         return Planned(job=wanted.job, number=wanted.number, refusal=f"{error.what}{first}")

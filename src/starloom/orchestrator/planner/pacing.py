@@ -151,6 +151,14 @@ def _find_paced(
     return Chosen(choose(judged, asked.goals, asked.deadline), least, len(judged))
 
 
+def judged(problem: Problem, asked: Asked, pace: Pace, place: Indices, promises: Sequence[Promise]) -> Paced | None:
+    """What rounds are like with stages on these places [n]; None where they cannot stand there together."""
+    found = _Looking(problem, asked, pace).stood(place)
+    if found is None or faults(problem, found.plan):
+        return None
+    return _judged(problem, found, pace, promises, None, asked)
+
+
 def warm_up() -> None:
     """Compiles what only periods need, or reads what was compiled before."""
     free, place = problem(["a", "b"], [Place("a"), Place("b")], 1.0, [(0, 1, 1.0)]), np.arange(2, dtype=np.int32)

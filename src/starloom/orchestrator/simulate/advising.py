@@ -1,17 +1,17 @@
 """Plans that are worth nothing: whatever they advise, every promise has to hold. None is made by the real planner.
 
-And jobs with more that a plan may go against: groups of stages of which no two may share a node, and deadlines of such
-as have variants.
+And jobs with more that a plan may go against: groups of stages of which no two may share a node, deadlines of such
+as have variants, and rounds of one job.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
 
 from starloom.dag.constellation import Requirements, Spread, StageSpec
 from starloom.dag.ids import AgentId, StageId
-from starloom.orchestrator.advice import Place, Planned, PlanWanted
+from starloom.orchestrator.advice import Place, Planned, PlannedRounds, PlanWanted
 from starloom.orchestrator.simulate.loop import Chance
 from starloom.orchestrator.simulate.model import KINDS, STREAMING
 from starloom.orchestrator.simulate.private import has_labels
@@ -53,6 +53,15 @@ def due(chance: Chance, given: Work, tiers: int) -> Work:
     return given._replace(options=msgspec.structs.replace(given.options, deadline_seconds=chance.pick((20.0, 200.0))))
 
 
+def again(chance: Chance, jobs: Sequence[Work]) -> list[Work]:
+    """The same jobs, or the first of them twice, as rounds that are planned for a period."""
+    if len(jobs) < 2 or not chance.happens(0.4):
+        return list(jobs)
+    constellation = msgspec.structs.replace(jobs[0].constellation, every_seconds=chance.pick((0.5, 5.0)))
+    first = jobs[0]._replace(constellation=constellation)
+    return [first, first, *jobs[2:]]
+
+
 class Adviser:
     """Answers as a planner does at worst: late, twice, of another time, with what cannot be, or places drawn at random."""
 
@@ -79,7 +88,13 @@ class Adviser:
             if chance.happens(0.8)
         }
         ends = 1e300 if chance.happens(0.05) else chance.between(0, 60)
-        return Planned(job=wanted.job, number=number, places=places, ends=ends, method="drawn")
+        rounds = self._rounds(wanted) if wanted.rounds else None
+        return Planned(job=wanted.job, number=number, places=places, ends=ends, method="drawn", rounds=rounds)
+
+    def _rounds(self, wanted: PlanWanted) -> PlannedRounds:
+        chance = self._chance
+        busy = {node.profile.name: chance.pick((0.0, 0.3, 1e6)) for node in wanted.nodes}
+        return PlannedRounds(holds=chance.happens(0.5), least=chance.between(0, 9), p95=chance.between(0, 9), busy=busy)
 
     def _place(self, wanted: PlanWanted, spec: StageSpec | None) -> Place:
         chance = self._chance

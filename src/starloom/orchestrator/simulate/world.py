@@ -21,7 +21,7 @@ from starloom.devices.faults import NO_FAULTS, FaultKind, FaultPlan
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.coordinator import Coordinator
 from starloom.orchestrator.simulate import workload
-from starloom.orchestrator.simulate.advising import Adviser, apart, due
+from starloom.orchestrator.simulate.advising import Adviser, again, apart, due
 from starloom.orchestrator.simulate.agent import AgentProcess
 from starloom.orchestrator.simulate.clients import Client
 from starloom.orchestrator.simulate.daemon import Orchestrator
@@ -105,6 +105,7 @@ def _works(drawn: Chance, chances: Chances, setup: Setup, tiers: int) -> list[wo
     ]
     if setup.advised:
         jobs = [due(chances.of("plans' deadlines"), work, tiers) for work in jobs]
+        jobs = again(chances.of("rounds"), jobs)
     # A patch that moves one of a group may be impossible for that, which the model of patches does not know of.
     if setup.advised and all(fault.what is not FaultKind.CLIENT_PATCHES for fault in setup.plan.faults):
         jobs = [apart(chances.of("groups"), work) for work in jobs]
