@@ -2,11 +2,14 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.planner.test_uplinks import DSL, ROBOTS, WIFI, sent
 
+from starloom.orchestrator.planner import check
 from starloom.orchestrator.planner.passing import Passing
 from starloom.orchestrator.planner.planning import Budget, plan
-from starloom.orchestrator.planner.problem import Uplink, problem
+from starloom.orchestrator.planner.problem import Place, Problem, Uplink, problem
 from starloom.orchestrator.planner.rounds import simulate
 from starloom.orchestrator.planner.steady import pace
 from starloom.orchestrator.planner.uplinks import shared, timed
@@ -73,3 +76,69 @@ def test_uplinks_that_are_wide_change_nothing() -> None:
     told, free = simulate(what, made, often), simulate(what._replace(uplinks=()), made, often)
     assert np.allclose(told.seconds, free.seconds)
     assert np.allclose(told.start, free.start)
+
+
+def plainly(what: Problem, given: list[tuple[float, tuple[int, int], float]]) -> list[float]:
+    """The same in plain loops: rates are raised together, each link's by how many values it has, until its own link or a way is full."""
+    ways = [(uplink, outward) for uplink in what.uplinks for outward in ((True,) if uplink.half else (True, False))]
+    room = [uplink.up if outward else uplink.down for uplink, outward in ways]
+    times = {pair: [check.passes(uplink, *pair, outward) for uplink, outward in ways] for _, pair, _ in given}
+    own = {pair: 1 / float(what.arrays.seconds_per_byte[pair]) for pair in times}
+    order = sorted(range(len(given)), key=lambda each: given[each][0])
+    left, ends, now = [size for *_, size in given], [0.0] * len(given), 0.0
+    while any(left):
+        waits = {pair: [i for i in order if given[i][1] == pair and given[i][0] <= now and left[i]] for pair in times}
+        waits = {pair: those for pair, those in waits.items() if those}
+        speed, free = dict.fromkeys(waits, 0.0), set(waits)
+        while free:
+            used = [sum(times[pair][way] * speed[pair] for pair in waits) for way in range(len(ways))]
+            grows = [sum(times[pair][way] * len(waits[pair]) for pair in free) for way in range(len(ways))]
+            steps = [(room[way] - used[way]) / grows[way] for way in range(len(ways)) if grows[way]]
+            step = max(0.0, min([*steps, *((own[pair] - speed[pair]) / len(waits[pair]) for pair in free)]))
+            for pair in free:
+                speed[pair] += step * len(waits[pair])
+            full = [
+                way for way in range(len(ways)) if grows[way] and used[way] + step * grows[way] > room[way] * (1 - 1e-9)
+            ]
+            free -= {
+                pair for pair in free if speed[pair] > own[pair] * (1 - 1e-9) or any(times[pair][way] for way in full)
+            }
+        moments = [now + left[those[0]] / speed[pair] for pair, those in waits.items()]
+        after = min([*moments, *(at for at, *_ in given if at > now)])
+        for pair, those in waits.items():
+            left[those[0]] -= speed[pair] * (after - now)
+            if left[those[0]] <= 1e-9:
+                left[those[0]], ends[those[0]] = 0.0, after
+        now = after
+    return ends
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 8), st.sampled_from([(0, 1), (0, 3), (1, 3), (2, 3), (1, 2)]), st.integers(1, 9))
+    ),
+    st.integers(0, 1_000),
+)
+def test_values_pass_when_a_plain_simulation_has_them(
+    values: list[tuple[int, tuple[int, int], int]], seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    rates = draw.uniform(0.5, 4.0, 6).tolist()
+    uplinks = (
+        Uplink("a", (0, 1), *rates[:2]),
+        Uplink("b", (0, 1, 2), *rates[2:4]),
+        Uplink("c", (0, 2), rates[4], rates[4], True),
+    )
+    free = problem(
+        "abcd",
+        [Place(f"n{node}") for node in range(4)],
+        1.0,
+        [(0, 1, 1.0), (0, 3, 1.0), (1, 3, 1.0), (2, 3, 1.0), (1, 2, 1.0)],
+    )
+    what = shared(
+        free._replace(arrays=free.arrays._replace(seconds_per_byte=1 / draw.uniform(0.5, 4.0, (4, 4)))), uplinks
+    )
+    given = [(float(at), pair, float(size)) for at, pair, size in values]
+    place = np.arange(4, dtype=np.int32)
+    assert passes(Passing(what, place), given) == pytest.approx(plainly(what, given), rel=1e-6)
