@@ -644,6 +644,12 @@ class TestVariants:
         short = w.submit(constellation(varied(large=0.6)))
         assert w.stage(short, "s0").variant == "large"
 
+    def test_one_whose_variant_is_not_open_waits_for_no_plan(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        named = varied().replace("s0: {kind: t.task,", "s0: {kind: t.task, variant: small,")
+        job = w.submit(constellation(named))
+        assert w.stage(job, "s0").variant == "small"
+
     def test_it_does_not_stand_in_line_for_long_behind_its_own_job(self, world: Any) -> None:
         w = world(node("a", slots=1), node("b", slots=1))
         text = "\n".join(line for line in varied(12, "deadline: 60s\n", 1.5).replace("after", "label").split("\n"))

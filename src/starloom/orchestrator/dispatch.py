@@ -27,6 +27,7 @@ from starloom.orchestrator.runs import PLAN_AWAITED, VARIANT_OPEN, Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.streams import pending
+from starloom.orchestrator.worth import is_open
 
 Holders = dict[str, list[Member]]
 """Who has each value that only agents have, by input port."""
@@ -180,8 +181,7 @@ class Dispatcher:
         guide, now = run.guide, self._ledger.now
         if guide is None:
             return False
-        stage = run.job.stages[name]
-        chooses = guide.hurries and bool(stage.spec.variants) and not stage.variant
+        chooses = guide.hurries and is_open(run, run.job.stages[name])
         until, why = guide.awaited_until(now), PLAN_AWAITED
         if until is None and chooses:
             mine = [work.seconds for task, work in member.assigned.items() if task.job == run.job.id]

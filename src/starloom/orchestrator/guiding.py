@@ -32,7 +32,7 @@ from starloom.orchestrator.roundplans import RoundPlans
 from starloom.orchestrator.runs import Run, Waits
 from starloom.orchestrator.settle import Settler
 from starloom.orchestrator.state import Ledger, State
-from starloom.orchestrator.worth import chooses, is_known, may_gain
+from starloom.orchestrator.worth import chooses, is_known, is_open, may_gain
 from starloom.orchestrator.worth import work_seconds as work_seconds_of
 
 _EVERY: Final = round(limits.PLAN_EVERY_SECONDS * NANOS)
@@ -171,7 +171,7 @@ class Guiding:
         """Of jobs whose deadline comes nearer another plan is wanted, as long as that may choose variants."""
         now = self._ledger.now
         for run in [run for run in self._hurrying.values() if (look := _look(run)) is not None and look <= now]:
-            if any(stage.spec.variants and not stage.variant for stage in run.job.stages.values()):
+            if any(is_open(run, stage) for stage in run.job.stages.values()):
                 self._want(run, "its deadline has come nearer")
             else:
                 del self._hurrying[run.job.id]

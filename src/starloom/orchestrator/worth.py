@@ -1,8 +1,10 @@
 """Whether a plan of a job that runs is worth its making. Pure."""
 
 from starloom.dag import limits
+from starloom.dag.constellation import StageSpec
 from starloom.dag.expectation import run_seconds, told_seconds
 from starloom.dag.kinds import KindSpec
+from starloom.dag.stagestate import ENDED, StageState
 from starloom.dag.variants import allowed, ways_of
 from starloom.orchestrator.advice import known_share
 from starloom.orchestrator.planwanted import cells, runs_seconds
@@ -28,10 +30,18 @@ def may_gain(run: Run, nodes: int) -> bool:
 
 def chooses(run: Run) -> bool:
     """Whether it has a deadline, and stages of which several variants may be taken."""
-    job, least = run.job, run.job.shape.origin.least_quality
-    return bool(job.deadline_seconds) and any(
-        not spec.variant and len(allowed(spec, least)) > 1 for spec in job.shape.specs.values() if spec.variants
-    )
+    return bool(run.job.deadline_seconds) and any(_has_choice(run, spec) for spec in run.job.shape.specs.values())
+
+
+def is_open(run: Run, stage: StageState) -> bool:
+    """Whether a plan may still choose a stage's variant: it never had a place."""
+    return not stage.variant and stage.status not in ENDED and _has_choice(run, stage.spec)
+
+
+def _has_choice(run: Run, spec: StageSpec) -> bool:
+    if not spec.variants or spec.variant:
+        return False
+    return len(allowed(spec, run.job.shape.origin.least_quality)) > 1
 
 
 def work_seconds(run: Run, state: State) -> float:
