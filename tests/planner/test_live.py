@@ -275,6 +275,19 @@ def test_lesser_variants_are_for_a_deadline_and_as_few_as_it_asks_for() -> None:
     assert len(variants(advise(wanted(varied(), *nodes, left=-1.0)))) == 6
 
 
+def test_of_variants_of_one_quality_the_first_is_better_and_the_other_is_told() -> None:
+    """Without word of it a stage runs in the first, and the plan would end long after it says."""
+    text = varied().replace("quality: 0.5", "quality: 0.9").replace("quality: 0.8", "quality: 0.9")
+    nodes = (now("x"), now("y"))
+    for left in (None, 20.0):
+        slow = advise(wanted(text, *nodes, left=left))
+        assert variants(slow) == {}
+        assert slow.ends == pytest.approx(12.0)
+    quick = advise(wanted(text, *nodes, left=4.0))
+    assert set(variants(quick).values()) == {"small"}
+    assert quick.ends == pytest.approx(3.0)
+
+
 def test_a_stage_that_had_a_place_keeps_its_variant_and_floors_hold() -> None:
     nodes = (now("x"), now("y"))
     kept = advise(wanted(varied(), *nodes, left=3.0, had={StageId("s2"): "large"}))

@@ -16,7 +16,7 @@ from starloom.dag import limits
 from starloom.dag.constellation import Measure
 from starloom.dag.errors import Infeasible
 from starloom.orchestrator.planner import listing
-from starloom.orchestrator.planner.bills import Rates, best_variants, costs
+from starloom.orchestrator.planner.bills import Rates, costs
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.planning import Budget, warmed
 from starloom.orchestrator.planner.planning import plan as find
@@ -26,6 +26,8 @@ from starloom.orchestrator.planner.renewing import Renewed, steadied
 from starloom.orchestrator.planner.uplinks import timed
 
 _SAME: Final = 1e-9
+_LISTED: Final = 1e-6
+"""What a variant lacks beside one before it of the same quality: without a plan the first is taken."""
 
 
 def renewed(left: Problem, rates: Rates, old: Plan, seconds: float | None, budget: Budget) -> Renewed:
@@ -34,11 +36,13 @@ def renewed(left: Problem, rates: Rates, old: Plan, seconds: float | None, budge
     `old`: the plan before, as for `steadied`. `seconds`: until the deadline; None where there is none, and each stage has its
     best variant then. Where no plan ends in time, the fastest that was found. Raises Infeasible.
     """
-    best = best_variants(left, rates)
-    if best is None or seconds is None:
-        return steadied(left if best is None else best, old, budget)
+    lacking = _lacking(left, rates)
+    worse = np.isfinite(lacking) & (lacking > _SAME)
+    best = left._replace(arrays=left.arrays._replace(seconds=np.where(worse, np.inf, left.arrays.seconds)))
+    if seconds is None or not worse.any():
+        return steadied(best, old, budget)
     had = old.place >= 0
-    lacks = _lacking(left, rates)[np.arange(len(had)), old.place]
+    lacks = lacking[np.arange(len(had)), old.place]
     again = bool((had & (lacks > _SAME) & np.isfinite(lacks)).any())
     # The classics alone are no plan worth choosing by, and the time for the first is over when it is there.
     budget = budget._replace(least=min(budget.iterations, limits.PLAN_TRY_ITERATIONS_MIN))
@@ -67,7 +71,7 @@ def _lacking(left: Problem, rates: Rates) -> Floats:
     """[n, m]: what the variant of each place lacks beyond the best that its stage may have; infinite where it may not be."""
     arrays = left.arrays
     able = np.isfinite(arrays.seconds) & np.isfinite(arrays.penalty)
-    loss = np.where(able, costs(left, rates, Measure.QUALITY)[0], np.inf)
+    loss = np.where(able, costs(left, rates, Measure.QUALITY)[0] + _LISTED * arrays.variant, np.inf)
     least = loss.min(axis=1, initial=np.inf, keepdims=True)
     found: Floats = np.where(able, loss - np.where(np.isfinite(least), least, 0.0), np.inf)
     return found
