@@ -15,6 +15,7 @@ from starloom.dag.facts import StagePlaced
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.orchestrator import guiding
 from starloom.orchestrator.advice import Place, Planned, PlannedRounds, PlanWanted
+from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.planner.live import advise
 
@@ -537,6 +538,14 @@ def varied(stages: int = 6, deadline: str = "deadline: 20s\n", large: float = 2.
     return "\n".join([f"{deadline}stages:", *lines])
 
 
+def side_by_side(stages: int, large: float) -> str:
+    """The same with nothing that waits for another, and a deadline that is far."""
+    text = varied(stages, "deadline: 600s\n", large)
+    for n in range(stages):
+        text = text.replace(f"after: [s{n}], ", "")
+    return text
+
+
 def given(w: Any) -> dict[str, list[str]]:
     """The variants of each stage's attempts."""
     found: dict[str, list[str]] = {}
@@ -667,6 +676,69 @@ class TestVariants:
             w.advance(1)
         assert w.status(job) == "succeeded"
         assert given(w) == {f"s{n}": ["large" if n < 4 else "small"] for n in range(12)}
+
+    def test_every_slot_is_used_while_variants_are_open(self, world: Any) -> None:
+        """A long run on one slot is no line, and the next is there before a slot is free."""
+        w = world(node("a", slots=4), node("b", slots=4))
+        job = w.submit(constellation(side_by_side(24, large=10.0)))
+        w.handle(planned(w))
+        assert len(given(w)) == 8
+        assert "its variant may still be chosen" in w.coordinator.waits_for(job, StageId("s9"))
+        w.advance(7.4)
+        assert len(given(w)) == 8
+        w.advance(1.6)
+        # Not all at once: each of them has its variant from then on.
+        assert 8 < len(given(w)) <= 16
+        w.finish_all()
+        w.advance(1)
+        assert len(given(w)) >= 16
+
+    def test_what_waits_with_an_open_variant_is_not_looked_at_all_the_time(self, world: Any, monkeypatch: Any) -> None:
+        """There is a little more in line than may be, as long as nothing ends: that was a reason to look again after so little."""
+        w = world(node("a", slots=1), node("b", slots=1))
+        w.submit(constellation(side_by_side(60, large=0.5003)))
+        w.handle(planned(w))
+        assert len(given(w)) < 60
+        looks, plain = 0, Dispatcher._awaits_plan
+
+        def awaits_plan(*args: Any) -> bool:
+            nonlocal looks
+            looks += 1
+            return plain(*args)
+
+        monkeypatch.setattr(Dispatcher, "_awaits_plan", awaits_plan)
+        until = w.now + SECOND
+        while (due := w.coordinator.next_wake()) is not None and due < until and looks < 1000:
+            w.now = max(w.now, due)
+            w.handle()
+        assert looks <= 3 * 60
+
+    @pytest.mark.parametrize("said", ["variant: large, ", "least_quality: 0.8, "])
+    def test_one_that_has_no_choice_stands_in_line_as_others_do(self, world: Any, said: str) -> None:
+        w = world(node("a", slots=1), node("b", slots=1))
+        text = side_by_side(13, large=1.5).replace("kind: t.task, ", f"kind: t.task, {said}")
+        w.submit(constellation(text.replace(said, "", 1)))
+        w.handle(planned(w))
+        assert len(given(w)) >= 12
+
+    def test_a_job_in_which_nothing_is_open_any_more_is_not_looked_at_again(self, world: Any) -> None:
+        """What was skipped never has a variant."""
+        w = world(node("a"), node("b"))
+        text = (
+            varied(2, "deadline: 600s\n", 6.0)
+            + "\n  long: {kind: t.task, params: {seconds: 500}}\n  last: {kind: t.task, after: [long]}\n"
+        )
+        job = w.submit(
+            constellation(text.replace("[s0]", "[{stage: s0, when: {output: value, path: x, is: '==', value: 1}}]"))
+        )
+        w.handle(lessened(w))
+        w.finish("s0")
+        assert w.stage(job, "s1").status == "skipped"
+        w.advance(1)
+        w.handle(lessened(w))
+        count = len(w.plans)
+        w.advance(100)
+        assert len(w.plans) == count
 
     def test_a_job_with_a_deadline_is_looked_at_again_as_long_as_variants_are_open(self, world: Any) -> None:
         w = world(node("a"), node("b"))

@@ -20,6 +20,7 @@ from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
 from starloom.orchestrator.placement import Candidate, Choice, Move, Planner, Want
+from starloom.orchestrator.planwanted import left_seconds
 from starloom.orchestrator.propagation import Propagation
 from starloom.orchestrator.relays import relayed
 from starloom.orchestrator.replicas import nearest
@@ -33,8 +34,8 @@ Holders = dict[str, list[Member]]
 """Who has each value that only agents have, by input port."""
 _INPUT_BYTES: Final = 384
 """About what an input takes in a message beside its names and its value, digests and all."""
-_LINE_SECONDS: Final = 1.0
-"""So soon a stage is looked at again that is not to stand in line."""
+_LINE: Final = round(0.25 * limits.DELEGATED_SECONDS * NANOS)
+"""So soon a stage is looked at again that is not to stand in line: most of what stands there is left then. In nanoseconds."""
 Spare = dict[int, list[Candidate]]
 """Those that had a free slot when a lane was first looked at, by its number."""
 
@@ -183,16 +184,27 @@ class Dispatcher:
             return False
         chooses = guide.hurries and is_open(run, run.job.stages[name])
         until, why = guide.awaited_until(now), PLAN_AWAITED
-        if until is None and chooses:
-            mine = [work.seconds for task, work in member.assigned.items() if task.job == run.job.id]
-            more = sum(mine) / member.slots - limits.DELEGATED_SECONDS
-            until, why = (now + round(min(more, _LINE_SECONDS) * NANOS), VARIANT_OPEN) if more > 0 else (None, why)
-        elif not chooses and member.in_hand < member.slots:
+        if member.in_hand < member.slots and not (chooses and until is not None):
             return False
+        if until is None and chooses and self._in_line(run, member) > limits.DELEGATED_SECONDS:
+            until, why = now + _LINE, VARIANT_OPEN
         if until is None:
             return False
-        self._waits.until(run, name, max(until, now + 1), why)
+        self._waits.until(run, name, until, why)
         return True
+
+    def _in_line(self, run: Run, member: Member) -> float:
+        """In about how many seconds an agent without a free slot has done what it has of a job."""
+        now = self._ledger.now
+        if member.in_hand <= member.slots:
+            # Nothing stands in line: the first slot that is free again is for the next.
+            under_way = (work for task, work in member.assigned.items() if task not in member.delegated)
+            return min((left_seconds(work, now) for work in under_way), default=0.0)
+        mine = [
+            (run.job.stages[task.stage], task, work) for task, work in member.assigned.items() if task.job == run.job.id
+        ]
+        left = (left_seconds(work, now) if task.token in stage.started else work.seconds for stage, task, work in mine)
+        return sum(left) / member.slots
 
     def _has_inputs(self, lane: Lane, run: Run, name: StageId, there: set[str]) -> bool:
         """Whether each input that the kind needs is there; the stage fails if not, for no other place would help."""

@@ -12,7 +12,7 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.stagestate import ENDED, StageState, StageStatus
 from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing, told_of
 from starloom.orchestrator.clocks import JOB, NANOS
-from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.placement import Planner
 from starloom.orchestrator.runs import Run
@@ -142,7 +142,7 @@ def _standing(job: JobId, stage: StageState, fleet: Fleet, now: int) -> Standing
         work = member.assigned[task]
         # What has a slot begins before word of it is here, and no plan may have something go before it.
         started = token in stage.started or (task not in member.delegated and member.in_hand <= member.slots)
-        left = max((work.ends - now) / NANOS, LEAST_LEFT * work.seconds) if started else work.seconds
+        left = left_seconds(work, now) if started else work.seconds
         return Standing(node=agent, target=stage.target, variant=stage.variant, left=left, started=started)
     if stage.status is not StageStatus.SUCCEEDED:
         return Standing(ended=True, free=True) if stage.status in ENDED else None
@@ -161,6 +161,11 @@ def _standing(job: JobId, stage: StageState, fleet: Fleet, now: int) -> Standing
         free=not stage.held,
         sizes={port: ref.bytes for port, ref in stage.outputs.items()},
     )
+
+
+def left_seconds(work: Work, now: int) -> float:
+    """What a run that has begun is taken to have left."""
+    return max((work.ends - now) / NANOS, LEAST_LEFT * work.seconds)
 
 
 def _forgo(run: Run, standing: dict[StageId, Standing]) -> None:
