@@ -706,6 +706,8 @@ def test_values_share_the_uplink_that_nodes_name(kiosks: tuple[str, str], capsys
     assert main(["plan", kiosks[0], "--fleet", kiosks[1]]) == 0
     told = capsys.readouterr().out
     assert "the up-link dsl up carries 2e+07 bytes, for 8.000 s at its full rate" in told
+    assert found["period"] == pytest.approx(8.0)
+    assert "such jobs can follow each other every 8.000 s, which the up-link dsl up is busy for each" in told
     assert "with each value alone on its way the job would end after 6.100 s on the same places" in told
     assert "8.100" in next(line for line in told.splitlines() if line.startswith("see-1"))
 

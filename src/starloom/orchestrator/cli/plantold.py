@@ -71,7 +71,7 @@ class Told:
             "energy_lower_bound": self._least(Measure.ENERGY),
             "price": taken.price,
             "price_lower_bound": self._least(Measure.PRICE),
-            "period": taken.period,
+            "period": _busiest(self.built.problem, self.found)[0],
             "quality_lost": taken.loss,
             "quality_lost_lower_bound": self._least(Measure.QUALITY),
             "batteries": {name: {"gives": drawn, "has": has} for name, drawn, has in self._batteries()},
@@ -188,10 +188,10 @@ class Told:
         return f"the job ends after {plan.makespan:.3f} s, {above}; {how}"
 
     def _takes(self, out: Output) -> None:
-        taken, places = self.found.bill, self.built.problem.places
-        if taken.period:
-            busiest = places[int(taken.work.argmax())]
-            out.text(f"such jobs can follow each other every {taken.period:.3f} s, which {busiest} is busy for each")
+        taken = self.found.bill
+        seconds, busiest = _busiest(self.built.problem, self.found)
+        if seconds:
+            out.text(f"such jobs can follow each other every {seconds:.3f} s, which {busiest} is busy for each")
         if self.paid:
             joules, price = _figures(self._least(Measure.ENERGY), self._least(Measure.PRICE))
             takes, costs = _figures(taken.joules, taken.price)
@@ -240,13 +240,13 @@ class Told:
         """What another plan takes, in each measure; without any, an objective of nothing."""
         if plan is None:
             return {"objective": None}
-        takes = self._rated(plan).bill
+        other = self._rated(plan)
         return {
             "objective": plan.objective,
-            "energy_joules": takes.joules,
-            "price": takes.price,
-            "period": takes.period,
-            "quality_lost": takes.loss,
+            "energy_joules": other.bill.joules,
+            "price": other.bill.price,
+            "period": _busiest(self.built.problem, other)[0],
+            "quality_lost": other.bill.loss,
             **({"holds": self._holds(plan)} if self.pace else {}),
         }
 
@@ -275,6 +275,13 @@ class Told:
 
 def _figures(joules: float, price: float) -> list[str]:
     return [f"{joules:.4g}", f"{price:.4g}"]
+
+
+def _busiest(problem: "Problem", found: Found) -> tuple[float, str]:
+    """For how many seconds each job keeps something busy that others share, slots or an up-link, and what that is."""
+    busy = [(found.bill.period, str(problem.places[int(found.bill.work.argmax())]))]
+    busy += [(each.seconds, f"the up-link {each.name}") for each in carried(problem, found.plan.place)]
+    return max(busy, key=lambda each: each[0])
 
 
 def _uplinks(problem: "Problem", plan: "Plan", out: Output) -> list[dict[str, Any]]:
