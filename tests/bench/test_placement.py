@@ -13,7 +13,7 @@ from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput
 from starloom.orchestrator.bench import placement
 from starloom.orchestrator.bench.placement import Measured, PlanRow, Shot, Timed
-from starloom.orchestrator.bench.placing import best, instances, judging, losses, proofs, traces
+from starloom.orchestrator.bench.placing import best, instances, judging, losses, periods, proofs, traces
 from starloom.orchestrator.bench.placing.best import Best
 from starloom.orchestrator.bench.placing.draws import Draws
 from starloom.orchestrator.bench.placing.instances import Instance, Spec, digest, instance
@@ -290,7 +290,8 @@ def test_proofs_losses_and_random_cases_are_counted(
     monkeypatch.setattr(losses, "LONG_SECONDS", 0.1)
     monkeypatch.setattr(proofs, "DRAWN", 2)
     monkeypatch.setattr(judging, "CASES", 4)
-    assert main(["bench", "placement", "--json", "--repeat", "1", "--rows", "proofs,loss,random"]) == 0
+    monkeypatch.setattr(periods, "CASES", 2)
+    assert main(["bench", "placement", "--json", "--repeat", "1", "--rows", "proofs,loss,random,periods"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == []
     checks = told["figures"]["checks"]
@@ -300,7 +301,8 @@ def test_proofs_losses_and_random_cases_are_counted(
         "drawn": 2,
     }
     assert checks["loss"]["renewed"] + len(checks["loss"]["hopeless"]) == 1
-    assert checks["random"]["planned"] + checks["random"]["explained"] == checks["random"]["cases"] == 4
+    for name, cases in (("random", 4), ("periods", 2)):
+        assert checks[name]["planned"] + checks[name]["explained"] == checks[name]["cases"] == cases
 
 
 def test_the_busiest_node_is_the_one_that_works_longest() -> None:

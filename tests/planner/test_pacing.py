@@ -153,11 +153,11 @@ def test_a_period_that_none_holds_is_told_with_the_fewest_stages_that_take_too_m
     chosen = find_paced(what, asked(what), how, planned)
     assert not chosen.best.holds
     assert held_by_none(how, chosen.least)
-    assert conflict(what, how, chosen.least, 1.0) == (0, 1)
+    assert conflict(what, how, chosen.least, 1.0) == ((0, 1), True)
     assert chosen.best.work.period == pytest.approx(0.9)
     fits = find_paced(what, asked(what), pace(what, 1.0), planned)
     assert fits.best.holds
-    assert conflict(what, pace(what, 1.0), fits.least, 1.0) == ()
+    assert conflict(what, pace(what, 1.0), fits.least, 1.0) is None
 
 
 def test_what_takes_too_much_among_many_is_found_in_a_few_tries_or_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +174,10 @@ def test_what_takes_too_much_among_many_is_found_in_a_few_tries_or_given_up(monk
         return balanced(*given, of=of, **more)
 
     monkeypatch.setattr(pacing, "balanced", counted)
-    assert conflict(what, how, least, 1.0) == (37,)
+    assert conflict(what, how, least, 1.0) == ((37,), True)
     assert len(tries) <= 2 * 6 + 1
     monkeypatch.setattr(limits, "PLAN_SETTLED_CHOICES_MAX", 100)
-    assert conflict(what, how, least, 1.0) == ()
+    assert conflict(what, how, least, 1.0) is None
 
 
 @settings(max_examples=4, deadline=None)
@@ -354,15 +354,19 @@ def test_variants_of_one_target_keep_its_slots_busy_together(seed: int) -> None:
 def test_no_more_quality_is_given_up_for_a_period_than_need_be(seed: int) -> None:
     what, rates = varied(seed)
     ask = Asked(rates, effort=1.0)
-    periods = np.array([work(what, place, pace(what, 1.0)).least_period for place in ways(what)])
+
+    def often(every: float) -> Pace:
+        return pace(what, every)._replace(alone=np.full(3, seed % 2 == 1))
+
+    periods = np.array([work(what, place, often(1.0)).least_period for place in ways(what)])
     lost = np.array([rates.loss[[0, 1, 2], what.arrays.variant[place]].sum() for place in ways(what)])
     for every in (float(periods.min()) * 1.0001, float(np.quantile(periods, 0.2)), float(periods.max())):
-        found = find_paced(what, ask, pace(what, every), planned).best
+        found = find_paced(what, ask, often(every), planned).best
         assert faults(what, found.found.plan) == []
         assert found.holds
         assert found.found.bill.loss == pytest.approx(lost[periods <= every * (1 + 1e-9)].min())
     # Below what any holds, what comes nearest is told with the bound of all variants.
-    below = find_paced(what, ask, pace(what, float(periods.min()) * 0.8), planned)
+    below = find_paced(what, ask, often(float(periods.min()) * 0.8), planned)
     assert not below.best.holds
     assert below.best.work.least_period == pytest.approx(periods.min(), rel=1e-4)
     assert held_by_none(below.best.pace, below.least)

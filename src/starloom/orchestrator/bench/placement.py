@@ -11,7 +11,7 @@ from starloom.dag.errors import Infeasible, InvalidInput, Problem
 from starloom.orchestrator.bench import harness
 from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.placing import best as known
-from starloom.orchestrator.bench.placing import instances, judging, losses, proofs, traces
+from starloom.orchestrator.bench.placing import instances, judging, losses, periods, proofs, traces
 from starloom.orchestrator.bench.placing.best import GAIN, Best
 from starloom.orchestrator.bench.placing.instances import Instance, Spec
 from starloom.orchestrator.bench.placing.peers import CLASSICS, PEERS, plans
@@ -54,11 +54,11 @@ ROWS: Final = {
 FURTHER: Final = {"small": Timed(instances.SMALL, 0.1), _TRACES: Timed(_TRACES, 0.1)}
 """Sets that have figures and no row."""
 
-PROOFS, LOSS, RANDOM = "proofs", "loss", "random"
+PROOFS, LOSS, RANDOM, PERIODS = "proofs", "loss", "random", "periods"
 CHECKS: Final = (PROOFS, LOSS)
 """What is measured apart, without the best plans known."""
 
-WHOLE: Final = (RANDOM,)
+WHOLE: Final = (RANDOM, PERIODS)
 """And what takes so long that it is run where it is named only: some half an hour at scale 1."""
 
 
@@ -275,6 +275,7 @@ def _checks(wanted: Sequence[str], scale: float, repeat: int, note: Note) -> dic
         PROOFS: lambda: proofs.run(scale, note),
         LOSS: lambda: losses.run(repeat, scale, note),
         RANDOM: lambda: judging.many(max(1, round(judging.CASES * scale)), 0, note),
+        PERIODS: lambda: judging.many(max(1, round(periods.CASES * scale)), 0, note, periods.judged),
     }
     return {name: do() for name, do in does.items() if name in wanted}
 

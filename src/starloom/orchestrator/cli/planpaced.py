@@ -74,26 +74,29 @@ class ToldPaced:
             return []
         found = [Problem("conflict", each) for each in best.overfull]
         if not held_by_none(best.pace, least):
-            return [
-                *found,
-                Problem(
-                    "unproven",
-                    f"no placement was found that holds it, which is no proof; none holds less than {least.bound / limits.PLAN_LOAD_MAX:.4g} s",
-                ),
-            ]
+            bound = f"none holds less than {least.bound / limits.PLAN_LOAD_MAX:.4g} s"
+            if self.chosen.none:
+                shown = "beside the models that stages have, their memory and their order, as CP-SAT has shown"
+                return [*found, Problem("conflict", f"no plan holds it {shown}; by sums alone {bound}"), self._enough()]
+            return [*found, Problem("unproven", f"no placement was found that holds it, which is no proof; {bound}")]
         core = conflict(self.problem, best.pace, least, _EFFORT)
-        if core:
+        if core is not None:
+            others = "the others fit" if core.smallest else "the others are not shown to be too much"
             found = [
                 Problem(
                     "conflict",
-                    f"{self._each(core)}: wherever these stand, something is busy for more than {best.pace.cap:.4g} s of "
-                    f"{best.pace.every:.4g} s; without any one of them the others fit",
+                    f"{self._each(core.stages)}: wherever these stand, something is busy for more than {best.pace.cap:.4g} s of "
+                    f"{best.pace.every:.4g} s; without any one of them {others}",
                 )
             ]
+        return [*found, self._enough()]
+
+    def _enough(self) -> Problem:
+        best = self.chosen.best
         enough = f"a period of {best.work.least_period:.4g} s"
         if len(best.overfull) == 1 and self.loads[0].kind == "slots" and len(self.loads[0].stages) > 1:
             enough += f", or more slots for {self.loads[0].what}"
-        return [*found, Problem("enough would be", enough)]
+        return Problem("enough would be", enough)
 
     def _each(self, stages: Sequence[int]) -> str:
         """Stages, with the places that they may have and the least that they take there."""

@@ -57,7 +57,7 @@ def balanced(
     PLAN_SETTLED_CHOICES_MAX pairs of dependencies and links are not looked at; nor is memory that models take. The same for the
     same arguments.
     """
-    some = problem if of is None else _only(problem, of)
+    some = problem if of is None else taking(problem, of)
     had = work(some, known, pace).period
     if had <= 0:
         return Balanced(known, 0.0, True)
@@ -248,6 +248,7 @@ def _fill(model: Model, problem: Problem, pace: Pace, cap: float) -> None:
         return math.floor(seconds / cap * WHOLE) if cap > 0 else (WHOLE + 1 if seconds > 0 else 0)
 
     sums: dict[tuple[str, int, int], list[Any]] = {}
+    holders: dict[int, list[tuple[Any, int]]] = {}
     for stage, (modes, uses) in enumerate(zip(model.modes, model.uses, strict=True)):
         for mode, use in zip(modes, uses, strict=True):
             takes = float(arrays.seconds[stage, mode.place] * pace.rate[stage])
@@ -259,7 +260,7 @@ def _fill(model: Model, problem: Problem, pace: Pace, cap: float) -> None:
                 held = parts(
                     takes * float(arrays.working_bytes[stage, arrays.variant[mode.place]] / arrays.memory_bytes[node])
                 )
-                sums.setdefault(("memory", node, 0), []).append(use * held)
+                holders.setdefault(node, []).append((use, held))
     rate, through = rates(problem, pace), passed_by_pairs(problem)
     for edge, (up, down) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):
         for a, source in model.on[up].items():
@@ -276,6 +277,27 @@ def _fill(model: Model, problem: Problem, pace: Pace, cap: float) -> None:
                         sums.setdefault(key, []).append(crosses * share)
     for each in sums.values():
         cp.add(sum(each) <= WHOLE)
+    for node, taken in holders.items():
+        if some := [(use, held) for use, held in taken if held]:
+            _beside_models(model, node, some)
+
+
+def _beside_models(model: Model, node: int, taken: list[tuple[Any, int]]) -> None:
+    """Has working sets fit a node beside all models of what stands there, if any does that has one: by literals, the parts of memory that each takes."""
+    arrays, cp = model.ticks.problem.arrays, model.cp
+    weights = np.minimum(np.floor(arrays.weight_bytes / arrays.memory_bytes[node] * WHOLE), WHOLE + 1).astype(np.int64)
+    held, left = sum(use * parts for use, parts in taken), WHOLE
+    for what, weight in enumerate(weights.tolist()):
+        users = [model.on[stage][node] for stage in np.flatnonzero(arrays.model == what) if node in model.on[stage]]
+        if arrays.resident[what, node]:
+            left -= weight
+        elif users:
+            kept = cp.new_bool_var("")
+            cp.add_bool_and([user.negated() for user in users]).only_enforce_if(kept.negated())
+            held += kept * weight
+    holds = cp.new_bool_var("")
+    cp.add_bool_and([use.negated() for use, _ in taken]).only_enforce_if(holds.negated())
+    cp.add(held <= left).only_enforce_if(holds)
 
 
 def _sent(problem: Problem, through: ByPairs, size: float, a: int, b: int) -> dict[tuple[str, int, int], float]:
@@ -286,7 +308,7 @@ def _sent(problem: Problem, through: ByPairs, size: float, a: int, b: int) -> di
     return found | {("uplink", way, 0): size * per_byte for way, per_byte in through.get((a, b), ())}
 
 
-def _only(problem: Problem, of: Collection[int]) -> Problem:
+def taking(problem: Problem, of: Collection[int]) -> Problem:
     """The problem in which no other stage takes anything: no time, and no value to or from it."""
     arrays, kept = problem.arrays, np.isin(np.arange(len(problem.stages)), list(of))
     seconds = np.where(kept[:, None] | ~np.isfinite(arrays.seconds), arrays.seconds, 0.0)

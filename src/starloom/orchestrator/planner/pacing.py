@@ -15,7 +15,7 @@ from starloom.dag import limits
 from starloom.dag.constellation import Goal, Measure, Slo
 from starloom.dag.errors import Infeasible
 from starloom.orchestrator.planner import listing
-from starloom.orchestrator.planner.balance import Balanced, balanced, within
+from starloom.orchestrator.planner.balance import Balanced, balanced, taking, within
 from starloom.orchestrator.planner.bills import best_variants, bill, costs
 from starloom.orchestrator.planner.check import faults, penalty
 from starloom.orchestrator.planner.filling import overfull
@@ -82,11 +82,15 @@ class Paced(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """The best of the plans that were made, and what is known of the least period of all placements."""
+    """The best of the plans that were made, and what is known of the least period of all placements.
+
+    `none`: whether CP-SAT has shown that no plan holds the period, though sums alone may not show it.
+    """
 
     best: Paced
     least: Balanced
     tried: int
+    none: bool = False
 
 
 def find_paced(
@@ -148,7 +152,8 @@ def _find_paced(
             made += search.below(made, share * at.cap, effort)
     kinds = {tuple(each.plan.place.tolist()): each for each in made}
     judged = [_judged(problem, each, at, said, answering, asked) for each in kinds.values()]
-    return Chosen(choose(judged, asked.goals, asked.deadline), least, len(judged))
+    none = bool(pace.every) and search.none >= at.cap
+    return Chosen(choose(judged, asked.goals, asked.deadline), least, len(judged), none)
 
 
 def judged(problem: Problem, asked: Asked, pace: Pace, place: Indices, promises: Sequence[Promise]) -> Paced | None:
@@ -232,6 +237,8 @@ class _Looking:
         self.table = listing.Table(self.prepared)
         self.plain = self.table.listing("placed", self.table.upward)
         self.board = board(self.prepared)
+        #: seconds a round for which something is busy in any plan, as CP-SAT has shown
+        self.none = 0.0
         self.moves = Moves(problem, self.prepared)
 
     def stood(self, place: Indices) -> Found | None:
@@ -276,7 +283,9 @@ class _Looking:
         arrays = self.problem.arrays
         priced = self.problem._replace(arrays=arrays._replace(penalty=arrays.penalty + price * self.lacks))
         hint = best.plan._replace(penalty=penalty(priced, best.plan))
-        plan = within(priced, self.pace, cap, hint, effort=effort, seed=self.asked.seed).plan
+        plan, proven = within(priced, self.pace, cap, hint, effort=effort, seed=self.asked.seed)
+        if plan is None and proven:
+            self.none = max(self.none, cap)
         return None if plan is None else self._found(plan._replace(penalty=penalty(self.problem, plan)))
 
     def level(self, place: Indices, cap: float) -> Indices:
@@ -315,25 +324,37 @@ def held_by_none(pace: Pace, least: Balanced) -> bool:
     return bool(pace.every) and least.bound > pace.cap * (1 + GRANTED)
 
 
-def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> tuple[int, ...]:
+class TooMuch(NamedTuple):
+    """Stages that take too much for a period, wherever they stand. `smallest`: of all of them but any one a placement that holds it is known."""
+
+    stages: tuple[int, ...]
+    smallest: bool
+
+
+def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> TooMuch | None:
     """A smallest set of stages that take too much for the period, wherever they stand; none where that is not shown.
 
-    Smallest: without any of them the rest of it holds. What is left out is tried in halves, for most of many stages can be left
+    Smallest: without any of them the rest is not shown to be too much. What is left out is tried in halves, for most of many stages can be left
     out at once; at PLAN_SETTLED_CHOICES_MAX choices of all tries together it is given up, and none is told.
     """
     if least.place is None or not held_by_none(pace, least):
-        return ()
+        return None
     core = [stage for stage in range(len(problem.stages)) if problem.arrays.seconds[stage].max() > 0]
-    blocks, left = [core], limits.PLAN_SETTLED_CHOICES_MAX
+    blocks, left, smallest = [core], limits.PLAN_SETTLED_CHOICES_MAX, True
     while blocks:
         block = blocks.pop(0)
         fewer = [stage for stage in core if stage not in block]
         left -= len(fewer) * len(problem.places)
         if left < 0:
-            return ()
-        if held_by_none(pace, balanced(problem, pace, least.place, of=fewer, effort=effort)):
+            return None
+        rest = balanced(problem.free, pace, least.place, of=fewer, effort=effort)
+        if held_by_none(pace, rest):
             core = fewer
         elif len(block) > 1:
             half = len(block) // 2
             blocks += [block[:half], block[half:]]
-    return tuple(core)
+        else:
+            # What sums leave out, as the memory of models, may keep these from fitting too.
+            place = rest.place
+            smallest &= place is not None and work(taking(problem, fewer), place, pace).fits(pace.cap)
+    return TooMuch(tuple(core), smallest)

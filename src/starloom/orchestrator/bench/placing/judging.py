@@ -55,12 +55,17 @@ class Verdict(NamedTuple):
     wrong: str = ""
 
 
-def many(count: int, first: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """Judges so many cases from an index on: how many of each kind, conflicts, and what was wrong, with its index."""
+def many(
+    count: int, first: int, note: Callable[[str], None], judge: Callable[[int], Verdict] | None = None
+) -> dict[str, Any]:
+    """Judges so many cases from an index on: how many of each kind, conflicts, and what was wrong, with its index.
+
+    `judge`: of one case, `judged` unless given.
+    """
     kinds: Counter[str] = Counter({PLANNED: 0, EXPLAINED: 0, UNEXPLAINED: 0, VIOLATION: 0})
     conflicts, wrong = 0, []
     for index in range(first, first + count):
-        verdict = judged(index)
+        verdict = (judge or judged)(index)
         kinds[verdict.kind] += 1
         conflicts += verdict.conflicts
         if verdict.wrong:
