@@ -827,6 +827,14 @@ class TestRounds:
         w.submit(constellation(ROUND.replace("0.4", "0.2")), max_parallel=1)
         assert len(w.plans) == 2
 
+    def test_one_that_would_keep_the_planner_for_long_is_planned_job_by_job(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "PLAN_ROUNDS_CELLS_MAX", 8)
+        w = world(node("a"), node("b"), node("c"))
+        w.submit(constellation(ROUND))
+        assert [plan.rounds for plan in w.plans] == [False]
+
     def test_the_plan_is_made_anew_when_nodes_come_or_go_and_from_time_to_time(self, world: Any) -> None:
         w = world(node("a"), node("b"), node("c"))
         w.submit(constellation(ROUND))

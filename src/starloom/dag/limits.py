@@ -317,8 +317,9 @@ PLAN_RAISES_MAX: Final = 24
 """Single stages of a plan in lesser variants of which it is tried whether a better one ends in time as well."""
 PLAN_ROUNDS_SECONDS: Final = 10.0
 """So old the plan of jobs that come again and again is when the next of them has it renewed; what else runs is taken to go on so long."""
-PLAN_ROUNDS_STAGES_MAX: Final = 200
-"""Stages of a job that is planned for its period while such jobs run."""
+PLAN_ROUNDS_STAGES_MAX: Final = 100
+PLAN_ROUNDS_CELLS_MAX: Final = 2_000
+"""Stages of a job that is planned for its period while such jobs run, and these, as often as they have variants, times nodes: some seconds of a processor."""
 PLAN_SERIES_MAX: Final = 100
 """Constellations that come again and again whose plans are kept while none of their jobs runs."""
 PLAN_TAKEN_MAX: Final = 0.95

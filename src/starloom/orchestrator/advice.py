@@ -155,6 +155,11 @@ class Advised(NamedTuple):
     slack: float
 
 
+def cells(stages: Iterable[StageSpec], nodes: int) -> int:
+    """Stages, each as often as it has variants, times nodes."""
+    return nodes * sum(max(1, len(spec.variants)) for spec in stages)
+
+
 def told_of(spec: StageSpec, kind: KindSpec | None) -> set[bool]:
     """Whether a stage tells how long its run takes, in each of its variants: what runs of its kind took is no measure then."""
     return {told_seconds(way, kind) is not None for way in ways_of(spec)}

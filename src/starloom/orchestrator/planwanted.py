@@ -10,7 +10,7 @@ from starloom.dag.constellation import StageSpec
 from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.dag.kinds import KindSpec
 from starloom.dag.stagestate import ENDED, StageState, StageStatus
-from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing, told_of
+from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing, cells, told_of
 from starloom.orchestrator.clocks import JOB, NANOS
 from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.guide import Guide
@@ -75,7 +75,7 @@ def rounds_wanted(
         fleet.kinds.get(name) is None for name in names
     ):
         return None
-    if cells(stages.values(), len(there)) > limits.PLAN_LIVE_CELLS_MAX:
+    if cells(stages.values(), len(there)) > limits.PLAN_ROUNDS_CELLS_MAX:
         return None
     kinds: dict[str, KindSpec] = {name: fleet.kinds[name] for name in sorted(names)}
     nodes = (_node(member, kinds, job.id) for member in there)
@@ -93,11 +93,6 @@ def rounds_wanted(
         old=series.places,
         rounds=True,
     )
-
-
-def cells(stages: Iterable[StageSpec], nodes: int) -> int:
-    """Stages, each as often as it has variants, times nodes."""
-    return nodes * sum(max(1, len(spec.variants)) for spec in stages)
 
 
 def _node(member: Member, kinds: dict[str, KindSpec], job: JobId) -> NodeNow:

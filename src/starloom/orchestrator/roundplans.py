@@ -46,7 +46,7 @@ class RoundPlans:
 
     def join(self, run: Run, *, resumed: bool = False) -> Series | None:
         """A job begins, or is taken up again: the series that it is a round of, if any."""
-        return self._series.join(run, self._ledger.now, resumed=resumed)
+        return self._series.join(run, self._ledger.now, len(self._state.fleet.members), resumed=resumed)
 
     def leave(self, job: JobId) -> None:
         """A job has ended."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from starloom.dag import limits
 from starloom.dag.constellation import Constellation
 from starloom.dag.ids import AgentId, JobId, StageId
-from starloom.orchestrator.advice import Place, Planned, PlannedRounds
+from starloom.orchestrator.advice import Place, Planned, PlannedRounds, cells
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.fleet import Member
 from starloom.orchestrator.runs import Run
@@ -97,10 +97,10 @@ class AllSeries:
         self._of: dict[JobId, Series] = {}
         self._asked: dict[int, Series] = {}
 
-    def join(self, run: Run, now: int, *, resumed: bool = False) -> Series | None:
-        """A job begins, or is taken up again: the series that it is a round of; None if of none, or if that is not planned."""
+    def join(self, run: Run, now: int, nodes: int, *, resumed: bool = False) -> Series | None:
+        """A job begins, or is taken up again: the series that it is a round of; None if of none, or if that is not planned on so many nodes."""
         origin = run.job.shape.origin
-        if not origin.every_seconds or not _may(run):
+        if not origin.every_seconds or not _may(run, nodes):
             return None
         alike = self._known.setdefault(origin.name, [])
         found = next((each for each in alike if each.constellation == origin), None)
@@ -199,8 +199,11 @@ class AllSeries:
                 del self._known[series.constellation.name]
 
 
-def _may(run: Run) -> bool:
-    job = run.job
+def _may(run: Run, nodes: int) -> bool:
+    job, stages = run.job, run.job.shape.origin.stages
     return (
-        0 < len(job.stages) <= limits.PLAN_ROUNDS_STAGES_MAX and not job.options.max_parallel and not run.streams.groups
+        0 < len(stages) <= limits.PLAN_ROUNDS_STAGES_MAX
+        and cells(stages.values(), nodes) <= limits.PLAN_ROUNDS_CELLS_MAX
+        and not job.options.max_parallel
+        and not run.streams.groups
     )

@@ -6,8 +6,8 @@ from starloom.dag.expectation import run_seconds, told_seconds
 from starloom.dag.kinds import KindSpec
 from starloom.dag.stagestate import ENDED, StageState
 from starloom.dag.variants import allowed, ways_of
-from starloom.orchestrator.advice import known_share
-from starloom.orchestrator.planwanted import cells, runs_seconds
+from starloom.orchestrator.advice import cells, known_share
+from starloom.orchestrator.planwanted import runs_seconds
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.state import State
 
