@@ -22,7 +22,7 @@ from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem
 from starloom.orchestrator.planner.steady import pace
 from starloom.orchestrator.planner.timing import bound_together, in_order, loaders, retimed, spans
-from starloom.orchestrator.planner.uplinks import carried, lags, passers, shared, timed
+from starloom.orchestrator.planner.uplinks import carried, channels_between, lags, passers, shared, timed
 
 SHORT = Budget(iterations=40)
 ROBOTS = [Place("r1"), Place("r2"), Place("edge", slots=4)]
@@ -170,7 +170,10 @@ def test_what_passes_an_uplink_is_all_that_the_checker_says_does(seed: int) -> N
         (way, a, b): check.passes(*ways[way][:1], a, b, ways[way][1]) for way in range(len(ways)) for a, b in pairs
     }
     assert told == {key: times for key, times in asked.items() if times}
-    assert [each.rate for each in passers(what)] == [each.up if outward else each.down for each, outward in ways]
+    takes = {(way, a, b): seconds for a, b in pairs for way, seconds in channels_between(what)(a, b)}
+    rate = [each.rate for each in passers(what)]
+    assert takes == {key: times / rate[key[0]] for key, times in told.items()}
+    assert rate == [each.up if outward else each.down for each, outward in ways]
 
 
 def test_many_nodes_behind_many_uplinks_take_no_room_for_what_passes_none() -> None:

@@ -19,7 +19,7 @@ from starloom.orchestrator.planner.prepared import Prepared, prepare
 from starloom.orchestrator.planner.problem import Indices, Plan, Problem, zones
 from starloom.orchestrator.planner.steady import Pace, rates, work
 from starloom.orchestrator.planner.ticks import heads, tails
-from starloom.orchestrator.planner.uplinks import ByPairs, passed_by_pairs
+from starloom.orchestrator.planner.uplinks import Between, channels_between
 
 FINE = 1_000_000
 """Ticks of the period that is known: what differs by less is the same."""
@@ -135,7 +135,7 @@ class _Balance:
         if len(arrays.upstream) * k * k > limits.PLAN_SETTLED_CHOICES_MAX:
             return
         crossing: dict[tuple[str, int, int], list[Any]] = {}
-        through = passed_by_pairs(self.problem)
+        through = channels_between(self.problem)
         for edge, (up, down) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):
             for a, source in self.on[up].items():
                 for b, sink in self.on[down].items():
@@ -261,7 +261,7 @@ def _fill(model: Model, problem: Problem, pace: Pace, cap: float) -> None:
                     takes * float(arrays.working_bytes[stage, arrays.variant[mode.place]] / arrays.memory_bytes[node])
                 )
                 holders.setdefault(node, []).append((use, held))
-    rate, through = rates(problem, pace), passed_by_pairs(problem)
+    rate, through = rates(problem, pace), channels_between(problem)
     for edge, (up, down) in enumerate(zip(arrays.upstream.tolist(), arrays.downstream.tolist(), strict=True)):
         for a, source in model.on[up].items():
             for b, sink in model.on[down].items():
@@ -300,12 +300,12 @@ def _beside_models(model: Model, node: int, taken: list[tuple[Any, int]]) -> Non
     cp.add(held <= left).only_enforce_if(holds)
 
 
-def _sent(problem: Problem, through: ByPairs, size: float, a: int, b: int) -> dict[tuple[str, int, int], float]:
+def _sent(problem: Problem, through: Between, size: float, a: int, b: int) -> dict[tuple[str, int, int], float]:
     """Seconds that so many bytes from one node to another keep busy: their link, and the ways of up-links that they pass."""
     if not size or a == b:
         return {}
     found = {("link", a, b): size * float(problem.arrays.seconds_per_byte[a, b])}
-    return found | {("uplink", way, 0): size * per_byte for way, per_byte in through.get((a, b), ())}
+    return found | {("uplink", way, 0): size * per_byte for way, per_byte in through(a, b)}
 
 
 def taking(problem: Problem, of: Collection[int]) -> Problem:

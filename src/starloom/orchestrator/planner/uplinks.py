@@ -5,7 +5,8 @@ Values that pass an up-link at one time share its rate: max-min fair, none faste
 is there one latency after its last byte has passed. From one event to the next rates stay as they are.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,8 +26,8 @@ class Channels(NamedTuple):
     uplink: tuple[int, ...]
 
 
-ByPairs = Mapping[tuple[int, int], Sequence[tuple[int, float]]]
-"""Of two nodes, from the first to the second: channels by their numbers, and the seconds that a byte takes of each."""
+Between = Callable[[int, int], tuple[tuple[int, float], ...]]
+"""From one node to another: channels by their numbers, and the seconds that a byte takes of each."""
 
 
 class Passers(NamedTuple):
@@ -134,13 +135,30 @@ def ways(problem: Problem, source: Indices, sink: Indices, moves: Flags) -> Ways
     )
 
 
-def passed_by_pairs(problem: Problem) -> ByPairs:
-    """The channels that what goes from one node to another passes, of each two nodes of which any is passed."""
-    found: dict[tuple[int, int], list[tuple[int, float]]] = {}
-    for each in passers(problem):
-        seconds = (each.times / each.rate).tolist()
-        for source, sink, takes in zip(each.source.tolist(), each.sink.tolist(), seconds, strict=True):
-            found.setdefault((source, sink), []).append((each.way, takes))
+def channels_between(problem: Problem) -> Between:
+    """Of two nodes the channels that what goes from the first to the second passes, worked out as it is asked for."""
+    rate, first = channels(problem).rate.tolist(), [0]
+    for each in problem.uplinks:
+        first.append(first[-1] + (1 if each.half else 2))
+    behind: dict[int, set[int]] = {}
+    for index, each in enumerate(problem.uplinks):
+        for node in each.nodes:
+            behind.setdefault(node, set()).add(index)
+    none: set[int] = set()
+
+    @cache
+    def found(source: int, sink: int) -> tuple[tuple[int, float], ...]:
+        near, far = behind.get(source, none), behind.get(sink, none)
+        told = []
+        for index in sorted(near | far) if source != sink else ():
+            half, way, both = problem.uplinks[index].half, first[index], index in near and index in far
+            if half:
+                told.append((way, (2 if both else 1) / rate[way]))
+            elif not both:
+                way += index in far
+                told.append((way, 1 / rate[way]))
+        return tuple(told)
+
     return found
 
 
