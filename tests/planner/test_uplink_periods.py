@@ -12,7 +12,7 @@ from starloom.orchestrator.planner.balance import balanced, within
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.filling import overfull
 from starloom.orchestrator.planner.levelling import levelled
-from starloom.orchestrator.planner.pacing import find_paced, held_by_none
+from starloom.orchestrator.planner.pacing import conflict, find_paced, held_by_none
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.prepared import prepare
 from starloom.orchestrator.planner.problem import Place, Problem, Uplink, problem
@@ -90,3 +90,18 @@ def test_a_period_that_an_uplink_does_not_hold_is_held_by_another_placement() ->
     short = pace(what, 0.8)
     assert not held_by_none(short, balanced(what.free, short, chosen.best.found.plan.place))
     assert held_by_none(short, find_paced(what, asked(what), short, planned).least)
+
+
+def test_of_what_an_uplink_cannot_carry_the_fewest_stages_are_told() -> None:
+    """Three values of 0.4 s each, of which two fit the 0.9 s of a line; what reads them may stand on the other side alone."""
+    first, second, far = np.where(np.eye(3) > 0, 0.1, np.inf).tolist()
+    seconds = [first, second, first, far, far, far, [0.1] * 3]
+    edges = [(stage, stage + 3, 4.0) for stage in range(3)]
+    free = problem("abcdefg", tuple(Place(name, slots=9) for name in ("r1", "r2", "edge")), seconds, edges)
+    what = shared(free, (Uplink("line", (0, 1), 10.0, 10.0),))
+    how = pace(what, 1.0)
+    least = balanced(what, how, plan(what, Budget(1)).place)
+    found = conflict(what, how, least, 0.5)
+    assert found is not None
+    assert found.stages == (0, 1, 2, 3, 4, 5)
+    assert found.smallest

@@ -347,7 +347,7 @@ def conflict(problem: Problem, pace: Pace, least: Balanced, effort: float) -> To
         left -= len(fewer) * len(problem.places)
         if left < 0:
             return None
-        rest = balanced(problem.free, pace, least.place, of=fewer, effort=effort)
+        rest = balanced(problem, pace, least.place, of=fewer, effort=effort)
         if held_by_none(pace, rest):
             core = fewer
         elif len(block) > 1:
