@@ -603,6 +603,21 @@ class TestVariants:
         assert w.status(job) == "succeeded"
         assert given(w) == {f"s{n}": ["small" if n == 1 else "large"] for n in range(6)}
 
+    def test_what_a_plan_said_of_a_stage_before_it_was_patched_is_no_advice_on_it(self, world: Any) -> None:
+        """Its variants are others, though one of them has the old one's name."""
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied()))
+        w.handle(lessened(w, "s1", "s2"))
+        ways = (
+            "[{name: large, quality: 0.9, params: {seconds: 0.1}}, {name: small, quality: 0.2, params: {seconds: 9}}]"
+        )
+        w.patched(w.patch(job, f"- set_variants: {{stage: s1, variants: {ways}}}"))
+        assert "with 1 stage to come in lesser variants" in w.coordinator.planned(job)
+        w.finish("s0")
+        assert given(w)["s1"] == ["large"]
+        w.finish_all()
+        assert given(w)["s2"] == ["small"]
+
     def test_what_is_ready_and_has_no_place_yet_is_so_in_its_new_variant(self, world: Any) -> None:
         """The one that it was ready in may go to one node only, which is full; the other may go anywhere."""
         w = world(node("a", slots=1), node("b", slots=1))

@@ -1,6 +1,6 @@
 """What is kept of an open job's plan: the places that it advises, when it was asked for, and what became of it."""
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -135,7 +135,7 @@ class Guide:
         self.refusal = given.refusal or given.nonsense()
         if self.refusal:
             return []
-        self._forget_gone(stages)
+        self.forget([name for name in self.places if name not in stages])
         before = {name: self.variant(name) for name in given.places} if self.hurries else {}
         for name, place in given.places.items():
             if name in stages and stages[name] == self.asked_of.get(name):
@@ -171,9 +171,10 @@ class Guide:
         """No plan has come."""
         self.pending, self.refusal = False, refusal
 
-    def _forget_gone(self, stages: Container[StageId]) -> None:
-        for name in [name for name in self.places if name not in stages]:
-            del self.places[name]
+    def forget(self, stages: Iterable[StageId]) -> None:
+        """Stages are gone, or not what they were when the plan was asked for: it says nothing of them any more."""
+        for name in stages:
+            self.places.pop(name, None)
             self.stood.pop(name, None)
 
     def drifts(self, stage: StageId, now: int, share: float, seconds: float) -> bool:

@@ -237,6 +237,9 @@ class Guiding:
 
     def _patched(self, fact: Fact) -> None:
         assert isinstance(fact, JobPatched)
+        run = self._guided.get(fact.job)
+        if run is not None and run.guide is not None:
+            run.guide.forget(change.stage for change in fact.difference.stages)
         self._changed(fact.job, "it was patched")
 
     def _changed(self, job: JobId, why: str) -> None:
