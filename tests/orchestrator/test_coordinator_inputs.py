@@ -15,8 +15,8 @@ from starloom.dag.constellation import Constellation, Join, OnFailure, Policy, R
 from starloom.dag.document import load
 from starloom.dag.facts import StageCommitted, StageReopened, StageSkipped, StageSuperseded
 from starloom.dag.values import PortType
-from starloom.orchestrator.dispatch import fits
 from starloom.orchestrator.lineage import Fed
+from starloom.orchestrator.sourcing import fits
 
 NO_RETRY = Policy(retry=Retry(times=0))
 

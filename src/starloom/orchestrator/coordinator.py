@@ -16,7 +16,7 @@ Only facts change what lasts (`state`): replaying a journal asks no clock and no
     deadlines    the ends of what has had its time    stragglers copies of what runs too long
     replicas     results on other nodes as well       watchdog   the ends of what cannot go on
     streaming    stages that stream into each other   guiding    plans of jobs, as advice on places
-    propagation  what ends and changes mean for dependents
+    propagation  what ends mean for dependents        sourcing   where inputs are to be had
 """
 
 from collections.abc import Iterable, KeysView, Mapping, Sequence

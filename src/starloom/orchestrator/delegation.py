@@ -13,13 +13,14 @@ from starloom.dag.ids import FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import ENDED
 from starloom.orchestrator.ahead import NO_ROOM, Ahead
 from starloom.orchestrator.clocks import NANOS
-from starloom.orchestrator.dispatch import Dispatcher, any_online, fits, input_of, moves_of
+from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.lanes import Lane
 from starloom.orchestrator.lineage import Fed, inputs_of
 from starloom.orchestrator.placement import Move, Planner, Want
 from starloom.orchestrator.runs import Run
+from starloom.orchestrator.sourcing import any_online, fits, input_of, moves_of
 from starloom.orchestrator.state import Ledger, State
 
 _AHEAD_NANOS: Final = round(limits.DELEGATED_SECONDS * NANOS)
@@ -71,7 +72,7 @@ class Delegation:
         if after > _AHEAD_NANOS:
             return now + after - _AHEAD_NANOS
         fed = inputs_of(job, name) if job.bindings[name] or len(awaited) < len(job.upstreams[name]) else ()
-        holders = self._dispatcher.holders(fed)
+        holders = self._dispatcher.sourcing.holders(fed)
         candidates = self._dispatcher.candidates(lane, run, name)
         if not self._has_inputs(lane, awaited, fed) or not all(map(any_online, holders.values())) or not fits(fed):
             return None

@@ -3,37 +3,29 @@
 from collections.abc import Sequence
 from typing import Final
 
-import msgspec
-
-from starloom.agents.messages import Assign, Await, Input, Source
+from starloom.agents.messages import Assign, Await, Input
 from starloom.dag import limits
 from starloom.dag.constellation import StageSpec
 from starloom.dag.expectation import told_seconds
-from starloom.dag.facts import ErrorInfo, StagePlaced
-from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
+from starloom.dag.facts import StagePlaced
+from starloom.dag.ids import FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import StageStatus
-from starloom.dag.values import JOB_STORE
 from starloom.orchestrator.ahead import Ahead
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
-from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
+from starloom.orchestrator.fleet import Fleet, Member, Work
 from starloom.orchestrator.lanes import Lane, ReadyLanes
 from starloom.orchestrator.lineage import Fed, Verdict, comparisons_of, inputs_of, verdict
 from starloom.orchestrator.placement import Candidate, Choice, Move, Planner, Want
 from starloom.orchestrator.planwanted import left_seconds
 from starloom.orchestrator.propagation import Propagation
-from starloom.orchestrator.relays import relayed
-from starloom.orchestrator.replicas import nearest
 from starloom.orchestrator.runs import PLAN_AWAITED, VARIANT_OPEN, Run, Waits
 from starloom.orchestrator.settle import Settler
+from starloom.orchestrator.sourcing import Holders, Sourcing, any_online, input_of, moves_of
 from starloom.orchestrator.state import Ledger, State
 from starloom.orchestrator.streams import pending
 from starloom.orchestrator.worth import is_open
 
-Holders = dict[str, list[Member]]
-"""Who has each value that only agents have, by input port."""
-_INPUT_BYTES: Final = 384
-"""About what an input takes in a message beside its names and its value, digests and all."""
 _LINE: Final = round(0.25 * limits.DELEGATED_SECONDS * NANOS)
 """So soon a stage is looked at again that is not to stand in line: most of what stands there is left then. In nanoseconds."""
 Spare = dict[int, list[Candidate]]
@@ -62,7 +54,7 @@ class Dispatcher:
         self._waits = waits
         self._endings = endings
         self._settler = settler
-        self._propagation = propagation
+        self.sourcing = Sourcing(self._fleet, ledger, waits, settler, propagation)
 
     def run(self) -> None:
         """Places all that can be placed now."""
@@ -95,7 +87,7 @@ class Dispatcher:
         if not free or run.full or verdict(job, name) is not Verdict.RUN:
             return False
         fed = inputs_of(job, name)
-        holders = self.holders(fed)
+        holders = self.sourcing.holders(fed)
         if set(lane.required).difference(item.port for item in fed) or not all(map(any_online, holders.values())):
             return False
         told = told_seconds(stage.taken, lane.spec)
@@ -109,14 +101,6 @@ class Dispatcher:
     def candidates(self, lane: Lane, run: Run, name: StageId) -> Sequence[Candidate]:
         """The nodes that a stage of a lane may go to, by name."""
         return self._lanes.candidates(lane, run, name)
-
-    def holders(self, fed: Sequence[Fed]) -> Holders:
-        """Who has each value that only agents have, of those whose processes may still be there."""
-        return {
-            item.port: self._fleet.having(item.upstream.holders)
-            for item in fed
-            if item.ref.inline is None and item.ref.holder != JOB_STORE and item.upstream is not None
-        }
 
     def follow(self, lane: Lane, run: Run, name: StageId) -> bool:
         """Places a stage that streams with others which are under way, wherever a node is there; False if none is."""
@@ -135,14 +119,14 @@ class Dispatcher:
             return False
         fed: Sequence[Fed] = inputs_of(job, name) if job.upstreams[name] or job.bindings[name] else ()
         streamed: set[str] = run.streams.ports(name) if name in run.streams.groups else set()
-        if lane.required and not self._has_inputs(lane, run, name, {*streamed, *(item.port for item in fed)}):
+        if lane.required and not self.sourcing.complete(lane, run, name, {*streamed, *(item.port for item in fed)}):
             return True
-        if fed and not self._fits(run, name, fed):
+        if fed and not self.sourcing.fits(run, name, fed):
             return True
         moves: Sequence[Move] = ()
         holders: Holders = {}
         if any(item.ref.inline is None for item in fed):
-            found = self._find_inputs(run, name, fed)
+            found = self.sourcing.find(run, name, fed)
             if found is None:
                 return True
             holders = found
@@ -205,58 +189,6 @@ class Dispatcher:
         ]
         left = (left_seconds(work, now) if task.token in stage.started else work.seconds for stage, task, work in mine)
         return sum(left) / member.slots
-
-    def _has_inputs(self, lane: Lane, run: Run, name: StageId, there: set[str]) -> bool:
-        """Whether each input that the kind needs is there; the stage fails if not, for no other place would help."""
-        missing = set(lane.required) - there
-        if not missing:
-            return True
-        ports = ", ".join(sorted(missing))
-        message = f"input {ports} has no value: its upstream gave none; {lane.kind} needs one"
-        self._fail(run, name, message, "InputUnavailable")
-        return False
-
-    def _fits(self, run: Run, name: StageId, fed: Sequence[Fed]) -> bool:
-        """Whether its inputs fit into one message; the stage fails if not, for it cannot be given to any agent."""
-        if fits(fed):
-            return True
-        limit = f"ASSIGN_INPUTS_BYTES_MAX = {limits.ASSIGN_INPUTS_BYTES_MAX} bytes"
-        message = f"its {len(fed)} inputs are more than the {limit} of a message; gather them in several stages"
-        self._fail(run, name, message, "InvalidInput")
-        return False
-
-    def _fail(self, run: Run, name: StageId, message: str, cause: str) -> None:
-        """A stage that has not been given out fails."""
-        token = FencingToken(self._ledger.epoch, run.job.stages[name].attempt)
-        self._settler.fail(run, name, token, ErrorInfo(message=message, cause=cause))
-        self._propagation.drain()
-
-    def _find_inputs(self, run: Run, name: StageId, fed: Sequence[Fed]) -> Holders | None:
-        """Who can give each value that only agents have.
-
-        None if one cannot be had: one that is gone is made again, and of silent holders the first word is waited for.
-        """
-        found = self.holders(fed)
-        silent: list[AgentId] = []
-        gone: dict[StageId, str] = {}
-        for item in fed:
-            holders = found.get(item.port)
-            if holders is None or item.upstream is None:
-                continue
-            if not holders:
-                known = ", ".join(item.upstream.holders) or item.ref.holder
-                gone[item.consumed.upstream] = f"{known}, which held its output {item.port}, was lost; {name} needs it"
-            elif not any_online(holders):
-                silent += [holder.name for holder in holders]
-        for upstream, reason in gone.items():
-            self._propagation.reopen(run, upstream, reason, lost=True)
-        if gone:
-            self._propagation.drain()
-            return None
-        if silent:
-            self._waits.for_agents(run, name, silent)
-            return None
-        return found
 
     def assign(
         self,
@@ -340,50 +272,8 @@ class Dispatcher:
                 self._ahead.put(run, downstream)
 
 
-def input_of(run: Run, item: Fed, holders: Holders, member: Member) -> Input:
-    """Fetched from the holder that is best for the place, which is the place itself if it has a copy, else from another.
-
-    Where the place could not reach any of them, from the job store, once it is there.
-    """
-    known = holders.get(item.port)
-    if not known:
-        return Input(port=item.port, ref=item.ref, consumed=item.consumed)
-    best, *others = nearest(known, member)
-    consumed = item.consumed
-    if best is not member and relayed(
-        run, consumed.upstream, consumed.token, member.name, [holder.name for holder in known]
-    ):
-        at_store = msgspec.structs.replace(item.ref, holder=JOB_STORE)
-        return Input(port=item.port, ref=at_store, consumed=consumed, others=_sources([best, *others]))
-    ref = item.ref if item.ref.holder == best.name else msgspec.structs.replace(item.ref, holder=best.name)
-    return Input(port=item.port, ref=ref, consumed=consumed, address=best.profile.address, others=_sources(others))
-
-
-def fits(fed: Sequence[Fed]) -> bool:
-    """Whether an assignment with these inputs fits into one message. One that does not would break each session of its agent."""
-    sizes = (_INPUT_BYTES + len(item.port) + len(item.consumed.upstream) + len(item.ref.inline or b"") for item in fed)
-    return sum(sizes) <= limits.ASSIGN_INPUTS_BYTES_MAX
-
-
 def _has_slot(member: Member) -> bool:
     return member.open and member.in_hand < member.slots
-
-
-def _sources(members: Sequence[Member]) -> tuple[Source, ...]:
-    return tuple(Source(agent=member.name, address=member.profile.address) for member in members)
-
-
-def any_online(holders: Sequence[Member]) -> bool:
-    return any(holder.state is AgentState.ONLINE for holder in holders)
-
-
-def moves_of(fed: Sequence[Fed], holders: Holders) -> list[Move]:
-    found = []
-    for item in fed:
-        known = holders.get(item.port)
-        if item.ref.inline is None:
-            found.append(Move(item.ref.bytes, known[0], known[1:]) if known else Move(item.ref.bytes, None))
-    return found
 
 
 def _fetches(inputs: Sequence[Input]) -> dict[StageId, FencingToken]:

@@ -7,12 +7,13 @@ from starloom.agents.messages import AwaitUnreachable, Resolve
 from starloom.dag.facts import JobStatus
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import StageState, StageStatus
-from starloom.orchestrator.dispatch import Dispatcher, input_of
+from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import Fleet, Member
 from starloom.orchestrator.lineage import Fed, inputs_of
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.settle import Settler
+from starloom.orchestrator.sourcing import input_of
 from starloom.orchestrator.state import Ledger, State
 
 
@@ -114,7 +115,7 @@ class Resolving:
         if stage.committed != token:
             return None
         fed = [item for item in inputs_of(run.job, task.stage) if item.consumed.upstream == upstream]
-        holders = self._dispatcher.holders(fed)
+        holders = self._dispatcher.sourcing.holders(fed)
         if not all(holders.values()):
             return None
         return Resolve(
