@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from starloom.agents import arena, sharedmemory, values
 from starloom.agents.arena import ALIGNMENT_BYTES, VALUES_AT, Allocator, Entry, aligned
-from starloom.agents.sharedmemory import Arena, Neighbour, open_arena, sweep
+from starloom.agents.neighbours import Neighbour
+from starloom.agents.sharedmemory import Arena, open_arena, sweep
 from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InvalidInput, Unavailable
 from starloom.dag.ids import JobId
@@ -315,7 +316,7 @@ sys.stdin.read()
 READER = """
 import sys
 from pathlib import Path
-from starloom.agents.sharedmemory import Neighbour
+from starloom.agents.neighbours import Neighbour
 folder, name, nonce, digest, size = sys.argv[1:]
 found = Neighbour(name, bytes.fromhex(nonce), Path(folder)).read("j", digest, int(size))
 print(bytes(found[:1]).hex(), flush=True)

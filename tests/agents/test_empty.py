@@ -14,7 +14,8 @@ from tests.agents.fakes import NoModels, Stages, assign, given, made, no_models
 from starloom.agents import values
 from starloom.agents.arena import aligned
 from starloom.agents.execution import Execution, Made, execute
-from starloom.agents.sharedmemory import Arena, Neighbour, open_arena
+from starloom.agents.neighbours import Neighbour
+from starloom.agents.sharedmemory import Arena, open_arena
 from starloom.agents.stage import Outputs, Stage, StageCall
 from starloom.agents.stages.image import DecodeImage
 from starloom.dag import limits

@@ -17,9 +17,9 @@ from starloom.agents.dataservice import DataServer
 from starloom.agents.fetching import InputFetcher, InputsLost
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Held, Input, Replicate, Report, Source
-from starloom.agents.neighbours import Neighbours
+from starloom.agents.neighbours import Neighbours, is_anothers
 from starloom.agents.replicator import Replicator
-from starloom.agents.sharedmemory import Arena, is_anothers, open_arena
+from starloom.agents.sharedmemory import Arena, open_arena
 from starloom.agents.transfer import Transfer
 from starloom.dag import limits
 from starloom.dag.errors import Unavailable

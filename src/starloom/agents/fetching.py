@@ -11,8 +11,7 @@ from contextlib import suppress
 
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Assign, Input, Source
-from starloom.agents.neighbours import Neighbours
-from starloom.agents.sharedmemory import is_anothers
+from starloom.agents.neighbours import Neighbours, is_anothers
 from starloom.agents.transfer import Transfer
 from starloom.agents.values import Data
 from starloom.dag import limits

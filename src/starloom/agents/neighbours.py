@@ -5,20 +5,112 @@ the agent names can be opened here and holds the nonce that the agent told.
 """
 
 import asyncio
+import fcntl
 import logging
+import mmap
+import os
+import stat
 import time
+import weakref
 from pathlib import Path
 
-from starloom.agents import sharedmemory, values
+import numpy as np
+
+from starloom.agents import arena, sharedmemory, values
 from starloom.agents.faultlayer import FaultLayer
-from starloom.agents.sharedmemory import Neighbour
+from starloom.agents.sharedmemory import FLOCK, NAME, Block, Returns
 from starloom.agents.transfer import Transfer, off_loop
+from starloom.agents.values import Data
 from starloom.dag import limits
 from starloom.dag.errors import StarloomError, Unavailable
 from starloom.dag.ids import JobId
 from starloom.dag.values import ValueRef
 
 _log = logging.getLogger(__name__)
+
+
+class Neighbour:
+    """Another agent's arena, on this host. Safe for threads. It lives as long as anything that was read by it."""
+
+    def __init__(self, name: str, nonce: bytes, folder: Path = sharedmemory.FOLDER) -> None:
+        """Opens it. Raises Unavailable where it cannot be opened, or is not what the agent told of."""
+        if not NAME.fullmatch(name) or len(nonce) != arena.NONCE_BYTES:
+            raise Unavailable(f"{name[:80]!r} is no name of an arena")
+        try:
+            self._file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            raise Unavailable(f"arena {name} is not on this host: {error.strerror}") from error
+        weakref.finalize(self, os.close, self._file).atexit = False
+        found = os.fstat(self._file)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise Unavailable(f"arena {name} is another user's, or open to others")
+        self.size = found.st_size
+        if self.size < arena.VALUES_AT:
+            raise Unavailable(f"arena {name} has {self.size} bytes, too few")
+        map_ = mmap.mmap(self._file, self.size, prot=mmap.PROT_READ)
+        if map_[: len(arena.MAGIC) + arena.NONCE_BYTES] != arena.MAGIC + nonce:
+            raise Unavailable(f"arena {name} is another one than was told of")
+        self._bytes = np.frombuffer(map_, np.uint8)
+        index = self._bytes[arena.HEAD_BYTES : arena.VALUES_AT].reshape(-1, arena.ENTRY_BYTES)
+        self._index = index
+        self._heads = index[:, :8].view(np.uint64)[:, 0]
+        self._returns = Returns(self._unlock)
+        self._readers: dict[int, int] = {}
+
+    def read(self, job: JobId, digest: str, size: int) -> memoryview | None:
+        """A read-only view of a value of `size` bytes, or None if it is not here, or not any more.
+
+        Raises InvalidInput or DigestMismatch for an index that is malformed.
+        """
+        key = arena.key_of(job, digest)
+        places = np.flatnonzero(self._heads == np.frombuffer(key, np.uint64, 1)[0])
+        found = next((place for place in places if self._index[place, : arena.KEY_BYTES].tobytes() == key), None)
+        if found is None or os.fstat(self._file).st_size != self.size:
+            return None
+        written = self._index[found].tobytes()
+        entry = arena.unpack(written, self.size)
+        if entry.size != size:
+            return None
+        with self._returns.guard:
+            self._lock(entry.start)
+            still = self._index[found].tobytes() == written
+            if not still:
+                self._unlock(entry.start)
+        self._returns.settle()
+        if not still:
+            return None
+        block = self._bytes[entry.start : entry.start + size].view(Block)
+        block.start, block.owner = entry.start, self
+        weakref.finalize(block, self._returns.add, entry.start).atexit = False
+        return block.data
+
+    def orphaned(self) -> bool:
+        """Whether the agent is dead: its lock is gone."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        return True
+
+    def _lock(self, start: int) -> None:
+        readers = self._readers.get(start, 0)
+        if not readers:
+            asked = FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, start, 1, 0)
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, asked)
+        self._readers[start] = readers + 1
+
+    def _unlock(self, start: int) -> None:
+        self._readers[start] -= 1
+        if not self._readers[start]:
+            del self._readers[start]
+            asked = FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
+            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, asked)
+
+
+def is_anothers(data: Data) -> bool:
+    """Whether the bytes lie in another agent's memory."""
+    return isinstance(data, memoryview) and isinstance(data.obj, Block) and isinstance(data.obj.owner, Neighbour)
 
 
 class Neighbours:

@@ -8,7 +8,7 @@ from functools import partial
 from starloom.agents.fetching import InputFetcher, Unfetched
 from starloom.agents.holder import Holder
 from starloom.agents.messages import Held, NotHeld, Replicate, Report
-from starloom.agents.sharedmemory import is_anothers
+from starloom.agents.neighbours import is_anothers
 from starloom.agents.transfer import off_loop
 from starloom.agents.values import Data, verify
 from starloom.dag.errors import DigestMismatch, Overloaded

@@ -1,4 +1,4 @@
-"""Values in shared memory: an agent's arena, and its neighbours' as it reads them. Linux only; elsewhere there is none.
+"""Values in shared memory: an agent's arena, which its `neighbours` read. Linux only; elsewhere there is none.
 
 The owner of a file locks it (flock) for as long as it lives, so a file that nobody has locked is a dead agent's, and
 whoever finds it removes it; a reader that has it mapped keeps what it reads. What is being read is locked byte by byte
@@ -12,7 +12,6 @@ import mmap
 import os
 import re
 import secrets
-import stat
 import struct
 import threading
 import weakref
@@ -36,10 +35,12 @@ _log = logging.getLogger(__name__)
 
 FOLDER: Final = Path("/dev/shm")
 BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
-_NAME = re.compile(r"starloom-arena-[0-9a-f]{32}")
+NAME: Final = re.compile(r"starloom-arena-[0-9a-f]{32}")
+"""What the files are called."""
 _OWN_ONLY = 0o600
 _MADV_POPULATE_WRITE: Final = 23
-_FLOCK: Final = struct.Struct("hhqqi4x")
+FLOCK: Final = struct.Struct("hhqqi4x")
+"""The kernel's `struct flock`, of a 64-bit Linux."""
 _FREE_DIVISOR: Final = 2
 
 
@@ -50,7 +51,7 @@ class Block(NDArray[np.uint8]):
     owner: object
 
 
-class _Returns:
+class Returns:
     """What finalizers give back: they may run anywhere, also amid what the guard protects, so they never wait for it."""
 
     def __init__(self, take_back: Callable[[int], None]) -> None:
@@ -59,6 +60,7 @@ class _Returns:
         self._waiting: deque[int] = deque()
 
     def add(self, start: int) -> None:
+        """A value that began there is let go."""
         self._waiting.append(start)
         self.settle()
 
@@ -92,7 +94,7 @@ class Arena:
             raise Unavailable(f"no arena in {folder}: {error}") from error
         self._map[: len(arena.MAGIC) + arena.NONCE_BYTES] = arena.MAGIC + self.nonce
         self._bytes = np.frombuffer(self._map, np.uint8)
-        self._returns = _Returns(self._take_back)
+        self._returns = Returns(self._take_back)
         self._allocator = Allocator(arena.VALUES_AT)
         #: taken back, and still read by another process
         self._read: list[int] = []
@@ -216,8 +218,8 @@ class Arena:
     def _is_read(self, start: int) -> bool:
         if self._file < 0:
             return True
-        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
-        kind, *_ = _FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, asked))
+        asked = FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, 1, 0)
+        kind, *_ = FLOCK.unpack(fcntl.fcntl(self._file, fcntl.F_OFD_GETLK, asked))
         return bool(kind != fcntl.F_UNLCK)
 
     def _grow(self, size: int) -> bool:
@@ -249,90 +251,6 @@ class Arena:
             os.close(file)
 
 
-class Neighbour:
-    """Another agent's arena, on this host. Safe for threads. It lives as long as anything that was read by it."""
-
-    def __init__(self, name: str, nonce: bytes, folder: Path = FOLDER) -> None:
-        """Opens it. Raises Unavailable where it cannot be opened, or is not what the agent told of."""
-        if not _NAME.fullmatch(name) or len(nonce) != arena.NONCE_BYTES:
-            raise Unavailable(f"{name[:80]!r} is no name of an arena")
-        try:
-            self._file = os.open(folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            raise Unavailable(f"arena {name} is not on this host: {error.strerror}") from error
-        weakref.finalize(self, os.close, self._file).atexit = False
-        found = os.fstat(self._file)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise Unavailable(f"arena {name} is another user's, or open to others")
-        self.size = found.st_size
-        if self.size < arena.VALUES_AT:
-            raise Unavailable(f"arena {name} has {self.size} bytes, too few")
-        map_ = mmap.mmap(self._file, self.size, prot=mmap.PROT_READ)
-        if map_[: len(arena.MAGIC) + arena.NONCE_BYTES] != arena.MAGIC + nonce:
-            raise Unavailable(f"arena {name} is another one than was told of")
-        self._bytes = np.frombuffer(map_, np.uint8)
-        index = self._bytes[arena.HEAD_BYTES : arena.VALUES_AT].reshape(-1, arena.ENTRY_BYTES)
-        self._index = index
-        self._heads = index[:, :8].view(np.uint64)[:, 0]
-        self._returns = _Returns(self._unlock)
-        self._readers: dict[int, int] = {}
-
-    def read(self, job: JobId, digest: str, size: int) -> memoryview | None:
-        """A read-only view of a value of `size` bytes, or None if it is not here, or not any more.
-
-        Raises InvalidInput or DigestMismatch for an index that is malformed.
-        """
-        key = arena.key_of(job, digest)
-        places = np.flatnonzero(self._heads == np.frombuffer(key, np.uint64, 1)[0])
-        found = next((place for place in places if self._index[place, : arena.KEY_BYTES].tobytes() == key), None)
-        if found is None or os.fstat(self._file).st_size != self.size:
-            return None
-        written = self._index[found].tobytes()
-        entry = arena.unpack(written, self.size)
-        if entry.size != size:
-            return None
-        with self._returns.guard:
-            self._lock(entry.start)
-            still = self._index[found].tobytes() == written
-            if not still:
-                self._unlock(entry.start)
-        self._returns.settle()
-        if not still:
-            return None
-        block = self._bytes[entry.start : entry.start + size].view(Block)
-        block.start, block.owner = entry.start, self
-        weakref.finalize(block, self._returns.add, entry.start).atexit = False
-        return block.data
-
-    def orphaned(self) -> bool:
-        """Whether the agent is dead: its lock is gone."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-        return True
-
-    def _lock(self, start: int) -> None:
-        readers = self._readers.get(start, 0)
-        if not readers:
-            asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, start, 1, 0)
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, asked)
-        self._readers[start] = readers + 1
-
-    def _unlock(self, start: int) -> None:
-        self._readers[start] -= 1
-        if not self._readers[start]:
-            del self._readers[start]
-            asked = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, start, 1, 0)
-            fcntl.fcntl(self._file, fcntl.F_OFD_SETLK, asked)
-
-
-def is_anothers(data: Data) -> bool:
-    """Whether the bytes lie in another agent's memory."""
-    return isinstance(data, memoryview) and isinstance(data.obj, Block) and isinstance(data.obj.owner, Neighbour)
-
-
 def open_arena(limit_bytes: int, folder: Path = FOLDER) -> Arena | None:
     """An arena, its first memory taken, after those of dead agents are removed; None where there can be none."""
     if not limit_bytes or not hasattr(fcntl, "F_OFD_SETLK") or not BOOT_ID.exists():
@@ -359,7 +277,7 @@ def sweep(folder: Path = FOLDER) -> int:
     """Removes this user's arenas whose agents are dead; returns how many."""
     removed = 0
     try:
-        paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+        paths = [path for path in folder.iterdir() if NAME.fullmatch(path.name)]
     except OSError:
         return 0
     for path in paths:
