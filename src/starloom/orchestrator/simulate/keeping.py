@@ -18,7 +18,8 @@ from starloom.orchestrator.simulate.property import Property, difference_of
 class VariantsAreKept(Property):
     """Each attempt runs in a variant that may be taken, and in that of the one before unless no node that is there may run that.
 
-    A patch that changes a stage lets it begin anew. That a job tells of each change follows from facts, which are replayed.
+    A patch that changes a stage lets it begin anew. Of what has to stand apart it is not judged why a variant is another: nodes that
+    may run it may be taken, or needed, by the others of its group. That a job tells of each change follows from facts, which are replayed.
     """
 
     name = "variants are kept"
@@ -48,7 +49,8 @@ class VariantsAreKept(Property):
             self.broken(f"{fact.token} runs as {fact.variant!r}, which it may not", *key)
         before = self._had.get(key, fact.variant)
         self._had[key] = fact.variant
-        if before == fact.variant or before not in ways:
+        apart = spec.spread is not None and not spec.spread.seconds
+        if before == fact.variant or before not in ways or apart:
             return
         requires = chosen(spec, ways[before]).requires
         level = labels_of(job.constellation, KINDS)[0].levels.get(fact.stage)
