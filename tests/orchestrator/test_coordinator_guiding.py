@@ -19,6 +19,9 @@ from starloom.orchestrator.dispatch import Dispatcher
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.planner.live import advise
 
+#: what is compiled at its first use takes a while on a busy machine
+pytestmark = pytest.mark.timeout(600)
+
 LONG = """
 stages:
   a: {kind: t.task, params: {seconds: 0.4}}
