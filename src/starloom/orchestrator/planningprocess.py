@@ -54,12 +54,10 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     asked: SimpleQueue[bytes] = SimpleQueue()
     Thread(target=_listen, args=(sys.stdin.buffer, asked), daemon=True).start()
-    from starloom.orchestrator.planner import contending, pacing, planning
     from starloom.orchestrator.planner.live import advise
+    from starloom.orchestrator.planner.warming import warm_up
 
-    planning.warm_up()
-    contending.warm_up()
-    pacing.warm_up()
+    warm_up()
     write_frame(sink, READY)
     encode, decode = msgspec.json.Encoder().encode, msgspec.json.Decoder(PlanWanted).decode
     while True:
