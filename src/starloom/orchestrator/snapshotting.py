@@ -100,18 +100,17 @@ class Snapshotting:
     async def _run(self) -> str:
         """The process; returns how it failed, or an empty text."""
         command = (sys.executable, "-m", _MODULE, str(self._journal), str(os.getpid()))
+        most = limits.SNAPSHOT_SECONDS_MAX
         try:
             child = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.DEVNULL)
         except OSError as error:
             return str(error)
         try:
-            async with asyncio.timeout(limits.SNAPSHOT_SECONDS_MAX):
+            async with asyncio.timeout(most):
                 status = await child.wait()
             return f"the process ended with status {status}" if status else ""
         except TimeoutError:
-            return (
-                f"the process was not done within SNAPSHOT_SECONDS_MAX = {limits.SNAPSHOT_SECONDS_MAX:g}, and is ended"
-            )
+            return f"the process was not done within SNAPSHOT_SECONDS_MAX = {most:g}, and is ended"
         finally:
             if child.returncode is None:
                 child.kill()
