@@ -32,9 +32,7 @@ class Cancellation:
         """An attempt is to stop, or not to begin should its assignment come."""
         attempt = self._attempts.get(task)
         if attempt is None:
-            known = self.known.setdefault(task.job, set())
-            if task not in known:
-                known.add(task)
+            if self._bury(task):
                 found.append(Tell(WasCancelled(task=task)))
         elif not attempt.cancelled:
             self._stop(attempt, found, now)
@@ -46,9 +44,7 @@ class Cancellation:
         """
         attempt = self._attempts.get(task)
         if attempt is None:
-            known = self.known.setdefault(task.job, set())
-            if task not in known:
-                known.add(task)
+            if self._bury(task):
                 found.append(Tell(Revoked(task=task)))
         elif attempt.phase in (Phase.HANDED, Phase.RUNNING, Phase.PUBLISHING, Phase.SETTLING):
             if not attempt.cancelled:
@@ -64,6 +60,14 @@ class Cancellation:
             if attempt := self._attempts.get(task):
                 attempt.released = True
                 self.cancel(task, found, now)
+
+    def _bury(self, task: TaskToken) -> bool:
+        """Leaves a tombstone for an attempt that is not here; whether it was neither accepted nor buried before."""
+        known = self.known.setdefault(task.job, set())
+        if task in known:
+            return False
+        known.add(task)
+        return True
 
     def _stop(self, attempt: Attempt, found: list[Instruction], now: int) -> None:
         task = attempt.assign.task
