@@ -124,6 +124,24 @@ async def test_agent_on_another_host_is_asked_over_the_network(stack: AsyncExitS
     assert maker.holder.reads == 2
 
 
+async def test_what_fetches_took_is_told_of_the_links_that_they_went_by(stack: AsyncExitStack, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    maker = await stack.enter_async_context(making(tmp_path))
+    for folder in (tmp_path, tmp_path / "elsewhere"):
+        here = await reader(stack, folder)
+        await here.read(maker.order())
+        assert here.inputs.links.told() == {}, "the first one dials"
+        here.inputs.release(JOB)
+        del here.inputs._copies, here
+        gc.collect()
+    near = await reader(stack, tmp_path)
+    for _ in range(3):
+        await near.read(maker.order())
+    told = near.inputs.links.told()
+    assert told.keys() == {"maker"}
+    assert (told["maker"].latency_seconds or 0.0) > 0.0
+
+
 async def test_holder_without_an_arena_is_asked_over_the_network(stack: AsyncExitStack, tmp_path: Path) -> None:
     maker = await stack.enter_async_context(making(None))
     assert await (await reader(stack, tmp_path)).read(maker.order()) == ARRAY.tobytes()

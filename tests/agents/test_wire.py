@@ -53,6 +53,7 @@ from starloom.dag.kinds import Cost, KindSpec, Param
 from starloom.dag.patch import Patch
 from starloom.dag.patchdoc import load_patch
 from starloom.dag.values import Full, Port, PortType, ValueRef
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import SharedUplink
 from starloom.devices.node import NodeProfile, Target
 from starloom.v1 import session_pb2 as pb
@@ -280,8 +281,27 @@ def test_hello_and_welcome_go_round() -> None:
         assert wire.hello_from_wire(pb.Hello.FromString(wire.hello_to_wire(hello).SerializeToString())) == hello
     welcome = Welcome(session="s", epoch=Epoch(2), resumed=True, received=9, lease_seconds=3.0, heartbeat_seconds=0.5)
     assert wire.welcome_from_wire(wire.welcome_to_wire(welcome)) == welcome
-    load = Load(queued=1, running=2, held_bytes=3, cpu_fraction=0.5, memory_bytes=4, file_handles=5, stale_refused=6)
+    links = {"": MeasuredLink(latency_seconds=0.5), "cam": MeasuredLink(bytes_per_second=7e6)}
+    load = Load(
+        queued=1,
+        running=2,
+        held_bytes=3,
+        cpu_fraction=0.5,
+        memory_bytes=4,
+        file_handles=5,
+        stale_refused=6,
+        links=links,
+    )
     assert wire.load_from_wire(wire.load_to_wire(load)) == load
+
+
+def test_links_that_cannot_be_meant_are_refused() -> None:
+    none = Load(links={"cam": MeasuredLink(bytes_per_second=0.5)})
+    assert "heartbeat.load_json.links.cam: has 0.5 bytes a second" in refusal(
+        wire.load_from_wire, wire.load_to_wire(none)
+    )
+    many = Load(links={str(n): MeasuredLink() for n in range(limits.LINKS_MEASURED_MAX + 1)})
+    assert "LINKS_MEASURED_MAX" in refusal(wire.load_from_wire, wire.load_to_wire(many))
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[1]", b'{"queued": "\xff"}', b"[" * 100_000])

@@ -14,10 +14,13 @@ from starloom.dag.facts import AgentJoined, Timing
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import Cost, KindSpec
 from starloom.dag.values import PortType
+from starloom.devices.linkmeter import MeasuredLink
+from starloom.devices.links import STORE_TIER, link
 from starloom.devices.node import NodeProfile
 from starloom.orchestrator.costs import Costs
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, may, misfits, target_for, targets_for
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.paths import path
 from starloom.orchestrator.placement import (
     Candidate,
     Choice,
@@ -218,6 +221,29 @@ class TestCosts:
         costs.learn("k", AgentId("a"), "cpu", Timing(run=1.0, load=2.0))
         costs.learn("k", AgentId("a"), "cpu", Timing(run=1.0))
         assert costs.load_seconds(WORK) == 2.0
+
+
+class TestMeasuredLinks:
+    def test_a_value_goes_where_it_was_measured_to_go_fast(self) -> None:
+        cloud, device = members(node("cloud", Tier.CLOUD), node("device", Tier.DEVICE))
+        device.seconds, device.assigned = 5.0, {("x",): None}  # type: ignore[dict-item]
+        device.slots = 1
+        moves = [Move(100_000_000, device)]
+        assert name_of(choose(EarliestFinish(), [cloud, device], moves=moves)) == "device"
+        cloud.beat(Load(links={"device": MeasuredLink(latency_seconds=0.001, bytes_per_second=1e9)}))
+        assert transfer_seconds(moves, cloud) == pytest.approx(0.101)
+        assert name_of(choose(EarliestFinish(), [cloud, device], moves=moves)) == "cloud"
+
+    def test_the_other_way_is_told_of_until_this_one_is(self) -> None:
+        a, b = members(node("a"), node("b"))
+        usual = transfer_seconds([Move(10**6, a)], b)
+        a.beat(Load(links={"b": MeasuredLink(latency_seconds=0.5)}))
+        latency = link(a.profile.tier, b.profile.tier).latency_seconds
+        assert transfer_seconds([Move(10**6, a)], b) == pytest.approx(usual + 0.5 - latency)
+        b.beat(Load(links={"a": MeasuredLink(latency_seconds=0.25), "": MeasuredLink(latency_seconds=3.0)}))
+        assert path(a, b).latency_seconds == 0.25
+        assert path(None, b).latency_seconds == 3.0
+        assert path(None, a) == link(STORE_TIER, a.profile.tier)
 
 
 def test_values_on_the_same_node_cost_nothing() -> None:

@@ -11,6 +11,7 @@ from tests.orchestrator.test_coordinator_patch import constellation
 from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId, JobId, Revision, StageId
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import BY_TIERS, SharedUplink
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, RunSeconds, Standing
 from starloom.orchestrator.planner.building import build
@@ -131,6 +132,29 @@ stages:
         now("y", Tier.DEVICE, uplinks=(msgspec.structs.replace(hall, up=1e6),)),
     )
     assert fleet(wanted(text, *other)).uplinks == (msgspec.structs.replace(hall, up=1e6),)
+
+
+def test_links_that_nodes_measured_are_those_of_plans_and_else_the_usual_ones() -> None:
+    nodes = (
+        now("d", Tier.DEVICE, links={"c": MeasuredLink(latency_seconds=0.5), "": MeasuredLink(bytes_per_second=1e6)}),
+        now(
+            "c", Tier.CLOUD, links={"gone": MeasuredLink(latency_seconds=9.0), "d": MeasuredLink(bytes_per_second=3e6)}
+        ),
+        now("e"),
+    )
+    asked = msgspec.json.decode(msgspec.json.encode(wanted(CHAIN, *nodes)), type=PlanWanted)
+    arrays = problem_of(asked).problem.arrays
+    d, c, e, store = range(4)
+    usual = BY_TIERS[frozenset({Tier.DEVICE, Tier.CLOUD})]
+    assert arrays.latency[c, d] == 0.5
+    assert arrays.seconds_per_byte[c, d] == pytest.approx(1 / usual.bytes_per_second)
+    assert arrays.latency[d, c] == usual.latency_seconds
+    assert arrays.seconds_per_byte[d, c] == pytest.approx(1 / 3e6)
+    assert arrays.seconds_per_byte[store, d] == pytest.approx(1 / 1e6)
+    assert arrays.latency[c, e] == arrays.latency[e, c] == BY_TIERS[frozenset({Tier.EDGE, Tier.CLOUD})].latency_seconds
+    # One way alone is what is known of both.
+    one = wanted(CHAIN, now("d", Tier.DEVICE, links={"e": MeasuredLink(latency_seconds=0.7)}), now("e"))
+    assert problem_of(one).problem.arrays.latency[:2, :2].tolist() == [[0.0, 0.7], [0.7, 0.0]]
 
 
 def test_what_was_measured_counts() -> None:

@@ -277,7 +277,7 @@ class Agent:
         measured = self.profile.measured if self._untold else None
         self._untold = False
         resident = self._models.resident() if self._models is not None else ()
-        return msgspec.structs.replace(load, resident=resident, measured=measured)
+        return msgspec.structs.replace(load, resident=resident, measured=measured, links=self.runtime.links.told())
 
     def _find_means(self) -> Means | None:
         """What it profiles with; takes over what is kept from earlier starts. None where that cannot be had."""

@@ -18,6 +18,7 @@ from starloom.dag import limits
 from starloom.dag.errors import DigestMismatch, InputUnavailable, NotFound, Overloaded, StarloomError, Unavailable
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.values import ValueRef
+from starloom.devices.linkmeter import Alone, LinkMeter
 
 _Key = tuple[JobId, str]
 
@@ -79,6 +80,9 @@ class InputFetcher:
         self._store_address = store_address
         self._flights: dict[_Key, _Flight] = {}
         self._neighbours = neighbours
+        #: what links told, by the holders' names, and which fetches may tell
+        self.links = LinkMeter()
+        self._alone = Alone()
         self._copies: OrderedDict[str, Data] = OrderedDict()
         #: the jobs that were given each copy
         self._given: dict[str, set[JobId]] = {}
@@ -206,6 +210,17 @@ class InputFetcher:
         self._copied_bytes -= len(self._copies.pop(digest))
 
     async def _get(self, source: Source, job: JobId, ref: ValueRef) -> Data:
+        begun, began = self._alone.begin(), time.monotonic()
+        got = False
+        try:
+            data = await self._got(source, job, ref)
+            got = True
+        finally:
+            if self._alone.end(begun) and got:
+                self.links.fetched(source.agent, ref.bytes, time.monotonic() - began)
+        return data
+
+    async def _got(self, source: Source, job: JobId, ref: ValueRef) -> Data:
         if self._neighbours is not None and source.address != self._store_address:
             found = await self._neighbours.read(source.address, job, ref)
             if found is not None:

@@ -10,6 +10,7 @@ from starloom.dag.ids import AgentId, Epoch, FencingToken, JobId, StageId, TaskT
 from starloom.dag.kinds import KindSpec
 from starloom.dag.patch import Patch
 from starloom.dag.values import Full, ValueRef
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.node import Measured, NodeProfile
 
 
@@ -265,7 +266,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     """What a heartbeat carries: measured load of the agent's process and queues.
 
     `resident` are the kinds whose models are loaded, None where the agent does not say. `measured` is what the agent has
-    learned of its node since its hello, told once.
+    learned of its node since its hello, told once. `links`: to it from the nodes that it has fetched from, by name, which is empty for
+    the job store.
     """
 
     queued: int = 0
@@ -277,6 +279,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     stale_refused: int = 0
     resident: tuple[str, ...] | None = None
     measured: Measured | None = None
+    links: dict[str, MeasuredLink] = {}
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):

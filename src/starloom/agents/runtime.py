@@ -90,6 +90,7 @@ class Runtime:
         self.core = core
         self._holder = holder
         self._inputs = InputFetcher(core.agent, holder, transfer, store_address, neighbours)
+        self.links = self._inputs.links
         self._replicator = Replicator(holder, self._inputs, self._replicated)
         self._relay = Relay(holder, transfer, store_address, self._brought)
         publisher = Publisher(transfer, store_address)

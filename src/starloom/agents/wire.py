@@ -119,7 +119,16 @@ def load_to_wire(load: Load) -> bytes:
 
 def load_from_wire(data: bytes) -> Load:
     """A heartbeat's load; raises InvalidInput."""
-    return parse(_loads, data, "heartbeat.load_json")
+    place = "heartbeat.load_json"
+    load = parse(_loads, data, place)
+    if len(load.links) > limits.LINKS_MEASURED_MAX:
+        raise refusal(
+            f"{place}.links", f"has {len(load.links)}, more than LINKS_MEASURED_MAX = {limits.LINKS_MEASURED_MAX}"
+        )
+    for source, link in load.links.items():
+        if fault := link.fault():
+            raise refusal(f"{place}.links.{source[: limits.NAME_CHARACTERS_MAX]}", fault)
+    return load
 
 
 def reports_to_wire(frame: Frame[Report]) -> list[pb.Reports]:

@@ -1,4 +1,4 @@
-"""Links between nodes, by the tiers that they stand on, until links are measured; and up-links that nodes share, as they say.
+"""Links between nodes, by the tiers that they stand on, until fetches tell (`devices.linkmeter`); and up-links that nodes share, as they say.
 
 The numbers are what such a path usually gives, for placement to weigh moving bytes against computing
 elsewhere. They are no promise, and nothing is slowed down to them.

@@ -16,6 +16,7 @@ from starloom.dag.expectation import told_seconds
 from starloom.dag.ids import AgentId, JobId, Revision, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.dag.variants import ways_of
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.node import NodeProfile
 
 
@@ -35,7 +36,8 @@ class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
     """A node as it stands. `offers`, `loaded`: names of kinds.
 
     `takes`: whether it is given anything new. `busy_seconds`: until what other jobs have there is done, by all its slots.
-    `taken`: the share of its time that others take, for plans for a period.
+    `taken`: the share of its time that others take, for plans for a period. `links`: what it has measured of those to it, by the
+    names of the nodes that it fetched from; empty for the job store.
     """
 
     profile: NodeProfile
@@ -44,6 +46,7 @@ class NodeNow(msgspec.Struct, frozen=True, kw_only=True):
     takes: bool = True
     busy_seconds: float = 0.0
     taken: float = 0.0
+    links: dict[str, MeasuredLink] = {}
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):

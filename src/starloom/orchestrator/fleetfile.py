@@ -31,6 +31,7 @@ from starloom.dag.constellation import Tier
 from starloom.dag.errors import InvalidInput, Problem
 from starloom.dag.ids import AgentId
 from starloom.dag.quantities import BYTES_PER_UNIT, read_bytes, read_seconds
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import BY_TIERS, BYTES_PER_MBIT, Link, SharedUplink
 from starloom.devices.node import NodeProfile, Target
 from starloom.orchestrator.clusterfile import NodeReader, NodeSpec, rate_fault, read_document
@@ -70,11 +71,15 @@ class FleetNode(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True):
-    """Nodes, the links between different nodes by the tiers that they stand on, and up-links that some of them share."""
+    """Nodes, the links between different nodes by the tiers that they stand on, and up-links that some of them share.
+
+    `paths`: what is known of single links, by the names of their source and sink; that of the job store is empty.
+    """
 
     nodes: tuple[FleetNode, ...]
     links: Mapping[frozenset[Tier], Link] = BY_TIERS
     uplinks: tuple[SharedUplink, ...] = ()
+    paths: Mapping[tuple[str, str], MeasuredLink] = {}
 
 
 def read_file(path: Path) -> Fleet:

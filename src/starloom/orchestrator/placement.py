@@ -4,15 +4,14 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
 from starloom.dag import limits
-from starloom.dag.constellation import Tier
 from starloom.dag.facts import Timing
 from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec
-from starloom.devices.links import STORE_TIER, link
 from starloom.devices.node import Measured
 from starloom.orchestrator.advice import Advised
 from starloom.orchestrator.costs import Costs, Source
 from starloom.orchestrator.fleet import Member
+from starloom.orchestrator.paths import fetch_seconds
 
 
 class Candidate(NamedTuple):
@@ -193,11 +192,6 @@ def transfer_seconds(moves: Sequence[Move], sink: Member) -> float:
     total = 0.0
     for move in moves:
         if move.holder is not sink and sink not in move.others:
-            seconds = _transfer_seconds(move.size_bytes, move.holder, sink)
-            total += min([seconds, *(_transfer_seconds(move.size_bytes, other, sink) for other in move.others)])
+            seconds = fetch_seconds(move.size_bytes, move.holder, sink)
+            total += min([seconds, *(fetch_seconds(move.size_bytes, other, sink) for other in move.others)])
     return total
-
-
-def _transfer_seconds(size_bytes: int, holder: Member | None, sink: Member) -> float:
-    source: Tier = STORE_TIER if holder is None else holder.profile.tier
-    return link(source, sink.profile.tier).transfer_seconds(size_bytes)

@@ -7,8 +7,8 @@ from starloom.dag import limits
 from starloom.dag.constellation import PRIVATE_TIERS, Tier
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.stagestate import StageState
-from starloom.devices.links import link
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.paths import fetch_seconds
 from starloom.orchestrator.runs import Copying, Run
 
 ZONE_LABEL: Final = "zone"
@@ -53,7 +53,7 @@ class ReplicaPlacement:
                 profile.labels.get(ZONE_LABEL) in zones,
                 profile.tier is Tier.DEVICE,
                 profile.tier in tiers,
-                min(link(source.profile.tier, profile.tier).transfer_seconds(copying.size_bytes) for source in sources),
+                min(fetch_seconds(copying.size_bytes, source, member) for source in sources),
                 holds,
                 member.name,
             )

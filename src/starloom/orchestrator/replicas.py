@@ -25,10 +25,10 @@ from starloom.dag.facts import (
 )
 from starloom.dag.ids import AgentId, JobId, StageId, TaskToken
 from starloom.dag.stagestate import ENDED
-from starloom.devices.links import link
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
+from starloom.orchestrator.paths import fetch_seconds
 from starloom.orchestrator.replicaplacement import ReplicaPlacement, allowed_tiers
 from starloom.orchestrator.runs import Copying, Run
 from starloom.orchestrator.state import Ledger, State
@@ -278,7 +278,7 @@ def nearest(holders: Collection[Member], sink: Member) -> list[Member]:
     """Those who hold a value, the one first that is to be asked first: the sink itself, who is heard of, who is near."""
 
     def key(member: Member) -> tuple[bool, bool, float, str]:
-        seconds = link(member.profile.tier, sink.profile.tier).transfer_seconds(limits.CHUNK_BYTES)
+        seconds = fetch_seconds(limits.CHUNK_BYTES, member, sink)
         return member is not sink, member.state is not AgentState.ONLINE, seconds, member.name
 
     return sorted(holders, key=key) if len(holders) > 1 else list(holders)

@@ -362,7 +362,13 @@ class _Builder:
 
     def _links(self, of: Callable[[Link], float]) -> Floats:
         tiers = [*(node.node.tier for node in self._fleet.nodes), STORE_TIER]
-        return np.array([[of(self._fleet.links[frozenset({a, b})]) for b in tiers] for a in tiers])
+        found = np.array([[of(self._fleet.links[frozenset({a, b})]) for b in tiers] for a in tiers])
+        numbers = {name: at for at, name in enumerate([*(node.node.name for node in self._fleet.nodes), ""])}
+        for (source, sink), known in self._fleet.paths.items():
+            if source in numbers and sink in numbers:
+                a, b = numbers[source], numbers[sink]
+                found[a, b] = of(known.over(self._fleet.links[frozenset({tiers[a], tiers[b]})]))
+        return found
 
     def _loads(self) -> Floats:
         rows = [

@@ -67,9 +67,15 @@ def advise(wanted: PlanWanted, gone: Callable[[], float] = lambda: 0.0, iteratio
 
 
 def fleet(wanted: PlanWanted) -> Fleet:
-    """The nodes as the planner knows them, and the up-links that they say they share."""
+    """The nodes as the planner knows them, the links that they measured, and the up-links that they say they share."""
     uplinks = agreed(each for node in wanted.nodes for each in node.profile.uplinks)
-    return Fleet(nodes=tuple(_fleet_node(node, wanted.kinds) for node in wanted.nodes), uplinks=uplinks)
+    nodes = tuple(_fleet_node(node, wanted.kinds) for node in wanted.nodes)
+    there = [(source, str(node.profile.name), link) for node in wanted.nodes for source, link in node.links.items()]
+    # The other way is the next best that is known of a path.
+    paths = {(sink, source): link for source, sink, link in there if source} | {
+        (source, sink): link for source, sink, link in there
+    }
+    return Fleet(nodes=nodes, uplinks=uplinks, paths=paths)
 
 
 def problem_of(wanted: PlanWanted) -> Built:
