@@ -212,6 +212,21 @@ class TestToldByParameters:
         assert costs.run_seconds(TASK, THERE, "cpu", 2.0) == 6.0
         assert costs.run_seconds(TASK, HERE, "cpu", 2.0) == 2.0
 
+    def test_a_run_teaches_a_ratio_by_as_much_as_it_was_told_to_take(self, costs: Costs) -> None:
+        """A stage of 5 ms that took 60 made its node four times as slow, just when forty of a second each were placed."""
+        for _ in range(3):
+            costs.learn("task", HERE, "cpu", Timing(run=2.0), 1.0)
+        costs.learn("task", HERE, "cpu", Timing(run=0.060), 0.005)
+        assert costs.run_seconds(TASK, HERE, "cpu", 1.0) == pytest.approx(2.0, rel=0.03)
+        assert costs.run_seconds(TASK, THERE, "cpu", 1.0) == pytest.approx(2.0, rel=0.03)
+        within = costs.predicted(TASK, HERE, "cpu", 1.0)
+        assert 1.0 < within.low < within.seconds < within.high < 3.0
+        # Short ones teach all the same, and what began with one is soon what long ones tell.
+        costs.learn("task", THERE, "cpu", Timing(run=0.060), 0.005)
+        assert costs.run_seconds(TASK, THERE, "cpu", 1.0) == pytest.approx(12.0)
+        costs.learn("task", THERE, "cpu", Timing(run=3.0), 1.0)
+        assert costs.run_seconds(TASK, THERE, "cpu", 1.0) == pytest.approx(3.0, rel=0.02)
+
     def test_what_is_told_to_take_nothing_teaches_no_ratio(self, costs: Costs) -> None:
         costs.learn("task", HERE, "cpu", Timing(run=0.5), 0.0)
         assert costs.run_seconds(TASK, HERE, "cpu", 0.0) == 0.0

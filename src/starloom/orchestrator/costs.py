@@ -55,10 +55,11 @@ class Costs(_Remembers):
     A kind that ran elsewhere is taken to be as much slower or faster here as the two nodes' profiles say: for what its
     graphs ask, where that is known, and for the samples otherwise. One that ran nowhere is predicted by its graphs, or
     hinted at by its author. Of kinds whose parameters tell seconds (`dag.expectation`) it is the ratio to these that is
-    learned; `told` are those seconds.
+    learned; `told` are those seconds. A run counts there for as much as it was told to take: what the runtime adds is many
+    times a short one, and next to nothing of a long one.
     """
 
-    __slots__ = ("factor", "forecasts", "load", "ratio", "ratio_anywhere", "run", "run_anywhere", "spread")
+    __slots__ = ("factor", "forecasts", "load", "ratio", "ratio_anywhere", "run", "run_anywhere", "spread", "told")
 
     def __init__(self) -> None:
         self.run: dict[tuple[str, AgentId, str], float] = {}
@@ -68,6 +69,8 @@ class Costs(_Remembers):
         #: measured seconds to those that parameters tell
         self.ratio: dict[tuple[str, AgentId, str], float] = {}
         self.ratio_anywhere: dict[tuple[str, str], float] = {}
+        #: the told seconds that those ratios rest on, of which older ones count for less
+        self.told: dict[tuple[str, ...], float] = {}
         #: squared deviations from the average, relative to it
         self.spread: dict[tuple[str, AgentId, str], float] = {}
         self.forecasts = Forecasts()
@@ -93,9 +96,11 @@ class Costs(_Remembers):
         self._worked_out.clear()
         if told is not None:
             if told >= _TOLD_SECONDS_MIN:
-                self._spread(here, self.ratio.get(here), timing.run / told)
-                self.ratio[here] = _average(self.ratio.get(here), timing.run / told)
-                self.ratio_anywhere[anywhere] = _average(self.ratio_anywhere.get(anywhere), timing.run / told)
+                share = self._share(here, told)
+                self._spread(here, self.ratio.get(here), timing.run / told, share)
+                self.ratio[here] = _average(self.ratio.get(here), timing.run / told, share)
+                share = self._share(anywhere, told)
+                self.ratio_anywhere[anywhere] = _average(self.ratio_anywhere.get(anywhere), timing.run / told, share)
             return
         self._spread(here, self.run.get(here), timing.run)
         self.run[here] = _average(self.run.get(here), timing.run)
@@ -166,9 +171,17 @@ class Costs(_Remembers):
         found = self.ratio.get(here)
         return self.ratio_anywhere.get((here[0], here[2]), 1.0) if found is None else found
 
-    def _spread(self, here: tuple[str, AgentId, str], mean: float | None, newest: float) -> None:
+    def _share(self, known: tuple[str, ...], told: float) -> float:
+        """Of all that a ratio rests on then, the share that a run has of so many told seconds; of equal ones soon _NEWEST_SHARE."""
+        before = (1.0 - _NEWEST_SHARE) * self.told.get(known, 0.0)
+        self.told[known] = before + told
+        return told / self.told[known]
+
+    def _spread(
+        self, here: tuple[str, AgentId, str], mean: float | None, newest: float, share: float = _NEWEST_SHARE
+    ) -> None:
         if mean:
-            self.spread[here] = _average(self.spread.get(here), (newest / mean - 1.0) ** 2)
+            self.spread[here] = _average(self.spread.get(here), (newest / mean - 1.0) ** 2, share)
 
 
 def _within(seconds: float, spread: float | None) -> Predicted:
@@ -178,5 +191,5 @@ def _within(seconds: float, spread: float | None) -> Predicted:
     return Predicted(seconds, max(0.0, seconds - reach), seconds + reach, Source.MEASURED)
 
 
-def _average(known: float | None, newest: float) -> float:
-    return newest if known is None else known + _NEWEST_SHARE * (newest - known)
+def _average(known: float | None, newest: float, share: float = _NEWEST_SHARE) -> float:
+    return newest if known is None else known + share * (newest - known)
