@@ -364,6 +364,16 @@ def test_release_stops_what_still_runs_without_a_report() -> None:
     assert starts(driven.finish(task("running"))) == ["other"]
 
 
+def test_a_release_stops_in_the_order_in_which_attempts_came() -> None:
+    """In the order of their hashes, which differ from process to process, a seed would not say all of a simulated run."""
+    driven = Driven(slots=4)
+    names = [f"s{index}" for index in range(12)]
+    driven.tell(*map(assign, names))
+    stops = [Stop(task(name)) for name in names[:4]]
+    drops = [Drop(task(name)) for name in names[4:]]
+    assert driven.tell(Release(job=JobId("j"))) == [*stops, *drops, Forget(JobId("j"))]
+
+
 def test_a_slot_is_free_while_outputs_are_published() -> None:
     driven = Driven()
     driven.tell(assign("first"), assign("second"))

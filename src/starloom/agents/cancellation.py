@@ -25,8 +25,9 @@ class Cancellation:
         self._attempts = attempts
         self._settling = settling
         self._end = end
-        #: every token accepted, and every tombstone, until the job is released
-        self.known: dict[JobId, set[TaskToken]] = {}
+        #: every token accepted, and every tombstone, until the job is released, in the order in which they came:
+        #: the hash of a token differs from process to process
+        self.known: dict[JobId, dict[TaskToken, None]] = {}
 
     def cancel(self, task: TaskToken, found: list[Instruction], now: int) -> None:
         """An attempt is to stop, or not to begin should its assignment come."""
@@ -55,7 +56,7 @@ class Cancellation:
             self._stop(attempt, found, 0)
 
     def release(self, job: JobId, found: list[Instruction], now: int) -> None:
-        """Nobody wants to know of a job any more: what is left of it stops, and tells nothing."""
+        """Nobody wants to know of a job any more: what is left of it stops, in the order in which it came, and tells nothing."""
         for task in self.known.pop(job, ()):
             if attempt := self._attempts.get(task):
                 attempt.released = True
@@ -63,10 +64,10 @@ class Cancellation:
 
     def _bury(self, task: TaskToken) -> bool:
         """Leaves a tombstone for an attempt that is not here; whether it was neither accepted nor buried before."""
-        known = self.known.setdefault(task.job, set())
+        known = self.known.setdefault(task.job, {})
         if task in known:
             return False
-        known.add(task)
+        known[task] = None
         return True
 
     def _stop(self, attempt: Attempt, found: list[Instruction], now: int) -> None:

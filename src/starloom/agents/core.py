@@ -292,10 +292,10 @@ class AgentCore:
         return found
 
     def _accept(self, assign: Assign, found: list[Instruction], now: int) -> None:
-        known = self._cancellation.known.setdefault(assign.task.job, set())
+        known = self._cancellation.known.setdefault(assign.task.job, {})
         if assign.task in known or assign.task in self._attempts:
             return
-        known.add(assign.task)
+        known[assign.task] = None
         self._order += 1
         self._attempts[assign.task] = Attempt(assign, now, self._order)
         self._preloads.want(assign)
