@@ -76,6 +76,16 @@ def test_a_seed_gives_the_same_run_in_any_process() -> None:
     assert here[0] != here[1]
 
 
+def test_no_order_of_a_set_counts() -> None:
+    """Hashes differ from process to process, those of tokens by where their class lies: no seed would say all."""
+    seeds = range(1, 6)
+    setups = [Setup(nodes=5, stages=15, jobs=2, plan=ALL_FAULTS, advised=advised) for advised in (False, True)]
+    program = (sys.executable, "-m", "tests.sim.shuffled", *map(str, seeds))
+    there = json.loads(subprocess.run(program, capture_output=True, text=True, check=True).stdout)
+    assert there["digests"] == [runs.run(seed, setup).digest for setup in setups for seed in seeds]
+    assert there["orders"] > 100
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="on one processor it starts no other process")
 def test_none_of_its_processes_outlives_it() -> None:
     """They hold each other's pipes open, so that none of them would hear that their input has ended."""
