@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from starloom.dag import limits
-from starloom.orchestrator.raycluster import patient_start, tunables
+from starloom.orchestrator.raycluster import patient_start, settings, tunables
 
 # A wait of no seconds is how a stalled machine looks to Ray: its first process does not answer in time.
 STALLED = """
@@ -47,6 +47,16 @@ def test_large_copies_go_past_the_caches_unless_the_user_said_something_else() -
     assert tunables(ours) == ours
     assert tunables("glibc.malloc.arena_max=2") == f"glibc.malloc.arena_max=2:{ours}"
     assert tunables("glibc.cpu.x86_non_temporal_threshold=0x4040") == "glibc.cpu.x86_non_temporal_threshold=0x4040"
+
+
+@pytest.mark.parametrize(("given", "taken"), [(None, "0"), ("15", "15"), ("0", "0")])
+def test_agents_have_the_niceness_of_others_unless_the_user_said_something_else(
+    given: str | None, taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_worker_niceness", raising=False)
+    if given is not None:
+        monkeypatch.setenv("RAY_worker_niceness", given)
+    assert settings(tmp_path)["RAY_worker_niceness"] == taken
 
 
 def test_a_node_that_is_slow_to_start_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

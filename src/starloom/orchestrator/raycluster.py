@@ -40,6 +40,7 @@ _LOOK_SECONDS = 0.02
 _KILL_SECONDS = 2.0
 _TOKEN_BYTES = 32
 _TUNABLES: Final = "GLIBC_TUNABLES"
+_NICENESS: Final = "RAY_worker_niceness"
 _COPIES: Final = "glibc.cpu.x86_non_temporal_threshold"
 #: a socket's path has at most 107 characters, of which Ray's own part takes 64
 _FOLDER_CHARACTERS_MAX = 43
@@ -92,7 +93,7 @@ class RayCluster:
 
     def _init(self) -> None:
         self._folder = folder = _short_folder()
-        os.environ.update(_settings(folder))
+        os.environ.update(settings(folder))
         import ray
         from ray._private import worker
 
@@ -319,7 +320,7 @@ def _token() -> str:
     return secrets.token_hex(_TOKEN_BYTES)
 
 
-def _settings(folder: Path) -> dict[str, str]:
+def settings(folder: Path) -> dict[str, str]:
     """Ray's environment: authenticated, silent, on loopback only. Writes the token's file."""
     token_file = folder / "ray-token"
     with writing(token_file, "TMPDIR"):
@@ -332,8 +333,8 @@ def _settings(folder: Path) -> dict[str, str]:
         "RAY_gcs_server_port_wait_time_s": str(limits.RAY_PORT_SECONDS),
         # Without it Ray takes 127.0.0.1 for a mistake, and listens on every interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Its own 15 is a 28th of everybody else's share: agents waited for whatever else wanted a processor, and the orchestrator too.
-        "RAY_worker_niceness": "0",
+        # Its own 15, unless the user chose it, is a 28th of everybody else's share: agents waited for whatever else wanted a processor.
+        _NICENESS: os.environ.get(_NICENESS, "0"),
         _TUNABLES: tunables(os.environ.get(_TUNABLES, "")),
     }
 
