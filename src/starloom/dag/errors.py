@@ -114,6 +114,12 @@ class Cancelled(StarloomError):
     status = "CANCELLED"
 
 
+class ClientClosed(StarloomError):
+    """The client was closed: what it was doing has ended on this side, and it does nothing more. Jobs go on."""
+
+    status = "FAILED_PRECONDITION"
+
+
 class JobFailed(StarloomError):
     """A job ended without success; `problems` has each failed stage's error, at the place `stages.NAME`.
 

@@ -73,9 +73,10 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Ends all that this client and its jobs are doing. The jobs themselves go on."""
-        await self._transfer.close()
+        """Ends all that this client and its jobs are doing: whoever waits for it gets ClientClosed. The jobs themselves go on."""
+        # The link first: it tells why the others' calls end.
         await self._link.close()
+        await self._transfer.close()
 
     async def submit(
         self,

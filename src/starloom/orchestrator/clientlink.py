@@ -7,7 +7,8 @@ submission under a key, a cancel. The orchestrator may be restarted meanwhile, o
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -16,7 +17,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from starloom.agents import status
 from starloom.dag import limits
-from starloom.dag.errors import Cancelled, InvalidInput, Problem, StarloomError, Unauthenticated, Unavailable
+from starloom.dag.errors import (
+    Cancelled,
+    ClientClosed,
+    InvalidInput,
+    Problem,
+    StarloomError,
+    Unauthenticated,
+    Unavailable,
+)
 from starloom.dag.facts import JobEnded
 from starloom.orchestrator import clientwire
 from starloom.orchestrator.infos import Event
@@ -111,12 +120,18 @@ class Link:
         self._calling: aio.Channel | None = None
         self._streaming: aio.Channel | None = None
         self._stub: Any = None
+        self._waits: set[asyncio.Timeout] = set()
         self._closed = False
         self._reached = False
 
     async def close(self) -> None:
-        """Ends all calls."""
+        """Ends all calls; whoever waits for one gets ClientClosed."""
         self._closed = True
+        waits, self._waits = self._waits, set()
+        for each in waits:
+            each.reschedule(0)
+        # They end by this turn of the loop: gRPC tells of some calls on a closed channel as cancelled, and of some never.
+        await asyncio.sleep(0)
         channels, self._calling, self._streaming = (self._calling, self._streaming), None, None
         for channel in channels:
             if channel is not None:
@@ -145,18 +160,36 @@ class Link:
         """What `attempt` gives, which is repeated while it raises Unavailable.
 
         For CONNECT_SECONDS, and where the orchestrator was reached before, for ORCHESTRATOR_RESTART_SECONDS: it is
-        being started again then.
+        being started again then. Raises ClientClosed.
         """
         patience = self.patience()
-        while True:
-            try:
-                found = await attempt()
-                self._reached = True
-                return found
-            except _Silent as error:
-                raise Unavailable(str(error)) from None
-            except Unavailable as error:
-                await patience.wait(error)
+        async with self.until_closed():
+            while True:
+                try:
+                    found = await attempt()
+                    self._reached = True
+                    return found
+                except _Silent as error:
+                    raise Unavailable(str(error)) from None
+                except Unavailable as error:
+                    await patience.wait(error)
+
+    @asynccontextmanager
+    async def until_closed(self) -> AsyncIterator[None]:
+        """Ends what the block waits for once the client is closed. Raises ClientClosed."""
+        self._refuse_closed()
+        wait = asyncio.timeout(None)
+        try:
+            async with wait:
+                self._waits.add(wait)
+                try:
+                    yield
+                finally:
+                    self._waits.discard(wait)
+        except TimeoutError:
+            if wait.expired():
+                self._refuse_closed()
+            raise
 
     def data(self) -> Any:
         """The orchestrator's Data service, for streams."""
@@ -190,7 +223,7 @@ class Link:
     ) -> AsyncGenerator[Event, None]:
         """Events of a job, by id or key, or of all if empty, after an offset; goes on over restarts without a gap.
 
-        With `follow` it ends with the job, and for all jobs never. `kinds` leaves out all other facts.
+        With `follow` it ends with the job, and for all jobs never. `kinds` leaves out all other facts. Raises ClientClosed.
         """
         patience = self.patience()
         over = False
@@ -199,9 +232,8 @@ class Link:
             stub: Any = control_pb2_grpc.ControlServiceStub(self._streams())  # type: ignore[no-untyped-call]
             call = stub.StreamEvents(request, metadata=self._metadata)
             try:
-                async for response in call:
-                    self._reached = True
-                    patience = self.patience()
+                while (response := await self._read(call)) is not None:
+                    patience = self.reached()
                     for event in map(clientwire.event_from_wire, response.events):
                         if event.offset <= after:
                             continue
@@ -223,6 +255,11 @@ class Link:
             over = bool(job) and await self._ended(job)
             if not over:
                 await patience.wait(Unavailable(f"the orchestrator at {self.address} ended the stream of events"))
+
+    async def _read(self, call: Any) -> Any:
+        async with self.until_closed():
+            message = await call.read()
+        return None if message is aio.EOF else message  # type: ignore[attr-defined]
 
     async def _ended(self, job: str) -> bool:
         response = await self.call("GetJob", pb.GetJobRequest(job_id=job))
@@ -265,7 +302,7 @@ class Link:
 
     def _refuse_closed(self) -> None:
         if self._closed:
-            raise StarloomError("the client is closed; make a new one")
+            raise ClientClosed("the client is closed; make a new one")
 
     def _meaning(self, error: aio.AioRpcError) -> StarloomError:
         """The error behind a failed call; Unavailable, and nothing derived from it, where the connection broke."""

@@ -63,19 +63,17 @@ class Reading:
             call = self._link.data().Read(metadata=self._link.metadata)
             ending = status.CallEnd(call)
             try:
-                credit = Credit(self._next)
-                await call.write(wirestreams.open_to_wire(ReadOpen(self._stream, self._reader, credit, Full.BLOCK)))
-                while self.end is None and (message := await call.read()) is not aio.EOF:  # type: ignore[attr-defined]
+                opening = ReadOpen(self._stream, self._reader, Credit(self._next), Full.BLOCK)
+                request = wirestreams.open_to_wire(opening)
+                while self.end is None and (batch := await self._ask(call, request)) is not None:
                     patience = self._link.reached()
-                    batch = wirestreams.batch_from_wire(message)
                     for chunk in batch.chunks:
                         if chunk.offset >= self._next:
                             self._next = chunk.offset + 1
                             self._digest.add(chunk.offset, chunk.generation, chunk.data)
                             yield chunk
                     self.end = batch.end
-                    if self.end is None:
-                        await call.write(data_pb2.ReadRequest(credit=wirestreams.credit_to_wire(Credit(self._next))))
+                    request = data_pb2.ReadRequest(credit=wirestreams.credit_to_wire(Credit(self._next)))
             except status.CALL_OVER:
                 pass
             finally:
@@ -83,6 +81,13 @@ class Reading:
             if self.end is None:
                 await patience.wait(self._link.broken(await ending.error()))
         self._check(self.end)
+
+    async def _ask(self, call: Any, request: data_pb2.ReadRequest) -> StreamBatch | None:
+        """What comes next, once a request is on its way; None at the end of the call."""
+        async with self._link.until_closed():
+            await call.write(request)
+            message = await call.read()
+        return None if message is aio.EOF else wirestreams.batch_from_wire(message)  # type: ignore[attr-defined]
 
     def _check(self, end: StreamEnd) -> None:
         whole = end.how is How.FINISHED and self._first == 0 and self._digest.chunks == end.chunks
@@ -163,17 +168,18 @@ class Feed:
     async def _patiently(self, work: Callable[[], Awaitable[None]]) -> None:
         """Does `work` on a call, and again on another one where that broke."""
         patience = self._link.patience()
-        while True:
-            try:
-                await self._begin()
-                await work()
-                return
-            except status.CALL_OVER:
-                patience = self._link.reached() if self._out.chunks else patience
-                await patience.wait(self._link.broken(await self._over()))
-            except BaseException:
-                self._drop()
-                raise
+        async with self._link.until_closed():
+            while True:
+                try:
+                    await self._begin()
+                    await work()
+                    return
+                except status.CALL_OVER:
+                    patience = self._link.reached() if self._out.chunks else patience
+                    await patience.wait(self._link.broken(await self._over()))
+                except BaseException:
+                    self._drop()
+                    raise
 
     async def _over(self) -> StarloomError:
         ending = self._ending
