@@ -34,7 +34,7 @@ from starloom.agents.messages import (
     Started,
     WasCancelled,
 )
-from starloom.agents.neighbours import Neighbours
+from starloom.agents.neighbours import Neighbours, is_anothers
 from starloom.agents.peers import Peers
 from starloom.agents.runtime import Runtime
 from starloom.agents.sharedmemory import open_arena
@@ -353,15 +353,19 @@ def test_a_value_that_is_renamed_is_counted_once_and_one_of_a_released_job_not_a
 
 
 class Hash:
-    """In the place of the hashing of late values: of those of at most `most` bytes it waits, and fails if it is to."""
+    """In the place of the hashing of late values: of those of at most `most` bytes it waits, and fails if it is to.
+
+    With `makers` only who made a value waits.
+    """
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
         self.error: Exception | None = None
         self.most = 1 << 40
+        self.makers = False
 
     async def __call__(self, data: Data) -> str:
-        if len(data) <= self.most:
+        if len(data) <= self.most and not (self.makers and is_anothers(data)):
             await self.open.wait()
         if self.error is not None:
             raise self.error
@@ -395,15 +399,21 @@ SEE = made(KindSpec(name="test.see", **_PORTS), _seen)
 class Node:
     """An agent with an arena, without a session."""
 
-    def __init__(self, name: str, runtime: Runtime, holder: Holder, told: Told, address: str) -> None:
+    def __init__(self, name: str, runtime: Runtime, holder: Holder, told: Told, address: str, peers: Peers) -> None:
         self.name = name
         self.runtime = runtime
         self.holder = holder
         self.told = told
         self.address = address
+        self.peers = peers
 
     def send(self, *commands: Command) -> None:
         self.runtime.commands(commands, Epoch(1))
+
+    def break_off(self) -> None:
+        """Ends the streams on which others ask this agent; they ask again."""
+        for subscriber in self.peers._subscribers.values():
+            subscriber.left()
 
     def tells(self, kind: type[Any], of: TaskToken) -> bool:
         return any(isinstance(report, kind) and report.task == of for report in self.told.reports)
@@ -429,7 +439,7 @@ async def node(name: str, folder: Path) -> AsyncIterator[Node]:
             peers,
         )
         try:
-            yield Node(name, runtime, holder, reports, address)
+            yield Node(name, runtime, holder, reports, address, peers)
         finally:
             await runtime.stop()
             await data.stop()
@@ -563,6 +573,30 @@ async def test_what_begins_with_a_name_whose_digest_came_since_finds_the_value(t
         hashing.open.set()
         value = (await finished(b, task("double"))).outputs["value"]
         assert (await finished(b, task("down"))).consumed["value"].digest == value.digest
+
+
+async def test_what_still_waits_when_the_stream_breaks_has_the_value_that_its_maker_has_not_hashed_yet(
+    tmp_path: Path, hashing: Hash
+) -> None:
+    async with node("a", tmp_path) as a, node("b", tmp_path) as b:
+        await met(a, b)
+        hashing.open.clear()
+        hashing.makers = True
+        gate = msgspec.structs.replace(reads("gate", a, "down").awaits[0], feeds={})
+        b.send(msgspec.structs.replace(down_ := reads("up", a, "down"), awaits=(*down_.awaits, gate)))
+        # Other bytes than those that both met by, which have their digest.
+        a.send(assign("up", "basic.make_tensor", params={"size": 2 * SIZE}))
+        await until(lambda: b.runtime.core._awaiting.owes(task("down")))
+        a.break_off()
+        await until(lambda: not b.runtime.core._awaiting.owes(task("down")))
+        a.send(assign("gate", "basic.make_tensor", params={"size": 8}))
+        read = await finished(b, task("down"))
+        assert not a.tells(Finished, UP)
+        assert read.consumed["value"].digest == values.digest(SEEN[-1].data)
+        hashing.open.set()
+        assert (await finished(a, UP)).outputs["value"].digest == read.consumed["value"].digest
+        b.send(Release(job=UP.job))
+        assert not b.runtime._outcomes.early_values._kept
 
 
 async def test_where_no_thread_can_be_begun_a_value_is_hashed_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,13 +22,14 @@ class EarlyValues:
     """Views of values that others told of early, each kept from then on until its digest is told, or wanted by nobody.
 
     So a value that an attempt was begun with can be read, whatever becomes of who made it. `hashed` is told what was
-    hashed here. For the event loop's thread.
+    hashed here: that is kept until its job ends. For the event loop's thread.
     """
 
     def __init__(self, neighbours: Neighbours | None, hashed: Callable[[Outcome], None]) -> None:
         self._neighbours = neighbours
         self._hashed = hashed
         self._told: dict[TaskToken, tuple[Outcome, dict[str, memoryview]]] = {}
+        self._kept: dict[JobId, dict[str, memoryview]] = {}
         self._hashing: set[asyncio.Task[None]] = set()
 
     def take(self, outcome: Outcome, address: str) -> bool:
@@ -46,12 +47,15 @@ class EarlyValues:
         return True
 
     def views(self, items: list[Input], job: JobId) -> dict[str, Data]:
-        """The bytes of those inputs that are late, by port."""
+        """The bytes of those inputs that are late, or whose digest was found here, by port."""
         found: dict[str, Data] = {}
+        kept = self._kept.get(job, {})
         for item in items:
             if item.late and item.consumed.token is not None:
                 _, views = self._told[TaskToken(job, item.consumed.upstream, item.consumed.token)]
                 found[item.port] = views[item.ref.digest]
+            elif item.ref.digest in kept:
+                found[item.port] = kept[item.ref.digest]
         return found
 
     def hash(self, task: TaskToken) -> None:
@@ -70,6 +74,16 @@ class EarlyValues:
         """Hashes no more."""
         for hashing in self._hashing:
             hashing.cancel()
+
+    def keep(self, outcome: Outcome) -> None:
+        """Its digests were found here: who reads it later finds it here as well, for who made it may not have hashed it by then."""
+        early, views = self._told.pop(outcome.task)
+        kept = self._kept.setdefault(outcome.task.job, {})
+        kept.update((outcome.outputs[port].digest, views[early.outputs[port].digest]) for port in early.late)
+
+    def forget(self, job: JobId) -> None:
+        """The job has ended."""
+        self._kept.pop(job, None)
 
     def drop(self, task: TaskToken) -> None:
         """The digests are known, or nobody wants them."""

@@ -89,5 +89,8 @@ class Outcomes:
 
     def _hashed_here(self, outcome: Outcome) -> None:
         instructions = self._core.hashed(outcome, time.monotonic_ns())
-        self.early_values.drop(outcome.task)
+        if outcome.task.job in self._core.jobs:
+            self.early_values.keep(outcome)
+        else:
+            self.early_values.drop(outcome.task)
         self._carry_out(instructions)

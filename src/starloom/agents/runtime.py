@@ -186,6 +186,7 @@ class Runtime:
         if self._streams is not None:
             self._streams.forget(job)
         self._inputs.release(job)
+        self._outcomes.early_values.forget(job)
 
     def _end(self, task: TaskToken, report: Report) -> list[Instruction]:
         """Nothing of the attempt runs any more."""
@@ -199,7 +200,7 @@ class Runtime:
         work = self._works[task] = Work(assign)
         items = self._inputs.others(assign)
         work.fetched = self._outcomes.early_values.views(items, task.job)
-        items = [item for item in items if not item.late]
+        items = [item for item in items if item.port not in work.fetched]
         if not items:
             return self.core.fetched(task, time.monotonic_ns())
         work.task = asyncio.create_task(self._inputs.remote(items, task.job))
