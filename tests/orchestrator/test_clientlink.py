@@ -370,6 +370,30 @@ async def test_a_stream_over_a_slow_link_is_not_taken_for_one_that_carries_nothi
     assert len(control.requests) == 1
 
 
+async def test_a_call_is_repeated_where_the_connection_of_streams_carries_nothing_either(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "LINK_SILENT_SECONDS", 0.2)
+    control.steps = [[SUBMITTED], pb.ListNodesResponse()]
+    async with Relay(control.address) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
+        assert await offsets(await job_of(client), follow=False) == [1]
+        path.freeze()
+        found = await asyncio.wait_for(client._link.call("ListNodes", pb.ListNodesRequest(), seconds=2), 30)
+    assert found == pb.ListNodesResponse()
+
+
+async def test_an_answer_over_a_slow_link_is_not_taken_for_silence(
+    control: FakeControl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limits, "KEEPALIVE_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "LINK_SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "CONNECT_SECONDS", 5.0)
+    control.info.name = "x" * 2**20
+    async with Relay(control.address, rate=2**20) as path, AsyncClient(path.address, TOKEN) as client:  # type: ignore[attr-defined]
+        assert len((await asyncio.wait_for(client.info(JOB), 20)).name) == 2**20
+
+
 async def test_an_orchestrator_that_is_slow_to_say_hello_is_reached(
     control: FakeControl, monkeypatch: pytest.MonkeyPatch
 ) -> None:

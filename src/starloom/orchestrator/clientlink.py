@@ -51,7 +51,8 @@ def _watched() -> list[tuple[str, Any]]:
 
     gRPC's core arms the timeout of a keepalive ping only where it is armed already (1.85.3, `chttp2/transport/writing.cc`),
     so that of all pings counts in its place, which is 60 s. A call to an orchestrator that stands still would end at its
-    deadline, where it has to be repeated. Not for streams: behind their bulk, on a slow link, a ping waits longer than that.
+    deadline, where it has to be repeated. Not for streams: behind
+    their bulk, on a slow link, a ping waits longer than that. So it does behind a large answer: see `Link.call`.
     """
     return [("grpc.http2.ping_timeout_ms", int(limits.LINK_SILENT_SECONDS * 1000))]
 
@@ -140,18 +141,27 @@ class Link:
     async def call(self, method: str, request: Any, *, seconds: float = limits.RPC_DEADLINE_SECONDS) -> Any:
         """The answer to one call of the Control service, which is repeated while nobody answers.
 
+        What broke off as late as a ping is given up is repeated where none is given up so soon: on a slow link one waits
+        behind a large answer.
+
         Raises Unavailable as `patiently` does, or after `seconds` without an answer, and whatever error the
         orchestrator answered with.
         """
+        slow = False
 
         async def attempt() -> Any:
+            nonlocal slow
             began = asyncio.get_running_loop().time()
+            stub = self._unwatched() if slow else self._ready()
             try:
-                return await getattr(self._ready(), method)(request, metadata=self._metadata, timeout=seconds)
+                return await getattr(stub, method)(request, metadata=self._metadata, timeout=seconds)
             except aio.AioRpcError as error:
+                lasted = asyncio.get_running_loop().time() - began
+                before, slow = slow, not slow and lasted >= limits.LINK_SILENT_SECONDS
                 if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and not _has_detail(error):
-                    late = asyncio.get_running_loop().time() - began - seconds
-                    raise _Silent(await self._silence(method, seconds, late)) from None
+                    silence = await self._silence(method, seconds, lasted - seconds)
+                    # Without a ping that was given up nothing tells a link that carries nothing from an answer that is late.
+                    raise (Unavailable if before else _Silent)(silence) from None
                 raise self._meaning(error) from error
 
         return await self.patiently(attempt)
@@ -229,8 +239,7 @@ class Link:
         over = False
         while True:
             request = pb.StreamEventsRequest(job_id=job, after_offset=after, follow=follow, kinds=kinds)
-            stub: Any = control_pb2_grpc.ControlServiceStub(self._streams())  # type: ignore[no-untyped-call]
-            call = stub.StreamEvents(request, metadata=self._metadata)
+            call = self._unwatched().StreamEvents(request, metadata=self._metadata)
             try:
                 while (response := await self._read(call)) is not None:
                     patience = self.reached()
@@ -293,6 +302,9 @@ class Link:
             self._calling = aio.insecure_channel(self.address, options=options)
             self._stub = control_pb2_grpc.ControlServiceStub(self._calling)  # type: ignore[no-untyped-call]
         return self._stub
+
+    def _unwatched(self) -> Any:
+        return control_pb2_grpc.ControlServiceStub(self._streams())  # type: ignore[no-untyped-call]
 
     def _streams(self) -> aio.Channel:
         self._refuse_closed()
