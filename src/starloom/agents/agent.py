@@ -168,17 +168,7 @@ class Agent:
         )
         try:
             address = await data.start()
-            self._profile = await asyncio.to_thread(
-                probe,
-                config.name,
-                config.tier,
-                config.targets,
-                config.labels,
-                config.slots,
-                tuple(kind.name for kind in self._kinds),
-                address,
-                config.uplinks,
-            )
+            self._profile = await asyncio.to_thread(self._probe, address)
             means = await asyncio.to_thread(self._find_means) if config.measures else None
         except BaseException:
             await self._end_data()
@@ -200,6 +190,14 @@ class Agent:
             loop = asyncio.get_running_loop()
             self._profiling = Profiling(means, partial(self._from_thread, loop))
             self._profiling.start()
+
+    def _probe(self, address: str) -> NodeProfile:
+        """What this node has, with its values at `address`."""
+        config = self.config
+        kinds = tuple(kind.name for kind in self._kinds)
+        return probe(
+            config.name, config.tier, config.targets, config.labels, config.slots, kinds, address, config.uplinks
+        )
 
     async def run(self) -> None:
         """Lasts until `stop`. Raises what the orchestrator refuses the agent for: Unauthenticated or InvalidInput."""

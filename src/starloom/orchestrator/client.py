@@ -119,9 +119,7 @@ class AsyncClient:
             max_parallel=max_parallel,
             labels=labels,
             deadline_seconds=deadline_seconds,
-            streams={
-                name: pb.StreamOptions(full=each.full or "", spool=each.spool) for name, each in (streams or {}).items()
-            },
+            streams=_stream_options(streams or {}),
         )
         large = [item for item in encoded.values() if item.ref.inline is None]
         await all_of([partial(self._put, item.ref, item.data) for item in large])
@@ -194,6 +192,10 @@ def _encode(constellation: Constellation, inputs: Mapping[str, Any]) -> tuple[by
     except UnicodeEncodeError as error:
         # Where that is, validation finds.
         raise InvalidInput([], f"constellation {constellation.name!r} cannot be sent") from error
+
+
+def _stream_options(streams: Mapping[str, StreamOptions]) -> dict[str, pb.StreamOptions]:
+    return {name: pb.StreamOptions(full=each.full or "", spool=each.spool) for name, each in streams.items()}
 
 
 def _check_options(

@@ -228,30 +228,41 @@ class Dispatcher:
         self._fleet.expect(
             member.name, task, Work(choice.seconds, {**_fetches(inputs), **tokens} if inputs else tokens, ends)
         )
-        params = stage.taken.params
-        self._ledger.send(
-            member.name,
-            Assign(
-                task=task,
-                kind=lane.kind,
-                params={**lane.defaults, **params} if lane.defaults else params,
-                inputs=tuple(inputs),
-                awaits=tuple(awaits),
-                target=candidate.target,
-                timeout_seconds=stage.spec.policy.timeout_seconds,
-                priority=job.options.priority,
-                after_seconds=run.guide.after_seconds(name, self._ledger.now) if run.guide is not None else 0.0,
-                publish=run.to_publish(name),
-                comparisons=comparisons_of(job, name),
-                readers=run.streams.readers(job, name),
-                private=run.labels.given(name) is not None,
-            ),
-        )
+        self._ledger.send(member.name, self._assignment(lane, run, task, inputs, candidate.target, awaits))
         if name in run.streams.groups:
             for each in pending(job, run.streams.groups[name]):
                 self._settler.decide(run, each)
         if not copy and not lane.spec.grows:
             self._offer_downstreams(run, name)
+
+    def _assignment(
+        self,
+        lane: Lane,
+        run: Run,
+        task: TaskToken,
+        inputs: Sequence[Input],
+        target: str,
+        awaits: Sequence[Await],
+    ) -> Assign:
+        """What the agent of an attempt is told."""
+        job, name = run.job, task.stage
+        stage = job.stages[name]
+        params = stage.taken.params
+        return Assign(
+            task=task,
+            kind=lane.kind,
+            params={**lane.defaults, **params} if lane.defaults else params,
+            inputs=tuple(inputs),
+            awaits=tuple(awaits),
+            target=target,
+            timeout_seconds=stage.spec.policy.timeout_seconds,
+            priority=job.options.priority,
+            after_seconds=run.guide.after_seconds(name, self._ledger.now) if run.guide is not None else 0.0,
+            publish=run.to_publish(name),
+            comparisons=comparisons_of(job, name),
+            readers=run.streams.readers(job, name),
+            private=run.labels.given(name) is not None,
+        )
 
     def spec_of(self, run: Run, name: StageId) -> StageSpec:
         """A stage as it is in the variant that it has, or would have now."""

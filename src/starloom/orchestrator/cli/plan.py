@@ -51,6 +51,20 @@ def add_parsers(commands: Commands) -> None:
         metavar="NAME=BYTES",
         help="the size of a job input, such as photo=2MB",
     )
+    _add_goals(parser)
+    parser.add_argument(
+        "--budget",
+        type=factor,
+        default=100.0,
+        metavar="MS",
+        help="milliseconds to look (default: 100); objectives in order choose among plans that each have their share, or what "
+        "is needed for a plan worth choosing",
+    )
+    parser.add_argument("--seed", type=count, default=0, metavar="N", help="of the local search (default: 0)")
+
+
+def _add_goals(parser: argparse.ArgumentParser) -> None:
+    """What is wanted of the plan."""
     parser.add_argument(
         "--objective",
         metavar="WHAT",
@@ -75,15 +89,6 @@ def add_parsers(commands: Commands) -> None:
         metavar="WHAT",
         help="what is promised of each round: p50, p95, p99, first_token, token, as p95=250ms,token=60ms",
     )
-    parser.add_argument(
-        "--budget",
-        type=factor,
-        default=100.0,
-        metavar="MS",
-        help="milliseconds to look (default: 100); objectives in order choose among plans that each have their share, or what "
-        "is needed for a plan worth choosing",
-    )
-    parser.add_argument("--seed", type=count, default=0, metavar="N", help="of the local search (default: 0)")
 
 
 def run_plan(args: argparse.Namespace, out: Output) -> int:

@@ -11,6 +11,7 @@ from starloom.orchestrator.cli.output import Commands, Exit, Output, add_command
 if TYPE_CHECKING:
     from starloom.devices.faults import FaultPlan
     from starloom.orchestrator.simulate.runs import Result
+    from starloom.orchestrator.simulate.world import Setup
 
 NODES_MAX: Final = 100_000
 JOBS_MAX: Final = 1_000
@@ -70,23 +71,10 @@ def _somebody(plan: "FaultPlan", nodes: int) -> None:
 
 def run_simulate(args: argparse.Namespace, out: Output) -> int:
     """Runs the seeds; a property that does not hold is told with the command that shows it again."""
-    from starloom.dag.limits import STAGES_PER_JOB_MAX
     from starloom.orchestrator.simulate.runs import VIOLATIONS_SHOWN, run_all
-    from starloom.orchestrator.simulate.world import Setup
 
-    bounds = {"seeds": SEEDS_MAX, "nodes": NODES_MAX, "stages": STAGES_PER_JOB_MAX, "jobs": JOBS_MAX}
-    wrong = [
-        Problem(f"--{name}", f"is {getattr(args, name)}; use 1 to {most}")
-        for name, most in bounds.items()
-        if not 1 <= getattr(args, name) <= most
-    ]
-    if wrong:
-        raise InvalidInput(wrong, "the command line is not right")
-    plan = read_plan(args.faults)
-    _somebody(plan, args.nodes)
-    if args.seed is None:
-        args.seed = 1 if plan.seed is None else plan.seed
-    setup = Setup(nodes=args.nodes, stages=args.stages, jobs=args.jobs, plan=plan, advised=args.planner == DRAWN)
+    setup = _setup(args)
+    seed = next(each for each in (args.seed, setup.plan.seed, 1) if each is not None)
     done = 0
 
     def told(result: "Result") -> None:
@@ -97,11 +85,11 @@ def run_simulate(args: argparse.Namespace, out: Output) -> int:
         for row in _rows(result, args):
             out.note(_text(row))
 
-    total = run_all(args.seed, args.seeds, setup, told)
+    total = run_all(seed, args.seeds, setup, told)
     violations = [row for result in total.failed for row in _rows(result, args)]
     out.json(
         {
-            "seed": args.seed,
+            "seed": seed,
             "seeds": total.seeds,
             "nodes": args.nodes,
             "stages": args.stages,
@@ -127,6 +115,24 @@ def run_simulate(args: argparse.Namespace, out: Output) -> int:
         return Exit.DONE
     out.text(f"{len(total.failed)} seeds break a property")
     return Exit.FAILED
+
+
+def _setup(args: argparse.Namespace) -> "Setup":
+    """What is to be simulated. Raises InvalidInput."""
+    from starloom.dag.limits import STAGES_PER_JOB_MAX
+    from starloom.orchestrator.simulate.world import Setup
+
+    bounds = {"seeds": SEEDS_MAX, "nodes": NODES_MAX, "stages": STAGES_PER_JOB_MAX, "jobs": JOBS_MAX}
+    wrong = [
+        Problem(f"--{name}", f"is {getattr(args, name)}; use 1 to {most}")
+        for name, most in bounds.items()
+        if not 1 <= getattr(args, name) <= most
+    ]
+    if wrong:
+        raise InvalidInput(wrong, "the command line is not right")
+    plan = read_plan(args.faults)
+    _somebody(plan, args.nodes)
+    return Setup(nodes=args.nodes, stages=args.stages, jobs=args.jobs, plan=plan, advised=args.planner == DRAWN)
 
 
 def _rows(result: "Result", args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ Of a job whose streams flow, a round is a chunk: a frame that a camera gives, un
 read and give no streams are done once, and take nothing of a chunk.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import msgspec
@@ -40,18 +40,7 @@ def chunked(
     """
     specs = constellation.stages
     streaming = [name for name in built.stages if has_streams(kinds[specs[name].kind]) and not specs[name].cancelled]
-    troubles = [
-        Trouble(f"stages.{name}", f"{specs[name].kind} does not say what a chunk takes; its runs have to tell")
-        for name in streaming
-        if kinds[specs[name].kind].cost.chunk_seconds is None
-        and (len(specs[name].variants) > 1 or not any(key[0] == name for key in measured))
-    ]
-    if not streaming:
-        troubles.append(
-            Trouble("rate", "is of the chunks of streams, and there are none; say `every: 100ms` of the job")
-        )
-    if troubles:
-        raise InvalidInput(troubles, "no period of a chunk can be planned")
+    _refuse_untold(specs, kinds, streaming, measured)
     arrays, stages = built.problem.arrays, list(built.stages)
     speeds = {(node.node.name, target): speed for node in fleet.nodes for target, speed in node.speed.items()}
     seconds = np.where(np.isfinite(arrays.seconds), 0.0, np.inf)
@@ -77,6 +66,24 @@ def chunked(
         )
     )
     return built._replace(problem=problem), alone
+
+
+def _refuse_untold(
+    specs: Mapping[StageId, StageSpec], kinds: Mapping[str, KindSpec], streaming: Sequence[StageId], measured: Measured
+) -> None:
+    """Raises InvalidInput where nothing streams, or nothing tells what a chunk takes."""
+    troubles = [
+        Trouble(f"stages.{name}", f"{specs[name].kind} does not say what a chunk takes; its runs have to tell")
+        for name in streaming
+        if kinds[specs[name].kind].cost.chunk_seconds is None
+        and (len(specs[name].variants) > 1 or not any(key[0] == name for key in measured))
+    ]
+    if not streaming:
+        troubles.append(
+            Trouble("rate", "is of the chunks of streams, and there are none; say `every: 100ms` of the job")
+        )
+    if troubles:
+        raise InvalidInput(troubles, "no period of a chunk can be planned")
 
 
 def _hints(spec: StageSpec, kind: KindSpec) -> list[float]:
