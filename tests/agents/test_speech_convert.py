@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from starloom.agents.convert import ctranslate2, whisper
+from starloom.agents.convert.graphs import quantised
 from starloom.dag.errors import InvalidInput
 
 WIDTH, HEADS, LAYERS, MELS, VOCABULARY = 24, 3, 2, 5, 40
@@ -214,7 +215,7 @@ def test_int8_stays_close_and_keeps_the_embedding_once(weights: Weights) -> None
 def test_quantised_is_within_half_a_step() -> None:
     weight = np.random.default_rng(2).standard_normal((30, 7)).astype(np.float32)
     weight *= np.arange(7, dtype=np.float32)
-    integers, scales = whisper.quantised(weight)
+    integers, scales = quantised(weight)
     assert integers.dtype == np.int8
     assert (np.abs(integers * scales - weight) <= scales / 2 * 1.001).all()
     assert np.abs(integers[:, 1:]).max(axis=0).tolist() == [127] * 6

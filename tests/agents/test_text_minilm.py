@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from starloom.agents.convert import minilm
+from starloom.agents.convert.graphs import quantised
 from starloom.agents.modelstore import ModelStore
 from starloom.agents.sessions import SessionPool
 from starloom.agents.stage import CancelToken, StageCall
@@ -127,7 +128,7 @@ def test_what_lies_under_the_mask_does_not_count(weights: Weights) -> None:
 def test_quantised_weights_are_within_half_a_step() -> None:
     weight = np.random.default_rng(1).standard_normal((40, 9)).astype(np.float32)
     weight[:, 4] = 0
-    integers, scales = minilm.quantised(weight)
+    integers, scales = quantised(weight)
     assert integers.dtype == np.int8
     assert np.abs(weight - integers * scales).max(axis=0) == pytest.approx(scales / 2, abs=float(scales.max()) / 2)
     assert not integers[:, 4].any()

@@ -22,13 +22,11 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
+from starloom.agents.convert.graphs import Graph, quantised
 from starloom.dag.errors import InvalidInput, Problem
 
-OPSET = 20
-# The oldest IR version that has opset 20, so that every ONNX Runtime with Gelu reads the file.
-IR_VERSION = 9
 EPSILON = 1e-12
 HEAD_WIDTH = 32
 MASKED = -1e4
@@ -94,7 +92,13 @@ def build(weights: Weights, int8: bool = True) -> onnx.ModelProto:
     for n in range(layers):
         hidden = graph.layer(hidden, mask, f"encoder.layer.{n}")
     graph.pool(hidden)
-    return graph.model(width=weights["embeddings.word_embeddings.weight"].shape[1])
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "steps"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    width = weights["embeddings.word_embeddings.weight"].shape[1]
+    output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", width])
+    return graph.model("minilm", inputs, [output])
 
 
 def _check(weights: Weights, layers: int) -> None:
@@ -112,33 +116,14 @@ def _check(weights: Weights, layers: int) -> None:
         raise InvalidInput(missing, "no MiniLM to convert")
 
 
-class _Graph:
-    """Nodes and constants in the making; a value is its name."""
-
+class _Graph(Graph):
     def __init__(self, weights: Weights, int8: bool) -> None:
+        super().__init__()
         self._weights = weights
         self._int8 = int8
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._quantised: dict[str, list[str]] = {}
-
-    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        return self.ops(kind, *inputs, outputs=1, **attributes)[0]
-
-    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
-        names = [f"{kind}.{len(self._nodes)}.{n}" for n in range(outputs)]
-        self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
-        return names
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        self._constants.setdefault(name, numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def ints(self, *values: int) -> str:
-        return self.constant(f"ints.{'.'.join(map(str, values))}", np.array(values, np.int64))
 
     def scalar(self, value: float) -> str:
-        return self.constant(f"scalar.{value}", np.array(value, np.float32))
+        return self.constant(f"scalar.{value}", np.array([value], np.float32))
 
     def embed(self) -> str:
         """The normalised sum of word, position and segment embeddings, [batch, steps, width]."""
@@ -188,7 +173,7 @@ class _Graph:
         # The mean's divisor cancels in the division by the norm.
         norm = self.op("ReduceL2", total, self.ints(1), keepdims=1)
         floor = self.op("Max", norm, self.scalar(SHORTEST_NORM))
-        self._nodes.append(helper.make_node("Div", [total, floor], ["embedding"]))
+        self.output("Div", [total, floor], "embedding")
 
     def weight(self, name: str) -> str:
         return self.constant(name, self._weights[name])
@@ -202,35 +187,9 @@ class _Graph:
         weight = self._weights[f"{name}.weight"].T
         if self._int8:
             integers, scales = quantised(weight)
-            product = self.product(x, self.constant(f"{name}.int8", integers), self.constant(f"{name}.scale", scales))
+            product = self.product_int8(
+                x, self.constant(f"{name}.int8", integers), self.constant(f"{name}.scale", scales)
+            )
         else:
             product = self.op("MatMul", x, self.constant(f"{name}.weight", weight))
         return self.op("Add", product, self.weight(f"{name}.bias"))
-
-    def product(self, x: str, weight: str, scale: str) -> str:
-        # Query, key and value read one tensor: it is quantised once.
-        if x not in self._quantised:
-            self._quantised[x] = self.ops("DynamicQuantizeLinear", x, outputs=3)
-        integers, x_scale, zero = self._quantised[x]
-        product = self.op("Cast", self.op("MatMulInteger", integers, weight, zero), to=TensorProto.FLOAT)
-        return self.op("Mul", product, self.op("Mul", x_scale, scale))
-
-    def model(self, width: int) -> onnx.ModelProto:
-        inputs = [
-            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "steps"])
-            for name in ("input_ids", "attention_mask")
-        ]
-        output = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["batch", width])
-        graph = helper.make_graph(self._nodes, "minilm", inputs, [output], list(self._constants.values()))
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="starloom"
-        )
-        onnx.checker.check_model(model)
-        return model
-
-
-def quantised(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """INT8 of a weight [in, out] and float32 scales [out]: weight is about integers * scales, within scale / 2."""
-    peak = np.abs(weight).max(axis=0)
-    scales = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    return np.rint(weight / scales).astype(np.int8), scales

@@ -22,14 +22,12 @@ from typing import Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 from starloom.agents.convert import ctranslate2
+from starloom.agents.convert.graphs import Graph, quantised
 from starloom.dag.errors import InvalidInput, Problem
 
-OPSET = 20
-# The oldest IR version that has opset 20, so that every ONNX Runtime with Gelu reads the files.
-IR_VERSION = 9
 EPSILON = 1e-5
 MASKED = -1e9
 
@@ -53,15 +51,11 @@ def convert(source: Path, destination: Path) -> None:
     onnx.save(build_decoder(checkpoint.variables), str(destination / "decoder.onnx"))
 
 
-class _Graph:
-    """Nodes and constants in the making; a value is its name, `<what>.<n>`."""
-
+class _Graph(Graph):
     def __init__(self, variables: Variables, int8: bool) -> None:
+        super().__init__()
         self._variables = variables
         self._int8 = int8
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: dict[str, onnx.TensorProto] = {}
-        self._quantised: dict[str, tuple[str, str, str]] = {}
 
     def array(self, name: str) -> NDArray[Any]:
         """A variable of the checkpoint. Raises InvalidInput if it is not there."""
@@ -69,21 +63,6 @@ class _Graph:
             return self._variables[name]
         except KeyError:
             raise InvalidInput([Problem(name, "is missing from the checkpoint")], "no Whisper to convert") from None
-
-    def op(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
-        return self.ops(kind, *inputs, outputs=outputs, **attributes)[0]
-
-    def ops(self, kind: str, *inputs: str, outputs: int, **attributes: Any) -> list[str]:
-        names = [f"{kind}.{len(self._nodes)}.{n}" for n in range(outputs)]
-        self._nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
-        return names
-
-    def constant(self, name: str, array: NDArray[Any]) -> str:
-        self._constants.setdefault(name, numpy_helper.from_array(np.asarray(array, order="C"), name))
-        return name
-
-    def ints(self, *values: int) -> str:
-        return self.constant(f"ints.{'.'.join(map(str, values))}", np.array(values, np.int64))
 
     def scalar(self, value: float) -> str:
         return self.constant(f"scalar.{value}", np.array(value, np.float32))
@@ -107,15 +86,6 @@ class _Graph:
             product = self.op("MatMul", x, self.constant(f"{name}/weight", weight))
         return self.op("Add", product, self.constant(f"{name}/bias", self.array(f"{name}/bias").astype(np.float32)))
 
-    def product_int8(self, x: str, weight: str, scale: str) -> str:
-        # Projections of one tensor share its quantised form.
-        if x not in self._quantised:
-            integers, x_scale, zero = self.ops("DynamicQuantizeLinear", x, outputs=3)
-            self._quantised[x] = integers, x_scale, zero
-        integers, x_scale, zero = self._quantised[x]
-        product = self.op("Cast", self.op("MatMulInteger", integers, weight, zero), to=TensorProto.FLOAT)
-        return self.op("Mul", product, self.op("Mul", x_scale, scale))
-
     def norm(self, x: str, name: str) -> str:
         gamma = self.constant(f"{name}/gamma", self.array(f"{name}/gamma").astype(np.float32))
         beta = self.constant(f"{name}/beta", self.array(f"{name}/beta").astype(np.float32))
@@ -138,28 +108,11 @@ class _Graph:
         return self.op("Reshape", mixed, self.ints(0, 0, -1))
 
     def rename(self, value: str, name: str) -> None:
-        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self.output("Identity", [value], name)
 
     def size(self, value: str, axis: int) -> str:
         """The length of an axis, int64 scalar."""
         return self.op("Squeeze", self.op("Shape", value, start=axis, end=axis + 1))
-
-    def model(
-        self, name: str, inputs: list[onnx.ValueInfoProto], outputs: list[onnx.ValueInfoProto]
-    ) -> onnx.ModelProto:
-        graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._constants.values()))
-        model = helper.make_model(
-            graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="starloom"
-        )
-        onnx.checker.check_model(model)
-        return model
-
-
-def quantised(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """INT8 of a weight [in, out] and float32 scales [out]: weight is about integers * scales, within scale / 2."""
-    peak = np.abs(weight).max(axis=0)
-    scales = np.where(peak > 0, peak / 127, 1).astype(np.float32)
-    return np.rint(weight / scales).astype(np.int8), scales
 
 
 def _sizes(variables: Variables, part: str) -> tuple[int, int]:
