@@ -8,7 +8,6 @@ from starloom.agents.messages import Await
 from starloom.dag import limits
 from starloom.dag.conditions import comparison_key
 from starloom.dag.constellation import Dependency
-from starloom.dag.expectation import told_seconds
 from starloom.dag.ids import FencingToken, StageId, TaskToken
 from starloom.dag.stagestate import ENDED
 from starloom.orchestrator.ahead import NO_ROOM, Ahead
@@ -18,7 +17,7 @@ from starloom.orchestrator.endings import Endings
 from starloom.orchestrator.fleet import AgentState, Fleet, Member
 from starloom.orchestrator.lanes import Lane
 from starloom.orchestrator.lineage import Fed, inputs_of
-from starloom.orchestrator.placement import Move, Planner, Want
+from starloom.orchestrator.placement import Move, Planner
 from starloom.orchestrator.runs import Run
 from starloom.orchestrator.sourcing import any_online, fits, input_of, moves_of
 from starloom.orchestrator.state import Ledger, State
@@ -77,22 +76,11 @@ class Delegation:
         if not self._has_inputs(lane, awaited, fed) or not all(map(any_online, holders.values())) or not fits(fed):
             return None
         moves = [*moves_of(fed, holders), *(Move(0, maker) for maker in {each.maker: None for each in awaited})]
-        avoid = run.avoid.get(name, ())
-        told = told_seconds(self._dispatcher.spec_of(run, name), lane.spec)
-        want = Want(
-            job.id,
-            name,
-            lane.spec,
-            moves,
-            avoid,
-            max(0, after) / NANOS,
-            told=told,
-            advised=run.guide.advised(name, now) if run.guide is not None else None,
-        )
+        want = self._dispatcher.want(lane, run, name, moves, ahead=max(0, after) / NANOS)
         choice = self._planner.choose(want, candidates)
         if choice is None:
             return NO_ROOM
-        if choice.seconds > limits.DELEGATED_SECONDS or choice.candidate.member.name in avoid:
+        if choice.seconds > limits.DELEGATED_SECONDS or choice.candidate.member.name in want.avoid:
             return None
         place = choice.candidate.member
         peers = [each.maker for each in awaited if each.maker is not place]

@@ -5,7 +5,6 @@ from typing import Final
 
 from starloom.agents.messages import Assign, Await, Input
 from starloom.dag import limits
-from starloom.dag.constellation import StageSpec
 from starloom.dag.expectation import told_seconds
 from starloom.dag.facts import StagePlaced
 from starloom.dag.ids import FencingToken, StageId, TaskToken
@@ -134,19 +133,7 @@ class Dispatcher:
         if anyway:
             producers = run.streams.producers(job, name)
             moves = [*moves, *(Move(0, self._fleet.members[agent]) for agent in producers)]
-        avoid = run.avoid.get(name, ())
-        told = told_seconds(self._lanes.spec_of(run, name), lane.spec)
-        want = Want(
-            job.id,
-            name,
-            lane.spec,
-            moves,
-            avoid,
-            anyway=anyway,
-            told=told,
-            advised=run.guide.advised(name, self._ledger.now) if run.guide is not None else None,
-        )
-        choice = self._planner.choose(want, candidates)
+        choice = self._planner.choose(self.want(lane, run, name, moves, anyway=anyway), candidates)
         if choice is None:
             return False
         member = choice.candidate.member
@@ -264,9 +251,28 @@ class Dispatcher:
             private=run.labels.given(name) is not None,
         )
 
-    def spec_of(self, run: Run, name: StageId) -> StageSpec:
-        """A stage as it is in the variant that it has, or would have now."""
-        return self._lanes.spec_of(run, name)
+    def want(
+        self,
+        lane: Lane,
+        run: Run,
+        name: StageId,
+        moves: Sequence[Move],
+        *,
+        ahead: float | None = None,
+        anyway: bool = False,
+    ) -> Want:
+        """A stage as placement sees it."""
+        return Want(
+            run.job.id,
+            name,
+            lane.spec,
+            moves,
+            run.avoid.get(name, ()),
+            ahead,
+            anyway,
+            told_seconds(self._lanes.spec_of(run, name), lane.spec),
+            run.guide.advised(name, self._ledger.now) if run.guide is not None else None,
+        )
 
     def _variant(self, run: Run, name: StageId) -> str:
         spec = self._lanes.spec_of(run, name)
