@@ -13,15 +13,15 @@ from starloom.orchestrator.bench.harness import Row
 from starloom.orchestrator.bench.placing import best as known
 from starloom.orchestrator.bench.placing import instances, judging, losses, periods, proofs, traces
 from starloom.orchestrator.bench.placing.best import GAIN, Best
-from starloom.orchestrator.bench.placing.instances import Instance, Spec
+from starloom.orchestrator.bench.placing.instances import Instance
 from starloom.orchestrator.bench.placing.peers import CLASSICS, PEERS, plans
 from starloom.orchestrator.bench.report import Note, Report, machine, versions
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import Plan
+from starloom.orchestrator.planner.warming import warm_up
 
 _MILLI = 1_000.0
 _UNLIMITED: Final = 2**31 - 1
-_WARM_UP: Final = 50
 _SELDOM: Final = 3
 _P95: Final = 95
 _TRACES: Final = "traces"
@@ -101,7 +101,9 @@ def run(args: argparse.Namespace, note: Note) -> Report:
     timed = [row for row in wanted if row in ROWS or row in FURTHER]
     best = known.load(args.best or known.FILE)
     note("compiling")
-    compiling = warm_up()
+    begin = time.perf_counter()
+    warm_up()
+    compiling = time.perf_counter() - begin
     measured, improved = [], []
     for made, each in _works(timed, args.scale, args.traces or traces.folder()):
         note(made.name)
@@ -130,16 +132,6 @@ def run(args: argparse.Namespace, note: Note) -> Report:
         versions=versions(_PACKAGES),
         figures=figures,
     )
-
-
-def warm_up() -> float:
-    """Has everything compiled, or read from the disk where it is compiled already; the seconds that it took."""
-    begin = time.perf_counter()
-    for constrained in (True, False):
-        made = instances.instance(Spec("layered", "tiered", 30, 8, 1.0, constrained))
-        list(plans(made))
-        plan(made.problem, Budget(_WARM_UP))
-    return time.perf_counter() - begin
 
 
 def measure(made: Instance, timed: dict[str, Timed], repeat: int, best: Best) -> tuple[Measured, dict[str, Any] | None]:
