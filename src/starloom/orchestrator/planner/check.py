@@ -179,7 +179,9 @@ def _uplinks(problem: Problem, plan: Plan) -> Iterator[str]:
         for outward in (True,) if uplink.half else (True, False):
             rate = uplink.up if outward else uplink.down
             passing = []
-            for edge in range(len(arrays.upstream)):
+            inside = np.isin(nodes, np.array(uplink.nodes, dtype=np.int64))
+            # What has an end behind it passes it, or may.
+            for edge in np.flatnonzero(inside[arrays.upstream] | inside[arrays.downstream]).tolist():
                 up, down = arrays.upstream[edge], arrays.downstream[edge]
                 source, sink = int(nodes[up]), int(nodes[down])
                 size = passes(uplink, source, sink, outward) * float(arrays.size_bytes[edge])

@@ -54,6 +54,11 @@ def bound_together(arrays: Arrays) -> Indices:
 def in_order(problem: Problem, start: Floats) -> list[int]:
     """The stages by their starts, but every upstream before its downstreams."""
     arrays = problem.arrays
+    sooner = np.argsort(start, kind="stable")
+    turn = np.empty(len(start), dtype=np.int64)
+    turn[sooner] = np.arange(len(start))
+    if (turn[arrays.upstream] < turn[arrays.downstream]).all():
+        return [int(stage) for stage in sooner.tolist()]
     waits = np.bincount(arrays.downstream, minlength=len(start)).tolist()
     heads, follows = successors(arrays)
     ready = [(float(start[stage]), stage) for stage, count in enumerate(waits) if count == 0]

@@ -277,9 +277,12 @@ def _orders(problem: Problem, plan: Plan, turn: Counts) -> tuple[Counts, Counts]
         since = np.zeros(len(here), dtype=np.int64)
         some = upto > 0
         since[some] = np.searchsorted(finish, latest[upto[some] - 1] + SLACK / 2, side="right")
-        for stage, low, high in zip(here.tolist(), np.minimum(since, upto).tolist(), upto.tolist(), strict=True):
-            first = ended[low:high]
-            first = first[turn[first] < turn[stage]]
-            before.append(first)
-            after.append(np.full(len(first), stage, dtype=np.int64))
+        low = np.minimum(since, upto)
+        many = upto - low
+        # Of each the ended ones from `low` to `upto`, one after the other.
+        at = np.arange(many.sum()) - np.repeat(np.cumsum(many) - many - low, many)
+        first, last = ended[at], np.repeat(here, many)
+        kept = turn[first] < turn[last]
+        before.append(first[kept])
+        after.append(last[kept])
     return np.concatenate(before), np.concatenate(after)
