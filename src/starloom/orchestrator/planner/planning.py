@@ -61,7 +61,7 @@ class Budget(NamedTuple):
     over, where searches have to share it; 0 where no time is told.
 
     `least`: iterations that are made even so, for a plan that is worth as much on a busy machine. `effort`: then CP-SAT's deterministic time, about seconds, on small jobs as a whole and on windows of larger ones;
-    on small ones no longer than `effort_seconds`. With `spent`, `gone` and those left as they are, the same problem, seed and
+    no longer than `effort_seconds`, of which on windows those are left that `gone` leaves. With `spent`, `gone` and those left as they are, the same problem, seed and
     budget give the same plan. The classics are always run.
     """
 
@@ -71,6 +71,10 @@ class Budget(NamedTuple):
     effort_seconds: float = math.inf
     least: int = 0
     gone: Callable[[], float] = lambda: 0.0
+
+    def left(self) -> float:
+        """Seconds that are left for CP-SAT; infinite where it has no end."""
+        return max(0.0, self.effort_seconds * (1 - self.gone())) if self.effort_seconds < math.inf else math.inf
 
 
 class _Start(NamedTuple):
@@ -208,7 +212,8 @@ def _around(prepared: Prepared, hard: list[int], most: int) -> Indices:
 def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
     """What CP-SAT makes of a valid plan."""
     if not provable(problem):
-        return improved(problem, found, int(budget.effort / WINDOW_EFFORT), seed, spent=budget.spent)
+        rounds = int(budget.effort / WINDOW_EFFORT)
+        return improved(problem, found, rounds, seed, spent=budget.spent, left=budget.left)
     if budget.effort <= 0 or budget.effort_seconds <= 0:
         return found
     proof = exact(problem, found, effort=budget.effort, wall_seconds=budget.effort_seconds, seed=seed)

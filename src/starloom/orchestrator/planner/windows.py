@@ -33,21 +33,27 @@ def improved(
     size: int = SIZE,
     effort: float = EFFORT,
     spent: Callable[[], bool] = lambda: False,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Plan:
     """A valid plan, the best that so many windows of the given one lead to, or the given one itself.
 
     Windows are drawn around stages that the makespan hangs on, now in time, now along the critical paths. The same for
-    the same arguments, unless `spent` ends it.
+    the same arguments, unless `spent` ends it, or `left`, which tells how many seconds are left.
     """
-    if rounds <= 0:
+    if rounds <= 0 or spent():
         return plan
     draw = np.random.default_rng(seed)
-    best, rest = plan, lasts(problem, plan)
+    best, rest, quickest = plan, lasts(problem, plan), 0.0
     for turn in range(rounds if len(plan.place) > 1 else 0):
-        if spent():
+        before = left()
+        # What is cut out and built for the solver is for nothing if no time is left for it then.
+        if spent() or before < quickest:
             break
         chosen = window(best, rest, size, bool(turn % 2), draw)
-        found = mended(problem, best, chosen, rest, effort, seed)
+        found = mended(problem, best, chosen, rest, effort, seed, left)
+        if before < math.inf:
+            took = before - left()
+            quickest = min(quickest, took) if turn else took
         if found is not None:
             best = found
             rest = lasts(problem, best)
@@ -66,9 +72,18 @@ def window(plan: Plan, rest: Floats, size: int, along: bool, draw: np.random.Gen
 
 
 def mended(
-    problem: Problem, plan: Plan, chosen: Indices, rest: Floats, effort: float = EFFORT, seed: int = 0
+    problem: Problem,
+    plan: Plan,
+    chosen: Indices,
+    rest: Floats,
+    effort: float = EFFORT,
+    seed: int = 0,
+    left: Callable[[], float] = lambda: math.inf,
 ) -> Plan | None:
-    """A better valid plan in which only the `chosen` stages have new places, and their neighbours a new order, or none."""
+    """A better valid plan in which only the `chosen` stages have new places, and their neighbours a new order, or none.
+
+    `left`: seconds until CP-SAT has to end.
+    """
     part = cut(problem, plan, chosen, rest)
     ticks = fitted(part.problem) if part.inner <= INNER else None
     if ticks is None:
@@ -77,7 +92,9 @@ def mended(
     value = float((stands.finish + part.after[stands.place]).max()) + stands.penalty
     won = GAIN * max(plan.objective, 0.0)
     search = Search(ticks, stands, math.floor((value - won) / ticks.tick), part.after)
-    found = search.run(effort, math.inf, seed).plan
+    # To build it takes time as well.
+    seconds = left()
+    found = search.run(effort, seconds, seed).plan if seconds > 0 else None
     if found is None:
         return None
     whole = join(problem, plan, part, found)
