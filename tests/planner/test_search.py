@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from tests.planner.instances import NETWORKS, SHAPES, constrained, instance
 
-from starloom.orchestrator.planner import listing, planning
+from starloom.orchestrator.planner import halving, listing
 from starloom.orchestrator.planner.check import faults
 from starloom.orchestrator.planner.decode import value_of
+from starloom.orchestrator.planner.halving import Halving, Start
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
 from starloom.orchestrator.planner.problem import Place, Problem, problem
@@ -135,13 +136,35 @@ class _Faked:
 def test_search_goes_on_from_the_starts_that_become_best(
     stages: int, iterations: int, tried: dict[float, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "Search", _Faked)
+    monkeypatch.setattr(halving, "Search", _Faked)
     _Faked.made = []
     asked = problem([f"s{i}" for i in range(stages)], [Place("a")], 1.0, [])
-    starts = [planning._Start(value, value, "") for value in sorted(_Faked.found)]  # type: ignore[arg-type]
-    best = planning._search(asked, prepare(asked), starts, Budget(iterations), 0)[0]
+    starts = [Start(value, value, "") for value in sorted(_Faked.found)]  # type: ignore[arg-type]
+    searches = Halving(prepare(asked), starts, 0)
+    assert searches.go_on(iterations, lambda: False)
+    best = searches.found()[0]
     assert {each.first: each.iterations for each in _Faked.made} == tried
     assert best.value == min(each.value for each in _Faked.made)
+
+
+def test_to_stop_and_to_go_on_is_the_same_as_not_to_stop() -> None:
+    asked = instance("layered", "tiered", 60, 8, 1.0, seed=3)
+    prepared = prepare(asked)
+    starts = []
+    for made in listing.classics(listing.Table(prepared)):
+        full = board(prepared)
+        assert listing.run(prepared, full, made) < 0
+        starts.append(Start(value_of(prepared, full), full, made.method))
+    starts.sort(key=lambda start: start.value)
+    once, parts = Halving(prepared, starts, 5), Halving(prepared, starts, 5)
+    assert once.go_on(1_500, lambda: False)
+    assert not parts.go_on(1_500, lambda: True)
+    assert not parts.go_on(1_500, lambda: True, least=37)
+    for share in (37, 430, 431, 700, 1_500):
+        assert parts.go_on(share, lambda: False)
+    assert parts.made == once.made == 1_500
+    assert [each.value for each in parts.found()] == [each.value for each in once.found()]
+    assert np.array_equal(parts.found()[0].best.place, once.found()[0].best.place)
 
 
 def test_cp_sat_mends_what_memory_makes_too_tight_for_lists() -> None:

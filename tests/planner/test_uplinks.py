@@ -1,7 +1,7 @@
 """Up-links that nodes share: times held to a plain simulation, to what is known by hand, and to the checker."""
 
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from tests.planner.instances import constrained, instance
 
 from starloom.dag.constellation import Goal, Measure
 from starloom.dag.errors import Infeasible
-from starloom.orchestrator.planner import check, contending
+from starloom.orchestrator.planner import check, contending, halving
 from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.check import SLACK, faults
 from starloom.orchestrator.planner.contending import Look, contended
@@ -20,6 +20,7 @@ from starloom.orchestrator.planner.goals import Asked, find
 from starloom.orchestrator.planner.pacing import find_paced
 from starloom.orchestrator.planner.planning import Budget, plan
 from starloom.orchestrator.planner.problem import PROVEN, Place, Plan, Problem, Uplink, problem
+from starloom.orchestrator.planner.search import WAYS, Search, Ways
 from starloom.orchestrator.planner.steady import pace
 from starloom.orchestrator.planner.timing import bound_together, in_order, loaders, retimed, spans
 from starloom.orchestrator.planner.uplinks import carried, channels_between, lags, passers, shared, timed
@@ -318,24 +319,101 @@ def test_plans_for_goals_and_periods_are_told_with_contention(seed: int) -> None
     assert max(busy, default=0.0) <= often.pace.cap * (1 + 1e-6)
 
 
+class Told:
+    """A course that does as it is told: plans by how much up-links are slowed, and whether all iterations are made. Writes down what is asked."""
+
+    def __init__(self, plans: dict[float, Plan], asked: list[tuple[float, float]], whole: bool, crowd: float) -> None:
+        self.plans, self.asked, self.whole, self.crowd = plans, asked, whole, crowd
+
+    def go_on(self, look: Look) -> bool:
+        self.asked.append((self.crowd, look.share))
+        return self.whole
+
+    def best(self) -> Plan:
+        return self.plans[self.crowd]
+
+    def finals(self, look: Look) -> Iterator[Plan]:
+        yield from [self.plans[self.crowd]] * 5
+
+
+def looks(
+    what: Problem, plans: dict[float, Plan], late: Callable[[float], bool], whole: bool = True
+) -> list[tuple[float, float]]:
+    """Which searches are asked to go on, and up to which share of the iterations."""
+    asked: list[tuple[float, float]] = []
+
+    def begin(free: Problem, look: Look) -> Told:
+        return Told(plans, asked, whole, look.crowd)
+
+    assert faults(what, contended(what, begin, late, 0, 0)) == []
+    return asked
+
+
+def slowly(what: Problem, crowd: float) -> Plan:
+    """The plan that lists and a short search make with up-links so many times as slow."""
+    return plan(contending._slowed(what, crowd), SHORT)
+
+
+def crowded(stages: int) -> Problem:
+    """A job of which contention takes much."""
+    return shared(instance("layered", "uneven", stages, 4, 3.0, seed=1), (Uplink("u", (0, 1), 1.0, 1.0),))
+
+
 def test_searches_that_there_is_no_time_for_are_left_out_but_those_of_few_stages() -> None:
-    looked: list[float] = []
+    small, what = crowded(8), crowded(24)
+    plans = {crowd: slowly(what, crowd) for crowd in (1.0, 2.0, 4.0)}
+    few = {crowd: slowly(small, crowd) for crowd in (1.0, 2.0, 4.0)}
+    assert looks(what, plans, lambda share: False) == [(1.0, 0.5), (2.0, 0.25), (4.0, 0.25)]
+    # All of the first's time is over, but not of the last's: there is time for a list, and that is far better.
+    assert looks(what, plans, lambda share: share <= 0.7) == [(1.0, 0.5), (4.0, 1.0)]
+    assert looks(what, plans, lambda share: True) == [(1.0, 0.5), (1.0, 1.0)]
+    assert looks(small, few, lambda share: True) == [(1.0, 0.5), (2.0, 0.25), (4.0, 0.25)]
 
-    def finals(free: Problem, look: Look) -> Iterator[Plan]:
-        looked.append(look.crowd)
-        yield from [plan(free, SHORT)] * 5
 
-    def looks(stages: int, over: float) -> list[float]:
-        looked.clear()
-        what = shared(instance("layered", "uneven", stages, 4, 3.0, seed=1), (Uplink("u", (0, 1), 1.0, 1.0),))
-        assert faults(what, contended(what, finals, lambda share: over >= share, 0, 0)) == []
-        return list(looked)
+def test_a_search_that_has_not_made_its_share_leaves_the_rest_to_the_likeliest() -> None:
+    what = crowded(24)
+    near, far = slowly(what, 1.0), slowly(what, 4.0)
+    assert timed(what, far).objective < timed(what, near).objective
+    for crowd in (1.0, 2.0, 4.0):
+        plans = {1.0: near, 2.0: near, 4.0: near, crowd: far}
+        assert looks(what, plans, lambda share: False, whole=False)[-1] == (crowd, 1.0)
 
-    assert looks(24, 0.0) == [1.0, 2.0, 4.0]
-    # The second would have had to end by 60 % of the time, the third has until 80 %.
-    assert looks(24, 0.7) == [1.0, 4.0]
-    assert looks(24, 1.0) == [1.0]
-    assert looks(8, 1.0) == [1.0, 2.0, 4.0]
+
+def test_where_contention_takes_nothing_one_search_has_all_iterations() -> None:
+    free = instance("layered", "uneven", 200, 6, 1.0, seed=3)
+    wide = shared(free, (Uplink("wide", (0, 1, 2), 1e9, 1e9),))
+    budget = Budget(iterations=600)
+    alone, found = plan(free, budget, 3), plan(wide, budget, 3)
+    assert alone.makespan < plan(free, budget._replace(iterations=300), 3).makespan
+    assert found.makespan <= alone.makespan * (1 + 1e-9)
+    assert looks(wide, {1.0: alone}, lambda share: False) == [(1.0, 0.5), (1.0, 1.0)]
+
+
+def test_where_slowed_uplinks_promise_nothing_the_first_search_goes_on() -> None:
+    what = crowded(30)
+    near, far, worse = slowly(what, 1.0), slowly(what, 4.0), slowly(what, 1e-3)
+    assert timed(what, worse).objective > contending.PROMISING * timed(what, near).objective
+    assert looks(what, {1.0: near, 2.0: worse, 4.0: worse}, lambda share: False)[-1] == (1.0, 0.75)
+    assert looks(what, {1.0: near, 2.0: worse, 4.0: far}, lambda share: False)[-1] == (4.0, 0.25)
+    assert looks(what, {1.0: near, 2.0: far, 4.0: worse}, lambda share: False)[-1] == (4.0, 0.25)
+
+
+def test_iterations_that_are_made_in_any_case_are_made_once_for_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    class Counted(Search):
+        def step(self, iterations: int, ways: Ways = WAYS) -> None:
+            made.append(iterations)
+            super().step(iterations, ways)
+
+    monkeypatch.setattr(halving, "Search", Counted)
+    what = crowded(40)
+    plan(what, Budget(spent=lambda: True, least=100))
+    # Between two looks at the time are some more.
+    assert 100 <= sum(made) < 100 + halving.STEP_STAGES // 40
+    made.clear()
+    plan(what, Budget(iterations=100, spent=lambda: True, least=100))
+    assert sum(made) == 100
 
 
 def test_a_proof_is_told_where_contention_takes_nothing() -> None:

@@ -2,11 +2,14 @@
 
 What makes plans takes links as free. So it is asked several times, each time with up-links so many times as slow as
 they are, which draws together what sends much; and of all that is made that is taken which ends first with contention.
+Where contention takes next to nothing, or there is time for no more than one search, that one has all of it.
 """
 
+import math
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,51 +24,60 @@ from starloom.orchestrator.planner.uplinks import passers, shared, timed
 
 
 class Look(NamedTuple):
-    """A search with up-links `crowd` times as slow: with which share of the iterations, and until which share of the time is over."""
+    """A search with up-links `crowd` times as slow: up to which share of the iterations, and until which share of the time is over."""
 
     crowd: float
     share: float
     until: float
 
 
-LOOKS: Final = (Look(1.0, 0.5, 0.4), Look(2.0, 0.25, 0.6), Look(4.0, 0.25, 0.8))
+LOOKS: Final = (Look(1.0, 0.5, 0.35), Look(2.0, 0.25, 0.6), Look(4.0, 0.25, 0.8))
 """What is left is for moves. Searches that would begin too late are left out, but those of few stages, which take next to no time."""
-TIMING: Final = 0.1
+WHOLE: Final = Look(1.0, 1.0, 1.0)
+TIMING: Final = 0.05
 """The share of all time that a search leaves for timing what it has made."""
+SPARED: Final = 0.01
+"""The share of the objective below which what contention adds is worth no search of its own."""
+PROMISING: Final = 1.2
+"""How many times as long as what was found the plan of a list may take from which a slowed search begins."""
 FINALISTS: Final = 16
 """Plans of each that are timed with contention, at the most."""
 TIMED_STAGES: Final = 1_600
 """Stages times plans of each that are timed."""
 LEAST_TIMED: Final = 2
-"""Plans of each that are timed in any case."""
+"""Plans of each that are timed as long as there is time."""
 SAME: Final = 1e-9
 """The share by which rounding may set apart what is the same."""
 
-Finals = Callable[[Problem, Look], Iterator[Plan]]
-"""Plans of a problem without up-links, the best first. Raises Infeasible where there is none."""
+
+class Course(Protocol):
+    """Plans of a problem without up-links in the making."""
+
+    def go_on(self, look: Look) -> bool:
+        """Searches up to the iterations of a look, and until its time is over; whether it has made them all."""
+
+    def best(self) -> Plan:
+        """The best plan that was made until now."""
+
+    def finals(self, look: Look) -> Iterator[Plan]:
+        """Plans without a fault, the best first. Raises Infeasible where there is none."""
 
 
-def contended(problem: Problem, finals: Finals, late: Callable[[float], bool], moves: int, seed: int) -> Plan:
+Begin = Callable[[Problem, Look], Course]
+"""Begins with lists. Raises Infeasible where there is no plan."""
+Late = Callable[[float], bool]
+"""Whether that share of the time is over."""
+
+
+def contended(problem: Problem, begin: Begin, late: Late, moves: int, seed: int) -> Plan:
     """The plan that takes least with contention of those that were made, without a fault; after so many moves, or until the time is over.
 
-    `late`: whether that share of the time is. It is called proven only if it takes no more than one that is proven to be the best without
-    contention. The same for the same arguments, where `finals` and `late` are. Raises Infeasible as `finals` does.
+    It is called proven only if it takes no more than one that is proven to be the best without contention. The same for the same
+    arguments, where `begin` and `late` are. Raises Infeasible as `begin` does.
     """
-    found: list[Plan] = []
-    most = max(LEAST_TIMED, min(FINALISTS, TIMED_STAGES // max(1, len(problem.stages))))
-    for look in LOOKS:
-        if found and late(look.until) and not provable(problem):
-            continue
-        try:
-            made = islice(finals(_slowed(problem, look.crowd), look), most)
-            for count, each in enumerate(made, 1):
-                found.append(_met(problem, each, proven=look.crowd == 1.0))
-                if count >= LEAST_TIMED and late(look.until):
-                    break
-        except Infeasible:
-            if not found:
-                raise
-    found.sort(key=lambda each: each.objective)
+    made = _Made(problem, begin, late)
+    made.look()
+    found = sorted(made.met.values(), key=lambda each: each.objective)
     found.insert(0, _moved(problem, found[0], lambda: late(1.0), moves, seed))
     wrong: list[str] = []
     for each in found:
@@ -73,6 +85,94 @@ def contended(problem: Problem, finals: Finals, late: Callable[[float], bool], m
         if not wrong:
             return each
     raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
+
+
+class _Made:
+    """Plans that were made without contention, and timed with it."""
+
+    def __init__(self, problem: Problem, begin: Begin, late: Late) -> None:
+        self.met: dict[tuple[bytes, bytes], Plan] = {}
+        """By their places and starts without contention."""
+        self._problem = problem
+        self._begin = begin
+        self._late = late
+        self._most = max(LEAST_TIMED, min(FINALISTS, TIMED_STAGES // max(1, len(problem.stages))))
+
+    def look(self) -> None:
+        """Searches with up-links as they are, and, where that is worth it, slowed."""
+        first = LOOKS[0]
+        course = self._begun(first)
+        whole = course.go_on(first)
+        if provable(self._problem):
+            self._end(course, first)
+            self._all_slower()
+            return
+        best = course.best()
+        if self._meet(best, first).objective <= best.objective * (1 + SPARED):
+            self._give_rest(course, first)
+        elif not whole or self._late(first.until):
+            self._give_rest(*self._likeliest(course, first))
+        else:
+            self._slower(course, first)
+
+    def _begun(self, look: Look) -> Course:
+        return self._begin(_slowed(self._problem, look.crowd), look)
+
+    def _give_rest(self, course: Course, look: Look) -> None:
+        whole = look._replace(share=1.0, until=1.0)
+        course.go_on(whole)
+        self._end(course, whole)
+
+    def _likeliest(self, course: Course, look: Look) -> tuple[Course, Look]:
+        """Of a course and those that have no more than lists the one whose plan takes least with contention."""
+        found = [(self._meet(course.best(), look).objective, course, look)]
+        for each in reversed(LOOKS[1:]):
+            if not self._late(each.until):
+                with suppress(Infeasible):
+                    other = self._begun(each)
+                    found.append((self._meet(other.best(), each).objective, other, each))
+        return min(found, key=lambda each: each[0])[1:]
+
+    def _all_slower(self) -> None:
+        for look in LOOKS[1:]:
+            with suppress(Infeasible):
+                course = self._begun(look)
+                course.go_on(look)
+                self._end(course, look)
+
+    def _slower(self, course: Course, first: Look) -> None:
+        """Searches with up-links slowed. Where the slowest promise nothing, the first course goes on in their stead."""
+        least, slow = self._end(course, first), math.inf
+        for look in LOOKS[1:]:
+            if self._late(look.until):
+                continue
+            with suppress(Infeasible):
+                other = self._begun(look)
+                if look is LOOKS[-1] and least <= min(slow, self._meet(other.best(), look).objective / PROMISING):
+                    more = first._replace(share=first.share + look.share, until=look.until)
+                    course.go_on(more)
+                    self._end(course, more)
+                else:
+                    other.go_on(look)
+                    slow = min(slow, self._end(other, look))
+
+    def _end(self, course: Course, look: Look) -> float:
+        """Times what a course has made, as much as there is time for; the least objective of it with contention."""
+        least = math.inf
+        for each in islice(course.finals(look), self._most):
+            least = min(least, self._meet(each, look).objective)
+            if self._late(look.until):
+                break
+        return least
+
+    def _meet(self, plan: Plan, look: Look) -> Plan:
+        """The plan as it is with contention. A proof holds with up-links as they are, where it takes no more than without."""
+        key = plan.place.tobytes(), plan.start.tobytes()
+        if key not in self.met:
+            made = timed(self._problem, plan)
+            holds = look.crowd == 1.0 and made.objective <= plan.objective * (1 + SAME)
+            self.met[key] = made if holds else made._replace(method=made.method.removesuffix(PROVEN))
+        return self.met[key]
 
 
 def warm_up() -> None:
@@ -91,13 +191,6 @@ def _slowed(problem: Problem, crowd: float) -> Problem:
         # What passes several is slower once.
         slower[each.source, each.sink] = crowd * arrays.seconds_per_byte[each.source, each.sink]
     return problem._replace(arrays=arrays._replace(seconds_per_byte=slower), uplinks=())
-
-
-def _met(problem: Problem, plan: Plan, *, proven: bool) -> Plan:
-    """The plan as it is with contention. A proof holds if it is `proven` with up-links as they are, and takes no more than without."""
-    made = timed(problem, plan)
-    holds = proven and made.objective <= plan.objective * (1 + SAME)
-    return made if holds else made._replace(method=made.method.removesuffix(PROVEN))
 
 
 def _moved(problem: Problem, best: Plan, spent: Callable[[], bool], moves: int, seed: int) -> Plan:

@@ -12,14 +12,14 @@ from starloom.dag.errors import Infeasible
 from starloom.dag.errors import Problem as Trouble
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
-from starloom.orchestrator.planner.contending import TIMING, Look, contended
+from starloom.orchestrator.planner.contending import TIMING, WHOLE, Look, contended
 from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.explain import Conflict, settle
+from starloom.orchestrator.planner.halving import Halving, Start
 from starloom.orchestrator.planner.prepared import Board, Prepared, board, copy, plan_of, prepare
 from starloom.orchestrator.planner.problem import PROVEN, Indices, Place, Plan, Problem, problem, provable
 from starloom.orchestrator.planner.requirements import Reasons, nowhere, part
-from starloom.orchestrator.planner.search import Search
 from starloom.orchestrator.planner.windows import EFFORT as WINDOW_EFFORT
 from starloom.orchestrator.planner.windows import improved
 
@@ -33,25 +33,12 @@ HARD_STAGES = 12
 NO_PLAN = "no plan can keep all of this"
 UNPROVEN = "no plan was found, which is no proof that there is none"
 
-STEP_STAGES = 3_000
-"""Stages times iterations of the local search between two looks at the time: about half a millisecond."""
-
 FEW_FROM = 1_500
 """Stages times places from which on local search earns more than the rest of the portfolio."""
 STARTS_MAX = 16
 """Boards of list schedulers that are kept, the best ones."""
-TRIED_STAGES = 1_600
-"""Stages times starts, beside the best one, that local search tries: on large problems it needs its time for one."""
-FIRST_ITERATIONS = 400
-"""Of local search from the best start, before it tries others."""
-TRIAL_ITERATIONS = 60
-"""From each of the others. Then those that have become better go on, half of them each time."""
-TRIAL_GROWTH = 1.6
-"""How many times as long as the time before."""
 ITERATIONS_A_MOVE = 4
 """Of local search, for each move that is judged with contention."""
-WORTH = 1.5
-"""A start that is so many times as bad as the best is not tried."""
 GAIN = 1e-9
 """The share by which a plan has to be better to count as better."""
 
@@ -60,7 +47,7 @@ class Budget(NamedTuple):
     """How long to look: at most so many `iterations` of the local search, and until `spent` says so. `gone`: the share of the time that is
     over, where searches have to share it; 0 where no time is told.
 
-    `least`: iterations that are made even so, for a plan that is worth as much on a busy machine. `effort`: then CP-SAT's deterministic time, about seconds, on small jobs as a whole and on windows of larger ones;
+    `least`: iterations that are made even so, once for all searches, for a plan that is worth as much on a busy machine. `effort`: then CP-SAT's deterministic time, about seconds, on small jobs as a whole and on windows of larger ones;
     no longer than `effort_seconds`, of which on windows those are left that `gone` leaves. With `spent`, `gone` and those left as they are, the same problem, seed and
     budget give the same plan. The classics are always run.
     """
@@ -77,14 +64,6 @@ class Budget(NamedTuple):
         return max(0.0, self.effort_seconds * (1 - self.gone())) if self.effort_seconds < math.inf else math.inf
 
 
-class _Start(NamedTuple):
-    """A full board, its objective in seconds, and what set it out."""
-
-    value: float
-    board: Board
-    method: str
-
-
 class _Starts:
     """The best boards of listings, and one to work on."""
 
@@ -92,7 +71,7 @@ class _Starts:
         self.prepared = prepared
         self.work: Board = board(prepared)
         self.stuck: dict[int, int] = {}
-        self._best: list[_Start] = []
+        self._best: list[Start] = []
 
     def take(self, stage: int, method: str) -> None:
         """Keeps what is on the work board if it is among the best and like no other; `stage`: what found no place, or -1."""
@@ -109,14 +88,14 @@ class _Starts:
         else:
             return
         copy(self.work, kept)
-        insort(self._best, _Start(value, kept, method), key=lambda start: start.value)
+        insort(self._best, Start(value, kept, method), key=lambda start: start.value)
 
     @property
     def least(self) -> float:
         """The best objective; infinite where there is none."""
         return self._best[0].value if self._best else math.inf
 
-    def all(self) -> list[_Start]:
+    def all(self) -> list[Start]:
         """The best first."""
         return list(self._best)
 
@@ -134,49 +113,110 @@ def plan(
     stage, why it may not have places. Raises Infeasible: NO_PLAN with a smallest set of requirements that conflict, or
     UNPROVEN, where a large job has no plan that was found, and no conflict.
     """
-    if problem.uplinks:
+    if not problem.uplinks:
+        course = _Course(problem, lambda _: budget, WHOLE, seed, warm, reasons)
+        course.go_on(WHOLE)
+        return next(course.finals(WHOLE))
 
-        def late(share: float) -> bool:
-            return budget.spent() or budget.gone() >= share
+    def late(share: float) -> bool:
+        return budget.spent() or budget.gone() >= share
 
-        def finals(free: Problem, look: Look) -> Iterator[Plan]:
-            # Proofs and windows are of links as they are, with all to themselves.
-            effort = budget.effort if look.crowd == 1.0 else 0.0
-            iterations, until = int(budget.iterations * look.share), look.until - TIMING
-            looks = budget._replace(iterations=iterations, effort=effort, spent=lambda: late(until))
-            return _finals(free, looks, seed, warm, reasons)
+    def begun(free: Problem, look: Look) -> _Course:
+        return _Course(free, lambda each: _within(free, budget, each), look, seed, warm, reasons)
 
-        return contended(problem, finals, late, budget.iterations // ITERATIONS_A_MOVE, seed)
-    return next(_finals(problem, budget, seed, warm, reasons))
+    return contended(problem, begun, late, budget.iterations // ITERATIONS_A_MOVE, seed)
 
 
-def _finals(problem: Problem, budget: Budget, seed: int, warm: Plan | None, reasons: Reasons) -> Iterator[Plan]:
-    """Plans without a fault, as if links were free of contention: the best that was found, then others that differ from it.
+def _within(problem: Problem, budget: Budget, look: Look) -> Budget:
+    """What of a budget is for a look at a problem."""
+    until, first = look.until - TIMING, look.crowd == 1.0
+    # What one search makes is enough for all together.
+    least = budget.least if first else 0
+    return budget._replace(
+        iterations=max(int(budget.iterations * look.share), least),
+        spent=lambda: budget.spent() or budget.gone() >= until,
+        gone=lambda: budget.gone() / until,
+        # Proofs and windows are of links as they are, with all to themselves, and windows worth no time where other searches wait.
+        effort=budget.effort if first and (look.share == 1.0 or provable(problem)) else 0.0,
+        effort_seconds=budget.effort_seconds * (1.0 if provable(problem) else until),
+        least=least,
+    )
 
-    One at the least. Raises Infeasible as `plan` does.
-    """
-    if ruled_out := nowhere(problem, reasons):
-        raise Infeasible([Trouble(f"stages.{problem.stages[i]}", text) for i, text in ruled_out.items()], NO_PLAN)
-    prepared = prepare(problem)
-    starts = _Starts(prepared)
-    if prepared.allowed.any(axis=1).all():
-        _list(prepared, starts, budget, warm)
-    if not starts.all():
-        yield _rescued(problem, prepared, starts.stuck, budget, seed, reasons)
-        return
-    wrong: list[str] = []
-    first = True
-    for found in _finished(problem, prepared, starts.all(), budget, seed):
-        wrong = faults(problem, found)
-        if wrong:
-            continue
-        best = _polished(problem, found, budget, seed) if first else found
-        yield best
-        if not (np.array_equal(best.place, found.place) and np.array_equal(best.start, found.start)):
-            yield found
-        first = False
-    if first:
-        raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
+
+class _Course:
+    """Plans in the making, as if links were free of contention: lists at first, then local search as long as it goes on."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        within: Callable[[Look], Budget],
+        look: Look,
+        seed: int,
+        warm: Plan | None,
+        reasons: Reasons,
+    ) -> None:
+        """`within`: the budget of a look. Raises Infeasible as `plan` does."""
+        if ruled_out := nowhere(problem, reasons):
+            raise Infeasible([Trouble(f"stages.{problem.stages[i]}", text) for i, text in ruled_out.items()], NO_PLAN)
+        self._problem = problem
+        self._within = within
+        self._seed = seed
+        self._prepared = prepare(problem)
+        starts = _Starts(self._prepared)
+        if self._prepared.allowed.any(axis=1).all():
+            _list(self._prepared, starts, within(look), warm)
+        self._starts = starts.all()
+        self._rescued: Plan | None = None
+        if not self._starts:
+            self._rescued = _rescued(problem, self._prepared, starts.stuck, within(look), seed, reasons)
+        self._search: Halving | None = None
+        if self._starts and not self._prepared.started.all():
+            self._search = Halving(self._prepared, self._starts, seed)
+
+    def go_on(self, look: Look) -> bool:
+        """Local search up to the iterations of a look, and until its time is over; whether it has made them all."""
+        if self._search is None:
+            return True
+        budget = self._within(look)
+        most = budget.iterations
+        # The rest of the time is for the proof.
+        if budget.effort > 0 and provable(self._problem):
+            most = min(most, ITERATIONS)
+        return self._search.go_on(most, budget.spent, budget.least)
+
+    def best(self) -> Plan:
+        """The best plan that was made until now, which may have faults."""
+        return self._rescued or next(self._made())
+
+    def finals(self, look: Look) -> Iterator[Plan]:
+        """Plans without a fault: the best that was found, with what CP-SAT makes of it, then others that differ from it.
+
+        One at the least. Raises Infeasible.
+        """
+        if self._rescued is not None:
+            yield self._rescued
+            return
+        wrong: list[str] = []
+        first = True
+        for found in self._made():
+            wrong = faults(self._problem, found)
+            if wrong:
+                continue
+            best = _polished(self._problem, found, self._within(look), self._seed) if first else found
+            yield best
+            if not (np.array_equal(best.place, found.place) and np.array_equal(best.start, found.start)):
+                yield found
+            first = False
+        if first:
+            raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
+
+    def _made(self) -> Iterator[Plan]:
+        """What local search has made of the starts, then the starts themselves, the best first."""
+        for found in self._search.found() if self._search is not None else ():
+            if found.value < self._starts[0].value * (1 - GAIN):
+                yield plan_of(self._problem, self._prepared, found.best, "search")
+        for start in self._starts:
+            yield plan_of(self._problem, self._prepared, start.board, start.method)
 
 
 def _rescued(
@@ -221,56 +261,6 @@ def _polished(problem: Problem, found: Plan, budget: Budget, seed: int) -> Plan:
         return found
     best = min(found, proof.plan, key=lambda each: each.objective)
     return best._replace(method=f"{best.method}{PROVEN}") if proof.proven else best
-
-
-def _finished(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> Iterator[Plan]:
-    """Plans to be given out, the best first: what local search makes of the starts, then the starts themselves."""
-    if starts and not prepared.started.all():
-        for found in _search(problem, prepared, starts, budget, seed):
-            if found.value < starts[0].value * (1 - GAIN):
-                yield plan_of(problem, prepared, found.best, "search")
-    for start in starts:
-        yield plan_of(problem, prepared, start.board, start.method)
-
-
-def _search(problem: Problem, prepared: Prepared, starts: list[_Start], budget: Budget, seed: int) -> list[Search]:
-    """Tries starts for a while, and goes on with those that have become best, fewer and fewer (successive halving). The best first."""
-    step = max(1, STEP_STAGES // max(1, len(prepared.seconds)))
-    left = budget.iterations
-    # The rest of the time is for the proof.
-    if budget.effort > 0 and provable(problem):
-        left = min(left, ITERATIONS)
-    free = left - budget.least
-
-    def over() -> bool:
-        return left <= 0 or (left <= free and budget.spent())
-
-    def go_on(search: Search, iterations: int) -> None:
-        nonlocal left
-        end = left - iterations
-        while left > max(0, end) and not over():
-            made = min(step, left - max(0, end))
-            search.step(made)
-            left -= made
-
-    searches = [Search(prepared, starts[0].board, seed)]
-    go_on(searches[0], FIRST_ITERATIONS)
-    for start in starts[1 : 1 + TRIED_STAGES // len(prepared.seconds)]:
-        if over() or start.value > WORTH * starts[0].value:
-            break
-        searches.append(Search(prepared, start.board, seed))
-        go_on(searches[-1], TRIAL_ITERATIONS)
-    turn, stopped = TRIAL_ITERATIONS, list[Search]()
-    while len(searches) > 1:
-        searches.sort(key=lambda search: search.value)
-        half = (len(searches) + 1) // 2
-        stopped[:0] = searches[half:]
-        del searches[half:]
-        turn = int(turn * TRIAL_GROWTH)
-        for search in searches:
-            go_on(search, turn)
-    go_on(searches[0], left)
-    return searches + stopped
 
 
 def _list(prepared: Prepared, starts: _Starts, budget: Budget, warm: Plan | None) -> None:
