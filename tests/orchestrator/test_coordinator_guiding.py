@@ -845,6 +845,23 @@ class TestRounds:
         w.submit(constellation(ROUND.replace("0.4", "0.2")), max_parallel=1)
         assert len(w.plans) == 2
 
+    def test_of_many_constellations_the_oldest_is_forgotten_and_not_the_one_that_begins(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(limits, "PLAN_SERIES_MAX", 2)
+        w = world(node("a"), node("b"), node("c"))
+        for number in (1, 2, 3, 4):
+            job = w.submit(constellation(ROUND.replace("0.4", f"0.{number}")))
+            assert len(w.plans) == number
+            w.handle(told(w, a="b", b="c", c="a"))
+            assert "can be held" in w.coordinator.planned(job)
+            w.finish_all()
+            w.advance(1.0)
+        assert places_of(w, w.submit(constellation(ROUND.replace("0.4", "0.3")))) == {"a": "b"}
+        # The oldest has no plan any more, and is asked for one again.
+        assert places_of(w, w.submit(constellation(ROUND.replace("0.4", "0.1")))) == {"a": "a"}
+        assert len(w.plans) == 5
+
     def test_one_that_would_keep_the_planner_for_long_is_planned_job_by_job(
         self, world: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

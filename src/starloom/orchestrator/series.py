@@ -104,10 +104,10 @@ class AllSeries:
             return None
         alike = self._known.setdefault(origin.name, [])
         found = next((each for each in alike if each.constellation == origin), None)
+        fresh = found is None
         if found is None:
             found = Series(origin)
             alike.append(found)
-            self._forget_old()
         elif not found.pending and now - found.made >= _RENEW:
             found.wanted = True
         if resumed:
@@ -115,6 +115,9 @@ class AllSeries:
             found.due = max(found.due, now + _EVERY)
         found.runs[run.job.id], found.last = run, now
         self._of[run.job.id] = found
+        if fresh:
+            # Not before it has a round: without one it would be the oldest itself.
+            self._forget_old()
         return found
 
     def leave(self, job: JobId) -> None:
