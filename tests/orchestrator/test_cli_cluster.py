@@ -78,6 +78,8 @@ class TestWithoutCluster:
             (["--tier", "edge", "--token", "t", "--label", "room"], "'room' is not KEY=VALUE"),
             (["--tier", "edge", "--token", "t", "--uplink", "hall,half"], "'half' of 'hall,half' is not KEY=VALUE"),
             (["--tier", "edge", "--token", "t", "--uplink", "hall,mbit=fast"], "uplinks.0.mbit"),
+            (["--tier", "edge", "--token", "t", "--uplink", "hall,mbit=40,mbit=4"], "says mbit more than once"),
+            (["--tier", "edge", "--token", "t", "--uplink", "hall,name=dsl,mbit=40"], "says name more than once"),
             (["--tier", "edge", "--token", "t", "--target", "abacus"], "there is no target 'abacus'"),
             (["--tier", "edge", "--token", "t", "--name", "-"], "name"),
             ([], "--tier"),

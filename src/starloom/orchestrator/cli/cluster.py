@@ -295,6 +295,8 @@ def _uplinks(given: Sequence[str]) -> list[dict[str, Any]]:
             key, equals, value = each.partition("=")
             if not key or not equals:
                 problems.append(Problem("--uplink", f"{each!r} of {text!r} is not KEY=VALUE"))
+            elif key in form:
+                problems.append(Problem("--uplink", f"{text!r} says {key} more than once; say it once"))
             form[key] = _number(value)
         forms.append(form)
     if problems:
