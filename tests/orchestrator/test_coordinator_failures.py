@@ -7,6 +7,7 @@ import pytest
 from tests.orchestrator.harness import KINDS, facts_of, inline, node, stored
 
 from starloom.agents.messages import Cancel, Failed, Finished, Release, Started, WasCancelled
+from starloom.dag import limits
 from starloom.dag.builder import Graph
 from starloom.dag.constellation import Constellation, OnFailure, Policy, Retry
 from starloom.dag.facts import Consumed, ErrorInfo, StageCommitted, StageFailed, StageStarted, Timing
@@ -212,6 +213,24 @@ class TestReports:
         assert w.status(job) == "succeeded"
         assert w.stage(job, "a").timing == Timing()
         assert w.stage(job, "a").figures == {"tokens": 3.0}
+
+    def test_a_run_that_took_longer_than_any_may_tells_nothing_of_the_next(self, world: Any) -> None:
+        """1e300 s in place of 2 ms came to infinitely many for a stage of 2 s, and every job of the kind failed at its placement."""
+        w = world(node("edge-1"))
+
+        def job(seconds: float) -> Any:
+            graph = Graph("task")
+            graph.stage("a", "t.task", params={"seconds": seconds})
+            return w.submit(graph.build(KINDS))
+
+        first = job(0.002)
+        w.finish("a", run=1e300)
+        assert w.status(first) == "succeeded"
+        assert w.stage(first, "a").timing == Timing()
+        second = job(2.0)
+        w.finish("a", run=limits.DURATION_SECONDS_MAX)
+        assert w.status(second) == "succeeded"
+        assert w.stage(second, "a").timing == Timing(run=limits.DURATION_SECONDS_MAX)
 
     def test_the_holder_is_who_reported(self, world: Any) -> None:
         w = world(node("edge-1"))

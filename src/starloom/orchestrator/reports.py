@@ -6,7 +6,6 @@ orchestrator dies meanwhile the attempt is not held by anybody any more, and run
 """
 
 from collections import deque
-from math import isfinite
 from typing import Final
 
 import msgspec
@@ -303,10 +302,10 @@ class Reports:
 
 
 def _plain(timing: Timing) -> Timing:
-    """The timing, if it is one: what is not finite could not even be read back from the journal."""
+    """The timing, if it is one: what is no number could not even be read back from the journal, and what ends in no time does not add up."""
     total = timing.queue + timing.transfer + timing.load + timing.run
     least = min(timing.queue, timing.transfer, timing.load, timing.run)
-    return timing if isfinite(total) and least >= 0 else Timing()
+    return timing if least >= 0 and total <= limits.DURATION_SECONDS_MAX else Timing()
 
 
 def _held_where(report: Finished, agent: AgentId) -> dict[str, ValueRef]:
