@@ -119,6 +119,16 @@ class TestWhereItRanNowhere:
         made.meet(HERE, short)
         assert made.predicted(SEE, HERE, "cpu").source is Source.HINTED
 
+    @pytest.mark.parametrize("seconds", [1e-300, 1e300, -1.0])
+    def test_times_that_no_machine_has_are_passed_over(self, seconds: float) -> None:
+        """Costs cannot be fitted to them: the orchestrator ended at such a hello, and at its every start while that agent was there."""
+        table = samples.load()
+        odd = Measured(samples=table.digest, seconds={"cpu": (seconds,) * len(table.names)})
+        costs = Costs()
+        costs.meet(HERE, odd)
+        assert costs.predicted(GLUE, HERE, "cpu").source is Source.HINTED
+        assert not costs.forecasts.nodes
+
     def test_some_samples_are_enough(self) -> None:
         whole = profile(SLOW)
         some = tuple(seconds if place < 5 else 0.0 for place, seconds in enumerate(whole.seconds["cpu"]))

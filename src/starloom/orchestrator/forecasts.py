@@ -14,6 +14,7 @@ from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from starloom.agents import samples
+from starloom.dag import limits
 from starloom.dag.ids import AgentId
 from starloom.devices.demand import Demand
 from starloom.devices.node import Measured
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 _LEAST_SHARE: Final = 0.02
 """No run is taken to be shorter than this share of a typical one: as `planner.predict` has it."""
+_SAMPLE_SECONDS_MIN: Final = 1e-9
+"""Of a sample's run: a clock tells no less."""
 
 
 class NodeCosts(NamedTuple):
@@ -153,9 +156,12 @@ def _reference() -> _Reference:
 
 
 def _fitted(seconds: Sequence[float]) -> NodeCosts | None:
-    """A node's costs by the samples that it had time for; None without any."""
+    """A node's costs by the samples that it had time for; None without any, or for times that no machine has."""
     known = _reference()
     if len(seconds) != len(known.rows) or not any(each > 0 for each in seconds):
+        return None
+    # No machine is so fast or so slow, and no costs can be fitted to that.
+    if not all(each <= 0 or _SAMPLE_SECONDS_MIN <= each <= limits.DURATION_SECONDS_MAX for each in seconds):
         return None
     return _plain(_fit(known.prior, known.rows, seconds), tuple(seconds))
 
