@@ -326,6 +326,8 @@ def test_uplinks_that_no_plan_could_count_are_refused() -> None:
     sound = SharedUplink(name="u", up=100.0, down=100.0)
     for uplinks, place in (
         ((sound, msgspec.structs.replace(sound, up=0.0)), "hello.profile_json.uplinks.1"),
+        ((sound, msgspec.structs.replace(sound, name="")), "hello.profile_json.uplinks.1"),
+        ((msgspec.structs.replace(sound, name="hall\x1b[31m"),), "hello.profile_json.uplinks.0"),
         ((sound,) * (limits.FLEET_UPLINKS_MAX + 1), "hello.profile_json.uplinks"),
     ):
         profile = NodeProfile(name=AgentId("a"), tier=Tier.EDGE, uplinks=uplinks)

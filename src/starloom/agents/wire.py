@@ -67,7 +67,7 @@ def hello_from_wire(message: pb.Hello) -> Hello:
         over = f"are {len(profile.uplinks)}, over FLEET_UPLINKS_MAX = {limits.FLEET_UPLINKS_MAX}"
         raise refusal("hello.profile_json.uplinks", over)
     for number, uplink in enumerate(profile.uplinks):
-        if fault := uplink.fault():
+        if fault := name_fault(uplink.name, dotted=True) or uplink.fault():
             raise refusal(f"hello.profile_json.uplinks.{number}", fault)
     return Hello(
         agent=AgentId(message.agent),
