@@ -1,9 +1,10 @@
 """What a cluster's jobs tell of it, for plans: what a job, a stage and a byte cost there, and how long stages run."""
 
+import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from starloom.dag.builder import Graph, StageRef
 from starloom.dag.constellation import Constellation, Requirements, StageSpec
@@ -14,7 +15,7 @@ from starloom.orchestrator.bench.ours import JOB_SECONDS_MAX
 from starloom.orchestrator.clientsync import Client, Job
 from starloom.orchestrator.clusterfile import NodeSpec
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
-from starloom.orchestrator.infos import ClusterInfo, JobInfo
+from starloom.orchestrator.infos import ClusterInfo, JobInfo, StageInfo
 from starloom.orchestrator.planner.building import Measured
 
 CHAIN: Final = 22
@@ -25,6 +26,8 @@ BUSY_SECONDS: Final = 0.3
 _WORK: Final = "synthetic.work"
 _SLEEP: Final = "basic.sleep"
 _LEAST_SECONDS_PER_BYTE: Final = 1e-12
+
+Where = TypeVar("Where", bound=Hashable)
 
 
 class Floor(NamedTuple):
@@ -61,28 +64,47 @@ def floor(client: Client, nodes: Sequence[str], cores: int, repeat: int) -> Floo
 
     `cores`: those of the machine.
     """
-    one, two = list(nodes[:1]), list(nodes[:2])
+    one = list(nodes[:1])
     chains = {
         "short": chain(SHORT, one, SMALL_BYTES),
         "one": chain(CHAIN, one, SMALL_BYTES),
-        "short-two": chain(SHORT, two, SMALL_BYTES),
-        "two": chain(CHAIN, two, SMALL_BYTES),
-        "large": chain(CHAIN, two, LARGE_BYTES),
+        **_across(nodes[:2]),
     }
+    took = _beside(client, chains, repeat)
+    stage = max(0.0, (took["one"] - took["short"]) / (CHAIN - SHORT))
+    given = cores_given(client, nodes, cores, repeat)
+    return Floor(max(0.0, took["short"] - SHORT * stage), stage, _link(took, stage), given)
+
+
+def link_between(client: Client, nodes: Sequence[str], stage_seconds: float, repeat: int) -> Link:
+    """Of chains to and fro between two nodes, where a stage takes `stage_seconds` beside its run; medians of `repeat`."""
+    return _link(_beside(client, _across(nodes), repeat), stage_seconds)
+
+
+def _across(nodes: Sequence[str]) -> dict[str, Constellation]:
+    return {
+        "short-two": chain(SHORT, nodes, SMALL_BYTES),
+        "two": chain(CHAIN, nodes, SMALL_BYTES),
+        "large": chain(CHAIN, nodes, LARGE_BYTES),
+    }
+
+
+def _beside(client: Client, chains: Mapping[str, Constellation], repeat: int) -> dict[str, float]:
+    """Seconds that each takes beside its stages' runs: the median of `repeat`, in turns, after one that does not count."""
     beside: dict[str, list[float]] = {name: [] for name in chains}
     for repetition in range(-1, repeat):
         for name, what in chains.items():
             seconds, info, _ = once(client, what, {})
             if repetition >= 0:
                 beside[name].append(seconds - sum(stage.seconds.run for stage in info.stages))
-    took = {name: statistics.median(figures) for name, figures in beside.items()}
-    hops = CHAIN - SHORT
-    stage = max(0.0, (took["one"] - took["short"]) / hops)
-    across = max(stage, (took["two"] - took["short-two"]) / hops)
+    return {name: statistics.median(figures) for name, figures in beside.items()}
+
+
+def _link(took: Mapping[str, float], stage: float) -> Link:
+    """What `_across` tells of the link, where a stage takes so many seconds beside its run."""
+    across = max(stage, (took["two"] - took["short-two"]) / (CHAIN - SHORT))
     per_byte = max(_LEAST_SECONDS_PER_BYTE, (took["large"] - took["two"]) / ((CHAIN - 1) * LARGE_BYTES))
-    link = Link(bytes_per_second=1.0 / per_byte, latency_seconds=across - stage)
-    given = cores_given(client, nodes, cores, repeat)
-    return Floor(max(0.0, took["short"] - SHORT * stage), stage, link, given)
+    return Link(bytes_per_second=1.0 / per_byte, latency_seconds=across - stage)
 
 
 def cores_given(client: Client, nodes: Sequence[str], cores: int, repeat: int) -> float:
@@ -141,14 +163,7 @@ def fleet_of(info: ClusterInfo, link: Link, resident: Iterable[str]) -> Fleet:
 
 def measured(runs: Sequence[Ran], fleet: Fleet, stage_seconds: float) -> Measured:
     """What runs of one job told: of each stage the median by target, for all nodes, since they share a machine."""
-    seconds: dict[tuple[StageId, str], list[float]] = {}
-    sizes: dict[tuple[StageId, str], int] = {}
-    for run in runs:
-        for stage in run.info.stages:
-            seconds.setdefault((stage.name, stage.target), []).append(stage.seconds.run)
-        for event in run.job.events():
-            if isinstance(event.fact, StageCommitted):
-                sizes |= {(event.fact.stage, port): ref.bytes for port, ref in event.fact.outputs.items()}
+    seconds, sizes = _told(runs, lambda stage: stage.target)
     known = {
         (stage, node.node.name, target): statistics.median(figures)
         for (stage, target), figures in seconds.items()
@@ -156,6 +171,37 @@ def measured(runs: Sequence[Ran], fleet: Fleet, stage_seconds: float) -> Measure
         if target in node.node.targets
     }
     return Measured(known, sizes, stage_seconds)
+
+
+def measured_by_tier(runs: Sequence[Ran], fleet: Fleet, stage_seconds: float) -> Measured:
+    """As `measured`, by tier and target, where only the nodes of a tier are alike.
+
+    A stage takes infinitely long where none of the runs has had it, so that no plan has it there.
+    """
+    tiers = {node.node.name: node.node.tier for node in fleet.nodes}
+    seconds, sizes = _told(runs, lambda stage: (tiers[stage.node], stage.target))
+    known = {
+        (name, node.node.name, target): statistics.median(seconds.get((name, (node.node.tier, target)), [math.inf]))
+        for name in {name for name, _ in seconds}
+        for node in fleet.nodes
+        for target in node.node.targets
+    }
+    return Measured(known, sizes, stage_seconds)
+
+
+def _told(
+    runs: Sequence[Ran], where: Callable[[StageInfo], Where]
+) -> tuple[dict[tuple[StageId, Where], list[float]], dict[tuple[StageId, str], int]]:
+    """The seconds of each stage in each run, by where it ran, and the bytes of its outputs."""
+    seconds: dict[tuple[StageId, Where], list[float]] = {}
+    sizes: dict[tuple[StageId, str], int] = {}
+    for run in runs:
+        for stage in run.info.stages:
+            seconds.setdefault((stage.name, where(stage)), []).append(stage.seconds.run)
+        for event in run.job.events():
+            if isinstance(event.fact, StageCommitted):
+                sizes |= {(event.fact.stage, port): ref.bytes for port, ref in event.fact.outputs.items()}
+    return seconds, sizes
 
 
 def sleeps(spec: StageSpec) -> bool:

@@ -8,6 +8,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -242,10 +243,15 @@ def predicted(
     told: Measured,
     sizes: Mapping[str, int],
     cores: float,
+    slower: Mapping[tuple[str, str], float] = MappingProxyType({}),
 ) -> tuple[Built, Plan]:
-    """The problem and its plan, with the times that it has where all nodes share so many cores. Raises Infeasible."""
+    """The problem and its plan, with the times that it has where all nodes share so many cores. Raises Infeasible.
+
+    `slower`: by node and target, how many times as long a stage takes there as it keeps a core; 1 where nothing is said.
+    """
     built = build(constellation, kinds, fleet, sizes, told)
     processor = np.where(np.isfinite(built.problem.arrays.seconds), built.problem.arrays.seconds, 0.0)
+    processor /= np.array([slower.get((place.node, place.target), 1.0) for place in built.problem.places])
     for index, name in enumerate(built.stages):
         if sleeps(constellation.stages[name]):
             processor[index] = np.minimum(processor[index], told.stage_seconds)

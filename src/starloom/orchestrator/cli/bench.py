@@ -87,6 +87,12 @@ BENCHES: Final = {
         _reality,
         demo.NEEDED,
     ),
+    "uneven": Bench(
+        "the demonstration's job on its plan, beside all of it on one tier, where tiers and links are as uneven as in the field",
+        5,
+        lambda _: None,
+        demo.NEEDED,
+    ),
     "replay": Bench(
         "how long an orchestrator reads before it serves, from a snapshot on, beside a replay of all facts",
         5,
