@@ -845,6 +845,16 @@ class TestRounds:
         w.submit(constellation(ROUND.replace("0.4", "0.2")), max_parallel=1)
         assert len(w.plans) == 2
 
+    def test_one_with_a_deadline_of_its_own_is_planned_by_itself(self, world: Any) -> None:
+        """As a round it had its best variants, which hold the period, and was late."""
+        w = world(node("a", slots=1), node("b", slots=1))
+        text = f"every: 60s\n{varied(deadline='')}"
+        w.submit(constellation(text), deadline_seconds=5.0)
+        assert [(plan.rounds, plan.left) for plan in w.plans] == [(False, 5.0)]
+        w.submit(constellation(text))
+        w.submit(constellation(f"deadline: 5s\n{text}"), deadline_seconds=5.0)
+        assert [plan.rounds for plan in w.plans] == [False, True, True]
+
     def test_of_many_constellations_the_oldest_is_forgotten_and_not_the_one_that_begins(
         self, world: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -208,5 +208,7 @@ def _may(run: Run, nodes: int) -> bool:
         0 < len(stages) <= limits.PLAN_ROUNDS_STAGES_MAX
         and cells(stages.values(), nodes) <= limits.PLAN_ROUNDS_CELLS_MAX
         and not job.options.max_parallel
+        # The plan for the period knows the constellation's alone.
+        and job.deadline_seconds == job.shape.origin.deadline_seconds
         and not run.streams.groups
     )

@@ -57,7 +57,12 @@ def again(chance: Chance, jobs: Sequence[Work]) -> list[Work]:
     """The same jobs, or the first of them twice, as rounds that are planned for a period."""
     if len(jobs) < 2 or not chance.happens(0.4):
         return list(jobs)
-    constellation = msgspec.structs.replace(jobs[0].constellation, every_seconds=chance.pick((0.5, 5.0)))
+    constellation = msgspec.structs.replace(
+        jobs[0].constellation,
+        every_seconds=chance.pick((0.5, 5.0)),
+        # With one of its own it would be planned by itself.
+        deadline_seconds=jobs[0].options.deadline_seconds,
+    )
     first = jobs[0]._replace(constellation=constellation)
     return [first, first, *jobs[2:]]
 
