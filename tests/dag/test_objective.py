@@ -76,6 +76,10 @@ def test_what_cannot_be_read_is_told_with_its_place(said: str, places: list[str]
         ((Goal(by=Measure.ENERGY, weight=1.0), PRICE), "objective: has weights for some and none for others"),
         ((Goal(by=Measure.ENERGY, within=-1.0),), "objective.energy.within: is -1.0"),
         ((Goal(by=Measure.ENERGY, weight=1e10),), "objective.energy: is 10000000000.0"),
+        (
+            (Goal(by=Measure.LATENCY, weight=1e-300), Goal(by=Measure.ENERGY, weight=1.0)),
+            "objective.latency: is 1e-300; give a number from 1e-09 to 1e+09",
+        ),
     ],
 )
 def test_what_is_wrong_with_it_is_told(goals: tuple[Goal, ...], what: str) -> None:

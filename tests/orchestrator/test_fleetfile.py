@@ -79,6 +79,23 @@ def test_all_that_is_wrong_with_them_is_told() -> None:
     ]
 
 
+def test_of_a_link_all_that_is_wrong_is_told_at_once() -> None:
+    found = problems(
+        "nodes: [{name: a, tier: edge}]\n"
+        "links:\n"
+        "  - {between: [edge, moon], mbit: 0, latency: soon, joules_per_mb: -1, price_per_gb: much}\n"
+        "  - {between: [edge, cloud], mbit: x, latency: -1s, joules_per_mb: 1e10, price_per_gb: 1e13}\n"
+    )
+    keys = ("between", "mbit", "latency", "joules_per_mb", "price_per_gb")
+    assert list(found) == [*(f"links.0.{key}" for key in keys), *(f"links.1.{key}" for key in keys[1:])]
+    assert found["links.1.joules_per_mb"] == "is 10000000000.0; give a number from 0 to 1e+09"
+
+
+def test_prices_that_do_not_add_up_are_refused() -> None:
+    found = problems("nodes: [{name: a, tier: edge, price_per_hour: 1e300}]")
+    assert found == {"nodes.0.price_per_hour": "is 1e+300; give a number from 0 to 1e+12"}
+
+
 def test_all_problems_are_reported_with_their_place() -> None:
     found = problems(
         "nodes:\n"

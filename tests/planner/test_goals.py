@@ -103,6 +103,11 @@ def test_weights_are_seconds_for_a_joule() -> None:
     ) == [2]
 
 
+def test_what_takes_next_to_nothing_leaves_places_to_be_had() -> None:
+    rates = RATES._replace(watts=np.full(3, 1e-320))
+    assert faults(chain(), find(chain(), Asked(rates, goals(ENERGY)), planned).plan) == []
+
+
 def test_of_plans_that_end_in_time_the_cheapest_is_taken() -> None:
     found = find(chain(), Asked(RATES, goals(PRICE), 10.0), planned)
     assert places(found) == [1, 1, 1]

@@ -27,8 +27,9 @@ DEGRADED_TOLD_MAX: Final = 16
 ATTRIBUTE_CHARACTERS_MAX: Final = 256
 SPREAD_STAGES_MAX: Final = 64
 """Stages of a job that may be spread together: each is placed so that the others still find places."""
+OBJECTIVE_WEIGHT_MIN: Final = 1e-9
 OBJECTIVE_WEIGHT_MAX: Final = 1e9
-"""Seconds that a joule, or one of what prices are in, may count for."""
+"""Seconds that a joule, or one of what prices are in, may count for, if for any."""
 OBJECTIVE_WITHIN_MAX: Final = 100.0
 CYCLES_REPORTED_MAX: Final = 10
 CYCLE_NAMES_SHOWN: Final = 12
@@ -247,6 +248,10 @@ FLEET_SPEED_MAX: Final = 1e6
 """How many times as fast as the reference machine a target may be said to be."""
 FLEET_WATTS_MAX: Final = 1e9
 """What a target may be said to take."""
+FLEET_JOULES_MAX: Final = 1e9
+"""What moving a megabyte over a link may be said to take."""
+FLEET_PRICE_MAX: Final = 1e12
+"""What an hour of a node, or a gigabyte on a link, may be said to cost, in any currency. Beyond, sums of prices are no numbers any more."""
 FLEET_MBIT_MIN: Final = 1e-4
 FLEET_MBIT_MAX: Final = 1e9
 """Of a link or an up-link, in Mbit/s: from what the slowest radios give to far more than there is. Beyond, seconds are too many or too few to add up."""

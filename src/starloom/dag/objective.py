@@ -85,7 +85,8 @@ def objective_problems(goals: tuple[Goal, ...], place: str = "objective") -> Ite
     for goal in goals:
         if goal.by not in tuple(Measure):
             yield Problem(place, _fault(goal.by))
-        if fault := number_fault(goal.weight, at_most=limits.OBJECTIVE_WEIGHT_MAX):
+        least = limits.OBJECTIVE_WEIGHT_MIN if goal.weight else 0.0
+        if fault := number_fault(goal.weight, at_least=least, at_most=limits.OBJECTIVE_WEIGHT_MAX):
             yield Problem(f"{place}.{goal.by}", fault)
         if fault := number_fault(goal.within, at_most=limits.OBJECTIVE_WITHIN_MAX):
             yield Problem(f"{place}.{goal.by}.within", fault)

@@ -19,6 +19,7 @@ the node in all. Links that are not listed are what such paths usually give (`de
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -129,7 +130,9 @@ class _FleetReader(NodeReader):
             node=spec,
             speed=self._by_target(f"{place}.speed", value.get("speed", 1.0), spec.targets, above=True),
             watts=self._by_target(f"{place}.watts", value.get("watts", 0.0), spec.targets),
-            price_per_hour=self.checked(f"{place}.price_per_hour", value.get("price_per_hour", 0.0), number_fault, 0.0),
+            price_per_hour=self._at_most(
+                f"{place}.price_per_hour", value.get("price_per_hour", 0.0), limits.FLEET_PRICE_MAX
+            ),
             battery_joules=self.checked(f"{place}.battery_joules", value["battery_joules"], number_fault, 0.0)
             if "battery_joules" in value
             else math.inf,
@@ -157,31 +160,33 @@ class _FleetReader(NodeReader):
         for index, each in enumerate(value):
             place = f"links.{index}"
             part = self.mapping(place, each, ("between", "mbit", "latency", "joules_per_mb", "price_per_gb"))
-            ends = part.get("between")
-            if not isinstance(ends, list) or len(ends) != 2 or not all(end in tuple(Tier) for end in ends):
+            ends: Any = part.get("between")
+            known = isinstance(ends, list) and len(ends) == 2 and all(end in tuple(Tier) for end in ends)
+            if not known:
                 self.add(f"{place}.between", f"is {ends!r}; give two of {', '.join(Tier)}")
-                continue
-            tiers = frozenset(map(Tier, ends))
-            if (first := said.setdefault(tiers, place)) != place:
+            tiers = frozenset(map(Tier, ends if known else (Tier.EDGE,)))
+            if known and (first := said.setdefault(tiers, place)) != place:
                 self.add(f"{place}.between", f"{first} is of these two already; keep one of them")
-            usual = BY_TIERS[tiers]
-            mbit = part.get("mbit", usual.bytes_per_second / BYTES_PER_MBIT)
-            if fault := rate_fault(mbit):
-                self.add(f"{place}.mbit", fault)
-                continue
-            try:
-                latency = read_seconds(part.get("latency", usual.latency_seconds))
-            except ValueError as error:
-                self.add(f"{place}.latency", str(error))
-                continue
-            joules, price = (
-                self.checked(f"{place}.{key}", part.get(key, 0.0), number_fault, 0.0)
-                for key in ("joules_per_mb", "price_per_gb")
-            )
-            found[tiers] = Link(
-                bytes_per_second=mbit * BYTES_PER_MBIT,
-                latency_seconds=latency,
-                joules_per_byte=joules / BYTES_PER_UNIT["MB"],
-                price_per_byte=price / BYTES_PER_UNIT["GB"],
-            )
+            found[tiers] = self._link(place, part, BY_TIERS[tiers])
         return MappingProxyType(found)
+
+    def _link(self, place: str, part: Mapping[str, Any], usual: Link) -> Link:
+        """A link as a line has it, and as `usual` where it says nothing or something wrong."""
+        mbit = self.checked(f"{place}.mbit", part.get("mbit", usual.bytes_per_second / BYTES_PER_MBIT), rate_fault, 1.0)
+        latency = usual.latency_seconds
+        try:
+            latency = read_seconds(part.get("latency", latency))
+        except ValueError as error:
+            self.add(f"{place}.latency", str(error))
+        joules = self._at_most(f"{place}.joules_per_mb", part.get("joules_per_mb", 0.0), limits.FLEET_JOULES_MAX)
+        price = self._at_most(f"{place}.price_per_gb", part.get("price_per_gb", 0.0), limits.FLEET_PRICE_MAX)
+        return Link(
+            bytes_per_second=mbit * BYTES_PER_MBIT,
+            latency_seconds=latency,
+            joules_per_byte=joules / BYTES_PER_UNIT["MB"],
+            price_per_byte=price / BYTES_PER_UNIT["GB"],
+        )
+
+    def _at_most(self, place: str, value: Any, most: float) -> Any:
+        """A number from 0 to `most`; 0 and a problem for any other."""
+        return self.checked(place, value, partial(number_fault, at_most=most), 0.0)

@@ -276,7 +276,9 @@ def _others(goals: Sequence[Goal]) -> list[Measure]:
 def _weights(first: Found, measures: Sequence[Measure], share: float) -> dict[Measure, float]:
     """At which all that the first plan takes of each measure counts so many times its seconds."""
     values = {measure: first.value(measure) for measure in measures}
-    return {each: share * first.plan.objective / value for each, value in values.items() if value > 0}
+    weights = {each: share * first.plan.objective / value for each, value in values.items() if value > 0}
+    # What takes next to nothing would count without end, and no place could be had at that price.
+    return {each: weight for each, weight in weights.items() if math.isfinite(weight)}
 
 
 def _found(
