@@ -157,3 +157,27 @@ def test_times_are_exact_though_ticks_are_not() -> None:
     assert proof.plan is not None
     assert proof.plan.objective == pytest.approx(1 / 3 + np.pi + 1e-3, rel=1e-12)
     assert same(retimed(what, proof.plan), proof.plan)
+
+
+@pytest.mark.parametrize("price", [1e6, 1e15, 1e17, 1e20, 1e30, 1e100])
+def test_the_best_is_found_and_proven_however_much_places_cost(price: float) -> None:
+    penalty = price * np.array([[1.0, 1.1, 1.2], [1.3, 1.0, 1.05], [1.2, 1.1, 1.01]])
+    places = [Place("x"), Place("y"), Place("z")]
+    case = problem(["a", "b", "c"], places, [[1, 2, 3]] * 3, [(0, 1, 5.0)], latency=0.1, penalty=penalty)
+    dearest = plan(case._replace(arrays=case.arrays._replace(penalty=-penalty + 2 * price)), Budget(iterations=0))
+    for hint in (None, retimed(case, dearest)):
+        proof = exact(case, hint)
+        assert proof.plan is not None
+        assert proof.proven
+        assert proof.plan.objective == pytest.approx(3.01 * price, rel=ROUNDING)
+        assert proof.bound == pytest.approx(3.01 * price, rel=ROUNDING)
+
+
+def test_which_of_several_costs_beyond_counting_is_least_is_not_called_proven() -> None:
+    penalty = np.array([[0.0, 1e31], [0.0, 1e30]])
+    case = problem(["a", "b"], [Place("x"), Place("y")], [[1, 1], [1, 1]], penalty=penalty, apart=0)
+    proof = exact(case)
+    assert not proof.proven
+    assert proof.plan is not None
+    assert faults(case, proof.plan) == []
+    assert proof.bound <= 1e30

@@ -23,6 +23,10 @@ CONFLICTS = (1_000, 1 << 40, 1 << 40)
 """After which each run ends. Some bounds rise by a tick a conflict, which deterministic time hardly counts, for seconds."""
 
 
+_REACH: Final = FAR << 8
+"""Ticks up to which plans are looked for: whole numbers of CP-SAT end not far above."""
+
+
 class Proof(NamedTuple):
     """`plan`: the best that was found. `bound`: seconds below which no plan's objective lies.
 
@@ -58,12 +62,14 @@ def exact(
         wall_seconds = max(0.0, wall_seconds - search.wall_seconds)
         # Where nothing is as good as was asked for, what was asked for is the bound.
         short = found.proven and found.plan is None and most is not None
-        least = (most + 1 - ticks.rounding()) * ticks.tick if short and most is not None else found.bound
+        least = (search.most + 1 - ticks.rounding()) * ticks.tick if short else found.bound
         bound = max(bound, least)
         if found.plan is not None and (best is None or found.plan.objective < best.objective):
             best = found.plan
         if found.proven:
-            return Proof(best, bound if best is None else min(bound, best.objective), True)
+            # Penalties beyond FAR count as that, so that which of several is least was not seen.
+            seen = best is None or best.objective < FAR * ticks.tick
+            return Proof(best, bound if best is None else min(bound, best.objective), seen)
     return Proof(best, bound, False)
 
 
@@ -83,8 +89,12 @@ def fitted(problem: Problem) -> Ticks | None:
             for head, tail, modes in zip(heads(fine, fine.modes), tails(fine, fine.modes), fine.modes, strict=True)
         )
         if path < FAR:
-            least = path * tick + sum(min(mode.penalty for mode in modes) * tick for modes in fine.modes)
-            return ticked(problem, fitting_tick(least or float(arrays.penalty.max(initial=0.0))))
+            # In seconds, for in ticks of these a penalty may be beyond FAR.
+            costs = [
+                float(arrays.penalty[stage, [mode.place for mode in modes]].min())
+                for stage, modes in enumerate(fine.modes)
+            ]
+            return ticked(problem, fitting_tick(path * tick + sum(costs) or float(arrays.penalty.max(initial=0.0))))
     return None
 
 
@@ -102,7 +112,7 @@ class Search:
     """One run of CP-SAT over what can have an objective of `most` ticks. `after` [m]: as in a `Cut`."""
 
     def __init__(self, ticks: Ticks, hint: Plan | None, most: int | None = None, after: Floats | None = None) -> None:
-        self.ticks, self.most = ticks, longest(ticks) if most is None else most
+        self.ticks, self.most = ticks, min(longest(ticks) if most is None else most, _REACH)
         rest = np.zeros(len(ticks.problem.places)) if after is None else after
         self.modes, bounds = _worth(ticks, self.most, up(rest, ticks.tick))
         self.wall_seconds = 0.0
