@@ -15,7 +15,7 @@ from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import BY_TIERS, SharedUplink
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, RunSeconds, Standing
 from starloom.orchestrator.planner.building import build
-from starloom.orchestrator.planner.live import advise, fleet, problem_of, remaining
+from starloom.orchestrator.planner.live import advise, deviations, fleet, problem_of, remaining
 
 CHAIN = """
 stages:
@@ -31,7 +31,15 @@ def now(name: str, tier: Tier = Tier.EDGE, **more: Any) -> NodeNow:
     return NodeNow(profile=profile, offers=tuple(KINDS), **more)
 
 
+def runs(deviation: float = 0.0, seconds: float = 1.0) -> tuple[RunSeconds, ...]:
+    """Runs take what is told of them times `seconds`, and are off by a share of that."""
+    return tuple(RunSeconds("t.task", AgentId(name), "cpu", seconds, told=True, deviation=deviation) for name in "xyz")
+
+
 def wanted(text: str, *nodes: NodeNow, **more: Any) -> PlanWanted:
+    """What a deadline is planned for takes what is told of it, unless it is said otherwise."""
+    if "left" in more:
+        more.setdefault("seconds", runs())
     return PlanWanted(
         job=JobId("j"),
         number=3,
@@ -333,9 +341,7 @@ def test_variants_do_not_swing_and_better_ones_come_back_where_there_is_time() -
     nodes = (now("x"), now("y"))
     first = advise(wanted(varied(), *nodes, left=10.0))
     for turn in range(6):
-        drift = tuple(
-            RunSeconds("t.task", AgentId(name), "cpu", 1.0 + (0.02 if turn % 2 else -0.02), told=True) for name in "xy"
-        )
+        drift = runs(seconds=1.0 + (0.02 if turn % 2 else -0.02))
         again = advise(wanted(varied(), *nodes, left=10.3, seconds=drift, old=dict(first.places)))
         assert variants(again) == variants(first)
     # A little more time than it takes with better ones is not enough, and much more is.
@@ -344,6 +350,37 @@ def test_variants_do_not_swing_and_better_ones_come_back_where_there_is_time() -
     some = advise(wanted(varied(), *nodes, left=12.0, old=dict(advise(wanted(varied(), *nodes, left=3.0)).places)))
     assert 0 < len(variants(some)) < 6
     assert some.ends <= 12.0 * limits.PLAN_BETTER_SHARE
+
+
+def test_what_the_last_runs_may_be_late_by_is_kept_in_reserve() -> None:
+    """A tenth of what is left is less than one run is off by: 4 s of best variants would end within 4.14 s, or 1.4 s later."""
+    nodes, off = (now("x"), now("y")), runs(0.3)
+    assert variants(advise(wanted(varied(2), *nodes, left=4.6))) == {}
+    hurried = advise(wanted(varied(2), *nodes, left=4.6, seconds=off))
+    assert variants(hurried) == {"s1": "middle"}
+    # Of a long chain a tenth is more than its runs are late by together.
+    assert variants(advise(wanted(varied(60), *nodes, left=134.0, seconds=off))) == {}
+    # And better ones come back where there is a tenth more time than the reserve asks for.
+    had = dict(hurried.places)
+    assert variants(advise(wanted(varied(2), *nodes, left=5.5, seconds=off))) == {}
+    assert variants(advise(wanted(varied(2), *nodes, left=5.5, seconds=off, old=had))) == {"s1": "middle"}
+    assert variants(advise(wanted(varied(2), *nodes, left=6.1, seconds=off, old=had))) == {}
+
+
+def test_what_runs_are_off_by_is_counted_for_what_has_not_ended() -> None:
+    how = standing(
+        s0=Standing(node=AgentId("x"), target="cpu", variant="small", ended=True),
+        s1=Standing(node=AgentId("x"), target="cpu", variant="middle", started=True, left=0.1),
+    )
+    asked = wanted(varied(3), now("x"), now("y"), standing=how, left=9.0, seconds=runs(0.3)[:1])
+    built = problem_of(asked)
+    off = deviations(asked, built)
+    at = {(str(place.node), place.variant): index for index, place in enumerate(built.problem.places)}
+    assert not off[0].any()
+    assert off[1, at["x", 1]] == pytest.approx(0.3 * 1.25)
+    assert off[2, at["x", 0]] == pytest.approx(0.3 * 2.0)
+    # Of what never ran there no more is known than that runs deviate.
+    assert off[2, at["y", 0]] == pytest.approx(limits.PLAN_DEVIATION * 2.0)
 
 
 def test_better_variants_come_back_as_far_as_there_is_time_with_what_uplinks_carry() -> None:

@@ -70,7 +70,8 @@ class RunSeconds(msgspec.Struct, frozen=True, array_like=True):
     """What a run of a kind takes on a target of a node.
 
     `known`: it ran there, or what the node tells of itself predicts it; else it is what it takes elsewhere, or a hint.
-    `told`: of stages whose parameters, or whose variant, tell seconds: so much for each that they tell.
+    `told`: of stages whose parameters, or whose variant, tell seconds: so much for each that they tell. `deviation`: standard
+    deviation of a run as a share of that.
     """
 
     kind: str
@@ -79,6 +80,7 @@ class RunSeconds(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
     known: bool = True
     told: bool = False
+    deviation: float = limits.PLAN_DEVIATION
 
 
 class Place(msgspec.Struct, frozen=True, array_like=True):

@@ -1,9 +1,10 @@
 """Seconds that runs and model loads take on a node: measured there, or told by what is known of it and of the kind."""
 
 from enum import StrEnum
-from math import inf, sqrt
+from math import inf, isinf, sqrt
 from typing import Any, Final, NamedTuple
 
+from starloom.dag import limits
 from starloom.dag.facts import Timing
 from starloom.dag.ids import AgentId
 from starloom.dag.kinds import KindSpec
@@ -34,6 +35,13 @@ class Predicted(NamedTuple):
     low: float
     high: float
     source: Source
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation as a share of the seconds; PLAN_DEVIATION where nothing tells of any."""
+        if isinf(self.high) or self.seconds <= 0:
+            return limits.PLAN_DEVIATION
+        return (self.high / self.seconds - 1.0) / _DEVIATIONS
 
 
 class _Remembers:

@@ -9,7 +9,7 @@ from starloom.dag.ids import AgentId, JobId, StageId
 from starloom.dag.kinds import KindSpec
 from starloom.devices.node import Measured
 from starloom.orchestrator.advice import Advised
-from starloom.orchestrator.costs import Costs, Source
+from starloom.orchestrator.costs import Costs, Predicted
 from starloom.orchestrator.fleet import Member
 from starloom.orchestrator.paths import fetch_seconds
 
@@ -81,8 +81,8 @@ class Planner(Protocol):
         """Seconds that a run takes there, as far as is known; `told` as in Want."""
         ...
 
-    def knows(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> bool:
-        """Whether those seconds were measured there, or are predicted by what the node tells of itself."""
+    def predicted(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> Predicted:
+        """The same, with what is known of how far off they may be, and where they come from."""
         ...
 
     def meet(self, node: AgentId, measured: Measured | None) -> None:
@@ -119,9 +119,9 @@ class EarliestFinish:
         """Seconds that a run takes there: measured there, or predicted, or hinted."""
         return self.costs.run_seconds(kind, node, target, told)
 
-    def knows(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> bool:
-        """Whether it ran there, or is predicted to take so long on such a node."""
-        return self.costs.predicted(kind, node, target, told).source in (Source.MEASURED, Source.PREDICTED)
+    def predicted(self, kind: KindSpec, node: AgentId, target: str, told: float | None = None) -> Predicted:
+        """The same with bounds, and whether it ran there, or is predicted or hinted."""
+        return self.costs.predicted(kind, node, target, told)
 
     def choose(self, want: Want, candidates: Sequence[Candidate]) -> Choice | None:
         """The open candidate that ends the stage soonest; None if no one is open."""

@@ -12,6 +12,7 @@ from starloom.dag.kinds import KindSpec
 from starloom.dag.stagestate import ENDED, StageState, StageStatus
 from starloom.orchestrator.advice import NodeNow, PlanWanted, RunSeconds, Standing, cells, told_of
 from starloom.orchestrator.clocks import JOB, NANOS
+from starloom.orchestrator.costs import Source
 from starloom.orchestrator.fleet import AgentState, Fleet, Member, Work
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.placement import Planner
@@ -125,9 +126,9 @@ def runs_seconds(
             each = 1.0 if told else None
             for target in member.profile.targets:
                 if name in member.offers and target.name in kind.targets:
-                    seconds = planner.expected_seconds(kind, member.name, target.name, each)
-                    sure = planner.knows(kind, member.name, target.name, each)
-                    yield RunSeconds(name, member.name, target.name, seconds, sure, told)
+                    found = planner.predicted(kind, member.name, target.name, each)
+                    sure = found.source in (Source.MEASURED, Source.PREDICTED)
+                    yield RunSeconds(name, member.name, target.name, found.seconds, sure, told, found.deviation)
 
 
 def _standing(job: JobId, stage: StageState, fleet: Fleet, now: int) -> Standing | None:

@@ -2,8 +2,13 @@
 
 Each stage has its best variant as long as all ends well before the deadline. Else the plan begins with the fastest, or with
 the variants of the plan before, and gives back to stages what there is time for: first those that lose least seconds for what
-they gain. It aims at a share of what is left (PLAN_DEADLINE_SHARE), for what is predicted is off; and where the plan before
-had lesser variants, better ones need more time than that (PLAN_BETTER_SHARE), so that what drifts to and fro changes nothing.
+they gain.
+
+What is predicted is off, so some of what is left is kept in reserve: a share of it (1 - PLAN_DEADLINE_SHARE), for what all runs
+have in common, and no less than what the chain of stages that ends last may be late by, as runs were found to be off by
+themselves (`reserve.latest`). Of a long chain that is less than the share, and of the last stages more. Where the plan before had
+lesser variants, better ones need more time than that (PLAN_BETTER_SHARE), by the same share of what is left with either reserve,
+so that what drifts to and fro changes nothing.
 """
 
 from collections.abc import Mapping
@@ -23,18 +28,29 @@ from starloom.orchestrator.planner.planning import plan as find
 from starloom.orchestrator.planner.prepared import board, plan_of, prepare
 from starloom.orchestrator.planner.problem import Floats, Plan, Problem
 from starloom.orchestrator.planner.renewing import Renewed, steadied
+from starloom.orchestrator.planner.reserve import latest
 from starloom.orchestrator.planner.uplinks import timed
 
 _SAME: Final = 1e-9
+_SHARES: Final = (limits.PLAN_DEADLINE_SHARE, limits.PLAN_BETTER_SHARE)
 _LISTED: Final = 1e-6
 """What a variant lacks beside one before it of the same quality: without a plan the first is taken."""
 
 
-def renewed(left: Problem, rates: Rates, old: Plan, seconds: float | None, budget: Budget) -> Renewed:
+class _Until(NamedTuple):
+    """Until when a plan is to have ended, in seconds: as it says itself, and with what its runs may be late by."""
+
+    makespan: float
+    latest: float
+
+
+def renewed(
+    left: Problem, rates: Rates, old: Plan, seconds: float | None, budget: Budget, deviation: Floats
+) -> Renewed:
     """A plan of what is left that ends within so many seconds, in the best variants with which one was found.
 
     `old`: the plan before, as for `steadied`. `seconds`: until the deadline; None where there is none, and each stage has its
-    best variant then. Where no plan ends in time, the fastest that was found. Raises Infeasible.
+    best variant then. `deviation` [n, m]: as for `reserve.latest`. Where no plan ends in time, the fastest that was found. Raises Infeasible.
     """
     lacking = _lacking(left, rates)
     worse = np.isfinite(lacking) & (lacking > _SAME)
@@ -46,19 +62,20 @@ def renewed(left: Problem, rates: Rates, old: Plan, seconds: float | None, budge
     again = bool((had & (lacks > _SAME) & np.isfinite(lacks)).any())
     # The classics alone are no plan worth choosing by, and the time for the first is over when it is there.
     budget = budget._replace(least=min(budget.iterations, limits.PLAN_TRY_ITERATIONS_MIN))
+    well, better = (_Until(seconds * share, seconds * (1 - limits.PLAN_DEADLINE_SHARE + share)) for share in _SHARES)
+    raising = _Raising(left, rates, deviation)
     with suppress(Infeasible):
         found = steadied(best, old, budget)
-        if found.plan.makespan <= seconds * (limits.PLAN_BETTER_SHARE if again else limits.PLAN_DEADLINE_SHARE):
+        if raising.ends(found.plan, better if again else well):
             return found
-    raising = _Raising(left, rates)
     if again:
         with suppress(Infeasible):
             kept = steadied(_in_variants_of(left, old), old, budget)
-            if kept.plan.makespan <= seconds * limits.PLAN_DEADLINE_SHARE:
-                return raising.of(kept, seconds * limits.PLAN_BETTER_SHARE)
+            if raising.ends(kept.plan, well):
+                return raising.of(kept, better)
     fastest = find(left, budget, 0, old)
     moved = tuple(left.stages[stage] for stage in np.flatnonzero((fastest.place != old.place) & had))
-    return raising.of(Renewed(left, fastest, moved, False), seconds * limits.PLAN_DEADLINE_SHARE)
+    return raising.of(Renewed(left, fastest, moved, False), well)
 
 
 def lesser(left: Problem, rates: Rates, plan: Plan) -> list[int]:
@@ -100,17 +117,23 @@ def _dear(step: _Step) -> float:
 class _Raising:
     """Gives back to stages of a plan better variants, as many as end in time."""
 
-    def __init__(self, left: Problem, rates: Rates) -> None:
+    def __init__(self, left: Problem, rates: Rates, deviation: Floats) -> None:
         self._left = left
+        self._deviation = deviation
         self._lacks = _lacking(left, rates)
         self._prepared = prepare(left)
         self._table = listing.Table(self._prepared)
         self._board = board(self._prepared)
 
-    def of(self, found: Renewed, cap: float) -> Renewed:
-        """The plan in better variants that ends within `cap` seconds, or, if it is later itself, no later than it does."""
+    def ends(self, plan: Plan, cap: _Until) -> bool:
+        """Whether a plan has ended until then."""
+        return plan.makespan <= cap.makespan and latest(self._left, plan, self._deviation) <= cap.latest
+
+    def of(self, found: Renewed, cap: _Until) -> Renewed:
+        """The plan in better variants that has ended until `cap`, or, if it is later itself, no later than it has."""
         plan = found.plan
-        cap = max(cap, plan.makespan) * (1 + _SAME)
+        soonest = _Until(plan.makespan, latest(self._left, plan, self._deviation))
+        cap = _Until(*(max(each) * (1 + _SAME) for each in zip(cap, soonest, strict=True)))
         steps = sorted((step for stage in range(len(plan.place)) for step in self._steps(stage, plan)), key=_dear)
         low, high = 0, len(steps)
         while low < high:
@@ -143,7 +166,7 @@ class _Raising:
             found.append(step)
         return found
 
-    def _with(self, plan: Plan, raised: Mapping[int, float], cap: float) -> Plan | None:
+    def _with(self, plan: Plan, raised: Mapping[int, float], cap: _Until) -> Plan | None:
         """The plan with some stages in variants that lack no more than this; None if that is too late, or cannot be."""
         place = plan.place.copy()
         for stage, lacks in raised.items():
@@ -152,7 +175,7 @@ class _Raising:
         if listing.run(self._prepared, self._board, made) >= 0 or not np.array_equal(self._board.place, place):
             return None
         found = timed(self._left, plan_of(self._left, self._prepared, self._board, plan.method))
-        return found if found.makespan <= cap else None
+        return found if self.ends(found, cap) else None
 
     def _better(self, stage: int, place: int, lacks: float) -> int:
         """Where a stage has a variant that lacks no more than this: where it is, or else where it runs fastest."""

@@ -59,7 +59,7 @@ def advise(wanted: PlanWanted, gone: Callable[[], float] = lambda: 0.0, iteratio
             rounds = recurring(left, wanted.constellation, built.rates, taken, old, budget)
             made = _answer(wanted, built, rounds.renewed)
             return msgspec.structs.replace(made, ends=rounds.ends, rounds=rounds.rounds)
-        found = renewed(left, built.rates, old, wanted.left, budget)
+        found = renewed(left, built.rates, old, wanted.left, budget, deviations(wanted, built))
     except InvalidInput as error:
         first = "".join(f": {problem}" for problem in error.problems[:1])
         return Planned(job=wanted.job, number=wanted.number, refusal=f"{error.what}{first}")
@@ -102,6 +102,28 @@ def problem_of(wanted: PlanWanted) -> Built:
         variant_seconds=varied,
     )
     return build(wanted.constellation, wanted.kinds, fleet(wanted), wanted.input_bytes, measured)
+
+
+def deviations(wanted: PlanWanted, built: Built) -> Floats:
+    """[n, m]: standard deviations of what runs take, in seconds, also of those that have begun; 0 of what has ended."""
+    arrays, places = built.problem.arrays, _Places(built)
+    usual = np.full(len(arrays.node), limits.PLAN_DEVIATION)
+    shares: dict[tuple[str, bool], Floats] = {}
+    for run in wanted.seconds:
+        row = shares.setdefault((run.kind, run.told), usual.copy())
+        row[list(places.at(run.node, run.target).values())] = run.deviation
+    found = np.where(np.isfinite(arrays.seconds), arrays.seconds, 0.0)
+    for index, name in enumerate(built.stages):
+        spec, how = wanted.constellation.stages[name], wanted.standing.get(name)
+        if how is not None and how.ended:
+            found[index] = 0.0
+            continue
+        ways = [chosen(spec, each) for each in built.variants.get(name, ())]
+        for number, way in enumerate(ways or [spec]):
+            here = arrays.variant == number
+            told = told_seconds(way, wanted.kinds[spec.kind]) is not None
+            found[index, here] *= shares.get((spec.kind, told), usual)[here]
+    return found
 
 
 def _fleet_node(node: NodeNow, kinds: dict[str, KindSpec]) -> FleetNode:

@@ -1,6 +1,6 @@
 """Compiles all of the planner that is compiled, which its first use does else: `python -m starloom.orchestrator.planner.warming`."""
 
-from starloom.orchestrator.planner import contending, pacing, planning
+from starloom.orchestrator.planner import contending, pacing, planning, reserve
 
 
 def warm_up() -> None:
@@ -8,6 +8,7 @@ def warm_up() -> None:
     planning.warm_up()
     contending.warm_up()
     pacing.warm_up()
+    reserve.warm_up()
 
 
 if __name__ == "__main__":
