@@ -130,6 +130,18 @@ class TestWanted:
         (wanted,) = w.plans
         assert {(run.kind, run.seconds) for run in wanted.seconds} == {("t.work", 30.0)}
 
+    def test_what_runs_were_off_by_is_told_with_them(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        text = CHAIN.replace("t.task", "t.work").replace("params: {seconds: 2}", "params: {seed: 2}")
+        w.submit(
+            constellation("stages: {x: {kind: t.work, require: {node: a}}, y: {kind: t.work, require: {node: a}}}")
+        )
+        w.finish("x", run=20.0)
+        w.finish("y", run=30.0)
+        w.submit(constellation(text))
+        told = {str(run.node): run.deviation for run in w.plans[-1].seconds}
+        assert told == {"a": pytest.approx(0.5), "b": limits.PLAN_DEVIATION}
+
     def test_a_loss_is_a_reason_for_another_but_not_too_soon(self, world: Any) -> None:
         w = world(node("a"), node("b"), node("c"))
         w.submit(chain())
@@ -584,6 +596,7 @@ class TestVariants:
         w.handle(lessened(w))
         w.restart()
         w.advance(5)
+        w.handle(lessened(w))
         w.finish_all()
         assert w.status(job) == "succeeded"
         assert given(w)["s1"] == ["small", "small"]
@@ -992,3 +1005,100 @@ def test_with_the_real_planner_the_busiest_nodes_loss_is_planned_around(world: A
     assert {name: agent for name, agent in where(w).items() if name.startswith("t")} == {
         name: place.node for name, place in answer.places.items()
     }
+
+
+class TestVariantsAfterARestart:
+    def test_stages_go_on_in_the_variant_that_the_last_like_them_had(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied()))
+        w.handle(lessened(w, "s1", "s2", "s3", "s4", "s5"))
+        w.finish("s0")
+        w.restart()
+        w.finish("s1")
+        assert given(w)["s2"] == ["small"]
+        # The new plan has the last word.
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        w.handle(lessened(w, "s3"))
+        w.finish_all()
+        assert w.status(job) == "succeeded"
+        assert {name: ways[-1] for name, ways in given(w).items()} == {
+            f"s{n}": "small" if 0 < n < 4 else "large" for n in range(6)
+        }
+        w.check_replay()
+
+    def test_what_is_ready_is_so_in_that_variant(self, world: Any) -> None:
+        """Nobody had room for it when the restart came."""
+        w = world(node("a", slots=1))
+        job = w.submit(constellation(side_by_side(80, large=0.5003)))
+        w.handle(lessened(w, *(f"s{n}" for n in range(80))))
+        before = len(given(w))
+        assert before < 80
+        w.restart()
+        w.advance(0.5)
+        w.finish_all()
+        assert len(given(w)) > before
+        assert {ways[-1] for ways in given(w).values()} == {"small"}
+        assert w.status(job) == "running" or len(given(w)) == 80
+
+    def test_without_a_planner_they_do_not_go_on_so_for_ever(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied(deadline="deadline: 600s\n")))
+        w.handle(lessened(w, "s1", "s2", "s3", "s4", "s5"))
+        w.finish("s0")
+        w.restart()
+        w.finish("s1")
+        assert given(w)["s2"] == ["small"]
+        seen = len(w.plans)
+        for _ in range(round(limits.PLAN_ANSWER_SECONDS) + 5):
+            w.advance(1)
+            for wanted in w.plans[seen:]:
+                w.handle(Planned(job=job, number=wanted.number, refusal="it is being started", again=True))
+            seen = len(w.plans)
+        w.finish("s2")
+        assert given(w)["s3"] == ["large"]
+
+    def test_a_job_of_which_nothing_was_placed_awaits_its_plan_as_a_new_one_does(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied(25, "deadline: 600s\n")))
+        assert not given(w)
+        w.restart()
+        assert not given(w)
+        # All nodes have said hello.
+        assert len(w.plans) == 2
+        assert "first plan" in w.coordinator.waits_for(job, StageId("s0"))
+        w.handle(lessened(w, "s0"))
+        assert given(w) == {"s0": ["small"]}
+
+    def test_it_awaits_a_planner_that_is_started_as_well_but_not_for_long(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        job = w.submit(constellation(varied(25, "deadline: 600s\n")))
+        w.restart()
+        began = w.now
+        while not given(w):
+            assert w.now - began < 3 * SECOND
+            if w.plans[-1].number in range(1, len(w.plans) + 1):
+                w.handle(Planned(job=job, number=w.plans[-1].number, refusal="it is being started", again=True))
+            assert given(w) or w.coordinator.planned(job) == "there is none: it is being started"
+            w.advance(0.25)
+        assert w.now - began == pytest.approx(limits.PLAN_RESUMED_WAITS_SECONDS * SECOND, abs=SECOND // 2)
+        assert given(w) == {"s0": ["large"]}
+        assert len(w.plans) <= 10
+
+    def test_where_a_node_stays_away_the_plan_is_asked_for_in_a_second(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        w.submit(constellation(varied(25, "deadline: 600s\n")))
+        w.silence("b")
+        w.restart()
+        assert len(w.plans) == 1
+        assert not given(w)
+        w.advance(limits.PLAN_EVERY_SECONDS)
+        assert len(w.plans) == 2
+        w.handle(lessened(w, "s0"))
+        assert given(w) == {"s0": ["small"]}
+
+    def test_a_short_one_awaits_none(self, world: Any) -> None:
+        w = world(node("a"), node("b"))
+        w.submit(constellation(varied()))
+        assert not given(w)
+        w.restart()
+        assert given(w) == {"s0": ["large"]}

@@ -300,6 +300,10 @@ PLAN_FIRST_WAITS_SECONDS: Final = 0.25
 """For so long a new job's stages do not go ahead of their upstreams, nor stand in line for a slot, so that its plan may come first."""
 PLAN_FIRST_WORK_SECONDS_MIN: Final = 20 * PLAN_FIRST_WAITS_SECONDS
 """What the stages of such a job are expected to take in all. Of a shorter one the wait would be more than a plan may save."""
+PLAN_RESUMED_WAITS_SECONDS: Final = 2.0
+"""For so long at most stages of a job that was taken up again wait for its plan, if that may choose their variants: its planner is started anew as well."""
+PLAN_RESUMED_WORK_SECONDS_MIN: Final = 20 * PLAN_RESUMED_WAITS_SECONDS
+"""What the stages of such a job are expected to take in all, as for a new one."""
 PLAN_KNOWN_SHARE: Final = 0.5
 """Of the places of a job's kinds, weighed by their stages: where less is known of how long they run there, no plan is worth more than a look at each stage."""
 PLAN_ORDER_SECONDS_MAX: Final = 60.0

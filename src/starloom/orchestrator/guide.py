@@ -11,7 +11,7 @@ from starloom.orchestrator.advice import Advised, Place, Planned
 from starloom.orchestrator.clocks import NANOS
 from starloom.orchestrator.series import Series
 
-_FIRST_WAITS = round(limits.PLAN_FIRST_WAITS_SECONDS * NANOS)
+_ANSWER = round(limits.PLAN_ANSWER_SECONDS * NANOS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +47,20 @@ class Stood(NamedTuple):
 class Guide:
     """The plan of one job, as far as there is one. Made anew after a restart, never journaled.
 
-    `began`: when the job was accepted, or taken up again if it was `resumed`. `holds`: whether its stages had better not go
-    ahead of their upstreams, or stand in line, until the first plan is there, or `began` is PLAN_FIRST_WAITS_SECONDS ago.
+    `began`: when the job was accepted, or taken up again if it was `resumed`. `holds`: until when its stages had better not go
+    ahead of their upstreams, or stand in line, if the first plan is not there before; 0 if they may.
     `hurries`: whether it has a deadline, and stages that have variants: plans may choose lesser ones for it. `series`: of which it is a
     round, and is placed by the plan for its period.
     """
 
     began: int
     resumed: bool = False
-    holds: bool = False
+    holds: int = 0
     hurries: bool = False
     series: Series | None = None
     places: dict[StageId, Advice] = field(default_factory=dict)
+    #: of a job that was taken up again, until its first plan: lesser variants that stages had which are alike
+    alike: dict[StageId, str] = field(default_factory=dict)
     #: of stages with advice that were given out
     stood: dict[StageId, Stood] = field(default_factory=dict)
     #: how many stages had advice when they were placed, and how many went where it said
@@ -94,9 +96,12 @@ class Guide:
         return Advised(found.node, found.target, (found.finish - now) / NANOS, slack)
 
     def variant(self, stage: StageId) -> str:
-        """The variant that the plan has a stage in for the job's deadline, or period; empty for the best."""
+        """The variant that the plan has a stage in for the job's deadline, or period; empty for the best.
+
+        After a restart, until there is a plan again, that which the last stage like it had.
+        """
         found = self.places.get(stage) if self.hurries or self.series is not None else None
-        return found.variant if found is not None else ""
+        return found.variant if found is not None else self.alike.get(stage, "")
 
     def look(self, ends: int) -> int:
         """When to plan anew, whatever goes as planned, where the job's deadline `ends` then."""
@@ -112,10 +117,10 @@ class Guide:
 
     def awaited_until(self, now: int) -> int | None:
         """Until when stages had better not go ahead, or stand in line, for the first plan may still come; None if they may."""
-        if not self.holds or self.count or self.refusal or not (self.pending or self.wanted):
+        # After a restart the planner may be on its way: then another plan is wanted at once.
+        if self.count or (self.refusal and not self.resumed) or not (self.pending or self.wanted):
             return None
-        until = self.began + _FIRST_WAITS
-        return until if now < until else None
+        return self.holds if now < self.holds else None
 
     def placed(self, stage: StageId, aside: str, now: int) -> None:
         """A stage was given out; `aside`: why it is not where it was advised, empty if it is."""
@@ -133,10 +138,13 @@ class Guide:
         """
         self.pending = False
         self.refusal = given.refusal or given.nonsense()
-        if self.refusal:
+        if given.again and self.asked - self.began < _ANSWER:
             return []
+        before = {name: self.variant(name) for name in {**given.places, **self.alike}} if self.hurries else {}
+        self.alike.clear()
+        if self.refusal:
+            return [name for name, variant in before.items() if self.variant(name) != variant]
         self.forget([name for name in self.places if name not in stages])
-        before = {name: self.variant(name) for name in given.places} if self.hurries else {}
         for name, place in given.places.items():
             if name in stages and stages[name] == self.asked_of.get(name):
                 start, finish = (self.asked + round(seconds * NANOS) for seconds in (place.start, place.finish))
@@ -170,12 +178,14 @@ class Guide:
     def give_up(self, refusal: str) -> None:
         """No plan has come."""
         self.pending, self.refusal = False, refusal
+        self.alike.clear()
 
     def forget(self, stages: Iterable[StageId]) -> None:
         """Stages are gone, or not what they were when the plan was asked for: it says nothing of them any more."""
         for name in stages:
             self.places.pop(name, None)
             self.stood.pop(name, None)
+            self.alike.pop(name, None)
 
     def drifts(self, stage: StageId, now: int, share: float, seconds: float) -> bool:
         """Whether the end of a stage is off its plan by more than both bounds: a share of the plan, and seconds."""

@@ -9,6 +9,7 @@ from itertools import count
 from typing import Final, NamedTuple
 
 from starloom.dag import limits
+from starloom.dag.constellation import StageSpec
 from starloom.dag.facts import (
     AgentJoined,
     AgentLost,
@@ -25,6 +26,7 @@ from starloom.orchestrator.advice import Planned
 from starloom.orchestrator.ahead import Ahead
 from starloom.orchestrator.clocks import JOB, NANOS
 from starloom.orchestrator.endings import Endings
+from starloom.orchestrator.fleet import AgentState
 from starloom.orchestrator.guide import Guide
 from starloom.orchestrator.lanes import ReadyLanes
 from starloom.orchestrator.planwanted import plan_wanted
@@ -38,6 +40,8 @@ from starloom.orchestrator.worth import work_seconds as work_seconds_of
 _EVERY: Final = round(limits.PLAN_EVERY_SECONDS * NANOS)
 _ANSWER: Final = round(limits.PLAN_ANSWER_SECONDS * NANOS)
 _AGAIN: Final = round(limits.PLAN_AGAIN_SECONDS * NANOS)
+_FIRST_WAITS: Final = round(limits.PLAN_FIRST_WAITS_SECONDS * NANOS)
+_RESUMED_WAITS: Final = round(limits.PLAN_RESUMED_WAITS_SECONDS * NANOS)
 
 
 class _Outcome(NamedTuple):
@@ -153,6 +157,7 @@ class Guiding:
             del self._asked[run.job.id]
             if run.guide is not None:
                 run.guide.give_up(f"it did not come within PLAN_ANSWER_SECONDS = {limits.PLAN_ANSWER_SECONDS:g} s")
+        self._hasten()
         self._look_again()
         self._rounds.ask(limits.PLANS_ASKED_MAX - len(self._asked))
         for run in list(self._wanting.values()):
@@ -166,6 +171,16 @@ class Guiding:
                 self._ask(run, guide)
                 freed |= not guide.pending and self._go_ahead(run)
         return freed
+
+    def _hasten(self) -> None:
+        """After a restart what stages wait for is asked for as soon as all nodes have said hello."""
+        waiting = [run.guide for run in self._holding.values() if run.guide is not None and run.guide.resumed]
+        first = [guide for guide in waiting if not guide.looked]
+        if first and all(
+            each.there for each in self._state.fleet.members.values() if each.state is not AgentState.LOST
+        ):
+            for guide in first:
+                guide.due = min(guide.due, self._ledger.now)
 
     def _look_again(self) -> None:
         """Of jobs whose deadline comes nearer another plan is wanted, as long as that may choose variants."""
@@ -205,10 +220,13 @@ class Guiding:
             self._lanes.varied(run, guide.take(given, run.job.shape.specs))
         except Exception as error:
             self._defect(given.job, error)
-        self._go_ahead(run)
+        now = self._ledger.now
         if given.again:
-            guide.due = max(guide.due, self._ledger.now + _AGAIN)
             self._want(run, guide.wanted or guide.why)
+            waits = guide.awaited_until(now) is not None
+            guide.due = now + _FIRST_WAITS if waits else max(guide.due, now + _AGAIN)
+        if guide.awaited_until(now) is None:
+            self._go_ahead(run)
 
     def told(self, job: JobId) -> str:
         """The plan of a job in a line, or, once it has ended, how far that was off; empty without one."""
@@ -297,15 +315,28 @@ class Guiding:
         if work_seconds < limits.PLAN_LIVE_WORK_SECONDS_MIN:
             return
         now, job = self._ledger.now, run.job.id
+        guide = run.guide = Guide(now, resumed, due=now + (_EVERY if resumed else 0))
+        self._guided[job] = run
+        self._hurry(run)
+        waits, least = _FIRST_WAITS, limits.PLAN_FIRST_WORK_SECONDS_MIN
+        if resumed:
+            waits, least = (_RESUMED_WAITS if self._take_up(run, guide) else 0), limits.PLAN_RESUMED_WORK_SECONDS_MIN
         # What goes ahead does so for two seconds to come, so that most of a short job would be gone before its plan is
         # there. That is worth a moment's wait only where the moment is little beside the job; what is ready never waits.
-        holds = not resumed and work_seconds >= limits.PLAN_FIRST_WORK_SECONDS_MIN and is_known(run, self._state)
-        run.guide = Guide(now, resumed, holds, due=now + (_EVERY if resumed else 0))
-        self._guided[job] = run
-        if holds:
+        if waits and work_seconds >= least and is_known(run, self._state):
+            guide.holds = now + waits
             self._holding[job] = run
-        self._hurry(run)
         self._want(run, why)
+
+    def _take_up(self, run: Run, guide: Guide) -> bool:
+        """After a restart stages go on in the variants that others like them had; whether some had none, and a plan may choose theirs."""
+        if not guide.hurries:
+            return False
+        had = {_likeness(stage.spec): stage.variant for stage in run.job.stages.values() if stage.variant}
+        waiting = [stage for stage in run.job.stages.values() if is_open(run, stage)]
+        guide.alike = {stage.spec.id: had[key] for stage in waiting if (key := _likeness(stage.spec)) in had}
+        self._lanes.varied(run, guide.alike)
+        return len(guide.alike) < len(waiting)
 
     def _hurry(self, run: Run) -> None:
         """Whether its plans may choose variants."""
@@ -334,6 +365,11 @@ class Guiding:
         if run.guide is not None:
             run.guide.wanted = why
             self._wanting[run.job.id] = run
+
+
+def _likeness(spec: StageSpec) -> tuple[str, ...]:
+    """What stages have in common that are alike: their kind, and what their variants are called."""
+    return spec.kind, *(each.name for each in spec.variants)
 
 
 def _is_round(run: Run) -> bool:
