@@ -60,8 +60,8 @@ def add_planner(parser: Parser) -> None:
         "--planner",
         choices=("none", LIVE),
         default="none",
-        help="live: plan each job that runs as a whole, in a process of its own, and place its stages by that; "
-        "none: place each stage when it is ready (%(default)s)",
+        help="live: plan each job that runs as a whole, in a process of its own, and place its stages by that, "
+        "but for jobs with streams (so at no rate) or max_parallel; none: place each stage when it is ready (%(default)s)",
     )
 
 
