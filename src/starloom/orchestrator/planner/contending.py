@@ -33,6 +33,8 @@ class Look(NamedTuple):
 
 LOOKS: Final = (Look(1.0, 0.5, 0.35), Look(2.0, 0.25, 0.6), Look(4.0, 0.25, 0.8))
 """What is left is for moves. Searches that would begin too late are left out, but those of few stages, which take next to no time."""
+APART: Final = LOOKS[-1]._replace(crowd=64.0)
+"""Draws together what is connected at all, as far as it may be: a search from there is for where that does better than the others."""
 WHOLE: Final = Look(1.0, 1.0, 1.0)
 TIMING: Final = 0.05
 """The share of all time that a search leaves for timing what it has made."""
@@ -87,6 +89,18 @@ def contended(problem: Problem, begin: Begin, late: Late, moves: int, seed: int)
     raise Infeasible([Trouble("plan", fault) for fault in wrong], "a plan was made that does not hold")
 
 
+class _Listed(NamedTuple):
+    """A course, and what its best plan takes with contention."""
+
+    objective: float
+    course: Course
+    look: Look
+
+
+def _takes(listed: _Listed) -> float:
+    return listed.objective
+
+
 class _Made:
     """Plans that were made without contention, and timed with it."""
 
@@ -125,16 +139,21 @@ class _Made:
 
     def _likeliest(self, course: Course, look: Look) -> tuple[Course, Look]:
         """Of a course and those that have no more than lists the one whose plan takes least with contention."""
-        found = [(self._meet(course.best(), look).objective, course, look)]
-        for each in reversed(LOOKS[1:]):
-            if not self._late(each.until):
-                with suppress(Infeasible):
-                    other = self._begun(each)
-                    found.append((self._meet(other.best(), each).objective, other, each))
-        return min(found, key=lambda each: each[0])[1:]
+        found = [_Listed(self._meet(course.best(), look).objective, course, look)]
+        found += filter(None, map(self._listed, (LOOKS[-1], APART, *reversed(LOOKS[1:-1]))))
+        return min(found, key=_takes)[1:]
+
+    def _listed(self, look: Look) -> "_Listed | None":
+        """A course that has no more than lists; None where there is no time for it, or no plan."""
+        if self._late(look.until):
+            return None
+        with suppress(Infeasible):
+            course = self._begun(look)
+            return _Listed(self._meet(course.best(), look).objective, course, look)
+        return None
 
     def _all_slower(self) -> None:
-        for look in LOOKS[1:]:
+        for look in (*LOOKS[1:], APART):
             with suppress(Infeasible):
                 course = self._begun(look)
                 course.go_on(look)
@@ -142,19 +161,21 @@ class _Made:
 
     def _slower(self, course: Course, first: Look) -> None:
         """Searches with up-links slowed. Where the slowest promise nothing, the first course goes on in their stead."""
-        least, slow = self._end(course, first), math.inf
-        for look in LOOKS[1:]:
-            if self._late(look.until):
-                continue
-            with suppress(Infeasible):
-                other = self._begun(look)
-                if look is LOOKS[-1] and least <= min(slow, self._meet(other.best(), look).objective / PROMISING):
-                    more = first._replace(share=first.share + look.share, until=look.until)
-                    course.go_on(more)
-                    self._end(course, more)
-                else:
-                    other.go_on(look)
-                    slow = min(slow, self._end(other, look))
+        least, slow, last = self._end(course, first), math.inf, LOOKS[-1]
+        for look in LOOKS[1:-1]:
+            if (other := self._listed(look)) is not None:
+                other.course.go_on(look)
+                slow = min(slow, self._end(other.course, look))
+        # Of the slowest it is the one from which a search begins that takes least.
+        listed = [each for each in (self._listed(last), self._listed(APART)) if each is not None]
+        best = min(listed, key=_takes, default=None)
+        if best is not None and least <= min(slow, best.objective / PROMISING):
+            more = first._replace(share=first.share + last.share, until=last.until)
+            course.go_on(more)
+            self._end(course, more)
+        elif best is not None:
+            best.course.go_on(best.look)
+            self._end(best.course, best.look)
 
     def _end(self, course: Course, look: Look) -> float:
         """Times what a course has made, as much as there is time for; the least objective of it with contention."""
