@@ -366,6 +366,22 @@ def test_what_conflicts_is_told_of_jobs_with_inputs_and_outputs_too(
     assert "cam with 4 J" in told
 
 
+def test_what_would_be_enough_is_enough_for_the_deadline_as_well(
+    files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A battery of 4 J was told to be enough, and with it the deadline was missed wherever the job stood."""
+    fleet = tmp_path / "paid.yaml"
+    fleet.write_text(PAID.replace("watts: 2}", "watts: 2, battery_joules: 3}"))
+    for deadline, enough in (("0.5s", set()), ("60s", {"cam with 4 J"})):
+        Path(files[0]).write_text(
+            f"deadline: {deadline}\n{CHAIN.replace('stages:', 'inputs: {x: json}' + chr(10) + 'stages:')}"
+        )
+        code, found = plan(capsys, files[0], "--fleet", str(fleet))
+        assert code == 2
+        told = {problem["what"] for problem in found["error"]["problems"] if problem["place"] == "enough would be"}
+        assert {each for each in told if each.startswith("cam")} == enough
+
+
 def test_however_little_time_there_is_what_takes_least_is_found(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

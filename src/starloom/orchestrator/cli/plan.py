@@ -152,6 +152,7 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
     from starloom.dag import limits
     from starloom.orchestrator.planner import goals
     from starloom.orchestrator.planner.explain import Conflict, settle
+    from starloom.orchestrator.planner.planning import NO_PLAN
     from starloom.orchestrator.planner.uplinks import timed
 
     count = _tries(constellation, built)
@@ -161,12 +162,20 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
         return _looks(milliseconds, several)
 
     asked, deadline = _asked(args, constellation, built, looks().effort), constellation.deadline_seconds
-    found = goals.find(built.problem, asked, _planned(args, built, looks))
-    if found.ends_by(deadline) or built.problem.arrays.seconds.size > limits.PLAN_SETTLED_CHOICES_MAX:
+    settles = bool(deadline) and built.problem.arrays.seconds.size <= limits.PLAN_SETTLED_CHOICES_MAX
+    try:
+        found = goals.find(built.problem, asked, _planned(args, built, looks))
+    except Infeasible:
+        # This conflict knows of no deadline, and neither does what it tells to be enough.
+        settled = settle(built.problem.free, built.excluded, deadline) if settles else None
+        if isinstance(settled, Conflict):
+            raise Infeasible(settled.told(), NO_PLAN) from None
+        raise
+    if not settles or found.ends_by(deadline):
         return found
     settled = settle(built.problem.free, built.excluded, deadline)
     if isinstance(settled, Conflict):
-        raise Infeasible(settled.told(), "no plan can keep all of this")
+        raise Infeasible(settled.told(), NO_PLAN)
     made = goals.rated(built.problem, built.rates, timed(built.problem, settled)) if settled is not None else found
     return goals.best([found, made], constellation.objective, deadline)
 
