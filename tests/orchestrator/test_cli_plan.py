@@ -421,6 +421,8 @@ def test_a_promise_of_no_time_is_bad_usage(files: tuple[str, str], capsys: pytes
     code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s", "--slo", "p95=0s,p50=-0ms,p99=6s")
     assert code == 2
     assert [problem["place"] for problem in found["error"]["problems"]] == ["--slo.p95", "--slo.p50"]
+    code, found = plan(capsys, files[0], "--fleet", files[1], "--every", "3s", "--slo", "p95=9s,p50=8s,p95=3s")
+    assert found["error"]["problems"] == [{"place": "--slo.p95", "what": "is said twice"}]
 
 
 @pytest.mark.parametrize("said", [("--every", "0"), ("--every", "0s"), ("--every", "0.0"), ("--rate", "0")])

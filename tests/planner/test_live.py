@@ -142,6 +142,21 @@ stages:
     assert fleet(wanted(text, *other)).uplinks == (msgspec.structs.replace(hall, up=1e6),)
 
 
+def test_of_more_uplinks_than_a_file_may_have_those_count_that_most_nodes_share() -> None:
+    """Fifty nodes with a hundred each kept the planner for seconds."""
+    most = limits.FLEET_UPLINKS_MAX
+    hall = SharedUplink(name="hall", up=1e6, down=1e6)
+
+    def own(node: str) -> tuple[SharedUplink, ...]:
+        return (*(SharedUplink(name=f"{node}-{at}", up=1e6, down=1e6) for at in range(most - 1)), hall)
+
+    made = fleet(wanted(CHAIN, *(now(name, uplinks=own(name)) for name in "abc")))
+    assert len(made.uplinks) == most
+    assert hall in made.uplinks
+    assert all("hall" in node.node.uplinks for node in made.nodes)
+    assert {name for node in made.nodes for name in node.node.uplinks} == {each.name for each in made.uplinks}
+
+
 def test_links_that_nodes_measured_are_those_of_plans_and_else_the_usual_ones() -> None:
     nodes = (
         now("d", Tier.DEVICE, links={"c": MeasuredLink(latency_seconds=0.5), "": MeasuredLink(bytes_per_second=1e6)}),

@@ -101,6 +101,8 @@ def _said(args: argparse.Namespace, constellation: Constellation) -> tuple[Const
     if args.slo is not None:
         more["slo"], unread = promised.read(promised.shorthand(args.slo), "--slo")
         wrong += unread
+        said = [part.partition("=")[0].strip() for part in args.slo.split(",")]
+        wrong += [Problem(f"--slo.{name}", "is said twice") for name in promised.FIELDS if said.count(name) > 1]
     if args.every is not None and args.rate is not None:
         wrong.append(Problem("--rate", "is of the chunks of one job's streams, and --every of jobs; give one of them"))
     return msgspec.structs.replace(constellation, **more), wrong
@@ -180,6 +182,9 @@ def _sizes(given: list[str], inputs: Any) -> tuple[dict[str, int], list[Problem]
         name, _, size = each.partition("=")
         if name not in inputs:
             wrong.append(Problem("--input-bytes", f"{name!r} is no input; there are {', '.join(inputs) or 'none'}"))
+            continue
+        if name in found:
+            wrong.append(Problem(f"--input-bytes {name}", "is said twice"))
             continue
         try:
             found[name] = read_bytes(int(size) if size.isdecimal() else size)

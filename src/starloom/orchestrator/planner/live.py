@@ -5,7 +5,8 @@ its kind, on the targets that are weighed there, and, unless it has preferences 
 node there may run it.
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Set
 from typing import Final, NamedTuple
 
 import msgspec
@@ -67,9 +68,14 @@ def advise(wanted: PlanWanted, gone: Callable[[], float] = lambda: 0.0, iteratio
 
 
 def fleet(wanted: PlanWanted) -> Fleet:
-    """The nodes as the planner knows them, the links that they measured, and the up-links that they say they share."""
-    uplinks = agreed(each for node in wanted.nodes for each in node.profile.uplinks)
-    nodes = tuple(_fleet_node(node, wanted.kinds) for node in wanted.nodes)
+    """The nodes as the planner knows them, the links that they measured, and the up-links that they say they share.
+
+    Of more than FLEET_UPLINKS_MAX up-links those count that most nodes share.
+    """
+    named = Counter(each.name for node in wanted.nodes for each in node.profile.uplinks)
+    known = {name for name, _ in named.most_common(limits.FLEET_UPLINKS_MAX)}
+    uplinks = agreed(each for node in wanted.nodes for each in node.profile.uplinks if each.name in known)
+    nodes = tuple(_fleet_node(node, wanted.kinds, known) for node in wanted.nodes)
     there = [(source, str(node.profile.name), link) for node in wanted.nodes for source, link in node.links.items()]
     # The other way is the next best that is known of a path.
     paths = {(sink, source): link for source, sink, link in there if source} | {
@@ -126,7 +132,7 @@ def deviations(wanted: PlanWanted, built: Built) -> Floats:
     return found
 
 
-def _fleet_node(node: NodeNow, kinds: dict[str, KindSpec]) -> FleetNode:
+def _fleet_node(node: NodeNow, kinds: dict[str, KindSpec], uplinks: Set[str]) -> FleetNode:
     profile = node.profile
     return FleetNode(
         node=NodeSpec(
@@ -135,7 +141,7 @@ def _fleet_node(node: NodeNow, kinds: dict[str, KindSpec]) -> FleetNode:
             targets=tuple(target.name for target in profile.targets),
             labels=profile.labels,
             slots=profile.slots,
-            uplinks=tuple(each.name for each in profile.uplinks),
+            uplinks=tuple(each.name for each in profile.uplinks if each.name in uplinks),
         ),
         memory_bytes=profile.memory_bytes,
         resident=tuple(model for name in node.loaded for model in kinds[name].models),
