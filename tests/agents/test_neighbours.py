@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -130,14 +131,14 @@ async def test_what_fetches_took_is_told_of_the_links_that_they_went_by(stack: A
     for folder in (tmp_path, tmp_path / "elsewhere"):
         here = await reader(stack, folder)
         await here.read(maker.order())
-        assert here.inputs.links.told() == {}, "the first one dials"
+        assert here.inputs.links.told(time.monotonic()) == {}, "the first one dials"
         here.inputs.release(JOB)
         del here.inputs._copies, here
         gc.collect()
     near = await reader(stack, tmp_path)
     for _ in range(3):
         await near.read(maker.order())
-    told = near.inputs.links.told()
+    told = near.inputs.links.told(time.monotonic())
     assert told.keys() == {"maker"}
     assert (told["maker"].latency_seconds or 0.0) > 0.0
 

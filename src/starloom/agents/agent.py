@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -275,7 +276,8 @@ class Agent:
         measured = self.profile.measured if self._untold else None
         self._untold = False
         resident = self._models.resident() if self._models is not None else ()
-        return msgspec.structs.replace(load, resident=resident, measured=measured, links=self.runtime.links.told())
+        links = self.runtime.links.told(time.monotonic())
+        return msgspec.structs.replace(load, resident=resident, measured=measured, links=links)
 
     def _find_means(self) -> Means | None:
         """What it profiles with; takes over what is kept from earlier starts. None where that cannot be had."""

@@ -217,7 +217,8 @@ class InputFetcher:
             got = True
         finally:
             if self._alone.end(begun) and got:
-                self.links.fetched(source.agent, ref.bytes, time.monotonic() - began)
+                ended = time.monotonic()
+                self.links.fetched(source.agent, ref.bytes, ended - began, ended)
         return data
 
     async def _got(self, source: Source, job: JobId, ref: ValueRef) -> Data:

@@ -1,9 +1,10 @@
-"""What an agent's fetches tell of the links to those it fetched from. Pure: who fetches says how long each took.
+"""What an agent's fetches tell of the links to those it fetched from. Pure: who fetches says how long each took, and when.
 
-    meter.fetched("cloud", size_bytes=4_000_000, seconds=0.4)
-    meter.told()["cloud"].bytes_per_second
+    meter.fetched("cloud", size_bytes=4_000_000, seconds=0.4, now=12.0)
+    meter.told(now=12.5)["cloud"].bytes_per_second
 
 A fetch tells of a link only if no other one was on its way meanwhile: what shares a path tells of the load, not of the path.
+What it told is forgotten after LINK_KEPT_SECONDS without another: who is known to be slow is asked for nothing, and would stay so.
 """
 
 from collections import OrderedDict
@@ -17,8 +18,10 @@ from starloom.devices.links import Link
 
 _NEWEST_SHARE: Final = 0.3
 """Weight of the newest fetch: as of runs (`orchestrator.costs`), so that a link that changes is soon known as it is."""
+_BEYOND_MIN: Final = 0.1
+"""The share of a large fetch that is taken to be beyond its latency: of one that came sooner than small ones the rest says nothing."""
 _SECONDS_MIN: Final = 1e-9
-"""What rounding leaves of a fetch that took no longer than its latency."""
+"""What is left of a fetch that took no time by the clock."""
 
 
 class MeasuredLink(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -56,25 +59,35 @@ class _Path:
     def __init__(self) -> None:
         self.latency: float | None = None
         self._bytes = self._seconds = 0.0
+        self._last = 0.0
         self._met = False
 
-    def fetched(self, size_bytes: int, seconds: float) -> None:
+    def fetched(self, size_bytes: int, seconds: float, now: float) -> None:
         if not self._met:
             # The first one dials, or opens the other's memory.
             self._met = True
             return
+        if self._over(now):
+            self.latency = None
+            self._bytes = self._seconds = 0.0
+        self._last = now
         if size_bytes <= limits.LINK_SMALL_BYTES_MAX:
             before = seconds if self.latency is None else self.latency
             self.latency = before + _NEWEST_SHARE * (seconds - before)
             return
-        beyond = max(seconds - (self.latency or 0.0), _SECONDS_MIN)
+        beyond = max(seconds - (self.latency or 0.0), _BEYOND_MIN * seconds, _SECONDS_MIN)
         self._bytes = (1 - _NEWEST_SHARE) * self._bytes + size_bytes
         self._seconds = (1 - _NEWEST_SHARE) * self._seconds + beyond
 
-    def told(self) -> MeasuredLink:
+    def told(self, now: float) -> MeasuredLink:
+        if self._over(now):
+            return MeasuredLink()
         rate = self._bytes / self._seconds if self._seconds else None
         latency = None if self.latency is None else min(self.latency, limits.LINK_LATENCY_SECONDS_MAX)
         return MeasuredLink(latency_seconds=latency, bytes_per_second=rate and max(1.0, rate))
+
+    def _over(self, now: float) -> bool:
+        return now - self._last > limits.LINK_KEPT_SECONDS
 
 
 class LinkMeter:
@@ -83,19 +96,19 @@ class LinkMeter:
     def __init__(self) -> None:
         self._paths: OrderedDict[str, _Path] = OrderedDict()
 
-    def fetched(self, source: str, size_bytes: int, seconds: float) -> None:
-        """A value has come from that node, with nothing else on its way here."""
+    def fetched(self, source: str, size_bytes: int, seconds: float, now: float) -> None:
+        """A value has come from that node by `now`, in seconds on any clock, with nothing else on its way here."""
         path = self._paths.get(source)
         if path is None:
             path = self._paths[source] = _Path()
             if len(self._paths) > limits.LINKS_MEASURED_MAX:
                 self._paths.popitem(last=False)
         self._paths.move_to_end(source)
-        path.fetched(size_bytes, seconds)
+        path.fetched(size_bytes, seconds, now)
 
-    def told(self) -> dict[str, MeasuredLink]:
+    def told(self, now: float) -> dict[str, MeasuredLink]:
         """Of each of which something is known, what that is."""
-        known = ((source, path.told()) for source, path in self._paths.items())
+        known = ((source, path.told(now)) for source, path in self._paths.items())
         return {source: link for source, link in known if link != MeasuredLink()}
 
 
