@@ -300,6 +300,8 @@ def test_links_that_cannot_be_meant_are_refused() -> None:
     assert "heartbeat.load_json.links.cam: has 0.5 bytes a second" in refusal(
         wire.load_from_wire, wire.load_to_wire(none)
     )
+    long = Load(links={"cam" * limits.NAME_CHARACTERS_MAX: MeasuredLink(bytes_per_second=7e6)})
+    assert "NAME_CHARACTERS_MAX" in refusal(wire.load_from_wire, wire.load_to_wire(long))
     many = Load(links={str(n): MeasuredLink() for n in range(limits.LINKS_MEASURED_MAX + 1)})
     assert "LINKS_MEASURED_MAX" in refusal(wire.load_from_wire, wire.load_to_wire(many))
 

@@ -126,7 +126,7 @@ def load_from_wire(data: bytes) -> Load:
             f"{place}.links", f"has {len(load.links)}, more than LINKS_MEASURED_MAX = {limits.LINKS_MEASURED_MAX}"
         )
     for source, link in load.links.items():
-        if fault := link.fault():
+        if fault := (name_fault(source, dotted=True) if source else "") or link.fault():
             raise refusal(f"{place}.links.{source[: limits.NAME_CHARACTERS_MAX]}", fault)
     return load
 
