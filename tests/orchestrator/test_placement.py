@@ -243,6 +243,9 @@ class TestMeasuredLinks:
         b.beat(Load(links={"a": MeasuredLink(latency_seconds=0.25), "": MeasuredLink(latency_seconds=3.0)}))
         assert path(a, b).latency_seconds == 0.25
         assert path(None, b).latency_seconds == 3.0
+        a.beat(Load(links={"b": MeasuredLink(latency_seconds=0.5, bytes_per_second=7e8)}))
+        assert path(a, b).latency_seconds == 0.25
+        assert path(a, b).bytes_per_second == 7e8, "of which b has not told"
         assert path(None, a) == link(STORE_TIER, a.profile.tier)
 
 

@@ -12,7 +12,7 @@ from starloom.dag import limits
 from starloom.dag.constellation import Tier
 from starloom.dag.ids import AgentId, JobId, Revision, StageId
 from starloom.devices.linkmeter import MeasuredLink
-from starloom.devices.links import BY_TIERS, SharedUplink
+from starloom.devices.links import BY_TIERS, STORE_TIER, SharedUplink
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, RunSeconds, Standing
 from starloom.orchestrator.planner.building import build
 from starloom.orchestrator.planner.live import advise, deviations, fleet, problem_of, remaining
@@ -168,12 +168,13 @@ def test_links_that_nodes_measured_are_those_of_plans_and_else_the_usual_ones() 
     asked = msgspec.json.decode(msgspec.json.encode(wanted(CHAIN, *nodes)), type=PlanWanted)
     arrays = problem_of(asked).problem.arrays
     d, c, e, store = range(4)
-    usual = BY_TIERS[frozenset({Tier.DEVICE, Tier.CLOUD})]
     assert arrays.latency[c, d] == 0.5
-    assert arrays.seconds_per_byte[c, d] == pytest.approx(1 / usual.bytes_per_second)
-    assert arrays.latency[d, c] == usual.latency_seconds
+    # Of what only the other way is known, that is the next best.
+    assert arrays.seconds_per_byte[c, d] == pytest.approx(1 / 3e6)
+    assert arrays.latency[d, c] == 0.5
     assert arrays.seconds_per_byte[d, c] == pytest.approx(1 / 3e6)
     assert arrays.seconds_per_byte[store, d] == pytest.approx(1 / 1e6)
+    assert arrays.latency[store, d] == BY_TIERS[frozenset({STORE_TIER, Tier.DEVICE})].latency_seconds
     assert arrays.latency[c, e] == arrays.latency[e, c] == BY_TIERS[frozenset({Tier.EDGE, Tier.CLOUD})].latency_seconds
     # One way alone is what is known of both.
     one = wanted(CHAIN, now("d", Tier.DEVICE, links={"e": MeasuredLink(latency_seconds=0.7)}), now("e"))

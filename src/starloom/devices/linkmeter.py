@@ -43,6 +43,14 @@ class MeasuredLink(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
             price_per_byte=usual.price_per_byte,
         )
 
+    def filled(self, other: "MeasuredLink") -> "MeasuredLink":
+        """It, with what is not known of it as it is of the `other` way."""
+        latency, rate = self.latency_seconds, self.bytes_per_second
+        return MeasuredLink(
+            latency_seconds=other.latency_seconds if latency is None else latency,
+            bytes_per_second=other.bytes_per_second if rate is None else rate,
+        )
+
     def fault(self) -> str:
         """What cannot be meant of it, as a clause; empty for what can."""
         latency, rate = self.latency_seconds, self.bytes_per_second

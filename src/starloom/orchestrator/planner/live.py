@@ -76,11 +76,10 @@ def fleet(wanted: PlanWanted) -> Fleet:
     known = {name for name, _ in named.most_common(limits.FLEET_UPLINKS_MAX)}
     uplinks = agreed(each for node in wanted.nodes for each in node.profile.uplinks if each.name in known)
     nodes = tuple(_fleet_node(node, wanted.kinds, known) for node in wanted.nodes)
-    there = [(source, str(node.profile.name), link) for node in wanted.nodes for source, link in node.links.items()]
+    told = {(source, str(node.profile.name)): link for node in wanted.nodes for source, link in node.links.items()}
     # The other way is the next best that is known of a path.
-    paths = {(sink, source): link for source, sink, link in there if source} | {
-        (source, sink): link for source, sink, link in there
-    }
+    back = {(sink, source): link for (source, sink), link in told.items() if source}
+    paths = back | {ends: link.filled(back.get(ends, link)) for ends, link in told.items()}
     return Fleet(nodes=nodes, uplinks=uplinks, paths=paths)
 
 
