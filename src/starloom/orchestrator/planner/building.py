@@ -24,6 +24,7 @@ from starloom.dag.privacy import labels_of
 from starloom.dag.streams import is_stream
 from starloom.dag.values import PortType
 from starloom.dag.variants import chosen
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
@@ -197,8 +198,11 @@ class _Builder:
             [*(place for _, place in self._owned), STORE],
             seconds,
             self._dependencies(numbers, input_bytes),
-            latency=self._links(lambda link: link.latency_seconds),
-            seconds_per_byte=self._links(lambda link: 1.0 / link.bytes_per_second),
+            latency=self._fetched(self._links(lambda link: link.latency_seconds), lambda link: link.latency_seconds),
+            seconds_per_byte=self._fetched(
+                self._links(lambda link: 1.0 / link.bytes_per_second),
+                lambda link: None if link.bytes_per_second is None else 1.0 / link.bytes_per_second,
+            ),
             penalty=penalty,
             models=loading,
             model=[*models, *[NO_MODEL] * len(ends)],
@@ -361,14 +365,21 @@ class _Builder:
         return next((each for way, each in enumerate(expected) if way not in unwanted), expected[0])
 
     def _links(self, of: Callable[[Link], float]) -> Floats:
+        """What is usual, [node, node], with the job store as the last."""
         tiers = [*(node.node.tier for node in self._fleet.nodes), STORE_TIER]
-        found = np.array([[of(self._fleet.links[frozenset({a, b})]) for b in tiers] for a in tiers])
+        each = list(dict.fromkeys(tiers))
+        usual = np.array([[of(self._fleet.links[frozenset({a, b})]) for b in each] for a in each])
+        at = [each.index(tier) for tier in tiers]
+        return usual[np.ix_(at, at)]
+
+    def _fetched(self, usual: Floats, of: Callable[[MeasuredLink], float | None]) -> Floats:
+        """What fetches have told in the place of what is usual."""
         numbers = {name: at for at, name in enumerate([*(node.node.name for node in self._fleet.nodes), ""])}
         for (source, sink), known in self._fleet.paths.items():
-            if source in numbers and sink in numbers:
-                a, b = numbers[source], numbers[sink]
-                found[a, b] = of(known.over(self._fleet.links[frozenset({tiers[a], tiers[b]})]))
-        return found
+            value = of(known)
+            if value is not None and source in numbers and sink in numbers:
+                usual[numbers[source], numbers[sink]] = value
+        return usual
 
     def _loads(self) -> Floats:
         rows = [
