@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from starloom.dag import limits
 from starloom.dag.errors import InvalidInput, NotFound, Unauthenticated
 from starloom.dag.ids import JobId, StageId
 from starloom.dag.values import PortType
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import SharedUplink
 
 _LONG = {"seconds": 3600}
@@ -84,6 +86,27 @@ async def test_what_it_measures_of_its_node_is_told_by_one_heartbeat_and_by_the_
             pass
         assert [hello.profile.measured for hello in orchestrator.hellos] == [None, found, found]
         assert not [load for load in orchestrator.loads[told:] if load.measured is not None]
+
+
+async def test_links_are_told_when_they_change_and_all_of_them_after_a_hello() -> None:
+    async with FakeOrchestrator() as orchestrator, running(orchestrator) as agent:
+
+        async def next_beats(count: int) -> list[dict[str, MeasuredLink] | None]:
+            before = len(orchestrator.loads)
+            await orchestrator.until(lambda: len(orchestrator.loads) >= before + count)
+            return [load.links for load in orchestrator.loads[before : before + count]]
+
+        await orchestrator.until(lambda: orchestrator.loads)
+        assert orchestrator.loads[0].links == {}
+        assert await next_beats(2) == [None, None]
+        for _ in range(2):
+            agent.runtime.links.fetched("cam", 1, 0.5, time.monotonic())
+        beats = await next_beats(3)
+        cam = MeasuredLink(latency_seconds=0.5)
+        assert [beat for beat in beats if beat is not None] == [{"cam": cam}]
+        orchestrator.drop()
+        await orchestrator.until(lambda: len(orchestrator.hellos) == 2)
+        assert {"cam": cam} in await next_beats(3)
 
 
 async def test_one_whose_user_has_no_home_joins_without_a_profile(

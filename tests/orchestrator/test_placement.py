@@ -238,6 +238,8 @@ class TestMeasuredLinks:
         a, b = members(node("a"), node("b"))
         usual = transfer_seconds([Move(10**6, a)], b)
         a.beat(Load(links={"b": MeasuredLink(latency_seconds=0.5)}))
+        # Nothing said of them is nothing changed.
+        a.beat(Load())
         latency = link(a.profile.tier, b.profile.tier).latency_seconds
         assert transfer_seconds([Move(10**6, a)], b) == pytest.approx(usual + 0.5 - latency)
         b.beat(Load(links={"a": MeasuredLink(latency_seconds=0.25), "": MeasuredLink(latency_seconds=3.0)}))

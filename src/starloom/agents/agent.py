@@ -36,6 +36,7 @@ from starloom.dag import limits
 from starloom.dag.errors import Fenced, InvalidInput, Problem
 from starloom.dag.ids import AgentId, Epoch
 from starloom.dag.kinds import Batch, KindSpec
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import SharedUplink
 from starloom.devices.node import Measured, NodeProfile
 
@@ -125,6 +126,8 @@ class Agent:
         self._profiling: Profiling | None = None
         #: whether what was measured since the last hello is still to be told
         self._untold = False
+        #: the links as they were last told to this orchestrator
+        self._links_told: dict[str, MeasuredLink] | None = None
         self._dialing: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -242,6 +245,7 @@ class Agent:
     def hello(self, session: str, received: int, kept: Sequence[Report]) -> Hello:
         """For the link: who this is and what it holds."""
         self._untold = False
+        self._links_told = None
         core = self.runtime.core
         return Hello(
             agent=self.profile.name,
@@ -277,7 +281,9 @@ class Agent:
         self._untold = False
         resident = self._models.resident() if self._models is not None else ()
         links = self.runtime.links.told(time.monotonic())
-        return msgspec.structs.replace(load, resident=resident, measured=measured, links=links)
+        changed = links if links != self._links_told else None
+        self._links_told = links
+        return msgspec.structs.replace(load, resident=resident, measured=measured, links=changed)
 
     def _find_means(self) -> Means | None:
         """What it profiles with; takes over what is kept from earlier starts. None where that cannot be had."""

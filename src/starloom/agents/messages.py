@@ -267,7 +267,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     `resident` are the kinds whose models are loaded, None where the agent does not say. `measured` is what the agent has
     learned of its node since its hello, told once. `links`: to it from the nodes that it has fetched from, by name, which is empty for
-    the job store.
+    the job store; None where they are as told before, or nothing is said.
     """
 
     queued: int = 0
@@ -279,7 +279,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     stale_refused: int = 0
     resident: tuple[str, ...] | None = None
     measured: Measured | None = None
-    links: dict[str, MeasuredLink] = {}
+    links: dict[str, MeasuredLink] | None = None
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True):

@@ -121,11 +121,10 @@ def load_from_wire(data: bytes) -> Load:
     """A heartbeat's load; raises InvalidInput."""
     place = "heartbeat.load_json"
     load = parse(_loads, data, place)
-    if len(load.links) > limits.LINKS_MEASURED_MAX:
-        raise refusal(
-            f"{place}.links", f"has {len(load.links)}, more than LINKS_MEASURED_MAX = {limits.LINKS_MEASURED_MAX}"
-        )
-    for source, link in load.links.items():
+    links = load.links or {}
+    if len(links) > limits.LINKS_MEASURED_MAX:
+        raise refusal(f"{place}.links", f"has {len(links)}, more than LINKS_MEASURED_MAX = {limits.LINKS_MEASURED_MAX}")
+    for source, link in links.items():
         if fault := (name_fault(source, dotted=True) if source else "") or link.fault():
             raise refusal(f"{place}.links.{source[: limits.NAME_CHARACTERS_MAX]}", fault)
     return load

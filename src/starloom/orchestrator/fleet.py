@@ -12,6 +12,7 @@ from starloom.dag.constellation import Tier
 from starloom.dag.facts import AgentJoined, AgentLost
 from starloom.dag.ids import AgentId, FencingToken, StageId, TaskToken
 from starloom.dag.kinds import KindCatalog, KindSpec
+from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.node import NodeProfile
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Member:
         "heard",
         "incarnation",
         "kinds",
+        "links",
         "load",
         "loaded",
         "losses",
@@ -85,6 +87,8 @@ class Member:
         #: expected seconds of all that is assigned, of what could run now and of what is delegated
         self.seconds = self.delegated_seconds = 0.0
         self.load = Load()
+        #: to it from others, as it last told
+        self.links: dict[str, MeasuredLink] = {}
         #: when it was last heard of, when its state changes for the worse, when it was lost, and until when it
         #: gets nothing: monotonic nanoseconds
         self.heard = self.deadline = self.lost_at = self.rests_until = 0
@@ -106,6 +110,8 @@ class Member:
     def beat(self, load: Load) -> None:
         """Takes over what a heartbeat told."""
         self.load = load
+        if load.links is not None:
+            self.links = load.links
         self.loaded = None if load.resident is None else set(load.resident)
 
     def ran(self, kind: str) -> None:

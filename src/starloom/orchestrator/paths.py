@@ -24,6 +24,6 @@ def fetch_seconds(size_bytes: int, source: Member | None, sink: Member) -> float
 
 def _measured(source: Member | None, sink: Member) -> MeasuredLink | None:
     """What the sink told of the path, and where it did not, the source of the same path the other way."""
-    there = sink.load.links.get(STORE if source is None else source.name)
-    back = None if source is None else source.load.links.get(sink.name)
+    there = sink.links.get(STORE if source is None else source.name)
+    back = None if source is None else source.links.get(sink.name)
     return there.filled(back) if there is not None and back is not None else there or back

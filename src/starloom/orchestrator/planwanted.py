@@ -104,7 +104,7 @@ def _node(member: Member, kinds: dict[str, KindSpec], job: JobId) -> NodeNow:
         loaded=tuple(name for name, kind in kinds.items() if member.is_resident(kind)),
         takes=member.there,
         busy_seconds=others / member.slots,
-        links=member.load.links,
+        links=member.links,
     )
 
 

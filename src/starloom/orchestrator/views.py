@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
+
 from starloom.agents.messages import Load
 from starloom.dag.constellation import Join
 from starloom.dag.errors import NotFound
@@ -42,7 +44,7 @@ def node_view(member: Member, now: int) -> NodeView:
         name=member.name,
         state=member.state,
         profile=member.profile,
-        load=member.load,
+        load=msgspec.structs.replace(member.load, links=member.links),
         heard_seconds=max(0, now - member.heard) / NANOS,
         incarnation=member.incarnation,
         assigned=len(member.assigned),
