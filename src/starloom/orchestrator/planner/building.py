@@ -24,10 +24,9 @@ from starloom.dag.privacy import labels_of
 from starloom.dag.streams import is_stream
 from starloom.dag.values import PortType
 from starloom.dag.variants import chosen
-from starloom.devices.linkmeter import MeasuredLink
-from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.feasible import dislike_seconds, dislikes, misfits
 from starloom.orchestrator.fleetfile import Fleet, FleetNode
+from starloom.orchestrator.planner import linking
 from starloom.orchestrator.planner.bills import Rates
 from starloom.orchestrator.planner.problem import NO_MODEL, Flags, Floats, Indices, Place, Plan, Problem, problem
 from starloom.orchestrator.planner.uplinks import of_fleet, shared
@@ -198,11 +197,8 @@ class _Builder:
             [*(place for _, place in self._owned), STORE],
             seconds,
             self._dependencies(numbers, input_bytes),
-            latency=self._fetched(self._links(lambda link: link.latency_seconds), lambda link: link.latency_seconds),
-            seconds_per_byte=self._fetched(
-                self._links(lambda link: 1.0 / link.bytes_per_second),
-                lambda link: None if link.bytes_per_second is None else 1.0 / link.bytes_per_second,
-            ),
+            latency=linking.latency(self._fleet),
+            seconds_per_byte=linking.seconds_per_byte(self._fleet),
             penalty=penalty,
             models=loading,
             model=[*models, *[NO_MODEL] * len(ends)],
@@ -278,7 +274,10 @@ class _Builder:
         slots = np.array([place.slots for _, place in self._owned])
         watts = np.array([node.watts.get(place.target, 0.0) for node, place in self._owned]) / slots
         price = np.array([node.price_per_hour / _SECONDS_PER_HOUR for node, _ in self._owned]) / slots
-        by_byte = self._links(lambda link: link.joules_per_byte), self._links(lambda link: link.price_per_byte)
+        by_byte = (
+            linking.usual(self._fleet, lambda link: link.joules_per_byte),
+            linking.usual(self._fleet, lambda link: link.price_per_byte),
+        )
         for each in by_byte:
             np.fill_diagonal(each, 0.0)
         return Rates(np.append(watts, 0.0), np.append(price, 0.0), *by_byte)
@@ -363,23 +362,6 @@ class _Builder:
         """What is expected of a stage in the first variant that may be taken: sizes are told of one."""
         unwanted, expected = self._unwanted(name), self._expected[name]
         return next((each for way, each in enumerate(expected) if way not in unwanted), expected[0])
-
-    def _links(self, of: Callable[[Link], float]) -> Floats:
-        """What is usual, [node, node], with the job store as the last."""
-        tiers = [*(node.node.tier for node in self._fleet.nodes), STORE_TIER]
-        each = list(dict.fromkeys(tiers))
-        usual = np.array([[of(self._fleet.links[frozenset({a, b})]) for b in each] for a in each])
-        at = [each.index(tier) for tier in tiers]
-        return usual[np.ix_(at, at)]
-
-    def _fetched(self, usual: Floats, of: Callable[[MeasuredLink], float | None]) -> Floats:
-        """What fetches have told in the place of what is usual."""
-        numbers = {name: at for at, name in enumerate([*(node.node.name for node in self._fleet.nodes), ""])}
-        for (source, sink), known in self._fleet.paths.items():
-            value = of(known)
-            if value is not None and source in numbers and sink in numbers:
-                usual[numbers[source], numbers[sink]] = value
-        return usual
 
     def _loads(self) -> Floats:
         rows = [
