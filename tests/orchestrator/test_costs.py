@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 import msgspec
@@ -12,6 +12,7 @@ from tests.orchestrator.harness import KINDS, World, facts_of, learned, node
 
 from starloom.agents import samples
 from starloom.agents.messages import Load
+from starloom.dag import limits
 from starloom.dag.builder import Graph
 from starloom.dag.facts import AgentJoined, Timing
 from starloom.dag.ids import AgentId
@@ -129,6 +130,17 @@ class TestWhereItRanNowhere:
         assert costs.predicted(GLUE, HERE, "cpu").source is Source.HINTED
         assert not costs.forecasts.nodes
 
+    @pytest.mark.parametrize("amount", [1e308, -1.0, 0.0, 1e-320])
+    def test_what_no_run_can_ask_is_passed_over(self, amount: float) -> None:
+        """Costs cannot be learned of that: the orchestrator ended at the second run's report, and that came again after each start."""
+        odd = msgspec.structs.replace(profile(CHEAP), asks={SEE.name: {"cpu": (amount,) * len(COLUMNS)}})
+        costs = Costs()
+        costs.meet(HERE, odd)
+        assert costs.predicted(SEE, HERE, "cpu").source is Source.HINTED
+        for seconds in (0.5, 0.6):
+            costs.learn(SEE.name, HERE, "cpu", Timing(run=seconds))
+        assert 0.5 < costs.run_seconds(SEE, HERE, "cpu") < 0.6
+
     def test_some_samples_are_enough(self) -> None:
         whole = profile(SLOW)
         some = tuple(seconds if place < 5 else 0.0 for place, seconds in enumerate(whole.seconds["cpu"]))
@@ -203,6 +215,17 @@ class TestWhereItRan:
         costs.learn("see", HERE, "cpu", Timing(run=0.0))
         assert costs.run_seconds(SEE, HERE, "cpu") == 0.0
         assert costs.run_seconds(SEE, THERE, "cpu") == 0.0
+
+    @pytest.mark.parametrize("told", [None, 1.0])
+    @pytest.mark.parametrize("least", [5e-324, 1e-300, 1e-160])
+    def test_runs_of_next_to_no_time_are_no_defect(self, costs: Costs, least: float, told: float | None) -> None:
+        """The next run was so many times as long that its square was no number, and the orchestrator ended."""
+        for seconds in (least, 0.5, limits.DURATION_SECONDS_MAX, 0.5, least, 0.5):
+            costs.learn(SEE.name, HERE, "cpu", Timing(run=seconds), told)
+            for where in (HERE, THERE):
+                found = costs.predicted(SEE, where, "cpu", told)
+                assert isfinite(found.seconds)
+                assert isfinite(found.deviation)
 
 
 class TestToldByParameters:

@@ -17,6 +17,8 @@ _TOLD_SECONDS_MIN: Final = 1e-3
 """Of shorter stages what the runtime adds is more than what their parameters tell, and a ratio says nothing."""
 _DEVIATIONS: Final = 1.645
 """From the mean of a normal distribution to the bounds of its middle 90 %."""
+_OFF_MAX: Final = 1e12
+"""How many times its average a run may be off by. Beyond, it is no clock's, and squares are no numbers any more."""
 
 
 class Source(StrEnum):
@@ -189,7 +191,8 @@ class Costs(_Remembers):
         self, here: tuple[str, AgentId, str], mean: float | None, newest: float, share: float = _NEWEST_SHARE
     ) -> None:
         if mean:
-            self.spread[here] = _average(self.spread.get(here), (newest / mean - 1.0) ** 2, share)
+            off = min(newest / mean - 1.0, _OFF_MAX)
+            self.spread[here] = _average(self.spread.get(here), off * off, share)
 
 
 def _within(seconds: float, spread: float | None) -> Predicted:

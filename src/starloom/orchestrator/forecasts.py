@@ -10,6 +10,7 @@ values that follow from facts, so that a replay gives the same and a snapshot ca
 
 from collections.abc import Sequence
 from functools import cache
+from math import inf
 from operator import mul
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -28,6 +29,9 @@ _LEAST_SHARE: Final = 0.02
 """No run is taken to be shorter than this share of a typical one: as `planner.predict` has it."""
 _SAMPLE_SECONDS_MIN: Final = 1e-9
 """Of a sample's run: a clock tells no less."""
+_ASKED_MIN: Final = 1e-6
+_ASKED_MAX: Final = 1e21
+"""What a run may be said to ask of anything, of which there has to be something: no run takes as many operations, or bytes."""
 
 
 class NodeCosts(NamedTuple):
@@ -91,7 +95,7 @@ class Forecasts:
                 changed = True
         for kind, by_target in told.asks.items():
             for target, asked in by_target.items():
-                if self.asks.get((kind, target)) != asked and len(asked) == len(_reference().scale):
+                if self.asks.get((kind, target)) != asked and _can_be_asked(asked):
                     self.asks[kind, target] = asked
                     changed = True
         return changed
@@ -127,11 +131,25 @@ class Forecasts:
         from starloom.orchestrator.planner.online import updated
 
         costs, asked = self.nodes.get((node, target)), self.asks.get((kind, target))
-        if costs is None or asked is None or not seconds > 0:
+        if costs is None or asked is None or not 0 < seconds < inf:
             return False
-        device = updated(_device(costs), np.array(_features(asked)), seconds)
+        try:
+            with np.errstate(over="raise", divide="raise", invalid="raise"):
+                device = updated(_device(costs), np.array(_features(asked)), seconds)
+        except ArithmeticError:
+            # It is so far from all that was known that no costs come of it.
+            return False
         self.nodes[node, target] = _plain(device, costs.sampled)
         return True
+
+
+def _can_be_asked(asked: Demand) -> bool:
+    """Whether a run may ask that; of anything else costs cannot be learned."""
+    return (
+        len(asked) == len(_reference().scale)
+        and all(0.0 <= each <= _ASKED_MAX for each in asked)
+        and max(asked) >= _ASKED_MIN
+    )
 
 
 def _features(asked: Sequence[float]) -> list[float]:
