@@ -61,6 +61,19 @@ def test_a_link_that_was_slow_once_is_not_taken_so_for_ever() -> None:
     assert meter.told(51.0 + kept)["x"] == MeasuredLink(latency_seconds=0.001), "it was dialed before"
 
 
+@pytest.mark.parametrize(("once", "often"), [(LARGE, SMALL), (SMALL, LARGE)])
+def test_nor_is_one_over_which_only_values_of_the_other_sort_still_come(once: int, often: int) -> None:
+    """Small values went on over a link that was once too slow for large ones, and kept it known as that."""
+    meter, kept = LinkMeter(), limits.LINK_KEPT_SECONDS
+    meter.fetched("x", SMALL, 9.0, 0.0)
+    meter.fetched("x", once, 400.0, 0.0)
+    for now in (0.4 * kept, 0.8 * kept, 1.2 * kept):
+        meter.fetched("x", often, 0.01, now)
+    told = meter.told(1.2 * kept)["x"]
+    assert (told.bytes_per_second is None) == (once == LARGE)
+    assert (told.latency_seconds is None) == (once == SMALL)
+
+
 def test_a_large_fetch_that_came_sooner_than_small_ones_does_not_tell_of_a_link_without_end() -> None:
     """Where the latency varies by more than the rest takes, that made a radio carry terabytes a second."""
     meter = LinkMeter()

@@ -4,7 +4,8 @@
     meter.told(now=12.5)["cloud"].bytes_per_second
 
 A fetch tells of a link only if no other one was on its way meanwhile: what shares a path tells of the load, not of the path.
-What it told is forgotten after LINK_KEPT_SECONDS without another: who is known to be slow is asked for nothing, and would stay so.
+What small ones told, and what large ones did, is forgotten after LINK_KEPT_SECONDS without another of them: who is known to be slow
+is asked for nothing, or for nothing large, and would stay so.
 """
 
 from collections import OrderedDict
@@ -65,9 +66,10 @@ class _Path:
     """One path: sums that forget, so that large fetches tell more of the rate than small ones."""
 
     def __init__(self) -> None:
-        self.latency: float | None = None
+        self._latency: float | None = None
         self._bytes = self._seconds = 0.0
-        self._last = 0.0
+        #: when the last small value came, and the last large one
+        self._small = self._large = 0.0
         self._met = False
 
     def fetched(self, size_bytes: int, seconds: float, now: float) -> None:
@@ -75,27 +77,28 @@ class _Path:
             # The first one dials, or opens the other's memory.
             self._met = True
             return
-        if self._over(now):
-            self.latency = None
-            self._bytes = self._seconds = 0.0
-        self._last = now
+        self._forget(now)
         if size_bytes <= limits.LINK_SMALL_BYTES_MAX:
-            before = seconds if self.latency is None else self.latency
-            self.latency = before + _NEWEST_SHARE * (seconds - before)
+            before = seconds if self._latency is None else self._latency
+            self._latency, self._small = before + _NEWEST_SHARE * (seconds - before), now
             return
-        beyond = max(seconds - (self.latency or 0.0), _BEYOND_MIN * seconds, _SECONDS_MIN)
+        beyond = max(seconds - (self._latency or 0.0), _BEYOND_MIN * seconds, _SECONDS_MIN)
         self._bytes = (1 - _NEWEST_SHARE) * self._bytes + size_bytes
         self._seconds = (1 - _NEWEST_SHARE) * self._seconds + beyond
+        self._large = now
 
     def told(self, now: float) -> MeasuredLink:
-        if self._over(now):
-            return MeasuredLink()
+        self._forget(now)
         rate = self._bytes / self._seconds if self._seconds else None
-        latency = None if self.latency is None else min(self.latency, limits.LINK_LATENCY_SECONDS_MAX)
+        latency = None if self._latency is None else min(self._latency, limits.LINK_LATENCY_SECONDS_MAX)
         return MeasuredLink(latency_seconds=latency, bytes_per_second=rate and max(1.0, rate))
 
-    def _over(self, now: float) -> bool:
-        return now - self._last > limits.LINK_KEPT_SECONDS
+    def _forget(self, now: float) -> None:
+        """Small values tell nothing of the rate, and go on where large ones are kept away by it."""
+        if now - self._small > limits.LINK_KEPT_SECONDS:
+            self._latency = None
+        if now - self._large > limits.LINK_KEPT_SECONDS:
+            self._bytes = self._seconds = 0.0
 
 
 class LinkMeter:
