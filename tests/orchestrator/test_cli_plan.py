@@ -366,6 +366,19 @@ def test_what_conflicts_is_told_of_jobs_with_inputs_and_outputs_too(
     assert "cam with 4 J" in told
 
 
+@pytest.mark.parametrize("deadline", ["", "deadline: 0.1s", "deadline: 60s"])
+def test_each_stage_that_no_place_may_have_is_told_whatever_the_deadline(
+    files: tuple[str, str], capsys: pytest.CaptureFixture[str], deadline: str
+) -> None:
+    """With a deadline it was told of one of them, a line for each node, or that all had to end too soon and nothing else."""
+    text = CHAIN.replace("tier: device", "tier: cloud").replace("after: [a]", "after: [a], require: {tier: cloud}")
+    Path(files[0]).write_text(f"{deadline}\n{text}")
+    Path(files[1]).write_text(FLEET.replace("tier: cloud", "tier: edge"))
+    code, found = plan(capsys, files[0], "--fleet", files[1])
+    assert code == 2
+    assert [problem["place"] for problem in found["error"]["problems"]] == ["stages.a", "stages.b"]
+
+
 def test_what_would_be_enough_is_enough_for_the_deadline_as_well(
     files: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

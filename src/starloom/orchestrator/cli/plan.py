@@ -153,6 +153,7 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
     from starloom.orchestrator.planner import goals
     from starloom.orchestrator.planner.explain import Conflict, settle
     from starloom.orchestrator.planner.planning import NO_PLAN
+    from starloom.orchestrator.planner.requirements import nowhere
     from starloom.orchestrator.planner.uplinks import timed
 
     count = _tries(constellation, built)
@@ -163,6 +164,8 @@ def _found(args: argparse.Namespace, constellation: "Constellation", built: "Bui
 
     asked, deadline = _asked(args, constellation, built, looks().effort), constellation.deadline_seconds
     settles = bool(deadline) and built.problem.arrays.seconds.size <= limits.PLAN_SETTLED_CHOICES_MAX
+    # What no place may have, whatever the time, is told of each stage.
+    settles = settles and not nowhere(built.problem, built.excluded)
     try:
         found = goals.find(built.problem, asked, _planned(args, built, looks))
     except Infeasible:
