@@ -319,7 +319,7 @@ def test_plans_for_goals_and_periods_are_told_with_contention(seed: int) -> None
     assert max(busy, default=0.0) <= often.pace.cap * (1 + 1e-6)
 
 
-APART = contending.APART.crowd
+APART, OUT = contending.APART.crowd, contending.OUT.crowd
 
 
 class Told:
@@ -343,7 +343,7 @@ def looks(
     what: Problem, plans: dict[float, Plan], late: Callable[[float], bool], whole: bool = True
 ) -> list[tuple[float, float]]:
     """Which searches are asked to go on, and up to which share of the iterations. Without a plan for links far slower still, as slow as possible is no better."""
-    plans = {APART: plans[max(plans)], **plans}
+    plans = {APART: plans[max(plans)], OUT: plans[max(plans)], **plans}
     asked: list[tuple[float, float]] = []
 
     def begin(free: Problem, look: Look) -> Told:
@@ -371,7 +371,7 @@ def test_searches_that_there_is_no_time_for_are_left_out_but_those_of_few_stages
     # All of the first's time is over, but not of the last's: there is time for a list, and that is far better.
     assert looks(what, plans, lambda share: share <= 0.7) == [(1.0, 0.5), (4.0, 1.0)]
     assert looks(what, plans, lambda share: True) == [(1.0, 0.5), (1.0, 1.0)]
-    assert looks(small, few, lambda share: True) == [(1.0, 0.5), (2.0, 0.25), (4.0, 0.25), (APART, 0.25)]
+    assert looks(small, few, lambda share: True) == [(1.0, 0.5), (2.0, 0.25), (4.0, 0.25), (APART, 0.25), (OUT, 0.25)]
 
 
 def test_a_search_that_has_not_made_its_share_leaves_the_rest_to_the_likeliest() -> None:
@@ -386,10 +386,23 @@ def test_a_search_that_has_not_made_its_share_leaves_the_rest_to_the_likeliest()
 def test_a_search_begins_with_all_apart_where_that_takes_least() -> None:
     what = crowded(24)
     near, far = slowly(what, 1.0), slowly(what, 4.0)
-    plans = {1.0: near, 2.0: near, 4.0: near, APART: far}
-    assert looks(what, plans, lambda share: False)[-1] == (APART, 0.25)
-    assert looks(what, plans, lambda share: False, whole=False)[-1] == (APART, 1.0)
-    assert looks(what, plans, lambda share: share <= 0.7)[-1] == (APART, 1.0)
+    for best in (APART, OUT):
+        plans = {1.0: near, 2.0: near, 4.0: near, APART: near, OUT: near, best: far}
+        assert looks(what, plans, lambda share: False)[-1] == (best, 0.25)
+        assert looks(what, plans, lambda share: False, whole=False)[-1] == (best, 1.0)
+        assert looks(what, plans, lambda share: share <= 0.7)[-1] == (best, 1.0)
+
+
+def test_only_what_others_can_do_is_kept_from_nodes_behind_uplinks() -> None:
+    seconds = [[1.0, 2.0, 1.0], [1.0, np.inf, np.inf], [np.inf, np.inf, 3.0]]
+    what = shared(problem("abc", ROBOTS, seconds, [(0, 1, 1.0), (0, 2, 1.0)]), (DSL,))
+    left = contending._without(what)
+    assert left.uplinks == ()
+    # The first may run at the edge, and the second on a robot alone.
+    assert [list(np.flatnonzero(row)) for row in np.isfinite(left.arrays.seconds)] == [[2], [0], [2]]
+    tied = shared(problem("a", ROBOTS, [[1.0, 1.0, np.inf]], []), (DSL,))
+    with pytest.raises(Infeasible):
+        contending._without(tied)
 
 
 def test_a_plan_leaves_out_what_can_only_be_reached_slowly() -> None:

@@ -35,6 +35,8 @@ LOOKS: Final = (Look(1.0, 0.5, 0.35), Look(2.0, 0.25, 0.6), Look(4.0, 0.25, 0.8)
 """What is left is for moves. Searches that would begin too late are left out, but those of few stages, which take next to no time."""
 APART: Final = LOOKS[-1]._replace(crowd=64.0)
 """Draws together what is connected at all, as far as it may be: a search from there is for where that does better than the others."""
+OUT: Final = LOOKS[-1]._replace(crowd=math.inf)
+"""Leaves out the nodes behind up-links, where others can do all: a list that reaches for them early does not come back."""
 WHOLE: Final = Look(1.0, 1.0, 1.0)
 TIMING: Final = 0.05
 """The share of all time that a search leaves for timing what it has made."""
@@ -130,6 +132,8 @@ class _Made:
             self._slower(course, first)
 
     def _begun(self, look: Look) -> Course:
+        if look is OUT:
+            return self._begin(_without(self._problem), look)
         return self._begin(_slowed(self._problem, look.crowd), look)
 
     def _give_rest(self, course: Course, look: Look) -> None:
@@ -140,7 +144,7 @@ class _Made:
     def _likeliest(self, course: Course, look: Look) -> tuple[Course, Look]:
         """Of a course and those that have no more than lists the one whose plan takes least with contention."""
         found = [_Listed(self._meet(course.best(), look).objective, course, look)]
-        found += filter(None, map(self._listed, (LOOKS[-1], APART, *reversed(LOOKS[1:-1]))))
+        found += filter(None, map(self._listed, (LOOKS[-1], APART, OUT, *reversed(LOOKS[1:-1]))))
         return min(found, key=_takes)[1:]
 
     def _listed(self, look: Look) -> "_Listed | None":
@@ -153,7 +157,7 @@ class _Made:
         return None
 
     def _all_slower(self) -> None:
-        for look in (*LOOKS[1:], APART):
+        for look in (*LOOKS[1:], APART, OUT):
             with suppress(Infeasible):
                 course = self._begun(look)
                 course.go_on(look)
@@ -167,7 +171,7 @@ class _Made:
                 other.course.go_on(look)
                 slow = min(slow, self._end(other.course, look))
         # Of the slowest it is the one from which a search begins that takes least.
-        listed = [each for each in (self._listed(last), self._listed(APART)) if each is not None]
+        listed = [each for each in (self._listed(last), self._listed(APART), self._listed(OUT)) if each is not None]
         best = min(listed, key=_takes, default=None)
         if best is not None and least <= min(slow, best.objective / PROMISING):
             more = first._replace(share=first.share + last.share, until=last.until)
@@ -212,6 +216,18 @@ def _slowed(problem: Problem, crowd: float) -> Problem:
         # What passes several is slower once.
         slower[each.source, each.sink] = crowd * arrays.seconds_per_byte[each.source, each.sink]
     return problem._replace(arrays=arrays._replace(seconds_per_byte=slower), uplinks=())
+
+
+def _without(problem: Problem) -> Problem:
+    """The problem without up-links, and without the nodes behind them for stages that others may run."""
+    arrays = problem.arrays
+    behind = np.isin(arrays.node, sorted({node for each in problem.uplinks for node in each.nodes}))
+    other = np.isfinite(arrays.seconds[:, ~behind]).any(axis=1) & ~arrays.started
+    if not other.any():
+        raise Infeasible([Trouble("plan", "all nodes are behind up-links")], "there is nothing to leave out")
+    seconds = arrays.seconds.copy()
+    seconds[np.ix_(other, behind)] = np.inf
+    return problem._replace(arrays=arrays._replace(seconds=seconds), uplinks=())
 
 
 def _moved(problem: Problem, best: Plan, spent: Callable[[], bool], moves: int, seed: int) -> Plan:

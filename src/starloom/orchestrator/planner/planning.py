@@ -12,7 +12,7 @@ from starloom.dag.errors import Infeasible
 from starloom.dag.errors import Problem as Trouble
 from starloom.orchestrator.planner import listing
 from starloom.orchestrator.planner.check import faults
-from starloom.orchestrator.planner.contending import TIMING, WHOLE, Look, contended
+from starloom.orchestrator.planner.contending import OUT, TIMING, WHOLE, Look, contended
 from starloom.orchestrator.planner.decode import value_of
 from starloom.orchestrator.planner.exact import exact
 from starloom.orchestrator.planner.explain import Conflict, settle
@@ -167,6 +167,8 @@ class _Course:
             _list(self._prepared, starts, within(look), warm)
         self._starts = starts.all()
         self._rescued: Plan | None = None
+        if not self._starts and look is OUT:
+            raise Infeasible([Trouble("plan", "none was found without the nodes behind up-links")], UNPROVEN)
         if not self._starts:
             self._rescued = _rescued(problem, self._prepared, starts.stuck, within(look), seed, reasons)
         self._search: Halving | None = None
