@@ -301,6 +301,8 @@ def test_a_row_shows_its_quartiles() -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+# It starts six systems: a minute where others have a part of the cores, as every other test has while this one runs.
+@pytest.mark.timeout(300)
 def test_a_small_run_of_overhead_gives_well_formed_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "overhead", "--json", "--repeat", "1", "--scale", "0.02"]) == 0
     found = json.loads(capsys.readouterr().out)
