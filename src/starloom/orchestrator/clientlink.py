@@ -51,8 +51,8 @@ def _watched() -> list[tuple[str, Any]]:
 
     gRPC's core arms the timeout of a keepalive ping only where it is armed already (1.85.3, `chttp2/transport/writing.cc`),
     so that of all pings counts in its place, which is 60 s. A call to an orchestrator that stands still would end at its
-    deadline, where it has to be repeated. Not for streams: behind
-    their bulk, on a slow link, a ping waits longer than that. So it does behind a large answer: see `Link.call`.
+    deadline, where it has to be repeated. Not for streams: behind their bulk, on a slow link, a ping waits longer than
+    that. So it does behind a large answer: see `Link.call`.
     """
     return [("grpc.http2.ping_timeout_ms", int(limits.LINK_SILENT_SECONDS * 1000))]
 

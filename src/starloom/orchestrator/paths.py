@@ -1,13 +1,9 @@
 """How values get from node to node: as the one that fetches has measured, and as it usually is where it has not."""
 
-from typing import Final
-
+from starloom.dag.values import JOB_STORE
 from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import STORE_TIER, Link, link
 from starloom.orchestrator.fleet import Member
-
-STORE: Final = ""
-"""The job store, among the names of those that are fetched from."""
 
 
 def path(source: Member | None, sink: Member) -> Link:
@@ -24,6 +20,6 @@ def fetch_seconds(size_bytes: int, source: Member | None, sink: Member) -> float
 
 def _measured(source: Member | None, sink: Member) -> MeasuredLink | None:
     """What the sink told of the path, and where it did not, the source of the same path the other way."""
-    there = sink.links.get(STORE if source is None else source.name)
+    there = sink.links.get(JOB_STORE if source is None else source.name)
     back = None if source is None else source.links.get(sink.name)
     return there.filled(back) if there is not None and back is not None else there or back

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from starloom.dag.values import JOB_STORE
 from starloom.devices.linkmeter import MeasuredLink
 from starloom.devices.links import STORE_TIER, Link
 from starloom.orchestrator.fleetfile import Fleet
@@ -31,7 +32,7 @@ def seconds_per_byte(fleet: Fleet) -> Floats:
 
 
 def _fetched(fleet: Fleet, found: Floats, of: Callable[[MeasuredLink], float | None]) -> Floats:
-    numbers = {name: at for at, name in enumerate([*(node.node.name for node in fleet.nodes), ""])}
+    numbers = {name: at for at, name in enumerate([*(node.node.name for node in fleet.nodes), JOB_STORE])}
     for (source, sink), known in fleet.paths.items():
         value = of(known)
         if value is not None and source in numbers and sink in numbers:

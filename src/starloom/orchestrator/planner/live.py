@@ -18,6 +18,7 @@ from starloom.dag.errors import InvalidInput
 from starloom.dag.expectation import told_seconds
 from starloom.dag.ids import AgentId, StageId
 from starloom.dag.kinds import KindSpec
+from starloom.dag.values import JOB_STORE
 from starloom.dag.variants import chosen
 from starloom.devices.links import agreed
 from starloom.orchestrator.advice import NodeNow, Place, Planned, PlanWanted, Standing, known_share
@@ -78,7 +79,7 @@ def fleet(wanted: PlanWanted) -> Fleet:
     nodes = tuple(_fleet_node(node, wanted.kinds, known) for node in wanted.nodes)
     told = {(source, str(node.profile.name)): link for node in wanted.nodes for source, link in node.links.items()}
     # The other way is the next best that is known of a path.
-    back = {(sink, source): link for (source, sink), link in told.items() if source}
+    back = {(sink, source): link for (source, sink), link in told.items() if source != JOB_STORE}
     paths = back | {ends: link.filled(back.get(ends, link)) for ends, link in told.items()}
     return Fleet(nodes=nodes, uplinks=uplinks, paths=paths)
 
